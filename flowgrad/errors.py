@@ -1,0 +1,33 @@
+"""Errors that speak to the person: what is wrong, which node, both numbers, what to do."""
+
+
+class FlowgradError(Exception):
+    """Base of every error that flowgrad raises on purpose."""
+
+
+class ShapeError(FlowgradError, ValueError):
+    """Dimensions that do not fit together; raised when a node is built or a value is set."""
+
+
+class GraphError(FlowgradError, ValueError):
+    """A graph that does not make sense: nodes of two graphs, a loss that is not scalar, a missing value."""
+
+
+class FeedError(FlowgradError, ValueError):
+    """Feeds that cannot be used: missing, ragged, empty, not finite, of the wrong size or type."""
+
+
+class DataError(FlowgradError, ValueError):
+    """A file or data set that cannot be read or written."""
+
+
+class GradientError(FlowgradError, AssertionError):
+    """An analytic derivative that disagrees with central differences."""
+
+
+class NodeFailed(FlowgradError, RuntimeError):
+    """The rule of one node raised an exception; the message names the node, ``__cause__`` is the original."""
+
+
+class ClusterError(FlowgradError, ConnectionError):
+    """A dask cluster that cannot be reached or used."""

@@ -1,0 +1,185 @@
+"""Local Jacobians: the derivative of one node by one of its parents, kept as kind + factor.
+
+Notation used throughout: a *cotangent* ``g`` has shape ``(V, N, out)``: ``V`` rows of the result's Jacobian, ``N`` samples.
+Factors carry the samples on axis 0; ``N == 1`` means the factor is shared by all samples. The kind is known before any
+data exists, the factor is a small array made from forward values. Dense local Jacobians are never built on the way.
+
+For the algebra see A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 3 (vector reverse mode).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Index = slice | Array
+
+
+class LocalJacobian(ABC):
+    """Derivative of a node by one parent, ``(out, in)`` for each sample, stored as a small factor."""
+
+    @abstractmethod
+    def pull(self, g: Array) -> Array:
+        """Pull a cotangent back through the node: ``(V, N, out) -> (V, N, in)``, each sample by itself."""
+
+    def pull_sum(self, g: Array) -> Array:
+        """Pull back and sum over the samples: ``(V, N, out) -> (V, 1, in)``.
+
+        Kinds whose per-sample block would be large override this with one matrix product.
+        """
+        return self.pull(g).sum(axis=1, keepdims=True)
+
+    def dense(self, out_dim: int) -> Array:
+        """Return the Jacobian as an array ``(N, out, in)``; for looking at, never used on the way.
+
+        Parameters
+        ----------
+        out_dim : int
+            Length of the node's value; kinds such as `Identity` do not store it.
+        """
+        rows = self.pull(np.eye(out_dim)[:, None, :])
+        return np.swapaxes(rows, 0, 1)
+
+
+class Identity(LocalJacobian):
+    """``dy/dx = I``: the cotangent passes through unchanged (Add).
+
+    Examples
+    --------
+    >>> Identity().dense(2)[0].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    def pull(self, g: Array) -> Array:
+        """Return `g` itself."""
+        return g
+
+
+class Diagonal(LocalJacobian):
+    """``dy/dx = diag(d)`` (every elementwise op).
+
+    Parameters
+    ----------
+    d : ndarray (N, n) or number
+        Diagonal per sample; a number stands for a multiple of the identity.
+    """
+
+    def __init__(self, d: Array | float):
+        self.d = d
+
+    def pull(self, g: Array) -> Array:
+        """Return ``g * d``."""
+        return g * self.d
+
+
+class Selection(LocalJacobian):
+    """``y[rows] = x[cols]``: entries are picked or placed (Slice, Vectorize).
+
+    Parameters
+    ----------
+    in_dim : int
+        Length of the parent.
+    rows, cols : slice or int array
+        Positions in the node's value and in the parent's value; an entry of `cols` may repeat, its cotangents add up.
+    """
+
+    def __init__(self, in_dim: int, rows: Index = slice(None), cols: Index = slice(None)):
+        self.in_dim = in_dim
+        self.rows = rows
+        self.cols = cols
+
+    def pull(self, g: Array) -> Array:
+        """Read the rows of `g`, scatter them to the columns of a zero cotangent."""
+        picked = g[:, :, self.rows]
+        if isinstance(self.cols, slice) and self.cols == slice(None):
+            return picked
+        out = np.zeros((*g.shape[:2], self.in_dim), g.dtype)
+        if isinstance(self.cols, slice):
+            out[:, :, self.cols] = picked
+        else:
+            np.add.at(out, (slice(None), slice(None), self.cols), picked)
+        return out
+
+
+class Outer(LocalJacobian):
+    """``dy/dx = I_k ⊗ row``: the node is ``k`` dot products with one row (Dot, Sum, MatVec by its matrix).
+
+    Per sample the pulled cotangent is the outer product ``g ⊗ row``; summed over the samples it is ONE matrix product.
+
+    Parameters
+    ----------
+    row : ndarray (N, n)
+        The row shared by the ``k`` outputs; the parent has length ``k * n``, row-major.
+    """
+
+    def __init__(self, row: Array):
+        self.row = row
+
+    def pull(self, g: Array) -> Array:
+        """Return the outer product of each sample's cotangent with its row."""
+        block = g[..., None] * self.row[:, None, :]
+        return block.reshape(*block.shape[:2], -1)
+
+    def pull_sum(self, g: Array) -> Array:
+        """Return ``sum_n g_n ⊗ row_n`` as one matrix product ``gᵀ @ row``."""
+        v, _, k = g.shape
+        if len(self.row) == 1:
+            return self.pull(g.sum(axis=1, keepdims=True))
+        return np.matmul(np.swapaxes(g, 1, 2), self.row).reshape(v, 1, k * self.row.shape[1])
+
+
+class Dense(LocalJacobian):
+    """``dy/dx = m``, an explicit matrix per sample (MatVec by its vector).
+
+    Parameters
+    ----------
+    m : ndarray (N, out, in)
+        For `MatVec` this is a view of the matrix, no copy.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array) -> Array:
+        """Return ``g @ m``; one plain matrix product when `m` is shared by the samples."""
+        if len(self.m) == 1:
+            return g @ self.m[0]
+        return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m)
+
+
+class Rows(LocalJacobian):
+    """``y_i`` depends on the ``i``-th stretch of the parent alone, by the row ``m_i`` (RowDot).
+
+    Parameters
+    ----------
+    m : ndarray (N, k, n)
+        One row per output; the parent has length ``k * n``.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array) -> Array:
+        """Return each row times its entry of the cotangent."""
+        block = g[..., None] * self.m
+        return block.reshape(*block.shape[:2], -1)
+
+
+class SoftMaxJacobian(LocalJacobian):
+    """``dy/dx = diag(p) - p pᵀ`` for ``p = softmax(x)``; pulled as ``p * (g - (g·p))``.
+
+    Parameters
+    ----------
+    p : ndarray (N, n)
+        The probabilities.
+    """
+
+    def __init__(self, p: Array):
+        self.p = p
+
+    def pull(self, g: Array) -> Array:
+        """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
+        return self.p * (g - (g * self.p).sum(axis=2, keepdims=True))

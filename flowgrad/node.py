@@ -1,0 +1,393 @@
+"""Nodes, and the reference interpreter: one sample, node by node, obviously right.
+
+A subclass of `Op` is stated once: its static methods are the op's pure rules, on arrays whose axis 0 is the samples.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .errors import FeedError, GraphError, NodeFailed, ShapeError
+from .graph import Graph, current_graph
+from .jacobian import Array, Diagonal, LocalJacobian
+
+
+class Node:
+    """A vertex of a graph; its value is a vector of static length `dim`.
+
+    Attributes
+    ----------
+    name : str
+        Label for messages and pictures; need not be unique.
+    dim : int
+        Length of the value; a scalar has ``dim == 1``.
+    parents : tuple of Node
+        Operands by slot; a node may appear in several slots.
+    graph : Graph
+    index : int
+        Position in ``graph.nodes``.
+    """
+
+    def __init__(self, graph: Graph, dim: int, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
+        self.graph = graph
+        self.dim = dim
+        self.parents = parents
+        self.attrs = attrs
+        self.index = len(graph._nodes)
+        self.name = f"{type(self).__name__.lower()}{self.index}" if name is None else str(name)
+        self._edges: list[tuple[Node, int]] = []
+        self._value: Array | None = None
+        graph._nodes.append(self)
+        for slot, parent in enumerate(parents):
+            parent._edges.append((self, slot))
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """Nodes that read this one, each once, in the order of creation."""
+        return tuple(dict.fromkeys(child for child, _ in self._edges))
+
+    @property
+    def value(self) -> Array | None:
+        """The value ``(dim,)`` that is known now, or None; `forward` computes it."""
+        return None if self._value is None else self._value[0]
+
+    # -- the reference interpreter ------------------------------------------------------------------------------
+
+    def forward(self) -> Array:
+        """Compute the value ``(dim,)``, and only what is missing for it.
+
+        Raises
+        ------
+        GraphError
+            If a variable on the way has no value.
+        """
+        missing = _reach([self], lambda n: [p for p in n.parents if p._value is None], skip=self._value is not None)
+        for node in sorted(missing, key=operator.attrgetter("index")):
+            if not node.parents:
+                raise GraphError(
+                    f"{self} needs variable {node.name!r} (dim {node.dim}), which has no value: "
+                    f"call {node.name}.set_value(...) or give it an init"
+                )
+            node._value = _frozen(run_rule(node, "apply", *(p._value for p in node.parents)))
+        assert self._value is not None
+        return self._value[0]
+
+    def backward(self, result: Node) -> Array:
+        """Return the Jacobian of `result` by this node, ``(result.dim, self.dim)``; cached until cleared.
+
+        Reverse mode: the cotangent of a node is the sum, over the edges to its children, of what they pull back.
+        A result that does not depend on this node has Jacobian zero.
+
+        Parameters
+        ----------
+        result : Node
+            The node to differentiate, of the same graph.
+        """
+        if not isinstance(result, Node) or result.graph is not self.graph:
+            raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
+        result.forward()
+        table = self.graph._jacobians.setdefault(result, {result: np.eye(result.dim)})
+        missing = _reach(
+            [self],
+            lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table],
+            skip=self in table,
+        )
+        for node in sorted(missing, key=operator.attrgetter("index"), reverse=True):
+            pulled = [
+                child.local_jacobian(slot).pull(table[child][:, None, :])[:, 0, :]
+                for child, slot in node._edges
+                if child in table and table[child].size
+            ]
+            # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
+            table[node] = _frozen(sum(pulled[1:], pulled[0])) if pulled else np.empty((0, node.dim))
+        jacobian = table[self]
+        return jacobian if jacobian.size else np.zeros((result.dim, self.dim))
+
+    def local_jacobian(self, slot: int) -> LocalJacobian:
+        """Return the derivative of this node by the parent in `slot`, as kind + factor.
+
+        Raises
+        ------
+        GraphError
+            If there is no such slot.
+        """
+        if not 0 <= slot < len(self.parents):
+            raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
+        self.forward()
+        values = [p._value if p._value is not None else p.forward()[None] for p in self.parents]
+        return run_rule(self, "jacobian", slot, self._value, *values)
+
+    def reset_value(self) -> None:
+        """Forget this node's value and everything downstream of it; a variable keeps its own value."""
+        for node in _reach([self], lambda n: [c for c, _ in n._edges]):
+            if node.parents:
+                node._value = None
+            self.graph._jacobians.pop(node, None)
+
+    def clear_jacobian(self) -> None:
+        """Forget the cached Jacobians of every result by this node."""
+        for table in self.graph._jacobians.values():
+            table.pop(self, None)
+        self.graph._jacobians.pop(self, None)
+
+    # -- operators --------------------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:  # installed by `ops.operators`
+
+        def __add__(self, other: Node) -> Node: ...
+        def __sub__(self, other: Node) -> Node: ...
+        def __mul__(self, other: Node | float) -> Node: ...
+        def __rmul__(self, other: float) -> Node: ...
+        def __neg__(self) -> Node: ...
+        def __matmul__(self, other: Node) -> Node: ...
+        def __getitem__(self, key: slice | int) -> Node: ...
+
+    __iter__ = None  # a node is not a sequence; without this, __getitem__ would make it iterate for ever
+    __array_ufunc__ = None  # `array * node` is ours to refuse
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.name!r} (dim {self.dim})"
+
+
+class Variable(Node):
+    """A node whose value is given: a parameter, or an input that feeds fill.
+
+    Parameters
+    ----------
+    dim : int
+        Length of the vector.
+    init : bool or array-like
+        False: no value yet. True: drawn from a normal distribution with mean 0 and standard deviation 0.001 by the graph's
+        generator. An array ``(dim,)`` or ``(dim, 1)``: that value.
+    trainable : bool
+        Whether optimizers may change it. Variables that are fed are never trained.
+    name : str, optional
+
+    Raises
+    ------
+    ShapeError
+        If `dim` is not a positive integer or the initial value has another length.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph(seed=0):
+    ...     w = fg.Variable(3, True, name="w")
+    >>> w.value.shape
+    (3,)
+    """
+
+    def __init__(self, dim: int, init: Any = False, trainable: bool = True, name: str | None = None):
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise ShapeError(f"Variable {name or ''}: dim must be a positive integer, not {dim!r}")
+        graph = current_graph()
+        given = None
+        if not isinstance(init, (bool, np.bool_)):
+            given = _vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
+        super().__init__(graph, int(dim), (), {}, name)
+        self.trainable = bool(trainable)
+        if given is None and init:
+            given = graph.rng.normal(0.0, 0.001, (1, self.dim))
+        self._value = None if given is None else _frozen(given)
+
+    def set_value(self, value: Any) -> None:
+        """Set the value and reset everything downstream, exactly that.
+
+        Parameters
+        ----------
+        value : array-like (dim,) or (dim, 1)
+            For ``dim == 1`` a number will do. Copied.
+
+        Raises
+        ------
+        ShapeError
+            If it has another length.
+        FeedError
+            If it is not numeric or not finite.
+        """
+        self._assign(_vector(f"the value for {self}", self.dim, value))
+
+    def _assign(self, value: Array) -> None:
+        self._value = _frozen(value)
+        self.reset_value()
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """How siblings become one op: the op, its static attributes, and the order in which it takes the slots."""
+
+    op: type[Op]
+    attrs: dict[str, Any]
+    order: tuple[int, ...] | None = None
+
+
+class Op(Node):
+    """Base of all ops, yours included: a class of a few lines states shape, value and local Jacobian once.
+
+    Class attributes
+    ----------------
+    kinds : tuple of LocalJacobian classes
+        Kind of the local Jacobian by slot, known before any data; the last one repeats.
+    uses : tuple of tuple of int, or None
+        Which forward values the factor of each slot needs: slots of parents, ``-1`` for the node's own value; the last one
+        repeats. The others may be passed as None. None: all of them.
+
+    Rules (static methods; axis 0 is the samples)
+    ---------------------------------------------
+    shape(*dims, **attrs) -> int
+        Length of the value; raise `ShapeError` saying what is needed. Default: all parents alike.
+    apply(*values, **attrs) -> ndarray (N, dim)
+        Must not change its inputs; ``N == 1`` operands broadcast.
+    jacobian(slot, y, *values, **attrs) -> LocalJacobian
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> class Square(fg.Op):
+    ...     kinds = (fg.Diagonal,)
+    ...
+    ...     @staticmethod
+    ...     def apply(a):
+    ...         return a * a
+    ...
+    ...     @staticmethod
+    ...     def jacobian(slot, y, a):
+    ...         return fg.Diagonal(2 * a)
+    >>> with fg.Graph():
+    ...     y = Square(fg.Variable(2, [1.0, 3.0]))
+    >>> y.forward()
+    array([1., 9.])
+    """
+
+    kinds: ClassVar[tuple[type[LocalJacobian], ...]] = (Diagonal,)
+    uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
+
+    def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
+        kind = type(self).__name__
+        if not parents:
+            raise GraphError(f"{kind} needs at least one node")
+        for slot, parent in enumerate(parents):
+            if not isinstance(parent, Node):
+                raise GraphError(
+                    f"{kind}: operand {slot} is {type(parent).__name__} {_brief(parent)}, not a node: "
+                    f"wrap it as Variable(dim, value, trainable=False)"
+                )
+            if parent.graph is not parents[0].graph:
+                raise GraphError(
+                    f"{kind}: {parents[0]} and {parent} belong to two different graphs: build both in the same `with graph:`"
+                )
+        dims = [p.dim for p in parents]
+        try:
+            dim = self.shape(*dims, **attrs)
+        except (ShapeError, TypeError) as error:
+            told = ", ".join(f"{p.name!r} (dim {p.dim})" for p in parents[:6]) + (", ..." if len(parents) > 6 else "")
+            raise ShapeError(f"{kind}({told}): {error}") from None
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise ShapeError(f"{kind}: its shape rule gave {dim!r} for dims {dims}; a dim is a positive integer")
+        super().__init__(parents[0].graph, int(dim), tuple(parents), attrs, name)
+
+    @staticmethod
+    def shape(*dims: int, **attrs: Any) -> int:
+        """Return the length of the value for parents of lengths `dims`; raise `ShapeError` where they do not fit."""
+        if len(set(dims)) != 1:
+            raise ShapeError(f"needs vectors of one length, got {' and '.join(map(str, dims))}")
+        return dims[0]
+
+    @staticmethod
+    def apply(*values: Any, **attrs: Any) -> Array:
+        """Return the value ``(N, dim)`` for values ``(N, dim_i)`` of the parents."""
+        raise NotImplementedError("an op states its value: a static method `apply(*values, **attrs)`")
+
+    @staticmethod
+    def jacobian(slot: int, y: Any, *values: Any, **attrs: Any) -> LocalJacobian:
+        """Return the local Jacobian by the parent in `slot`."""
+        raise NotImplementedError("an op states its derivative: a static method `jacobian(slot, y, *values, **attrs)`")
+
+    @classmethod
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
+        """Say how `k` siblings become one op, or None: they stay single.
+
+        Siblings have the same class, attributes and dims. The operands of a slot where ``shared[slot]`` are one and the
+        same node; those of the other slots are laid end to end. The op's value must be the siblings' values end to end.
+        """
+        return None
+
+    @classmethod
+    def kind(cls, slot: int) -> type[LocalJacobian]:
+        """Return the kind of the local Jacobian by the parent in `slot`."""
+        return cls.kinds[min(slot, len(cls.kinds) - 1)]
+
+    @classmethod
+    def needs(cls, slot: int, arity: int) -> tuple[int, ...]:
+        """Return which forward values the factor of `slot` needs; ``-1`` is the node's own."""
+        if cls.uses is None:
+            return (-1, *range(arity))
+        return cls.uses[min(slot, len(cls.uses) - 1)]
+
+
+def run_rule(node: Node, rule: str, *args: Any) -> Any:
+    """Run one rule of a node's class, check what it returns, and name the node if it fails."""
+    try:
+        result = getattr(type(node), rule)(*args, **node.attrs)
+    except Exception as error:
+        raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}") from error
+    if rule == "apply" and np.shape(result) != (1, node.dim):
+        raise ShapeError(f"apply of {node} gave shape {np.shape(result)} for one sample; it must be (1, {node.dim})")
+    if rule == "jacobian" and not isinstance(result, type(node).kind(args[0])):  # type: ignore[attr-defined]
+        declared = type(node).kind(args[0]).__name__  # type: ignore[attr-defined]
+        raise GraphError(
+            f"jacobian of {node} by slot {args[0]} gave {type(result).__name__}, but its class declares {declared}: correct `kinds`"
+        )
+    return result
+
+
+def ancestors(node: Node) -> dict[Node, None]:
+    """Return everything `node` depends on, itself included, as an ordered set."""
+    return dict.fromkeys(_reach([node], lambda n: n.parents))
+
+
+def _reach(start: list[Node], neighbours: Any, skip: bool = False) -> Iterable[Node]:
+    """Return all nodes that can be reached from `start`, `start` included; iterative."""
+    if skip:
+        return ()
+    seen = dict.fromkeys(start)
+    stack = list(start)
+    while stack:
+        for node in neighbours(stack.pop()):
+            if node not in seen:
+                seen[node] = None
+                stack.append(node)
+    return seen
+
+
+def _frozen(array: Any) -> Array:
+    array = np.asarray(array, dtype=np.float64)
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+def _vector(what: str, dim: int, value: Any) -> Array:
+    """Check a user's vector and return it as a fresh array (1, dim) of float64."""
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise FeedError(f"{what} is not an array of {dim} numbers: {_brief(value)}") from None
+    if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
+        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1)")
+    array = array.reshape(1, dim)
+    if not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise FeedError(f"{what} is not finite: entry {bad} is {array[0, bad]}")
+    return array
+
+
+def _brief(value: Any) -> str:
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,373 @@
+"""Elementwise ops: each entry of the value depends on one entry of each parent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..jacobian import Array, Diagonal, Identity, LocalJacobian
+from ..node import Node, Op, Stacked
+
+
+class Elementwise(Op):
+    """Base of ops that act on each entry by itself; siblings stack by laying their operands end to end."""
+
+    @classmethod
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
+        """Return the same op on the stacked operands; an operand that siblings share does not stack."""
+        return None if any(shared) else Stacked(cls, attrs)
+
+
+class Add(Elementwise):
+    """``a + b``; vectors of one length.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same dim; may be the same node.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Add(fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [3.0, 4.0]))
+    >>> y.forward()
+    array([4., 6.])
+    """
+
+    kinds = (Identity,)
+    uses = ((),)
+
+    @staticmethod
+    def apply(a: Array, b: Array) -> Array:
+        """Return the sum."""
+        return a + b
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
+        """Return the identity."""
+        return Identity()
+
+
+class Subtract(Elementwise):
+    """``a - b``; vectors of one length.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same dim.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Subtract(fg.Variable(1, [5.0]), fg.Variable(1, [3.0]))
+    >>> y.forward()
+    array([2.])
+    """
+
+    kinds = (Identity, Diagonal)
+    uses = ((),)
+
+    @staticmethod
+    def apply(a: Array, b: Array) -> Array:
+        """Return the difference."""
+        return a - b
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
+        """Return ``I`` by `a`, ``-I`` by `b`."""
+        return Diagonal(-1.0) if slot else Identity()
+
+
+class Multiply(Elementwise):
+    """``a * b``, entry by entry; vectors of one length.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same dim; ``Multiply(x, x)`` is the square.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     x = fg.Variable(2, [2.0, 3.0])
+    ...     y = fg.Multiply(x, x)
+    >>> y.forward()
+    array([4., 9.])
+    """
+
+    uses = ((1,), (0,))
+
+    @staticmethod
+    def apply(a: Array, b: Array) -> Array:
+        """Return the product."""
+        return a * b
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
+        """Return the diagonal of the other operand."""
+        return Diagonal(a if slot else b)
+
+
+class Scale(Elementwise):
+    """``c * a`` for a number `c`.
+
+    Parameters
+    ----------
+    a : Node
+    c : float
+        A constant, not a node; for a trainable factor build ``Multiply``.
+
+    Raises
+    ------
+    ShapeError
+        If `c` is not a finite number.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Scale(fg.Variable(2, [1.0, 2.0]), 0.5)
+    >>> y.forward()
+    array([0.5, 1. ])
+    """
+
+    uses = ((),)
+
+    def __init__(self, a: Node, c: float, name: str | None = None):
+        if isinstance(c, Node) or not np.isscalar(c) or isinstance(c, (str, bytes, complex)) or not np.isfinite(c):
+            raise ShapeError(f"Scale({a}, {c!r}): c must be a finite number; to scale by a node use Multiply")
+        super().__init__(a, name=name, c=float(c))
+
+    @staticmethod
+    def apply(a: Array, *, c: float) -> Array:
+        """Return the multiple."""
+        return a * c
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, *, c: float) -> LocalJacobian:
+        """Return ``c I``."""
+        return Diagonal(c)
+
+
+class Negative(Elementwise):
+    """``-a``.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Negative(fg.Variable(1, [2.0]))
+    >>> y.forward()
+    array([-2.])
+    """
+
+    uses = ((),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the negative."""
+        return -a
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``-I``."""
+        return Diagonal(-1.0)
+
+
+class Exp(Elementwise):
+    """``exp(a)``, entry by entry.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Exp(fg.Variable(1, [0.0]))
+    >>> y.forward()
+    array([1.])
+    """
+
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the exponential."""
+        return np.exp(a)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``diag(exp(a))``."""
+        return Diagonal(y)
+
+
+class Log(Elementwise):
+    """Natural logarithm, entry by entry; the entries must be positive.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Log(fg.Variable(1, [1.0]))
+    >>> y.forward()
+    array([0.])
+    """
+
+    uses = ((0,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the logarithm."""
+        return np.log(a)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``diag(1 / a)``."""
+        return Diagonal(1.0 / a)
+
+
+class Reciprocal(Elementwise):
+    """``1 / a``, entry by entry; the entries must not be zero.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Reciprocal(fg.Variable(1, [4.0]))
+    >>> y.forward()
+    array([0.25])
+    """
+
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the reciprocal."""
+        return 1.0 / a
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``diag(-1 / a²)``."""
+        return Diagonal(-y * y)
+
+
+class Logistic(Elementwise):
+    """``1 / (1 + exp(-a))``, entry by entry; does not overflow.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Logistic(fg.Variable(2, [0.0, -1000.0]))
+    >>> y.forward()
+    array([0.5, 0. ])
+    """
+
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the logistic function; only exponentials of non-positive numbers are taken."""
+        e = np.exp(-np.abs(a))
+        return np.where(a >= 0, np.ones_like(e), e) / (1.0 + e)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``diag(y (1 - y))``."""
+        return Diagonal(y * (1.0 - y))
+
+
+class Tanh(Elementwise):
+    """Hyperbolic tangent, entry by entry.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Tanh(fg.Variable(1, [0.0]))
+    >>> y.forward()
+    array([0.])
+    """
+
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the hyperbolic tangent."""
+        return np.tanh(a)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``diag(1 - y²)``."""
+        return Diagonal(1.0 - y * y)
+
+
+class ReLU(Elementwise):
+    """``max(a, 0)``, entry by entry; the derivative at 0 is taken as 0.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.ReLU(fg.Variable(2, [-1.0, 2.0]))
+    >>> y.forward()
+    array([0., 2.])
+    """
+
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the positive part."""
+        return np.maximum(a, 0)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return the diagonal of ones where the value is positive."""
+        return Diagonal(y > 0)

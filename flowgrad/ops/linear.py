@@ -1,0 +1,363 @@
+"""Linear and bilinear ops, and the ops that pick or place entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..jacobian import Array, Dense, LocalJacobian, Outer, Rows, Selection
+from ..node import Node, Op, Stacked
+
+
+class Dot(Op):
+    """Scalar product ``a · b``; one neuron is ``Add(Dot(w, x), b)``.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same dim; ``Dot(x, x)`` is the squared norm.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Dot(fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [3.0, 4.0]))
+    >>> y.forward()
+    array([11.])
+    """
+
+    kinds = (Outer,)
+    uses = ((1,), (0,))
+
+    @staticmethod
+    def shape(*dims: int) -> int:
+        """Return 1."""
+        Op.shape(*dims)
+        return 1
+
+    @staticmethod
+    def apply(a: Array, b: Array) -> Array:
+        """Return the scalar product of each sample; a matrix product where one operand is shared."""
+        if len(b) == 1:
+            return a @ b[0][:, None]
+        if len(a) == 1:
+            return b @ a[0][:, None]
+        return np.einsum("ni,ni->n", a, b)[:, None]
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
+        """Return the other operand as a row."""
+        return Outer(a if slot else b)
+
+    @classmethod
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...]) -> Stacked | None:
+        """Return a `MatVec` where one operand is shared, else a `RowDot`."""
+        if shared == (False, True):
+            return Stacked(MatVec, {"n": dims[1]})
+        if shared == (True, False):
+            return Stacked(MatVec, {"n": dims[0]}, order=(1, 0))
+        return Stacked(RowDot, {"rows": k})
+
+
+class RowDot(Op):
+    """`rows` scalar products at once: ``y_i = a_i · b_i`` for operands that are `rows` vectors laid end to end.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same dim, a multiple of `rows`.
+    rows : int
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ or are no multiple of `rows`.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     a = fg.Variable(4, [1.0, 2.0, 3.0, 4.0])
+    ...     y = fg.RowDot(a, a, rows=2)
+    >>> y.forward()
+    array([ 5., 25.])
+    """
+
+    kinds = (Rows,)
+    uses = ((1,), (0,))
+
+    def __init__(self, a: Node, b: Node, rows: int, name: str | None = None):
+        super().__init__(a, b, name=name, rows=int(rows))
+
+    @staticmethod
+    def shape(*dims: int, rows: int) -> int:
+        """Return `rows`."""
+        if rows < 1 or Op.shape(*dims) % rows:
+            raise ShapeError(f"{dims[0]} entries cannot be cut into {rows} rows of one length")
+        return rows
+
+    @staticmethod
+    def apply(a: Array, b: Array, *, rows: int) -> Array:
+        """Return the scalar products."""
+        product = a * b
+        return product.reshape(len(product), rows, -1).sum(axis=2)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, b: Array, *, rows: int) -> LocalJacobian:
+        """Return the rows of the other operand."""
+        other = a if slot else b
+        return Rows(other.reshape(len(other), rows, -1))
+
+    @classmethod
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], *, rows: int) -> Stacked | None:
+        """Return one `RowDot` with all the rows."""
+        return None if any(shared) else Stacked(RowDot, {"rows": k * rows})
+
+
+class MatVec(Op):
+    """Matrix times vector ``W x``; the matrix is a vector of length ``k * n``, row-major.
+
+    Parameters
+    ----------
+    W : Node
+        Of dim ``k * n``.
+    x : Node
+        Of dim ``n``.
+
+    Raises
+    ------
+    ShapeError
+        If the dim of `W` is not a multiple of the dim of `x`.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.MatVec(fg.Variable(4, [1.0, 2.0, 3.0, 4.0]), fg.Variable(2, [1.0, 1.0]))
+    >>> y.forward()
+    array([3., 7.])
+    """
+
+    kinds = (Outer, Dense)
+    uses = ((1,), (0,))
+
+    def __init__(self, W: Node, x: Node, name: str | None = None):
+        inner = {"n": x.dim} if isinstance(x, Node) else {"n": 1}
+        super().__init__(W, x, name=name, **inner)
+
+    @staticmethod
+    def shape(*dims: int, n: int) -> int:
+        """Return the number of rows."""
+        if len(dims) != 2 or dims[0] % n or dims[1] != n:
+            raise ShapeError(
+                f"a matrix of {dims[0]} entries cannot have rows of length {n}; "
+                f"its dim must be (rows of the result) x {n}"
+            )
+        return dims[0] // n
+
+    @staticmethod
+    def apply(W: Array, x: Array, *, n: int) -> Array:
+        """Return the product of each sample; one matrix product where the matrix is shared."""
+        if len(W) == 1:
+            return x @ W.reshape(-1, n).T
+        return (W.reshape(len(W), -1, n) @ x[:, :, None])[:, :, 0]
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, W: Array, x: Array, *, n: int) -> LocalJacobian:
+        """Return ``I ⊗ x`` by the matrix, the matrix itself by the vector."""
+        return Dense(W.reshape(len(W), -1, n)) if slot else Outer(x)
+
+    @classmethod
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], *, n: int) -> Stacked | None:
+        """Return one taller matrix where the vector is shared."""
+        return Stacked(MatVec, {"n": n}) if shared == (False, True) else None
+
+
+class Vectorize(Op):
+    """Lay vectors end to end.
+
+    Parameters
+    ----------
+    *nodes : Node
+        At least one; a node may appear several times.
+
+    Raises
+    ------
+    GraphError
+        Without operands.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Vectorize(fg.Variable(1, [1.0]), fg.Variable(2, [2.0, 3.0]))
+    >>> y.forward()
+    array([1., 2., 3.])
+    """
+
+    kinds = (Selection,)
+    uses = ((),)
+
+    def __init__(self, *nodes: Node, name: str | None = None):
+        super().__init__(*nodes, name=name, dims=tuple(getattr(n, "dim", 0) for n in nodes))
+
+    @staticmethod
+    def shape(*dims: int, **attrs: Any) -> int:
+        """Return the sum of the lengths."""
+        return sum(dims)
+
+    @staticmethod
+    def apply(*values: Array, dims: tuple[int, ...]) -> Array:
+        """Return the values side by side."""
+        n = max(len(v) for v in values)
+        out = np.empty((n, sum(dims)), np.result_type(*values))
+        start = 0
+        for value, dim in zip(values, dims):
+            out[:, start : start + dim] = value
+            start += dim
+        return out
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, *values: Array, dims: tuple[int, ...]) -> LocalJacobian:
+        """Return the placement of the operand's entries."""
+        start = sum(dims[:slot])
+        return Selection(dims[slot], rows=slice(start, start + dims[slot]))
+
+
+class Slice(Op):
+    """Entries ``a[start:stop]``.
+
+    Parameters
+    ----------
+    a : Node
+    start, stop : int
+        ``0 <= start < stop <= a.dim``.
+
+    Raises
+    ------
+    ShapeError
+        If the range is empty or leaves the vector.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Slice(fg.Variable(3, [1.0, 2.0, 3.0]), 1, 3)
+    >>> y.forward()
+    array([2., 3.])
+    """
+
+    kinds = (Selection,)
+    uses = ((),)
+
+    def __init__(self, a: Node, start: int, stop: int, name: str | None = None):
+        super().__init__(a, name=name, start=int(start), stop=int(stop), dim=getattr(a, "dim", 0))
+
+    @staticmethod
+    def shape(*dims: int, start: int, stop: int, dim: int) -> int:
+        """Return the length of the range."""
+        if not 0 <= start < stop <= dims[0]:
+            raise ShapeError(f"the range {start}:{stop} is empty or leaves the vector of {dims[0]} entries")
+        return stop - start
+
+    @staticmethod
+    def apply(a: Array, *, start: int, stop: int, dim: int) -> Array:
+        """Return the range (a view)."""
+        return a[:, start:stop]
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, *, start: int, stop: int, dim: int) -> LocalJacobian:
+        """Return the selection of the range."""
+        return Selection(dim, cols=slice(start, stop))
+
+
+class Gather(Op):
+    """Entries ``a[index]`` in any order, with repeats.
+
+    Parameters
+    ----------
+    a : Node
+    index : sequence of int
+        Positions in ``0 .. a.dim - 1``.
+
+    Raises
+    ------
+    ShapeError
+        If the index is empty or leaves the vector.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Gather(fg.Variable(3, [1.0, 2.0, 3.0]), [2, 0, 2])
+    >>> y.forward()
+    array([3., 1., 3.])
+    """
+
+    kinds = (Selection,)
+    uses = ((),)
+
+    def __init__(self, a: Node, index: Any, name: str | None = None):
+        super().__init__(a, name=name, index=tuple(int(i) for i in index), dim=getattr(a, "dim", 0))
+
+    @staticmethod
+    def shape(*dims: int, index: tuple[int, ...], dim: int) -> int:
+        """Return the number of positions."""
+        if not index or min(index) < 0 or max(index) >= dims[0]:
+            raise ShapeError(f"the index is empty or leaves the vector of {dims[0]} entries")
+        return len(index)
+
+    @staticmethod
+    def apply(a: Array, *, index: tuple[int, ...], dim: int) -> Array:
+        """Return the picked entries."""
+        return a[:, np.array(index)]
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, *, index: tuple[int, ...], dim: int) -> LocalJacobian:
+        """Return the selection of the positions."""
+        return Selection(dim, cols=np.array(index))
+
+
+class Sum(Op):
+    """Sum of the entries, a scalar.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Sum(fg.Variable(3, [1.0, 2.0, 3.0]))
+    >>> y.forward()
+    array([6.])
+    """
+
+    kinds = (Outer,)
+    uses = ((),)
+
+    def __init__(self, a: Node, name: str | None = None):
+        super().__init__(a, name=name, dim=getattr(a, "dim", 0))
+
+    @staticmethod
+    def shape(*dims: int, dim: int) -> int:
+        """Return 1."""
+        return 1
+
+    @staticmethod
+    def apply(a: Array, *, dim: int) -> Array:
+        """Return the sum."""
+        return a.sum(axis=1, keepdims=True)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, *, dim: int) -> LocalJacobian:
+        """Return a row of ones."""
+        return Outer(np.ones((1, dim), np.float32))

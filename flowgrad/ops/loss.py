@@ -1,0 +1,141 @@
+"""SoftMax and the losses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..jacobian import Array, LocalJacobian, Outer, SoftMaxJacobian
+from ..node import Op
+
+# Added to the probabilities under the logarithm, so that a probability of 0 costs 23, not infinity.
+EPSILON = 1e-10
+
+
+def softmax(a: Array) -> Array:
+    """Return ``exp(a_i) / Σ exp(a_j)`` along the last axis; the maximum is subtracted first, so large logits survive."""
+    e = np.exp(a - a.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+class SoftMax(Op):
+    """Probabilities ``exp(a_i) / Σ_j exp(a_j)``; invariant to adding a constant, does not overflow.
+
+    Parameters
+    ----------
+    a : Node
+        Logits.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     p = fg.SoftMax(fg.Variable(2, [1000.0, 1000.0]))
+    >>> p.forward()
+    array([0.5, 0.5])
+    """
+
+    kinds = (SoftMaxJacobian,)
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the probabilities."""
+        return softmax(a)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``diag(p) - p pᵀ``."""
+        return SoftMaxJacobian(y)
+
+
+class CrossEntropyWithSoftMax(Op):
+    """``-Σ y_i log(softmax(a)_i + 1e-10)``, a scalar.
+
+    Parameters
+    ----------
+    logits, labels : Node
+        Of the same dim; labels are usually one-hot.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ.
+
+    Notes
+    -----
+    The Jacobian by the logits is ``(softmax(a) Σy - y)ᵀ``, by the labels ``-log(softmax(a) + 1e-10)ᵀ``: C. Bishop,
+    *Pattern Recognition and Machine Learning*, Springer 2006, equation 4.109.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     loss = fg.CrossEntropyWithSoftMax(fg.Variable(2, [0.0, 0.0]), fg.Variable(2, [1.0, 0.0]))
+    >>> round(float(loss.forward()[0]), 6)
+    0.693147
+    """
+
+    kinds = (Outer,)
+    uses = ((0, 1), (0,))
+
+    @staticmethod
+    def shape(*dims: int) -> int:
+        """Return 1."""
+        Op.shape(*dims)
+        return 1
+
+    @staticmethod
+    def apply(a: Array, labels: Array) -> Array:
+        """Return the cross entropy."""
+        return -(labels * np.log(softmax(a) + EPSILON)).sum(axis=1, keepdims=True)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, labels: Array) -> LocalJacobian:
+        """Return the row by the logits or by the labels."""
+        if slot:
+            return Outer(-np.log(softmax(a) + EPSILON))
+        return Outer(softmax(a) * labels.sum(axis=1, keepdims=True) - labels)
+
+
+class MeanSquaredError(Op):
+    """``mean((a - b)²)`` over the entries, a scalar.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same dim.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     loss = fg.MeanSquaredError(fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [1.0, 4.0]))
+    >>> loss.forward()
+    array([2.])
+    """
+
+    kinds = (Outer,)
+    uses = ((0, 1),)
+
+    @staticmethod
+    def shape(*dims: int) -> int:
+        """Return 1."""
+        Op.shape(*dims)
+        return 1
+
+    @staticmethod
+    def apply(a: Array, b: Array) -> Array:
+        """Return the mean of the squares."""
+        d = a - b
+        return (d * d).mean(axis=1, keepdims=True)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
+        """Return ``2 (a - b)ᵀ / n``, its negative by `b`."""
+        factor = -2.0 if slot else 2.0
+        return Outer((a - b) * (factor / a.shape[1]))

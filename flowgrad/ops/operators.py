@@ -1,0 +1,50 @@
+"""Operators on nodes: ``a + b``, ``a - b``, ``a * b``, ``2 * a``, ``-a``, ``a @ b``, ``a[2:5]``."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+from ..errors import GraphError, ShapeError
+from ..node import Node, Op
+from .elementwise import Add, Multiply, Negative, Scale, Subtract
+from .linear import Dot, Slice
+
+
+def _multiply(a: Node, b: Any) -> Node:
+    return Scale(a, float(b)) if isinstance(b, Real) else _binary(Multiply, a, b)
+
+
+def _binary(op: type[Op], a: Node, b: Any) -> Node:
+    if not isinstance(b, Node):
+        raise GraphError(f"{op.__name__} of {a} and {type(b).__name__}: wrap it as Variable({a.dim}, value, trainable=False)")
+    return op(a, b)
+
+
+def _item(a: Node, key: Any) -> Node:
+    if isinstance(key, slice):
+        start, stop, step = key.indices(a.dim)
+        if step == 1:
+            return Slice(a, start, stop)
+        raise ShapeError(f"{a}[{key.start}:{key.stop}:{key.step}]: only steps of 1; use Gather for other selections")
+    if isinstance(key, bool) or not hasattr(key, "__index__"):
+        raise ShapeError(f"{a} takes a range such as [2:5] or a position, not {key!r}")
+    position = key.__index__()
+    if not -a.dim <= position < a.dim:
+        raise ShapeError(f"{a} has no entry {position}: positions run from 0 to {a.dim - 1}")
+    return Slice(a, position % a.dim, position % a.dim + 1)
+
+
+def install() -> None:
+    """Give nodes their operators; here, because the ops import the nodes and not the other way round."""
+    methods = {
+        "__add__": lambda a, b: _binary(Add, a, b),
+        "__sub__": lambda a, b: _binary(Subtract, a, b),
+        "__mul__": _multiply,
+        "__rmul__": _multiply,
+        "__neg__": Negative,
+        "__matmul__": lambda a, b: _binary(Dot, a, b),
+        "__getitem__": _item,
+    }
+    for name, method in methods.items():
+        setattr(Node, name, (lambda m: lambda *args: m(*args))(method))

@@ -1,0 +1,139 @@
+"""Update rules: each a pure ``init`` and ``update`` on flat arrays.
+
+`g` is the mean gradient of a mini-batch; every rule is elementwise, so it may run on any slice of the flat vector. The state is
+a dict of arrays and holds the number ``t`` of updates made. At the first update the running means start at their first term
+(``s = g²``, ``v = g``), not at zero, unless bias correction is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .errors import GraphError
+from .jacobian import Array
+
+State = dict[str, Array]
+
+# Added under the square root of the running mean of g².
+EPSILON = 1e-10
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Base of the update rules: hyperparameters, ``init`` and ``update``."""
+
+    learning_rate: float = 0.01
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool):
+                continue
+            if not isinstance(value, (int, float, np.number)) or not np.isfinite(value):
+                raise GraphError(f"{type(self).__name__}: {name} must be a finite number, not {value!r}")
+            if name == "learning_rate" and value <= 0:
+                raise GraphError(f"{type(self).__name__}: learning_rate must be positive, not {value!r}")
+            if name in ("momentum", "beta", "beta_1", "beta_2") and not 0 <= value < 1:
+                raise GraphError(f"{type(self).__name__}: {name} must be at least 0 and below 1, not {value!r}")
+
+    def init(self, w: Array) -> State:
+        """Return the state before the first update of parameters `w` ``(P,)``."""
+        return {"t": np.zeros(1, np.int64), **{slot: np.zeros_like(w) for slot in self.slots}}
+
+    def update(self, w: Array, g: Array, state: State) -> tuple[Array, State]:
+        """Return new parameters and new state for the mean gradient `g` ``(P,)``; changes none of its inputs."""
+        t = state["t"] + 1
+        step, slots = self.step(g, {slot: state[slot] for slot in self.slots}, int(t[0]))
+        return w - step, {"t": t, **slots}
+
+    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+        """Return what is subtracted from the parameters at update number `t` (from 1), and the new state."""
+        raise NotImplementedError
+
+
+def _decay(mean: Array, term: Array, beta: float, t: int) -> Array:
+    return term if t == 1 else beta * mean + (1.0 - beta) * term
+
+
+@dataclass(frozen=True)
+class GradientDescentRule(Rule):
+    """``w -= lr g``."""
+
+    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+        """Return ``lr g``."""
+        return self.learning_rate * g, {}
+
+
+@dataclass(frozen=True)
+class MomentumRule(Rule):
+    """``v = μ v + g; w -= lr v`` (B. Polyak, 1964)."""
+
+    momentum: float = 0.9
+    slots: ClassVar[tuple[str, ...]] = ("v",)
+
+    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+        """Return ``lr v``."""
+        v = self.momentum * state["v"] + g
+        return self.learning_rate * v, {"v": v}
+
+
+@dataclass(frozen=True)
+class AdaGradRule(Rule):
+    """``s += g²; w -= lr g / sqrt(s + 1e-10)`` (J. Duchi, E. Hazan, Y. Singer, JMLR 12, 2011)."""
+
+    slots: ClassVar[tuple[str, ...]] = ("s",)
+
+    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+        """Return ``lr g / sqrt(s + 1e-10)``."""
+        s = state["s"] + g * g
+        return self.learning_rate * g / np.sqrt(s + EPSILON), {"s": s}
+
+
+@dataclass(frozen=True)
+class RMSPropRule(Rule):
+    """``s = β s + (1-β) g²; w -= lr g / sqrt(s + 1e-10)`` (T. Tieleman, G. Hinton, 2012)."""
+
+    beta: float = 0.9
+    slots: ClassVar[tuple[str, ...]] = ("s",)
+
+    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+        """Return ``lr g / sqrt(s + 1e-10)``."""
+        s = _decay(state["s"], g * g, self.beta, t)
+        return self.learning_rate * g / np.sqrt(s + EPSILON), {"s": s}
+
+
+@dataclass(frozen=True)
+class AdamRule(Rule):
+    """``v = β1 v + (1-β1) g; s = β2 s + (1-β2) g²; w -= lr v / sqrt(s + 1e-10)`` (D. Kingma, J. Ba, ICLR 2015).
+
+    With `bias_correction`, `v` and `s` start at zero, are divided by ``1 - βᵗ``, and the denominator is ``sqrt(s) + 1e-8``.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    bias_correction: bool = False
+    slots: ClassVar[tuple[str, ...]] = ("v", "s")
+
+    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+        """Return the scaled running mean of the gradient."""
+        if self.bias_correction:
+            v = self.beta_1 * state["v"] + (1.0 - self.beta_1) * g
+            s = self.beta_2 * state["s"] + (1.0 - self.beta_2) * (g * g)
+            scale = self.learning_rate / (1.0 - self.beta_1**t)
+            return scale * v / (np.sqrt(s / (1.0 - self.beta_2**t)) + 1e-8), {"v": v, "s": s}
+        v = _decay(state["v"], g, self.beta_1, t)
+        s = _decay(state["s"], g * g, self.beta_2, t)
+        return self.learning_rate * v / np.sqrt(s + EPSILON), {"v": v, "s": s}
+
+
+def rules() -> dict[str, type[Rule]]:
+    """Return the known rules by the name of their optimizer, ``"Adam"`` and so on."""
+    return {cls.__name__.removesuffix("Rule"): cls for cls in Rule.__subclasses__()}
+
+
+def settings(rule: Rule) -> dict[str, Any]:
+    """Return the hyperparameters of a rule by name."""
+    return asdict(rule)

@@ -1,0 +1,215 @@
+"""Optimizers bound to a graph and a loss; `one_step` trains with the interpreter, sample by sample."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from .errors import GraphError
+from .graph import Graph
+from .jacobian import Array
+from .node import Node, Variable, ancestors
+from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule, Rule, State
+
+
+class Optimizer:
+    """An update rule bound to a graph and a scalar loss.
+
+    Parameters
+    ----------
+    graph : Graph
+        Its trainable variables are trained.
+    target : Node
+        The loss, of dim 1.
+    rule : Rule
+        The pure update rule.
+    batch_size : int
+        Number of samples whose mean gradient makes one update.
+
+    Attributes
+    ----------
+    state : dict of ndarray, or None
+        State of the rule for the trainable variables laid end to end in the order of creation; None before the first update.
+
+    Raises
+    ------
+    GraphError
+        If the target is not a scalar node of `graph`, or a hyperparameter makes no sense.
+    """
+
+    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32):
+        if not isinstance(graph, Graph):
+            raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
+        if not isinstance(target, Node) or target.graph is not graph:
+            raise GraphError(f"the target {target!r} is not a node of {graph}")
+        if target.dim != 1:
+            raise GraphError(
+                f"the target {target} is not a scalar: a loss has dim 1, this node has dim {target.dim}; "
+                f"reduce it with Sum or a loss node"
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise GraphError(f"batch_size must be a positive integer, not {batch_size!r}")
+        self.graph = graph
+        self.target = target
+        self.rule = rule
+        self.batch_size = int(batch_size)
+        self.state: State | None = None
+        self._sum: Array | None = None
+        self._count = 0
+
+    def variables(self, without: Any = ()) -> list[Variable]:
+        """Return the trainable variables in the order of creation, without those in `without` (the feeds)."""
+        return [n for n in self.graph.nodes if isinstance(n, Variable) and n.trainable and n not in without]
+
+    def one_step(self) -> float:
+        """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.
+
+        Returns
+        -------
+        float
+            The loss of the sample, before the update.
+
+        Raises
+        ------
+        GraphError
+            If a variable that the target needs has no value.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     w = fg.Variable(1, [2.0])
+        ...     loss = w * w
+        >>> fg.GradientDescent(graph, loss, learning_rate=0.25, batch_size=1).one_step()
+        4.0
+        >>> w.value
+        array([1.])
+        """
+        loss = float(self.target.forward()[0])
+        variables = [v for v in self.variables() if v.value is not None]
+        if self._count == 0:
+            warn_independent(self.target, variables)
+        gradient = np.concatenate([v.backward(self.target)[0] for v in variables] or [np.zeros(0)])
+        self._sum = gradient if self._sum is None else self._sum + gradient
+        self._count += 1
+        if self._count == self.batch_size:
+            self._update(variables, self._sum / self._count)
+            self._sum, self._count = None, 0
+        return loss
+
+    def _update(self, variables: list[Variable], gradient: Array) -> None:
+        values = np.concatenate([v._value[0] for v in variables if v._value is not None] or [np.zeros(0)])
+        if self.state is None:
+            self.state = self.rule.init(values)
+        values, self.state = self.rule.update(values, gradient, self.state)
+        start = 0
+        for variable in variables:
+            variable._assign(values[None, start : start + variable.dim])
+            start += variable.dim
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"
+
+
+def warn_independent(target: Node, variables: list[Variable]) -> None:
+    """Say which variables the target does not depend on; their gradient is zero."""
+    used = ancestors(target)
+    idle = [v for v in variables if v not in used]
+    if idle:
+        names = ", ".join(repr(v.name) for v in idle[:5]) + (", ..." if len(idle) > 5 else "")
+        warnings.warn(
+            f"{target} does not depend on {len(idle)} trainable variable(s) {names}: their gradient is zero",
+            stacklevel=3,
+        )
+
+
+class GradientDescent(Optimizer):
+    """``w -= lr g`` for the mean gradient `g` of a mini-batch.
+
+    Parameters
+    ----------
+    graph, target, batch_size
+        See `Optimizer`.
+    learning_rate : float
+    """
+
+    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32):
+        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size)
+
+
+class Momentum(Optimizer):
+    """``v = momentum v + g; w -= lr v`` (B. Polyak, 1964).
+
+    Parameters
+    ----------
+    graph, target, batch_size
+        See `Optimizer`.
+    learning_rate : float
+    momentum : float
+        At least 0, below 1.
+    """
+
+    def __init__(
+        self, graph: Graph, target: Node, learning_rate: float = 0.01, momentum: float = 0.9, batch_size: int = 32
+    ):
+        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size)
+
+
+class AdaGrad(Optimizer):
+    """``s += g²; w -= lr g / sqrt(s + 1e-10)`` (J. Duchi, E. Hazan, Y. Singer, JMLR 12, 2011).
+
+    Parameters
+    ----------
+    graph, target, batch_size
+        See `Optimizer`.
+    learning_rate : float
+    """
+
+    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32):
+        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size)
+
+
+class RMSProp(Optimizer):
+    """``s = β s + (1-β) g²; w -= lr g / sqrt(s + 1e-10)``, first ``s = g²`` (T. Tieleman, G. Hinton, 2012).
+
+    Parameters
+    ----------
+    graph, target, batch_size
+        See `Optimizer`.
+    learning_rate : float
+    beta : float
+        At least 0, below 1.
+    """
+
+    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, beta: float = 0.9, batch_size: int = 32):
+        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size)
+
+
+class Adam(Optimizer):
+    """``v = β1 v + (1-β1) g; s = β2 s + (1-β2) g²; w -= lr v / sqrt(s + 1e-10)``, first ``v = g``, ``s = g²``.
+
+    Parameters
+    ----------
+    graph, target, batch_size
+        See `Optimizer`.
+    learning_rate : float
+    beta_1, beta_2 : float
+        At least 0, below 1.
+    bias_correction : bool
+        True: as published (D. Kingma, J. Ba, ICLR 2015): `v` and `s` start at 0 and are divided by ``1 - βᵗ``, and the
+        denominator is ``sqrt(s) + 1e-8``.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Node,
+        learning_rate: float = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.99,
+        batch_size: int = 32,
+        bias_correction: bool = False,
+    ):
+        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size)
