@@ -119,6 +119,7 @@ class Node:
         if not 0 <= slot < len(self.parents):
             raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
         self.forward()
+        # A value deep in the graph may have been reset by hand while this node kept its own.
         values = [p._value if p._value is not None else p.forward()[None] for p in self.parents]
         return run_rule(self, "jacobian", slot, self._value, *values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -206,29 +207,29 @@ class Vectorize(Op):
     uses = ((),)
 
     def __init__(self, *nodes: Node, name: str | None = None):
-        super().__init__(*nodes, name=name, dims=tuple(getattr(n, "dim", 0) for n in nodes))
+        dims = (getattr(n, "dim", 0) for n in nodes)
+        super().__init__(*nodes, name=name, ends=tuple(accumulate(dims)))
 
     @staticmethod
-    def shape(*dims: int, **attrs: Any) -> int:
+    def shape(*dims: int, ends: tuple[int, ...]) -> int:
         """Return the sum of the lengths."""
-        return sum(dims)
+        return ends[-1]
 
     @staticmethod
-    def apply(*values: Array, dims: tuple[int, ...]) -> Array:
+    def apply(*values: Array, ends: tuple[int, ...]) -> Array:
         """Return the values side by side."""
-        n = max(len(v) for v in values)
-        out = np.empty((n, sum(dims)), np.result_type(*values))
+        out = np.empty((max(map(len, values)), ends[-1]), values[0].dtype)
         start = 0
-        for value, dim in zip(values, dims):
-            out[:, start : start + dim] = value
-            start += dim
+        for value, end in zip(values, ends):
+            out[:, start:end] = value
+            start = end
         return out
 
     @staticmethod
-    def jacobian(slot: int, y: Array, *values: Array, dims: tuple[int, ...]) -> LocalJacobian:
+    def jacobian(slot: int, y: Array, *values: Array, ends: tuple[int, ...]) -> LocalJacobian:
         """Return the placement of the operand's entries."""
-        start = sum(dims[:slot])
-        return Selection(dims[slot], rows=slice(start, start + dims[slot]))
+        start = ends[slot - 1] if slot else 0
+        return Selection(ends[slot] - start, rows=slice(start, ends[slot]))
 
 
 class Slice(Op):

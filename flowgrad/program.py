@@ -1,0 +1,229 @@
+"""Programs: straight-line, single-assignment lists of instructions; the only thing that passes transform and kernels run.
+
+A program variable is an integer; its type says what it holds: a value ``(N, dim)`` or a cotangent ``(V, N, dim)``, batched
+(``N`` samples) or shared (``N == 1``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from .errors import GraphError
+from .node import Node, Op, Variable
+
+Verb = Literal["apply", "pull", "pull_sum", "add", "scatter"]
+Role = Literal["param", "const", "feed", "seed"]
+
+
+class Type(NamedTuple):
+    """What a program variable holds."""
+
+    dim: int
+    batched: bool
+    cotangent: bool = False
+
+    def __str__(self) -> str:
+        samples = "N" if self.batched else "1"
+        return f"({'V, ' if self.cotangent else ''}{samples}, {self.dim})"
+
+
+class Instr(NamedTuple):
+    """One instruction.
+
+    ``apply``: ``out = op.apply(*args)``. ``pull``/``pull_sum``: `args` are the cotangent, then the forward values that
+    ``op.needs(slot, arity)`` lists. ``add``: the sum of the arguments, in their order. ``scatter``: each argument is added
+    into a zero cotangent at its start in ``attrs["starts"]``.
+    """
+
+    verb: Verb
+    out: int
+    args: tuple[int, ...]
+    op: type[Op] = Op
+    attrs: tuple[tuple[str, Any], ...] = ()
+    slot: int = 0
+    arity: int = 0
+    label: str = ""
+
+
+class Input(NamedTuple):
+    """A program variable that is given: its role, and the index of the graph's variable that it stands for (or -1)."""
+
+    var: int
+    role: Role
+    node: int = -1
+
+
+@dataclass(frozen=True)
+class Program:
+    """A verified list of instructions.
+
+    Attributes
+    ----------
+    types : tuple of Type
+        By program variable.
+    inputs : tuple of Input
+        What must be given: a flat vector of parameters, one of constants, feeds, a seed cotangent.
+    instrs : tuple of Instr
+    outputs : dict
+        Program variable by name.
+    layout : dict
+        Where each graph variable (by index) lies in its flat vector: role, start, stop.
+    """
+
+    types: tuple[Type, ...]
+    inputs: tuple[Input, ...]
+    instrs: tuple[Instr, ...]
+    outputs: dict[str, int]
+    layout: dict[int, tuple[Role, int, int]] = field(default_factory=dict)
+
+    def size(self, role: Role) -> int:
+        """Return the length of the flat vector of a role, ``"param"`` or ``"const"``."""
+        return sum(self.types[i.var].dim for i in self.inputs if i.role == role)
+
+    def pretty(self) -> str:
+        """Return the program as text, one instruction a line."""
+        lines = [f"in   %{i.var} {self.types[i.var]} {i.role}" + (f" of node {i.node}" if i.node >= 0 else "") for i in self.inputs]
+        for i in self.instrs:
+            what = i.verb if i.verb in ("add", "scatter") else f"{i.op.__name__}"
+            if i.verb.startswith("pull"):
+                what = f"{i.verb} {what}[{i.slot}]"
+            args = ", ".join(f"%{a}" for a in i.args[:8]) + (f", ... {len(i.args)}" if len(i.args) > 8 else "")
+            attrs = "".join(f" {k}={_short(v)}" for k, v in i.attrs)
+            lines.append(f"%{i.out} {self.types[i.out]} = {what}({args}){attrs}" + (f"  # {i.label}" if i.label else ""))
+        lines += [f"out  {name} = %{var}" for name, var in self.outputs.items()]
+        return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:21] + "..."
+
+
+class Builder:
+    """Collects instructions; passes write their result with it."""
+
+    def __init__(self) -> None:
+        self.types: list[Type] = []
+        self.inputs: list[Input] = []
+        self.instrs: list[Instr] = []
+        self.layout: dict[int, tuple[Role, int, int]] = {}
+
+    @classmethod
+    def of(cls, program: Program) -> Builder:
+        """Return a builder that goes on where `program` ends."""
+        builder = cls()
+        builder.types = list(program.types)
+        builder.inputs = list(program.inputs)
+        builder.instrs = list(program.instrs)
+        builder.layout = dict(program.layout)
+        return builder
+
+    def input(self, type_: Type, role: Role, node: int = -1) -> int:
+        """Add a given variable."""
+        self.types.append(type_)
+        self.inputs.append(Input(len(self.types) - 1, role, node))
+        return len(self.types) - 1
+
+    def emit(self, verb: Verb, type_: Type, args: Iterable[int], **fields: Any) -> int:
+        """Add an instruction and return its variable."""
+        self.types.append(type_)
+        out = len(self.types) - 1
+        self.instrs.append(Instr(verb, out, tuple(args), **fields))
+        return out
+
+    def apply(self, op: type[Op], args: Sequence[int], attrs: dict[str, Any], label: str = "") -> int:
+        """Add ``op.apply``; its type follows from the arguments."""
+        dims = [self.types[a].dim for a in args]
+        type_ = Type(op.shape(*dims, **attrs), any(self.types[a].batched for a in args))
+        return self.emit("apply", type_, args, op=op, attrs=tuple(attrs.items()), arity=len(args), label=label)
+
+    def build(self, outputs: dict[str, int]) -> Program:
+        """Return the program, without verification."""
+        return Program(tuple(self.types), tuple(self.inputs), tuple(self.instrs), outputs, self.layout)
+
+
+def trace(targets: Sequence[Node], feeds: Iterable[Variable], params: Iterable[Variable]) -> Program:
+    """Write what `targets` need as a program, node by node.
+
+    Parameters
+    ----------
+    targets : sequence of Node
+        Outputs ``"0"``, ``"1"``, ...
+    feeds : iterable of Variable
+        Given per sample.
+    params : iterable of Variable
+        Shared by the samples, to be differentiated by; the other variables are constants.
+    """
+    fed, trained = set(feeds), set(params)
+    needed: set[Node] = set(targets)
+    stack = list(needed)
+    while stack:
+        for parent in stack.pop().parents:
+            if parent not in needed:
+                needed.add(parent)
+                stack.append(parent)
+    builder = Builder()
+    var: dict[Node, int] = {}
+    for node in sorted(needed, key=lambda n: n.index):
+        if isinstance(node, Op):
+            var[node] = builder.apply(type(node), [var[p] for p in node.parents], node.attrs, node.name)
+        else:
+            role: Role = "feed" if node in fed else "param" if node in trained else "const"
+            var[node] = builder.input(Type(node.dim, role == "feed"), role, node.index)
+    return builder.build({str(i): var[t] for i, t in enumerate(targets)})
+
+
+def verify(program: Program) -> Program:
+    """Check single assignment, order, dims and batching of every instruction; return the program.
+
+    Raises
+    ------
+    GraphError
+        Names the first instruction that is wrong.
+    """
+    types = program.types
+    known = [False] * len(types)
+    for given in program.inputs:
+        known[given.var] = True
+    for i in program.instrs:
+        where = f"instruction %{i.out} = {i.verb} {i.op.__name__} {i.label}"
+        if known[i.out]:
+            raise GraphError(f"{where}: assigned twice")
+        for a in i.args:
+            if not 0 <= a < len(types) or not known[a]:
+                raise GraphError(f"{where}: %{a} is not known yet")
+        wrong = _type_error(i, types)
+        if wrong:
+            raise GraphError(f"{where}: {wrong}")
+        known[i.out] = True
+    for name, var in program.outputs.items():
+        if not known[var]:
+            raise GraphError(f"output {name} = %{var} is never computed")
+    return program
+
+
+def _type_error(i: Instr, types: tuple[Type, ...]) -> str:
+    args = [types[a] for a in i.args]
+    out = types[i.out]
+    batched = any(t.batched for t in args)
+    if i.verb == "apply":
+        dim = i.op.shape(*(t.dim for t in args), **dict(i.attrs))
+        if out != Type(dim, batched) or any(t.cotangent for t in args):
+            return f"has type {out}, its op gives {Type(dim, batched)}"
+    elif not out.cotangent or not args[0].cotangent:
+        return "is no cotangent"
+    elif i.verb == "add" and (any(t.dim != out.dim or not t.cotangent for t in args) or batched != out.batched):
+        return f"adds {', '.join(map(str, args))} into {out}"
+    elif i.verb == "scatter":
+        starts = dict(i.attrs)["starts"]
+        if len(starts) != len(args) or any(s + t.dim > out.dim for s, t in zip(starts, args)):
+            return f"pieces leave {out}"
+    elif i.verb == "pull_sum" and out.batched:
+        return "sums over the samples, but its result is batched"
+    elif i.verb == "pull" and out.batched != args[0].batched:
+        return "keeps samples apart, but its result is batched otherwise"
+    elif i.verb in ("pull", "pull_sum") and len(i.args) != 1 + len(i.op.needs(i.slot, i.arity)):
+        return f"has {len(i.args) - 1} forward values, its rule uses {len(i.op.needs(i.slot, i.arity))}"
+    return ""

@@ -1,0 +1,1 @@
+"""Lowering graphs into dask task graphs and running them."""

@@ -1,0 +1,241 @@
+"""Sibling fusion: many small nodes of one kind become one wide node, and the parameters one flat vector.
+
+Nodes are taken level by level. Those of one *signature* (op, attributes, dims and batching of the operands) are siblings; the op
+says how they stack. `Vectorize` and `Slice` compute nothing: a variable is known as a list of *segments* of others, and only
+where segments do not lie end to end is a gather written. What cannot be fused stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
+
+from flowgrad.node import Stacked
+from flowgrad.ops import Gather, Slice, Vectorize
+from flowgrad.program import Builder, Instr, Program, Role, Type
+
+# From this many pieces of one variable on, one indexed read beats joining the pieces.
+GATHER_FROM = 4
+
+
+class Segment(NamedTuple):
+    """Entries ``start:stop`` of a variable of the new program, or of a parameter or constant (``base < 0``: ``-1 - input``)."""
+
+    base: int
+    start: int
+    stop: int
+
+
+Segments = tuple[Segment, ...]
+
+
+def pack(program: Program) -> Program:
+    """Lay parameters and constants into one flat vector each, in their order; nodes stay as they are."""
+    return _Fusion(program).run(fuse=False)
+
+
+def fuse(program: Program) -> Program:
+    """Fuse siblings, and lay the parameters so that stacked ones are one range of the flat vector."""
+    return _Fusion(program).run(fuse=True)
+
+
+class _Fusion:
+    def __init__(self, program: Program):
+        self.program = program
+        self.builder = Builder()
+        self.segments: dict[int, Segments] = {}
+        self.ready: dict[Segments, int] = {}
+        self.flat: dict[Role, int] = {}
+        self.placed: dict[int, Segment] = {}
+        self.cursor: Counter[Role] = Counter()
+
+    def run(self, fuse: bool) -> Program:
+        self._inputs()
+        if fuse:
+            for computed, selections in _levels(self.program):
+                for group in _siblings(computed, self.program).values():
+                    self._fuse_group(group)
+                for i in selections:
+                    self._select(i)
+        else:
+            for var in [i.var for i in self.program.inputs]:
+                self.materialise(self.segments[var])
+            for i in self.program.instrs:
+                self._single(i)
+        outputs = {name: self.materialise(self.segments[var]) for name, var in self.program.outputs.items()}
+        # Parameters that no fused node wanted together, or that nothing reads, come last.
+        for given in self.program.inputs:
+            if given.role in self.flat:
+                self._place(self.segments[given.var][0])
+        return self.builder.build(outputs)
+
+    # -- inputs and the flat vectors ----------------------------------------------------------------------------
+
+    def _inputs(self) -> None:
+        sizes: Counter[Role] = Counter()
+        for k, given in enumerate(self.program.inputs):
+            type_ = self.program.types[given.var]
+            if given.role == "feed":
+                var = self.builder.input(type_, "feed", given.node)
+                self.segments[given.var] = (Segment(var, 0, type_.dim),)
+            else:
+                self.segments[given.var] = (Segment(-1 - k, 0, type_.dim),)
+                sizes[given.role] += type_.dim
+        for role, size in sizes.items():
+            self.flat[role] = self.builder.input(Type(size, False), role)
+
+    def _place(self, s: Segment) -> Segment:
+        """Return where a segment of a parameter lies in its flat vector; a new one is laid at the end."""
+        if s.base >= 0:
+            return s
+        given = self.program.inputs[-1 - s.base]
+        if s.base not in self.placed:
+            start = self.cursor[given.role]
+            stop = start + self.program.types[given.var].dim
+            self.cursor[given.role] = stop
+            self.placed[s.base] = Segment(self.flat[given.role], start, stop)
+            self.builder.layout[given.node] = (given.role, start, stop)
+        whole = self.placed[s.base]
+        return Segment(whole.base, whole.start + s.start, whole.start + s.stop)
+
+    def materialise(self, segments: Segments) -> int:
+        """Return a variable that holds the segments end to end."""
+        segments = _merge([self._place(s) for s in segments])
+        if segments in self.ready:
+            return self.ready[segments]
+        types = self.builder.types
+        first = segments[0]
+        bases = {s.base for s in segments}
+        if len(segments) == 1:
+            dim = types[first.base].dim
+            if first == (first.base, 0, dim):
+                return first.base
+            var = self.builder.apply(Slice, [first.base], {"start": first.start, "stop": first.stop, "dim": dim})
+        elif len(bases) == 1 and len(segments) >= GATHER_FROM:
+            index = tuple(i for s in segments for i in range(s.start, s.stop))
+            var = self.builder.apply(Gather, [first.base], {"index": index, "dim": types[first.base].dim})
+        else:
+            parts = [self.materialise((s,)) for s in segments]
+            ends, end = [], 0
+            for s in segments:
+                end += s.stop - s.start
+                ends.append(end)
+            var = self.builder.apply(Vectorize, parts, {"ends": tuple(ends)})
+        self.ready[segments] = var
+        return var
+
+    # -- nodes --------------------------------------------------------------------------------------------------
+
+    def _select(self, i: Instr) -> None:
+        if i.op is Vectorize:
+            self.segments[i.out] = _merge([s for a in i.args for s in self.segments[a]])
+        else:
+            attrs = dict(i.attrs)
+            self.segments[i.out] = _cut(self.segments[i.args[0]], attrs["start"], attrs["stop"])
+
+    def _single(self, i: Instr) -> None:
+        args = [self.materialise(self.segments[a]) for a in i.args]
+        var = self.builder.apply(i.op, args, dict(i.attrs), i.label)
+        self.segments[i.out] = (Segment(var, 0, self.builder.types[var].dim),)
+
+    def _fuse_group(self, group: list[Instr]) -> None:
+        unique: dict[tuple[Segments, ...], list[Instr]] = defaultdict(list)
+        for i in group:
+            unique[tuple(self.segments[a] for a in i.args)].append(i)
+        members = [same[0] for same in unique.values()]
+        for part in self._parts(members):
+            self._fuse_part(part)
+        for same in unique.values():
+            for copy in same[1:]:
+                self.segments[copy.out] = self.segments[same[0].out]
+
+    def _parts(self, members: list[Instr]) -> list[list[Instr]]:
+        """Split siblings by the operand that they share, where the op can make use of it."""
+        if len(members) < 2:
+            return [members]
+        best: dict[Segments, list[Instr]] | None = None
+        for slot in range(len(members[0].args)):
+            by_operand: dict[Segments, list[Instr]] = defaultdict(list)
+            for i in members:
+                by_operand[self.segments[i.args[slot]]].append(i)
+            shared = tuple(s == slot for s in range(len(members[0].args)))
+            if len(by_operand) > len(members) // 2 or self._stack(members[0], 2, shared) is None:
+                continue
+            if best is None or len(by_operand) < len(best):
+                best = by_operand
+        return [members] if best is None else list(best.values())
+
+    def _stack(self, i: Instr, k: int, shared: tuple[bool, ...]) -> Stacked | None:
+        return i.op.stack(k, shared, tuple(self.program.types[a].dim for a in i.args), **dict(i.attrs))
+
+    def _fuse_part(self, part: list[Instr]) -> None:
+        if len(part) == 1:
+            return self._single(part[0])
+        first = part[0]
+        operands = [[self.segments[i.args[slot]] for i in part] for slot in range(len(first.args))]
+        shared = tuple(all(o == column[0] for o in column) for column in operands)
+        stacked = self._stack(first, len(part), shared)
+        if stacked is None and any(shared):
+            shared = (False,) * len(shared)
+            stacked = self._stack(first, len(part), shared)
+        if stacked is None:
+            for i in part:
+                self._single(i)
+            return None
+        args = [
+            self.materialise(column[0] if same else tuple(s for o in column for s in o))
+            for column, same in zip(operands, shared)
+        ]
+        if stacked.order is not None:
+            args = [args[slot] for slot in stacked.order]
+        var = self.builder.apply(stacked.op, args, stacked.attrs, _label(part))
+        start = 0
+        for i in part:
+            stop = start + self.program.types[i.out].dim
+            self.segments[i.out] = (Segment(var, start, stop),)
+            start = stop
+        return None
+
+
+def _label(part: list[Instr]) -> str:
+    return f"{len(part)} x {part[0].op.__name__} {part[0].label} .. {part[-1].label}"
+
+
+def _levels(program: Program) -> list[tuple[list[Instr], list[Instr]]]:
+    """Return, level by level, the instructions that compute and those that only select."""
+    level = [0] * len(program.types)
+    levels: list[tuple[list[Instr], list[Instr]]] = [([], [])]
+    for i in program.instrs:
+        selects = i.op is Vectorize or i.op is Slice
+        level[i.out] = max(level[a] for a in i.args) + (not selects)
+        while len(levels) <= level[i.out]:
+            levels.append(([], []))
+        levels[level[i.out]][selects].append(i)
+    return levels
+
+
+def _siblings(instrs: list[Instr], program: Program) -> dict[Any, list[Instr]]:
+    groups: dict[Any, list[Instr]] = defaultdict(list)
+    for i in instrs:
+        groups[(i.op, i.attrs, tuple(program.types[a] for a in i.args))].append(i)
+    return groups
+
+
+def _merge(segments: list[Segment]) -> Segments:
+    merged: list[Segment] = []
+    for s in segments:
+        if merged and merged[-1].base == s.base and merged[-1].stop == s.start:
+            merged[-1] = Segment(s.base, merged[-1].start, s.stop)
+        else:
+            merged.append(s)
+    return tuple(merged)
+
+
+def _cut(segments: Segments, start: int, stop: int) -> Segments:
+    cut, at = [], 0
+    for s in segments:
+        lo, hi = max(start - at, 0), min(stop - at, s.stop - s.start)
+        if lo < hi:
+            cut.append(Segment(s.base, s.start + lo, s.start + hi))
+        at += s.stop - s.start
+    return tuple(cut)
