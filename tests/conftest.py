@@ -1,0 +1,59 @@
+"""Fixtures for all tests: executors, the shared folder with the reference data, hypothesis profiles."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(__file__).parents[2] / "shared"
+
+settings.register_profile("default", deadline=None, max_examples=40)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave slow tests out unless the person's own ``-m`` decides."""
+    if config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in set(slow)]
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder with the reference data and the data sets, beside the repository."""
+    if not (SHARED / "reference" / "reference.json").is_file():
+        pytest.skip(f"the reference data is not there: {SHARED / 'reference'}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Two worker processes with one thread each; tests never change it."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", memory_limit=0
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def client(cluster):
+    from distributed import Client
+
+    # Not the default client: the tests on threads must stay on threads.
+    with Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(
+    scope="session", params=["sync", "threads", pytest.param("distributed", marks=pytest.mark.distributed)]
+)
+def executor(request):
+    """Something that `fg.Engine` takes: each executor in turn."""
+    return request.getfixturevalue("client") if request.param == "distributed" else request.param

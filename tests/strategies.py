@@ -1,0 +1,194 @@
+"""A hypothesis strategy for random graphs over all public ops, at values that differences can resolve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mirror
+import numpy as np
+from hypothesis import strategies as st
+
+import flowgrad as fg
+
+LIMIT = 6.0  # larger values are squashed: differences of steep functions are too coarse to compare with
+KINK = 0.05  # ReLU is not differentiable at 0; its arguments stay this far away
+PAIRS = ("Add", "Subtract", "Multiply", "Dot", "MeanSquaredError", "CrossEntropyWithSoftMax")
+SINGLES = ("Negative", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Sum", "SoftMax")
+OTHERS = ("Scale", "Slice", "Gather", "MatVec", "RowDot", "Vectorize")
+OPS = (*PAIRS, *SINGLES, *OTHERS)
+# Sibling units of a layer are drawn more often: they are what fusion looks for.
+MOVES = (*OPS, "neurons", "neurons")
+
+
+@dataclass
+class RandomGraph:
+    """A graph, feeds for its inputs, a vector node and a scalar node."""
+
+    graph: fg.Graph
+    feeds: dict[fg.Variable, np.ndarray]
+    samples: int
+    result: fg.Node | None = None
+    loss: fg.Node | None = None
+    values: dict[fg.Node, np.ndarray] = field(default_factory=dict)  # by the mirror, (N or 1, dim)
+
+    @property
+    def variables(self):
+        """Every variable with its array ``(N or 1, dim)``."""
+        return {node: self.values[node] for node in self.graph.nodes if not node.parents}
+
+    @property
+    def parameters(self):
+        return [v for v in self.variables if v.trainable]
+
+    def set_sample(self, i):
+        for variable, array in self.feeds.items():
+            variable.set_value(array[i])
+
+    def __repr__(self):
+        lines = [f"{self.samples} samples"]
+        for node in self.graph.nodes:
+            operands = ", ".join(p.name for p in node.parents)
+            role = "" if node.parents else (" fed" if node in self.feeds else f" = {self.values[node][0]}")
+            call = f"{type(node).__name__}({operands})"
+            lines.append(f"  {node.name} = {call} {node.attrs or ''} dim {node.dim}{role}")
+        return "\n".join(lines)
+
+
+class _Builder:
+    def __init__(self, draw, samples, seed):
+        self.draw = draw
+        self.rng = np.random.default_rng(seed)
+        self.made = RandomGraph(fg.Graph(seed=0), {}, samples)
+
+    def add(self, node):
+        self.made.values[node] = mirror.apply(node, [self.made.values[p] for p in node.parents])
+        return node
+
+    def call(self, kind, *operands):
+        return self.add(getattr(fg, kind)(*operands))
+
+    def parameter(self, dim, value=None, trainable=True):
+        value = self.rng.uniform(-1.5, 1.5, dim) if value is None else value
+        node = fg.Variable(dim, value, trainable=trainable)
+        self.made.values[node] = np.array(value, dtype=float).reshape(1, dim)
+        return node
+
+    def feed(self, dim):
+        node = fg.Variable(dim, trainable=False)
+        self.made.values[node] = self.made.feeds[node] = self.rng.uniform(-1.5, 1.5, (self.made.samples, dim))
+        return node
+
+    def pick(self, nodes=None):
+        return self.draw(st.sampled_from(list(self.made.values) if nodes is None else nodes))
+
+    def partner(self, dim):
+        """Return a node of this dim: one that is there (perhaps the very same) or a new variable."""
+        there = [node for node in self.made.values if node.dim == dim]
+        chosen = self.draw(st.sampled_from([*there, None]))
+        return self.parameter(dim) if chosen is None else chosen
+
+    def largest(self, node):
+        return np.abs(self.made.values[node]).max()
+
+    def tamed(self, node, limit=LIMIT):
+        return node if self.largest(node) <= limit else self.call("Tanh", node)
+
+    def positive(self, node):
+        floor = self.parameter(node.dim, self.rng.uniform(0.5, 1.0, node.dim), trainable=False)
+        return self.call("Add", self.call("Multiply", node, node), floor)
+
+    def off_the_kink(self, node):
+        values = self.made.values[node]
+        for shift in (0.0, 0.11, -0.13, 0.31, -0.29, 0.71, -0.67, 2 * LIMIT):
+            if np.abs(values + shift).min() > KINK:
+                break
+        return self.call("Add", node, self.parameter(node.dim, np.full(node.dim, shift))) if shift else node
+
+    def grow(self):
+        move = self.draw(st.sampled_from(MOVES))
+        node = self.neurons() if move == "neurons" else self.op(move)
+        return self.tamed(node)
+
+    def op(self, kind):
+        a = self.pick()
+        if kind in ("Exp", "CrossEntropyWithSoftMax"):
+            # Beyond that the differences see the 1e-10 in the logarithm, which the Jacobian leaves out.
+            a = self.tamed(a, 2.5)
+        if kind in PAIRS:
+            return self.call(kind, a, self.partner(a.dim))
+        if kind in ("Log", "Reciprocal"):
+            return self.call(kind, self.positive(a))
+        if kind == "ReLU":
+            return self.call(kind, self.off_the_kink(a))
+        if kind == "Slice":
+            start = self.draw(st.integers(0, a.dim - 1))
+            return self.call(kind, a, start, self.draw(st.integers(start + 1, a.dim)))
+        if kind == "Gather":
+            return self.call(kind, a, self.draw(st.lists(st.integers(0, a.dim - 1), min_size=1, max_size=4)))
+        if kind == "Scale":
+            return self.call(kind, a, self.draw(st.sampled_from([-1.5, 0.0, 0.3, 2.0])))
+        if kind == "RowDot":
+            rows = [r for r in (1, 2, 3, 4) if a.dim % r == 0]
+            return self.call(kind, a, self.partner(a.dim), self.draw(st.sampled_from(rows)))
+        if kind == "MatVec":
+            return self.call(kind, self.partner(a.dim * self.draw(st.integers(1, 3))), a)
+        if kind == "Vectorize":
+            count = self.draw(st.integers(1, 3))
+            return self.call(kind, a, *[self.pick() for _ in range(count - 1)])
+        return self.call(kind, a)
+
+    def neurons(self):
+        """A layer of Dot (+ Add) units; some share weights or biases, the collecting order is arbitrary."""
+        x = self.pick()
+        count = self.draw(st.integers(1, 4))
+        biased = self.draw(st.booleans())
+        regular = self.draw(st.booleans())
+        w, b = self.parameter(x.dim), self.parameter(1)
+        units = []
+        for _ in range(count):
+            swapped = not regular and self.draw(st.booleans())
+            unit = self.call("Dot", *((x, w) if swapped else (w, x)))
+            units.append(self.call("Add", unit, b) if biased else unit)
+            if regular or self.draw(st.booleans()):
+                w = self.parameter(x.dim)
+            if regular or self.draw(st.booleans()):
+                b = self.parameter(1)
+        if not regular:
+            units = self.draw(st.lists(st.sampled_from(units), min_size=1, max_size=4))
+        return self.call("Vectorize", *units)
+
+    def finish(self, node):
+        made = self.made
+        if self.draw(st.booleans()):  # everything that nobody reads yet, so that no part of the graph is idle
+            node = self.call("Vectorize", *[n for n in list(made.values) if not n.children])
+        made.result = node
+        made.loss = node
+        if node.dim > 1:
+            kind = self.draw(st.sampled_from(["Sum", "Dot", "MeanSquaredError"]))
+            made.loss = self.call(kind, *([node] if kind == "Sum" else [node, self.partner(node.dim)]))
+        return made
+
+
+@st.composite
+def graphs(draw, max_moves=7, samples=None):
+    """Draw a `RandomGraph`: fed and unfed inputs, parameters, repeated parents, slices, nested layers."""
+    n = draw(st.integers(1, 4)) if samples is None else samples
+    builder = _Builder(draw, n, draw(st.integers(0, 999)))
+    dims = st.integers(1, 4)
+    with builder.made.graph:
+        for _ in range(draw(st.integers(1, 2))):
+            builder.feed(draw(dims))
+        for _ in range(draw(st.integers(1, 2))):
+            builder.parameter(draw(dims))
+        if draw(st.booleans()):  # an input that is not fed: one value for all samples
+            builder.parameter(draw(dims), trainable=False)
+        node = builder.grow()
+        for _ in range(draw(st.integers(0, max_moves - 1))):
+            node = builder.grow()
+        return builder.finish(node)
+
+
+def close(actual, desired, tolerance=1e-6):
+    """Compare with central differences: relative to the largest entry, or to 1 where that is smaller."""
+    scale = max(1.0, np.abs(desired).max())
+    np.testing.assert_allclose(actual / scale, desired / scale, rtol=0, atol=tolerance)

@@ -1,0 +1,377 @@
+"""The reference interpreter: what it computes, what it keeps, what it resets; scoping."""
+
+import contextlib
+import threading
+
+import mirror
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given
+
+import flowgrad as fg
+from flowgrad.errors import GraphError, ShapeError
+
+
+class Counting(fg.Op):
+    """The identity; counts how often its value is computed."""
+
+    kinds = (fg.Identity,)
+    calls = 0
+
+    @staticmethod
+    def apply(a):
+        Counting.calls += 1
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Identity()
+
+
+@pytest.fixture
+def calls():
+    """Return a function that gives the number of evaluations since it was last asked."""
+    Counting.calls = 0
+
+    def since():
+        count, Counting.calls = Counting.calls, 0
+        return count
+
+    return since
+
+
+@pytest.fixture
+def two_branches():
+    """``a -> left``, ``b -> right``, both into ``top``."""
+    with fg.Graph(seed=0):
+        a, b = fg.Variable(2, [1.0, 2.0], name="a"), fg.Variable(2, [3.0, 4.0], name="b")
+        left, right = Counting(a), Counting(b)
+        top = Counting(left * right)
+    return a, b, left, right, top
+
+
+# -- random graphs --
+
+
+@given(strategies.graphs())
+def test_random_graphs_agree_with_numpy_and_central_differences(made):
+    for i in range(made.samples):
+        made.set_sample(i)
+        sample = {v: a[i : i + 1] if v in made.feeds else a for v, a in made.variables.items()}
+        for node in (made.result, made.loss):
+            np.testing.assert_allclose(
+                node.forward(), mirror.evaluate(node, sample)[0], rtol=1e-10, atol=1e-10
+            )
+            for variable in sample:
+                strategies.close(variable.backward(node), mirror.jacobian(node, variable, sample)[0])
+
+
+@given(strategies.graphs())
+def test_order_of_questions_does_not_matter(made):
+    made.set_sample(0)
+    last_first = {v: v.backward(made.loss) for v in reversed(made.variables)}
+    made.graph.reset_value()
+    for variable, jacobian in last_first.items():
+        np.testing.assert_array_equal(variable.backward(made.loss), jacobian)
+    for node in made.graph.nodes:
+        assert node.backward(made.loss).shape == (made.loss.dim, node.dim)
+
+
+# -- laziness --
+
+
+def test_building_computes_nothing(two_branches, calls):
+    assert calls() == 0
+    assert [node.value is None for node in two_branches] == [False, False, True, True, True]
+
+
+def test_forward_computes_only_what_is_missing(two_branches, calls):
+    _a, _b, left, right, top = two_branches
+    left.forward()
+    assert calls() == 1
+    assert right.value is None
+    top.forward()
+    assert calls() == 2
+    top.forward()
+    assert calls() == 0
+
+
+def test_set_value_resets_exactly_what_is_downstream(two_branches, calls):
+    a, b, left, right, top = two_branches
+    assert top.forward().tolist() == [3.0, 8.0]
+    calls()
+    a.set_value([5.0, 6.0])
+    assert left.value is None
+    assert top.value is None
+    assert right.value.tolist() == b.value.tolist() == [3.0, 4.0]
+    assert top.forward().tolist() == [15.0, 24.0]
+    assert calls() == 2
+
+
+def test_reset_value_of_a_node_resets_it_and_its_descendants(two_branches):
+    a, _b, left, right, top = two_branches
+    top.forward()
+    left.reset_value()
+    assert (left.value, top.value) == (None, None)
+    assert right.value is not None
+    assert a.value.tolist() == [1.0, 2.0]
+
+
+def test_reset_value_of_the_graph_keeps_what_was_set(two_branches, calls):
+    a, b, *computed = two_branches
+    a.backward(computed[-1])
+    calls()
+    a.graph.reset_value()
+    assert all(node.value is None for node in computed)
+    assert a.value is not None
+    assert b.value is not None
+    computed[-1].forward()
+    assert calls() == 3
+
+
+def test_set_value_copies():
+    with fg.Graph():
+        x = fg.Variable(2)
+        y = fg.Negative(x)
+    array = np.array([1.0, 2.0])
+    x.set_value(array)
+    array[:] = 9.0
+    assert y.forward().tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("give", [lambda n: n.value, lambda n: n.forward(), lambda n: n.backward(n)])
+def test_what_is_handed_out_cannot_change_the_graph(give):
+    with fg.Graph():
+        x = fg.Variable(2, [1.0, 2.0])
+        y = fg.Exp(x)
+        z = fg.Slice(y, 0, 2)
+    z.forward()
+    for node in (x, y, z):
+        before = give(node).copy()
+        with contextlib.suppress(ValueError):  # read-only is one way to keep the promise
+            give(node)[...] = 7.0
+        np.testing.assert_array_equal(give(node), before)
+
+
+def test_set_value_takes_columns_and_numbers():
+    with fg.Graph():
+        x, s = fg.Variable(2), fg.Variable(1)
+    x.set_value(np.array([[1.0], [2.0]]))
+    s.set_value(3)
+    assert x.value.tolist() == [1.0, 2.0]
+    assert s.value.tolist() == [3.0]
+
+
+# -- Jacobians --
+
+
+class CountingPull(fg.Op):
+    """The identity; counts how often its local Jacobian is asked for."""
+
+    kinds = (fg.Identity,)
+    calls = 0
+
+    @staticmethod
+    def apply(a):
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        CountingPull.calls += 1
+        return fg.Identity()
+
+
+def test_backward_is_cached_until_cleared():
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 2.0])
+        y = CountingPull(x)
+        z = y * y
+    CountingPull.calls = 0
+    first = x.backward(z)
+    assert first.tolist() == [[2.0, 0.0], [0.0, 4.0]]
+    assert CountingPull.calls == 1
+    x.backward(z)
+    y.backward(z)
+    assert CountingPull.calls == 1
+    x.clear_jacobian()
+    assert x.backward(z).tolist() == first.tolist()
+    assert CountingPull.calls == 2
+    graph.clear_jacobian()
+    assert z.value is not None
+    x.backward(z)
+    assert CountingPull.calls == 3
+
+
+def test_a_new_value_makes_a_new_jacobian():
+    with fg.Graph():
+        x, other = fg.Variable(1, [3.0]), fg.Variable(1, [1.0])
+        y = x * x
+        z = other * other
+    assert x.backward(y).tolist() == [[6.0]]
+    assert other.backward(z).tolist() == [[2.0]]
+    x.set_value([5.0])
+    assert x.backward(y).tolist() == [[10.0]]
+    assert other.backward(z).tolist() == [[2.0]]
+
+
+def test_nodes_added_after_backward_are_seen():
+    with fg.Graph():
+        x = fg.Variable(1, [3.0])
+        y = x * x
+        assert x.backward(y).tolist() == [[6.0]]
+        z = y * x
+    assert x.backward(z).tolist() == [[27.0]]
+
+
+def test_jacobian_of_what_does_not_depend_is_zero():
+    with fg.Graph():
+        x, other = fg.Variable(2, [1.0, 2.0]), fg.Variable(3, [1.0, 2.0, 3.0])
+        y = fg.Exp(x)
+    assert other.backward(y).tolist() == np.zeros((2, 3)).tolist()
+    assert y.backward(x).tolist() == np.zeros((2, 2)).tolist()
+    assert y.backward(y).tolist() == np.eye(2).tolist()
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_one_parent_in_several_slots(copies):
+    with fg.Graph():
+        x = fg.Variable(2, [1.5, -2.0])
+        y = fg.Vectorize(*[x] * copies)
+        s = fg.Add(x, x)
+        d = fg.Dot(x, x)
+        z = fg.Subtract(x, x)
+    assert x.backward(y).tolist() == np.vstack([np.eye(2)] * copies).tolist()
+    assert x.backward(s).tolist() == (2 * np.eye(2)).tolist()
+    assert x.backward(d).tolist() == [[3.0, -4.0]]
+    assert x.backward(z).tolist() == np.zeros((2, 2)).tolist()
+    assert y.parents == (x,) * copies
+    assert x.children == (y, s, d, z)
+
+
+def test_local_jacobian_refuses_a_slot_that_is_not_there():
+    with fg.Graph():
+        x = fg.Variable(2, [1.0, 2.0], name="x")
+        y = fg.Exp(x, name="y")
+    for node, slot in [(y, 1), (y, -1), (x, 0)]:
+        with pytest.raises(GraphError, match=rf"'{node.name}'.*{slot}"):
+            node.local_jacobian(slot)
+
+
+def test_a_chain_of_100_000_nodes():
+    length = 100_000
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, -2.0])
+        node = x
+        for i in range(length):
+            node = fg.Negative(node) if i % 2 else fg.Scale(node, 1.0)
+    assert len(graph.nodes) == length + 1
+    assert node.forward().tolist() == [1.0, -2.0]
+    assert x.backward(node).tolist() == np.eye(2).tolist()
+    x.set_value([3.0, 4.0])
+    assert node.value is None
+    assert node.forward().tolist() == [3.0, 4.0]
+
+
+def test_a_wide_fan_in():
+    with fg.Graph():
+        x = fg.Variable(1, [2.0])
+        y = fg.Sum(fg.Vectorize(*[x] * 5000))
+    assert y.forward().tolist() == [10_000.0]
+    assert x.backward(y).tolist() == [[5000.0]]
+
+
+# -- graphs and scoping --
+
+
+def test_scoping():
+    outer, inner = fg.Graph(), fg.Graph()
+    with outer:
+        a = fg.Variable(1, [1.0])
+        with inner:
+            b = fg.Variable(1, [2.0])
+            with outer:
+                c = a + a
+        d = fg.Variable(1, [3.0])
+    before = len(fg.default_graph.nodes)
+    e = fg.Variable(1, [4.0])
+    assert outer.nodes == (a, c, d)
+    assert inner.nodes == (b,)
+    assert fg.default_graph.nodes[before:] == (e,)
+    assert [node.graph for node in (a, b, c, d, e)] == [outer, inner, outer, outer, fg.default_graph]
+
+
+def test_scope_is_left_after_an_error():
+    with pytest.raises(ShapeError), fg.Graph():
+        fg.Variable(2) + fg.Variable(3)
+    assert fg.Variable(1).graph is fg.default_graph
+
+
+def test_the_same_graph_can_be_opened_again():
+    graph = fg.Graph()
+    with graph, graph:
+        x = fg.Variable(1, [2.0])
+    with graph:
+        y = x * x
+    assert graph.nodes == (x, y)
+
+
+def test_scopes_of_threads_are_separate():
+    made = []
+
+    def build():
+        with fg.Graph() as graph:
+            made.append((graph, fg.Variable(1)))
+
+    with fg.Graph() as mine:
+        thread = threading.Thread(target=build)
+        thread.start()
+        thread.join()
+    ((graph, node),) = made
+    assert graph.nodes == (node,)
+    assert mine.nodes == ()
+
+
+def test_nodes_are_described_by_name_parents_and_children():
+    with fg.Graph():
+        x = fg.Variable(2, name="x")
+        y = fg.Add(x, x, name="twice")
+    assert (x.name, y.name) == ("x", "twice")
+    assert (x.parents, x.children, y.parents, y.children) == ((), (y,), (x, x), ())
+    assert "twice" in repr(y)
+    assert "2" in repr(y)
+
+
+def test_a_failed_node_leaves_no_trace():
+    with fg.Graph() as graph:
+        x, y = fg.Variable(2), fg.Variable(3)
+        with pytest.raises(ShapeError):
+            fg.Add(x, y)
+        with pytest.raises(ShapeError):
+            fg.Slice(x, 1, 5)
+        with pytest.raises(ShapeError):
+            fg.Variable(2, [1.0, 2.0, 3.0])
+    assert graph.nodes == (x, y)
+    assert x.children == y.children == ()
+
+
+def test_initial_values_come_from_the_seed():
+    def draws(seed):
+        with fg.Graph(seed=seed):
+            return [fg.Variable(500, True).value for _ in range(2)]
+
+    first, again, other = draws(1), draws(1), draws(2)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first, other)
+    pooled = np.concatenate(first + other)
+    assert abs(pooled.std() / 0.001 - 1) < 0.1
+    assert abs(pooled.mean()) < 1e-4
+
+
+def test_variables_know_whether_they_are_trained():
+    with fg.Graph():
+        assert fg.Variable(1).trainable
+        assert not fg.Variable(1, trainable=False).trainable
+        assert fg.Variable(1).value is None
+        assert fg.Variable(1, False).value is None
