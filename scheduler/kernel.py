@@ -25,6 +25,12 @@ def run_instr(instr: Instr, *args: Array) -> Array:
     return canonical(_step(instr._replace(args=tuple(range(len(args)))))([canonical(a) for a in args]))
 
 
+@lru_cache(maxsize=256)
+def kernel_of(program: Program) -> Kernel:
+    """Return the kernel of a program; made once per process."""
+    return Kernel(program)
+
+
 class Kernel:
     """A program made ready to run.
 
@@ -118,14 +124,15 @@ def _scatter(args: tuple[int, ...], starts: tuple[int, ...], dim: int) -> Step:
     def run(env: list[Any]) -> Any:
         pieces = [env[a] for a in args]
         rows, samples = len(pieces[0]), max(p.shape[1] for p in pieces)
+        ends = [start + p.shape[2] for start, p in zip(starts, pieces)]
+        if [0, *ends] == [*starts, dim]:  # the pieces tile the vector: nothing to add up
+            out = np.empty((rows, samples, dim), pieces[0].dtype)
+            for start, end, piece in zip(starts, ends, pieces):
+                out[:, :, start:end] = piece
+            return out
         out = np.zeros((rows, samples, dim), pieces[0].dtype)
-        for start, piece in zip(starts, pieces):
-            out[:, :, start : start + piece.shape[2]] += piece
+        for start, end, piece in zip(starts, ends, pieces):
+            out[:, :, start:end] += piece
         return out
 
     return run
-
-
-@lru_cache(maxsize=64)
-def _compiled(token: str, program_holder: Any) -> Kernel:
-    return Kernel(program_holder.program)

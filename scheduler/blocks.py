@@ -1,0 +1,172 @@
+"""What tasks run: functions of a module, on plain arrays; new state in, new state out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flowgrad.jacobian import Array
+from flowgrad.optim import Rule
+from flowgrad.program import Program
+
+from .kernel import canonical, kernel_of
+from .tree import reduce_tree
+
+State = dict[str, Array]
+Gradient = tuple[Array, float]
+
+
+def pick(values: Any, index: Any) -> Any:
+    """Return one of several results."""
+    return values[index]
+
+
+def collect(*values: Any) -> list[Any]:
+    """Return several results as one list."""
+    return list(values)
+
+
+def take(array: Array, rows: Array) -> Array:
+    """Return rows of a feed."""
+    return canonical(array[rows])
+
+
+def cut(array: Array, start: int, stop: int) -> Array:
+    """Return a range of rows of a feed."""
+    return canonical(array[start:stop])
+
+
+def weights(state: State) -> Array:
+    """Return the flat parameter vector as a value ``(1, P)``."""
+    return state["w"][None]
+
+
+def identity_seed(rows: int, like: Array) -> Array:
+    """Return the seed cotangent ``(rows, N, rows)`` of a full Jacobian; `like` is the result's value."""
+    eye = np.eye(rows, dtype=like.dtype)[:, None, :]
+    return np.ascontiguousarray(np.broadcast_to(eye, (rows, len(like), rows)))
+
+
+def mean_seed(like: Array, samples: int, batch: int) -> Array:
+    """Return the seed of a shard's share of the mean: 1/`batch` for each of its samples.
+
+    A loss that no feed reaches has one row for all samples and gets the share of the whole shard.
+    """
+    share = 1.0 / batch if len(like) == samples else samples / batch
+    return np.full((1, len(like), 1), share, like.dtype)
+
+
+def flat_gradient(loss: Array, samples: int, batch: int, *cotangents: Array) -> Gradient:
+    """Return a shard's share of the mean gradient, laid end to end, and of the mean loss."""
+    flat = [c.sum(axis=1)[0] if c.shape[1] > 1 else c[0, 0] for c in cotangents]
+    total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
+    gradient = np.concatenate(flat) if len(flat) != 1 else flat[0]
+    return canonical(gradient), total / batch
+
+
+def run_program(program: Program, names: tuple[str, ...], *inputs: Any) -> Any:
+    """Run a program on one shard and return the named outputs."""
+    found = kernel_of(program)([canonical(np.asarray(i)) for i in inputs])
+    values = [canonical(found[name]) for name in names]
+    return values[0] if len(values) == 1 else values
+
+
+def shard_jacobian(program: Program, names: tuple[str, ...], rows: int, *inputs: Array) -> list[Array]:
+    """Run a forward and backward program on one shard, seeded with identity rows."""
+    samples = max(map(len, inputs))
+    result_samples = samples if program.types[program.inputs[-1].var].batched else 1
+    like = np.empty((result_samples, 0), inputs[0].dtype)
+    found = kernel_of(program)([*map(canonical, inputs), identity_seed(rows, like)])
+    return [canonical(found[name]) for name in names]
+
+
+def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples: int, *inputs: Array) -> Gradient:
+    """Run a forward and backward program on one shard of a mini-batch.
+
+    Parameters
+    ----------
+    program : Program
+        Its last input is the seed, its output ``"0"`` the loss.
+    names : tuple of str
+        The outputs that make up the gradient.
+    batch, samples : int
+        Size of the whole mini-batch and of this shard.
+    *inputs : ndarray
+        The program's inputs but the seed.
+    """
+    batched = program.types[program.inputs[-1].var].batched
+    like = np.empty((samples if batched else 1, 0), inputs[-1].dtype)
+    found = kernel_of(program)([*map(canonical, inputs), mean_seed(like, samples, batch)])
+    return flat_gradient(found["0"], samples, batch, *(found[name] for name in names))
+
+
+def shard_step(
+    program: Program, names: tuple[str, ...], state: State, const: Array | None, feeds: list[Array], rows: Array, batch: int
+) -> Gradient:
+    """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`."""
+    inputs = arrange(program, state, const, [f[rows] for f in feeds])
+    return shard_gradient(program, names, batch, len(rows), *inputs)
+
+
+def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
+    """Return the inputs of a program in its order."""
+    given = iter(feeds)
+    inputs: list[Array] = []
+    for i in program.inputs:
+        if i.role == "feed":
+            inputs.append(next(given))
+        elif i.role == "param":
+            inputs.append(weights(state))
+        elif i.role == "const":
+            assert const is not None
+            inputs.append(const)
+    return inputs
+
+
+def add_gradients(shares: list[Gradient]) -> Gradient:
+    """Add neighbouring shares, in their order."""
+    gradient, loss = shares[0]
+    for more, more_loss in shares[1:]:
+        gradient = gradient + more
+        loss = loss + more_loss
+    return gradient, loss
+
+
+def update(rule: Rule, state: State, mean: Gradient) -> State:
+    """Return the state after one update by the mean gradient."""
+    rest = {k: canonical(v) for k, v in state.items() if k != "w"}
+    w, rest = rule.update(canonical(state["w"]), canonical(mean[0]), rest)
+    return {"w": w, **rest}
+
+
+def run_round(
+    program: Program,
+    names: tuple[str, ...],
+    rule: Rule,
+    state: State,
+    const: Array | None,
+    feeds: list[Array],
+    steps: list[list[Array]],
+) -> tuple[State, list[float]]:
+    """Run several optimizer steps; per step the rows of each shard. Same arithmetic as the tasks of grain ``shard``."""
+    losses = []
+    for shards in steps:
+        batch = sum(map(len, shards))
+        shares = [shard_step(program, names, state, const, feeds, rows, batch) for rows in shards]
+        mean = reduce_tree(shares, add_gradients)
+        state = update(rule, state, mean)
+        losses.append(mean[1])
+    return state, losses
+
+
+def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:
+    """Return the sum of the losses, the number of right classes (-1 without classes) and the number of samples."""
+    samples = max(map(len, feeds))
+    found = kernel_of(program)(arrange(program, state, const, [canonical(f) for f in feeds]))
+    loss = found["0"]
+    total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
+    right = -1
+    if "1" in found:
+        right = int((found["1"].argmax(axis=1) == found["2"].argmax(axis=1)).sum())
+    return total, right, samples

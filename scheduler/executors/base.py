@@ -1,0 +1,49 @@
+"""The interface that all executors share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..tasks import Record
+
+
+class Handle:
+    """A key that an executor keeps for us; let go of with ``executor.release``."""
+
+    def __init__(self, key: str, future: Any = None):
+        self.key = key
+        self.future = future
+
+
+class Executor(ABC):
+    """Runs task records.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    """
+
+    name: str
+
+    @abstractmethod
+    def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
+        """Place values under their keys; with `replicate`, on every worker."""
+
+    @abstractmethod
+    def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
+        """Start computing `keys`. References may name keys in `records` or keys that are held."""
+
+    @abstractmethod
+    def result(self, handles: Sequence[Handle]) -> list[Any]:
+        """Wait for values and bring them here."""
+
+    @abstractmethod
+    def release(self, handles: Iterable[Handle]) -> None:
+        """Let go of keys."""
+
+    @abstractmethod
+    def task_seconds(self) -> float:
+        """Measure the time of one dependent hop from task to task, in seconds."""

@@ -1,0 +1,116 @@
+"""Plain task records with readable, content-addressed keys; no dask here.
+
+A key is ``prefix-token``; the token hashes the function, the arguments and the parents' keys. So equal work has equal keys and
+dask's own de-duplication of keys is the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowgrad.node import Op
+from flowgrad.program import Instr, Program
+
+
+class Ref(NamedTuple):
+    """The value of another key."""
+
+    key: str
+
+
+class Task(NamedTuple):
+    """Call `func` on `args`; a `Ref` in `args`, or in a list in `args`, stands for the value of its key."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+class Data(NamedTuple):
+    """A value that the client has."""
+
+    value: Any
+
+
+Record = Task | Data
+
+
+class TaskGraph:
+    """Collects records; the same work asked for twice is one record.
+
+    Parameters
+    ----------
+    salt : str
+        Goes into every key of data that is added with ``private=True``, and so into everything computed from it.
+    """
+
+    def __init__(self, salt: str = "") -> None:
+        self.records: dict[str, Record] = {}
+        self.salt = salt
+
+    def data(self, prefix: str, value: Any, private: bool = False) -> Ref:
+        """Add a value of the client's under a key that hashes its content."""
+        key = f"{prefix}-{token(value, self.salt if private else '')}"
+        self.records.setdefault(key, Data(value))
+        return Ref(key)
+
+    def task(self, prefix: str, func: Callable[..., Any], *args: Any) -> Ref:
+        """Add a task and return the reference to its result."""
+        key = f"{prefix}-{token(func, *args)}"
+        self.records.setdefault(key, Task(func, args))
+        return Ref(key)
+
+
+def token(*parts: Any) -> str:
+    """Return 16 hex digits that stand for the content of `parts`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        _feed(digest, part)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, part: Any) -> None:
+    if isinstance(part, np.ndarray):
+        digest.update(f"{part.dtype.str}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    elif isinstance(part, Program):
+        digest.update(program_token(part).encode())
+    elif isinstance(part, Ref):
+        digest.update(part.key.encode())
+    elif isinstance(part, type) and issubclass(part, Op):
+        digest.update(_op_token(part).encode())
+    elif isinstance(part, (list, tuple)):
+        digest.update(f"{type(part).__name__}{len(part)}(".encode())
+        for item in part:
+            _feed(digest, item)
+    elif isinstance(part, dict):
+        _feed(digest, list(part.items()))
+    elif callable(part):
+        digest.update(f"{part.__module__}.{part.__qualname__};".encode())
+    else:
+        digest.update(f"{part!r};".encode())
+
+
+@lru_cache(maxsize=4096)
+def program_token(program: Program) -> str:
+    """Return the token of a program; hashed once per program."""
+    return token(program.types, program.inputs, [_instr_key(i) for i in program.instrs], program.outputs)
+
+
+def _instr_key(i: Instr) -> tuple[Any, ...]:
+    return (i.verb, i.out, i.args, i.op, i.attrs, i.slot)
+
+
+@lru_cache(maxsize=4096)
+def _op_token(op: type[Op]) -> str:
+    """Hash an op's name and the code of its rules: an op that is defined anew is another op."""
+    digest = hashlib.blake2b(f"{op.__module__}.{op.__qualname__}".encode(), digest_size=8)
+    for rule in ("shape", "apply", "jacobian"):
+        code = getattr(getattr(op, rule), "__code__", None)
+        if code is not None:
+            digest.update(code.co_code + repr((code.co_consts, code.co_names)).encode())
+    return digest.hexdigest()
