@@ -1,0 +1,202 @@
+"""Pictures of computational graphs and of task graphs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import DataError, GraphError
+
+if TYPE_CHECKING:
+    from ..graph import Graph
+    from ..node import Node
+    from .fold import Item
+
+__all__ = ["draw", "draw_tasks"]
+
+FOLD = 12
+MAX_BOXES = 1500
+ROLES = {
+    "trainable variable": ("#fef3c7", "#d97706"),
+    "feed variable": ("#d1fae5", "#059669"),
+    "op": ("#e0e7ff", "#4f46e5"),
+    "result": ("#fce7f3", "#db2777"),
+}
+TASKS = {
+    "load": ("#d1fae5", "#059669"),
+    "pull": ("#fef3c7", "#d97706"),
+    "reduce": ("#ede9fe", "#7c3aed"),
+    "update": ("#fce7f3", "#db2777"),
+}
+
+
+def draw(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    targets: Node | Sequence[Node] | None = None,
+    fold: int = FOLD,
+) -> Path:
+    """Draw a computational graph, operands on the left, results on the right.
+
+    Every node is a box: its op, its name and its dim. Arrows enter a box in the order of its slots, top to
+    bottom. Siblings that look alike (same op, same dim, parents and children alike) become one box when there
+    are many of them.
+
+    Parameters
+    ----------
+    graph : Graph
+        What to draw.
+    path : path
+        File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
+    targets : Node or sequence of Node, optional
+        Draw only these nodes and what they depend on; the whole graph when not given.
+    fold : int, default 12
+        More alike siblings than this become one box.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    GraphError
+        When there is nothing to draw, a target is of another graph, or the picture would be too large.
+    DataError
+        When matplotlib is missing, the ending is unknown, or the file cannot be written.
+    """
+    from .fold import Item
+
+    nodes = _nodes(graph, targets)
+    items = []
+    for node in nodes:
+        op = type(node).__name__
+        role = "op" if node.children else "result"
+        if not node.parents:
+            role = "trainable variable" if _trained(node) else "feed variable"
+        kind = (op, node.dim, repr(node.attrs))
+        items.append(Item(node, op, f"{_short(node.name)} · {node.dim}", role, node.parents, kind))
+    numbers = sum(node.dim for node in nodes if _trained(node))
+    counted = f"{_count(len(nodes), 'node')}, {_count(numbers, 'trainable number')}"
+    return _render(path, items, ROLES, counted, "; in each box: op, name · dim", fold)
+
+
+def draw_tasks(
+    edges: Mapping[Hashable, Collection[Hashable]],
+    labels: Mapping[Hashable, str],
+    path: str | os.PathLike[str],
+    fold: int = FOLD,
+) -> Path:
+    """Draw a task graph in the look of `draw`.
+
+    Parameters
+    ----------
+    edges : mapping of key to collection of keys
+        The tasks, each with the keys that it depends on; keys that are no tasks are drawn as well.
+    labels : mapping of key to str
+        Text of the box; a second line after a line feed. The leading word decides colour and folding. Keys
+        without a label show themselves.
+    path : path
+        File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
+    fold : int, default 12
+        More alike siblings than this become one box.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    GraphError
+        When there is nothing to draw, the tasks form a cycle, or the picture would be too large.
+    DataError
+        When matplotlib or networkx is missing, the ending is unknown, or the file cannot be written.
+    """
+    from .fold import Item
+
+    items = []
+    for key in _sorted(edges):
+        title, _, detail = labels.get(key, str(key)).partition("\n")
+        word = re.match(r"[^\W\d_]+", title)
+        role = word.group().lower() if word else "task"
+        parents = tuple(sorted(edges.get(key, ()), key=lambda k: (labels.get(k, ""), str(k))))
+        items.append(Item(key, _short(title), _short(detail), role, parents, role, slots=False))
+    return _render(path, items, TASKS, _count(len(items), "task"), "", fold)
+
+
+def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node]:
+    if not graph.nodes:
+        raise GraphError("the graph has no nodes to draw: build some inside `with graph:`")
+    if targets is None:
+        return graph.nodes
+    stack = list(targets) if isinstance(targets, Iterable) else [targets]
+    for target in stack:
+        if getattr(target, "graph", None) is not graph:
+            raise GraphError(
+                f"{target} is not a node of the graph to draw: give nodes of this graph as targets"
+            )
+    seen = set(stack)
+    while stack:
+        for parent in stack.pop().parents:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=lambda node: node.index)
+
+
+def _trained(node: Node) -> bool:
+    """Tell parameters from feeds: a variable without a value waits for a feed, and feeds are never trained."""
+    return getattr(node, "trainable", False) and node.value is not None
+
+
+def _sorted(edges: Mapping[Hashable, Collection[Hashable]]) -> list[Hashable]:
+    """Order tasks so that each comes after those it depends on, alike for every run."""
+    try:
+        import networkx
+    except ImportError as error:
+        raise DataError("drawing needs networkx: pip install 'flowgrad[viz]'") from error
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(sorted(edges, key=str))
+    graph.add_edges_from(
+        (parent, key) for key in sorted(edges, key=str) for parent in sorted(edges[key], key=str)
+    )
+    if len(graph) == 0:
+        raise GraphError("there are no tasks to draw")
+    try:
+        return list(networkx.lexicographical_topological_sort(graph, key=str))
+    except networkx.NetworkXUnfeasible:
+        raise GraphError(
+            "the tasks depend on each other in a cycle: there is no order to draw them in"
+        ) from None
+
+
+def _render(
+    path: str | os.PathLike[str],
+    items: Sequence[Item],
+    colours: Mapping[str, tuple[str, str]],
+    counted: str,
+    note: str,
+    limit: int,
+) -> Path:
+    from .fold import fold
+    from .render import render
+
+    boxes, edges = fold(items, limit)
+    if len(boxes) > MAX_BOXES:
+        raise GraphError(
+            f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it"
+        )
+    folded = f", drawn as {len(boxes)} boxes" if len(boxes) < len(items) else ""
+    return render(path, boxes, edges, colours, counted + folded + note)
+
+
+def _short(text: str, longest: int = 32) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
