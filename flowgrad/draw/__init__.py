@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, GraphError
 
@@ -85,8 +85,8 @@ def draw(
 
 
 def draw_tasks(
-    edges: Mapping[Hashable, Collection[Hashable]],
-    labels: Mapping[Hashable, str],
+    edges: Mapping[Any, Collection[Any]],
+    labels: Mapping[Any, str],
     path: str | os.PathLike[str],
     fold: int = FOLD,
 ) -> Path:
@@ -149,11 +149,11 @@ def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node
 
 
 def _trained(node: Node) -> bool:
-    """Tell parameters from feeds: a variable without a value waits for a feed, and feeds are never trained."""
+    """Tell parameters from feeds: a variable without a value waits for a feed."""
     return getattr(node, "trainable", False) and node.value is not None
 
 
-def _sorted(edges: Mapping[Hashable, Collection[Hashable]]) -> list[Hashable]:
+def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
     """Order tasks so that each comes after those it depends on, alike for every run."""
     try:
         import networkx

@@ -1,0 +1,147 @@
+"""A dask cluster for the length of a command: one of its own on this machine, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import ClusterError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+TIMEOUT = 10.0  # seconds
+
+
+def default_workers() -> int:
+    """Return how many worker processes to start: two, or one where there is only one CPU."""
+    from dask.system import CPU_COUNT
+
+    return min(2, int(CPU_COUNT))
+
+
+@contextmanager
+def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterator[Client]:
+    """Start worker processes on this machine that only this machine can reach, and close them at the end.
+
+    Parameters
+    ----------
+    workers, threads : int
+        Worker processes, and threads in each.
+    dashboard : bool
+        Whether to serve dask's dashboard: on port 8787, or another one when that is taken.
+
+    Yields
+    ------
+    distributed.Client
+
+    Raises
+    ------
+    ClusterError
+        When the workers do not start.
+    """
+    from distributed import Client, LocalCluster
+
+    address = "127.0.0.1:8787" if dashboard else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Port .* is already in use")
+        try:
+            with _sigint_held_back():
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=threads,
+                    host="127.0.0.1",
+                    dashboard_address=address,
+                    silence_logs=logging.CRITICAL,
+                )
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(f"cannot start {workers} workers on this machine: {_brief(error)}") from error
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def existing_cluster(address: str, timeout: float = TIMEOUT) -> Iterator[Client]:
+    """Connect to a scheduler that runs already; at the end only the connection is closed.
+
+    Parameters
+    ----------
+    address : str
+        For example ``tcp://10.0.0.1:8786``.
+    timeout : float
+        Seconds to wait for the scheduler, and for its first worker.
+
+    Yields
+    ------
+    distributed.Client
+
+    Raises
+    ------
+    ClusterError
+        When no scheduler answers, it has no workers, or a worker cannot import flowgrad.
+    """
+    from distributed import Client
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, timeout=timeout)
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise ClusterError(
+            f"no scheduler at {address}: {_brief(error)} (waited at most {timeout:g} s): "
+            "check the address, or leave out --scheduler to start workers on this machine"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=timeout)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"the scheduler at {address} has no workers after {timeout:g} s: start one with "
+                f"`dask worker {address}`"
+            ) from error
+        try:
+            client.run(_import_flowgrad)
+        except Exception as error:
+            raise ClusterError(
+                f"a worker of {address} cannot import flowgrad: {_brief(error)}: install it there"
+            ) from error
+        yield client
+
+
+def dashboard_address(client: Client) -> str | None:
+    """Return the address of the cluster's dashboard, None when it has none."""
+    services = client.scheduler_info().get("services", {})
+    return str(client.dashboard_link) if "dashboard" in services else None
+
+
+def _import_flowgrad() -> None:
+    import flowgrad  # noqa: F401
+
+
+@contextmanager
+def _sigint_held_back() -> Iterator[None]:
+    """Let Ctrl-C reach this process alone, and only once the cluster is there to be closed.
+
+    Threads and processes started meanwhile inherit the mask: a terminal sends SIGINT to the whole process
+    group, and workers that die of it in the middle of a task look like a crash.
+    """
+    if os.name != "posix":
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # starting it later would lift the mask
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:159] + "…"

@@ -1,0 +1,88 @@
+"""The folder of one run: reserved before the work, filled at its end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import DataError
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
+    """Reserve a folder for results, which appear there when the block ends well, and not at all otherwise.
+
+    Parameters
+    ----------
+    out : path, optional
+        The folder; ``runs/NAME-<date>-<time>`` when not given.
+    name : str
+        For the default.
+
+    Yields
+    ------
+    Path
+        A hidden folder inside of the run folder, to write to.
+
+    Raises
+    ------
+    DataError
+        When the folder cannot be written, holds something already, or is in use by another run.
+    """
+    folder = Path(out) if out is not None else _fresh(name)
+    partial, made = _reserve(folder)
+    try:
+        yield partial
+        _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # not empty: the run ended well
+            for path in made:
+                path.rmdir()
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    try:
+        for file in sorted(partial.iterdir()):
+            os.replace(file, folder / file.name)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _fresh(name: str) -> Path:
+    stamp = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, n = Path(stamp), 1
+    while folder.exists():
+        n += 1
+        folder = Path(f"{stamp}-{n}")
+    return folder
+
+
+def _reserve(folder: Path) -> tuple[Path, list[Path]]:
+    """Make the folder and its hidden part; return the latter and which folders were made, innermost first."""
+    advice = "choose another folder with --out"
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = sorted(path.name for path in folder.iterdir())
+        if PARTIAL in present:
+            raise DataError(
+                f"{folder} is in use by another run, or one that was killed left {folder / PARTIAL}: "
+                f"remove that, or {advice}"
+            )
+        if present:
+            what = "a run" if "history.csv" in present else f"files ({present[0]}, ...)"
+            raise DataError(f"{folder} already holds {what}: {advice}")
+        (folder / PARTIAL).mkdir()
+    except OSError as error:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}: {advice}") from error
+    return folder / PARTIAL, made
