@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -98,8 +97,3 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
             f"no dask scheduler answers at {where} within {timeout:g} s: start one with `dask scheduler`, "
             f"check the address, or leave it out to run here ({type(error).__name__})"
         ) from error
-
-
-def loaded() -> bool:
-    """Return whether `distributed` was imported by anyone: without it there is no current client to look for."""
-    return "distributed" in sys.modules

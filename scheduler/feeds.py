@@ -1,0 +1,143 @@
+"""Checking feeds: arrays of samples by variable. Pure; nothing of the user's is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowgrad.errors import FeedError, GraphError
+from flowgrad.graph import Graph
+from flowgrad.jacobian import Array
+from flowgrad.node import Node, Variable
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Checked feeds.
+
+    Attributes
+    ----------
+    arrays : dict
+        ``(N, dim)`` by variable, of one float dtype.
+    samples : int
+        N; 1 without feeds.
+    dtype : numpy dtype
+    """
+
+    arrays: dict[Variable, Array]
+    samples: int
+    dtype: np.dtype[Any]
+
+
+def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None) -> Feeds:
+    """Check feeds against a graph and bring them to ``(N, dim)``.
+
+    Parameters
+    ----------
+    graph : Graph
+    feeds : mapping of Variable to array
+        ``(N, dim)``; ``(N,)`` for ``dim == 1``; integers ``(N,)`` for ``dim > 1`` are class indices and become one-hot.
+        dask arrays are computed.
+    dtype : optional
+        Of the result; by default that of the feeds (float64 for integers).
+
+    Raises
+    ------
+    FeedError
+        Names the variable, both sizes, and what to do.
+    """
+    if feeds is None:
+        return Feeds({}, 1, np.dtype(dtype or np.float64))
+    if not isinstance(feeds, Mapping):
+        raise FeedError(f"feeds must be a dict {{variable: array}}, not {type(feeds).__name__}")
+    raw = {_variable(graph, v): _numeric(v, a) for v, a in feeds.items()}
+    lengths = {v: len(a) for v, a in raw.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{v.name!r} has {n}" for v, n in lengths.items())
+        raise FeedError(f"feeds differ in their number of samples: {told}; axis 0 is the samples")
+    empty = [v.name for v, n in lengths.items() if n == 0]
+    if empty:
+        raise FeedError(f"the feed for {empty[0]!r} is empty: it has 0 samples, at least 1 is needed")
+    if dtype is None:
+        floats = [a.dtype for a in raw.values() if a.dtype.kind == "f"]
+        dtype = np.result_type(*floats) if floats else np.float64
+        dtype = np.float32 if dtype == np.float16 else dtype
+    arrays = {v: _shaped(v, a, np.dtype(dtype)) for v, a in raw.items()}
+    return Feeds(arrays, next(iter(lengths.values()), 1), np.dtype(dtype))
+
+
+def check_nodes(nodes: Any, what: str) -> tuple[Graph, list[Node]]:
+    """Check that `nodes` are nodes of one graph; return it and them."""
+    found = list(nodes) if isinstance(nodes, (list, tuple)) else [nodes]
+    if not found:
+        raise GraphError(f"{what}: no node was given")
+    for node in found:
+        if not isinstance(node, Node):
+            raise GraphError(f"{what}: {node!r} is not a node")
+        if node.graph is not found[0].graph:
+            raise GraphError(f"{what}: {found[0]} and {node} belong to two different graphs")
+    return found[0].graph, found
+
+
+def require_values(variables: list[Variable], feeds: Feeds, target: Node) -> None:
+    """Raise for the first variable that is neither fed nor set."""
+    for v in variables:
+        if v not in feeds.arrays and v.value is None:
+            raise FeedError(
+                f"variable {v.name!r} (dim {v.dim}) has no value and no feed, and {target} needs it: "
+                f"add {{{v.name}: array (N, {v.dim})}} to the feeds or call set_value"
+            )
+
+
+def _variable(graph: Graph, key: Any) -> Variable:
+    if not isinstance(key, Node):
+        raise FeedError(f"feeds are given by variable; {key!r} is {type(key).__name__}, not a node")
+    if not isinstance(key, Variable):
+        raise FeedError(f"only variables can be fed; {key} is computed from its parents")
+    if key.graph is not graph:
+        raise FeedError(f"the feed for {key} belongs to another graph")
+    return key
+
+
+def _numeric(v: Variable, value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise FeedError(f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})") from None
+    if array.dtype.kind not in "fiub":
+        raise FeedError(
+            f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
+        )
+    if array.ndim == 0 or array.ndim > 2 or (array.ndim == 2 and array.shape[1] != v.dim):
+        raise FeedError(f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim})")
+    if array.ndim == 1 and v.dim > 1:
+        _check_labels(v, array)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(array))[0]
+        raise FeedError(
+            f"the feed for {v.name!r} is not finite: sample {where[0]} holds {array[tuple(where)]}; remove or impute such samples"
+        )
+    return array
+
+
+def _check_labels(v: Variable, array: Array) -> None:
+    if array.dtype.kind not in "iu":
+        raise FeedError(
+            f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim}), or integer class indices (N,)"
+        )
+    if array.size and (array.min() < 0 or array.max() >= v.dim):
+        bad = int(np.flatnonzero((array < 0) | (array >= v.dim))[0])
+        raise FeedError(
+            f"label out of range: sample {bad} of the feed for {v.name!r} has class {array[bad]}, but its dim {v.dim} allows 0 to {v.dim - 1}"
+        )
+
+
+def _shaped(v: Variable, array: Array, dtype: np.dtype[Any]) -> Array:
+    if array.ndim == 1 and v.dim > 1:
+        hot = np.zeros((len(array), v.dim), dtype)
+        hot[np.arange(len(array)), array] = 1
+        return hot
+    return np.ascontiguousarray(array.reshape(len(array), v.dim), dtype=dtype)

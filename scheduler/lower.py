@@ -1,0 +1,256 @@
+"""Lowering: nodes and feeds -> task records. Pure; nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowgrad.autodiff import differentiate
+from flowgrad.errors import GraphError
+from flowgrad.graph import Graph
+from flowgrad.jacobian import Array
+from flowgrad.node import Node, Variable, ancestors
+from flowgrad.program import Program, Role, trace, verify
+
+from . import blocks
+from .feeds import Feeds, require_values
+from .fuse import fuse, pack
+from .kernel import run_instr
+from .tasks import Ref, TaskGraph
+from .tree import bounds, reduce_tree
+
+GRAINS = ("node", "sample", "shard", "round", "auto")
+
+# Without a given number of shards, inference cuts feeds into shards of about this many samples.
+SHARD_SAMPLES = 4096
+MAX_SHARDS = 16
+
+
+@dataclass
+class Job:
+    """Records, the keys that are wanted, and how their values become the result."""
+
+    graph: TaskGraph
+    keys: list[Ref]
+    finish: Callable[[list[Any]], Any]
+    program: Program
+    grain: str
+    shards: int
+    samples: int
+
+
+def check_grain(grain: str) -> str:
+    """Return `grain`, or raise with the list of those there are."""
+    if grain not in GRAINS:
+        raise GraphError(f"unknown grain {grain!r}: choose one of {', '.join(GRAINS)}")
+    return grain
+
+
+def compile_forward(targets: Sequence[Node], feeds: Feeds, params: Sequence[Variable], grain: str) -> Program:
+    """Trace `targets` and lay out their program for a grain: fused, or node by node."""
+    upstream: dict[Node, None] = {}
+    for target in targets:
+        upstream |= ancestors(target)
+    require_values([v for v in upstream if isinstance(v, Variable)], feeds, targets[0])
+    program = verify(trace(targets, feeds.arrays, params))
+    return verify(pack(program) if grain == "node" else fuse(program))
+
+
+def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
+    """Return the values of all parameters or constants of a program as one vector ``(1, P)``."""
+    flat = np.zeros((1, program.size(role)), dtype)
+    for index, (of, start, stop) in program.layout.items():
+        value = graph.nodes[index].value
+        if of == role and value is not None:
+            flat[0, start:stop] = value
+    return flat
+
+
+def input_var(program: Program, role: Role, node: int = -1) -> int | None:
+    """Return the program variable of an input, or None if the program has no such input."""
+    return next((i.var for i in program.inputs if i.role == role and i.node == node), None)
+
+
+class Placed:
+    """Feeds, parameters and constants of one call as records, cut into shards."""
+
+    def __init__(self, graph: TaskGraph, program: Program, owner: Graph, feeds: Feeds, grain: str, shards: int | None):
+        self.graph = graph
+        self.program = program
+        self.grain = grain
+        count = feeds.samples if grain == "sample" else shards or min(MAX_SHARDS, -(-feeds.samples // SHARD_SAMPLES))
+        self.bounds = bounds(feeds.samples, count)
+        nodes = owner.nodes
+        self.whole: dict[int, Ref] = {}
+        for i in program.inputs:
+            if i.role == "feed":
+                variable = nodes[i.node]
+                assert isinstance(variable, Variable)
+                self.whole[i.var] = graph.data("feed", feeds.arrays[variable])
+            elif i.role != "seed":
+                self.whole[i.var] = graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype))
+
+    def inputs(self, start: int, stop: int) -> dict[int, Ref]:
+        """Return the inputs of one shard, but the seed."""
+        refs = dict(self.whole)
+        if len(self.bounds) > 1:
+            for i in self.program.inputs:
+                if i.role == "feed":
+                    refs[i.var] = self.graph.task("take", blocks.cut, self.whole[i.var], start, stop)
+        return refs
+
+
+def lower_nodes(graph: TaskGraph, program: Program, inputs: dict[int, Ref]) -> dict[int, Ref]:
+    """Give every instruction its own task; return the reference of each program variable."""
+    refs = dict(inputs)
+    for i in program.instrs:
+        if i.verb in ("pull", "pull_sum"):
+            prefix = f"pull-{i.op.__name__.lower()}"
+        else:
+            prefix = i.op.__name__.lower() if i.verb == "apply" else i.verb
+        refs[i.out] = graph.task(prefix, run_instr, i._replace(out=0, args=()), *(refs[a] for a in i.args))
+    return refs
+
+
+def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None) -> Job:
+    """Lower values of `targets` for every sample; the result is a list of arrays ``(N, dim)``."""
+    graph = TaskGraph()
+    program = compile_forward(targets, feeds, (), grain)
+    placed = Placed(graph, program, owner, feeds, grain, shards)
+    names = tuple(str(k) for k in range(len(targets)))
+    keys: list[Ref] = []
+    held = None if grain == "node" else graph.data("program", program)
+    for start, stop in placed.bounds:
+        inputs = placed.inputs(start, stop)
+        if held is None:
+            refs = lower_nodes(graph, program, inputs)
+            keys += [refs[program.outputs[name]] for name in names]
+            continue
+        block = graph.task("forward", blocks.run_program, held, names, *(inputs[i.var] for i in program.inputs))
+        keys += [block] if len(names) == 1 else [graph.task("pick", blocks.pick, block, k) for k in range(len(names))]
+
+    def finish(values: list[Any]) -> list[Array]:
+        out = []
+        for k in range(len(names)):
+            parts = [
+                np.broadcast_to(v, (stop - start, v.shape[1])) for v, (start, stop) in zip(values[k :: len(names)], placed.bounds)
+            ]
+            out.append(np.concatenate(parts) if len(parts) > 1 else np.array(parts[0]))
+        return out
+
+    return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)
+
+
+def _backward(
+    target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str, per_sample: bool
+) -> tuple[Program, list[tuple[str, list[Variable]]]]:
+    """Return forward and backward program, and per output name the variables whose derivatives it holds."""
+    params = [v for v in wrt if v not in feeds.arrays]
+    fed = [v for v in wrt if v in feeds.arrays]
+    program = compile_forward([target], feeds, params, grain)
+    where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
+    found = [(var, vs) for var, vs in where if var is not None and vs]
+    program = verify(
+        differentiate(program, program.outputs["0"], [var for var, _ in found], per_sample, fold=grain != "node")
+    )
+    named = [(f"d{k}", vs) for k, (_, vs) in enumerate(found) if f"d{k}" in program.outputs]
+    return program, named
+
+
+def lower_gradient(
+    target: Node, owner: Graph, feeds: Feeds, wrt: Sequence[Variable], grain: str, shards: int | None
+) -> Job:
+    """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``."""
+    graph = TaskGraph()
+    program, named = _backward(target, feeds, wrt, grain, per_sample=False)
+    placed = Placed(graph, program, owner, feeds, grain, shards)
+    names = tuple(name for name, _ in named)
+    held = None if grain == "node" else graph.data("program", program)
+    seed = program.inputs[-1].var
+    shares: list[Ref] = []
+    for start, stop in placed.bounds if names else ():
+        inputs = placed.inputs(start, stop)
+        if held is None:
+            shares.append(lower_share(graph, program, names, inputs, stop - start, feeds.samples))
+            continue
+        given = [inputs[i.var] for i in program.inputs if i.var != seed]
+        shares.append(
+            graph.task("gradient", blocks.shard_gradient, held, names, feeds.samples, stop - start, *given)
+        )
+    keys = [reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group))] if shares else []
+
+    def finish(values: list[Any]) -> dict[Variable, Array]:
+        out = {v: np.zeros(v.dim, feeds.dtype) for v in wrt}
+        at = 0
+        for _, variables in named:
+            size = program.size("param") if variables[0] not in feeds.arrays else variables[0].dim
+            piece = values[0][0][at : at + size]
+            for v in variables:
+                if v in feeds.arrays:
+                    out[v] = piece.copy()
+                elif v.index in program.layout:
+                    out[v] = piece[slice(*program.layout[v.index][1:])].copy()
+            at += size
+        return out
+
+    return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)
+
+
+def lower_share(
+    graph: TaskGraph, program: Program, names: tuple[str, ...], inputs: dict[int, Ref], samples: int, batch: int
+) -> Ref:
+    """Lower one shard's share of the mean gradient node by node: a task per node forward, one per edge backward."""
+    seed = program.inputs[-1].var
+    loss = program.outputs["0"]
+    forward = Program(program.types, program.inputs, _until(program, seed), {})
+    refs = lower_nodes(graph, forward, inputs)
+    refs[seed] = graph.task("seed", blocks.mean_seed, refs[loss], samples, batch)
+    backward = Program(program.types, program.inputs, program.instrs[len(forward.instrs) :], {})
+    refs = lower_nodes(graph, backward, refs)
+    return graph.task("gradient", blocks.flat_gradient, refs[loss], samples, batch, *(refs[program.outputs[n]] for n in names))
+
+
+def _until(program: Program, seed: int) -> tuple[Any, ...]:
+    """Return the forward part: what was there before the seed was added."""
+    return tuple(i for i in program.instrs if i.out < seed)
+
+
+def lower_jacobian(
+    result: Node, owner: Graph, feeds: Feeds, wrt: Sequence[Variable], grain: str, shards: int | None
+) -> Job:
+    """Lower the Jacobians of `result` per sample; the result is a dict ``{variable: (N, result.dim, dim)}``."""
+    graph = TaskGraph()
+    program, named = _backward(result, feeds, wrt, grain, per_sample=True)
+    placed = Placed(graph, program, owner, feeds, grain, shards)
+    names = tuple(name for name, _ in named)
+    held = None if grain == "node" else graph.data("program", program)
+    seed = program.inputs[-1].var
+    keys: list[Ref] = []
+    for start, stop in placed.bounds if names else ():
+        inputs = placed.inputs(start, stop)
+        if held is None:
+            forward = Program(program.types, program.inputs, _until(program, seed), {})
+            refs = lower_nodes(graph, forward, inputs)
+            refs[seed] = graph.task("seed", blocks.identity_seed, result.dim, refs[program.outputs["0"]])
+            refs = lower_nodes(graph, Program(program.types, (), program.instrs[len(forward.instrs) :], {}), refs)
+            keys.append(graph.task("collect", blocks.collect, *(refs[program.outputs[n]] for n in names)))
+            continue
+        given = [inputs[i.var] for i in program.inputs if i.var != seed]
+        keys.append(graph.task("jacobian", blocks.shard_jacobian, held, names, result.dim, *given))
+
+    def finish(values: list[Any]) -> dict[Variable, Array]:
+        out = {v: np.zeros((feeds.samples, result.dim, v.dim), feeds.dtype) for v in wrt}
+        for shard, (start, stop) in zip(values, placed.bounds):
+            for (_, variables), block in zip(named, shard):
+                for v in variables:
+                    if v in feeds.arrays:
+                        out[v][start:stop] = np.swapaxes(block, 0, 1)
+                    elif v.index in program.layout:
+                        _, lo, hi = program.layout[v.index]
+                        out[v][start:stop] = np.swapaxes(block[:, :, lo:hi], 0, 1)
+        return out
+
+    return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)

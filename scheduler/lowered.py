@@ -1,0 +1,101 @@
+"""`Lowered`: a job as a dask collection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import dask.threaded
+from dask.base import DaskMethodsMixin
+from dask.utils import key_split
+
+from flowgrad import draw
+
+from .daskgraph import to_dask
+from .lower import Job
+from .tasks import Data, Record, Ref
+
+
+class Lowered(DaskMethodsMixin):
+    """What will run, as a dask collection: ``dask.compute``, ``.persist()``, ``.visualize()`` work on it.
+
+    Attributes
+    ----------
+    dask : dict
+        The dask graph: current task-spec objects by key; the prefix of a key names the work (``dot-``, ``pull-dot-``,
+        ``reduce-``).
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     x = fg.Variable(2, trainable=False)
+    ...     y = fg.Dot(x, x)
+    >>> lowered = fg.Engine("sync").lower(y, {x: [[1.0, 2.0], [3.0, 4.0]]}, grain="node")
+    >>> lowered.compute().tolist()
+    [[5.0], [25.0]]
+    """
+
+    __dask_scheduler__ = staticmethod(dask.threaded.get)
+
+    def __init__(self, job: Job, graph: dict[str, Any] | None = None):
+        self.job = job
+        self.dask = to_dask(job.graph.records) if graph is None else graph
+
+    def __dask_graph__(self) -> dict[str, Any]:
+        return self.dask
+
+    def __dask_keys__(self) -> list[str]:
+        return [ref.key for ref in self.job.keys]
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        return ("flowgrad", *self.__dask_keys__())
+
+    def __dask_postcompute__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.job.finish, ()
+
+    def __dask_postpersist__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self._rebuild, ()
+
+    def _rebuild(self, graph: Any, *extra: Any) -> Lowered:
+        return Lowered(self.job, dict(graph))
+
+    def tasks(self) -> dict[str, int]:
+        """Return the number of tasks by key prefix."""
+        records = self.job.graph.records
+        return dict(Counter(key_split(key) for key, r in records.items() if not isinstance(r, Data)))
+
+    def visualize(self, filename: str = "lowered.png", **kwargs: Any) -> str:  # type: ignore[override]
+        """Draw the task graph into a picture file and return its path; needs the extra ``viz``."""
+        records = self.job.graph.records
+        edges = {key: set(_references(r)) for key, r in records.items() if not isinstance(r, Data)}
+        edges = {key: {d for d in deps if d in edges} for key, deps in edges.items()}
+        return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
+
+    def explain(self) -> str:
+        """Say in words and numbers what will run."""
+        job = self.job
+        counts = sorted(self.tasks().items(), key=lambda item: -item[1])
+        lines = [
+            f"grain {job.grain}: {sum(n for _, n in counts)} tasks for {job.samples} samples in {job.shards} shard(s)",
+            f"program: {len(job.program.instrs)} instructions, {job.program.size('param')} parameters",
+            "tasks by prefix: " + ", ".join(f"{n} {prefix}" for prefix, n in counts),
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Lowered: {len(self.dask)} keys, grain {self.job.grain}>"
+
+
+def _references(record: Record) -> list[str]:
+    found: list[str] = []
+    if isinstance(record, Data):
+        return found
+    stack: list[Any] = list(record.args)
+    while stack:
+        arg = stack.pop()
+        if isinstance(arg, Ref):
+            found.append(arg.key)
+        elif isinstance(arg, list):
+            stack += arg
+    return found
