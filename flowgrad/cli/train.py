@@ -49,17 +49,20 @@ def _positive(ctx: click.Context, parameter: click.Parameter, value: float) -> f
 
 
 class _Count(click.ParamType):
-    """A positive integer."""
+    """An integer from `low` on."""
 
     name = "N"
+
+    def __init__(self, low: int = 1):
+        self.low = low
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
             number = int(value)
         except ValueError:
-            number = 0
-        if number < 1:
-            self.fail(f"{value!r} is not a positive integer", param, ctx)
+            number = self.low - 1
+        if number < self.low:
+            self.fail(f"{value!r} is not an integer from {self.low} on", param, ctx)
         return number
 
 
@@ -101,14 +104,14 @@ def _choice(values: tuple[str, ...]) -> dict[str, Any]:
     **_choice(GRAINS),
 )
 @_option(
-    "--seed", "Seed of initial values and of the order of samples.", default=0, type=click.INT, metavar="N"
+    "--seed", "Seed of initial values and of the order of samples.", default=0, type=_Count(0), metavar="N"
 )
 @_option("--dashboard/--no-dashboard", "Serve dask's dashboard.", default=True)
 @_option(
     "--out", "Where results go.  [default: runs/DATASET-<date>-<time>]", metavar="FOLDER", type=click.Path()
 )
 def train(**options: Any) -> None:
-    r"""Train a fully connected net on DATASET, one Dot per neuron.
+    """Train a fully connected net on DATASET, one Dot per neuron.
 
     DATASET is mnist (comes with flowgrad), digits (scikit-learn's), or the path of an .npz file with the
     arrays x_train, y_train, x_test, y_test: samples (N, dim), class indices (N,). uint8 samples are divided
@@ -124,7 +127,7 @@ def train(**options: Any) -> None:
       flowgrad train mnist --hidden 90,30 --epochs 3 --lr 0.001
       flowgrad train digits --hidden 32 --epochs 20 --out runs/digits
       flowgrad train my.npz --scheduler tcp://10.0.0.1:8786
-    """
+    """  # noqa: D301
     if options["scheduler"] is not None and options["workers"] is not None:
         raise click.UsageError(
             "--workers starts workers here, --scheduler uses those that run already: give one of them"
