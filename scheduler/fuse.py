@@ -29,19 +29,37 @@ class Segment(NamedTuple):
 Segments = tuple[Segment, ...]
 
 
-def pack(program: Program) -> Program:
-    """Lay parameters and constants into one flat vector each, in their order; nodes stay as they are."""
-    return _Fusion(program).run(fuse=False)
+Layout = dict[int, tuple[Role, int, int]]
 
 
-def fuse(program: Program) -> Program:
-    """Fuse siblings, and lay the parameters so that stacked ones are one range of the flat vector."""
-    return _Fusion(program).run(fuse=True)
+def pack(program: Program, layout: Layout | None = None) -> Program:
+    """Lay parameters and constants into one flat vector each; nodes stay as they are.
+
+    Parameters
+    ----------
+    program : Program
+        As traced.
+    layout : dict, optional
+        Layout of the parameters that is to be kept, of another program over the same parameters.
+    """
+    return _Fusion(program, layout).run(fuse=False)
+
+
+def fuse(program: Program, layout: Layout | None = None) -> Program:
+    """Fuse siblings, and lay the parameters so that stacked ones are one range of the flat vector.
+
+    Parameters
+    ----------
+    program, layout
+        See `pack`.
+    """
+    return _Fusion(program, layout).run(fuse=True)
 
 
 class _Fusion:
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, layout: Layout | None):
         self.program = program
+        self.fixed = layout or {}
         self.builder = Builder()
         self.segments: dict[int, Segments] = {}
         self.ready: dict[Segments, int] = {}
@@ -90,9 +108,12 @@ class _Fusion:
             return s
         given = self.program.inputs[-1 - s.base]
         if s.base not in self.placed:
-            start = self.cursor[given.role]
-            stop = start + self.program.types[given.var].dim
-            self.cursor[given.role] = stop
+            if given.role == "param" and given.node in self.fixed:
+                _, start, stop = self.fixed[given.node]
+            else:
+                start = self.cursor[given.role]
+                stop = start + self.program.types[given.var].dim
+                self.cursor[given.role] = stop
             self.placed[s.base] = Segment(self.flat[given.role], start, stop)
             self.builder.layout[given.node] = (given.role, start, stop)
         whole = self.placed[s.base]

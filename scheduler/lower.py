@@ -17,7 +17,7 @@ from flowgrad.program import Program, Role, trace, verify
 
 from . import blocks
 from .feeds import Feeds, require_values
-from .fuse import fuse, pack
+from .fuse import Layout, fuse, pack
 from .kernel import run_instr
 from .tasks import Ref, TaskGraph
 from .tree import bounds, reduce_tree
@@ -49,14 +49,19 @@ def check_grain(grain: str) -> str:
     return grain
 
 
-def compile_forward(targets: Sequence[Node], feeds: Feeds, params: Sequence[Variable], grain: str) -> Program:
-    """Trace `targets` and lay out their program for a grain: fused, or node by node."""
+def compile_forward(
+    targets: Sequence[Node], feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
+) -> Program:
+    """Trace `targets` and lay out their program for a grain: fused, or node by node.
+
+    With `layout`, parameters lie where they lie in another program over the same parameters.
+    """
     upstream: dict[Node, None] = {}
     for target in targets:
         upstream |= ancestors(target)
     require_values([v for v in upstream if isinstance(v, Variable)], feeds, targets[0])
     program = verify(trace(targets, feeds.arrays, params))
-    return verify(pack(program) if grain == "node" else fuse(program))
+    return verify(pack(program, layout) if grain == "node" else fuse(program, layout))
 
 
 def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:

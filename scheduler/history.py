@@ -1,0 +1,36 @@
+"""What a training run leaves behind: a record per epoch, the loss of every step, and the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class History:
+    """The course of a training run.
+
+    Attributes
+    ----------
+    epochs : list of dict
+        ``epoch``, ``loss`` (mean over the epoch's samples; nan for epoch 0), ``validation_loss``, ``validation_accuracy`` (None
+        where there is none), ``seconds`` since the start of `fit`, ``samples_per_second``. Epoch 0 is the evaluation before
+        training, present if there are validation feeds.
+    steps : list of (int, float)
+        Number of the step, from 1, and the mean loss of its mini-batch before the update.
+    plan : dict
+        Grain, shards, steps per task and window, and the reason.
+    """
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[tuple[int, float]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the history as plain values, for JSON."""
+        return {"plan": self.plan, "epochs": self.epochs, "steps": [list(s) for s in self.steps]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> History:
+        """Return the history that `as_dict` wrote."""
+        return cls(values["plan"], values["epochs"], [(int(k), float(loss)) for k, loss in values["steps"]])

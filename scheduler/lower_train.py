@@ -1,0 +1,134 @@
+"""Lowering optimizer steps: per step shard gradients -> reduction tree by shard index -> update. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowgrad.autodiff import differentiate
+from flowgrad.jacobian import Array
+from flowgrad.node import Node, Variable
+from flowgrad.ops import CrossEntropyWithSoftMax
+from flowgrad.optim import Rule
+from flowgrad.program import Program, verify
+
+from . import blocks
+from .feeds import Feeds
+from .fuse import Layout
+from .lower import compile_forward, input_var, lower_share
+from .plan import Plan
+from .tasks import Ref, TaskGraph
+from .tree import bounds, reduce_tree
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as a program.
+
+    Attributes
+    ----------
+    program : Program
+        Forward and backward; output ``"0"`` is the loss.
+    names : tuple of str
+        The output that is the gradient of the flat parameter vector; empty if the loss depends on no parameter.
+    fed : tuple of Variable
+        The variables that are fed, in the order of the program's inputs.
+    """
+
+    program: Program
+    names: tuple[str, ...]
+    fed: tuple[Variable, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """References to what every step reads."""
+
+    program: Ref
+    const: Ref | None
+    feeds: list[Ref]
+
+
+def compile_step(
+    target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
+) -> Step:
+    """Return forward and backward of the loss by all `params`, fused or node by node."""
+    forward = compile_forward([target], feeds, params, grain, layout)
+    flat = input_var(forward, "param")
+    wrt = [] if flat is None else [flat]
+    program = verify(differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node"))
+    return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program, target))
+
+
+def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
+    """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
+    targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
+    program = compile_forward(targets, feeds, params, "shard", layout)
+    return Step(program, (), _fed(program, target))
+
+
+def _fed(program: Program, target: Node) -> tuple[Variable, ...]:
+    nodes = [target.graph.nodes[i.node] for i in program.inputs if i.role == "feed"]
+    return tuple(n for n in nodes if isinstance(n, Variable))
+
+
+def lower_window(
+    graph: TaskGraph, step: Step, plan: Plan, rule: Rule, given: Given, state: Ref, batches: Sequence[Array]
+) -> tuple[Ref, Ref]:
+    """Lower consecutive steps.
+
+    Parameters
+    ----------
+    graph : TaskGraph
+        Receives the tasks.
+    batches : sequence of int array
+        The rows of each step's mini-batch.
+
+    Returns
+    -------
+    (Ref, Ref)
+        The state after the last step; the list of the steps' mean losses.
+    """
+    steps = [[rows[start:stop] for start, stop in bounds(len(rows), plan.shards)] for rows in batches]
+    if plan.grain == "round":
+        done = graph.task(
+            "round", blocks.run_round, given.program, step.names, rule, state, given.const, given.feeds, steps
+        )
+        return graph.task("state", blocks.pick, done, 0), graph.task("loss", blocks.pick, done, 1)
+    losses = []
+    for shards in steps:
+        batch = sum(map(len, shards))
+        shares = [_share(graph, step, plan, given, state, rows, batch) for rows in shards]
+        mean = reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group))
+        state = graph.task("update", blocks.update, rule, state, mean)
+        losses.append(graph.task("loss", blocks.pick, mean, 1))
+    return state, graph.task("losses", blocks.collect, *losses)
+
+
+def _share(graph: TaskGraph, step: Step, plan: Plan, given: Given, state: Ref, rows: Array, batch: int) -> Ref:
+    if plan.grain != "node":
+        return graph.task(
+            "gradient", blocks.shard_step, given.program, step.names, state, given.const, given.feeds, rows, batch
+        )
+    feeds = iter(given.feeds)
+    inputs: dict[int, Ref] = {}
+    for i in step.program.inputs:
+        if i.role == "feed":
+            inputs[i.var] = graph.task("take", blocks.take, next(feeds), rows)
+        elif i.role == "param":
+            inputs[i.var] = graph.task("weights", blocks.weights, state)
+        elif i.role == "const":
+            assert given.const is not None
+            inputs[i.var] = given.const
+    return lower_share(graph, step.program, step.names, inputs, len(rows), batch)
+
+
+def epoch_batches(samples: int, batch_size: int, shuffle: bool, seed: int, epoch: int) -> list[Array]:
+    """Return the rows of every mini-batch of an epoch; the last one may be smaller.
+
+    The order depends on `seed` and `epoch` alone.
+    """
+    rows = np.random.default_rng([seed, epoch]).permutation(samples) if shuffle else np.arange(samples)
+    return [rows[i : i + batch_size] for i in range(0, samples, batch_size)]
