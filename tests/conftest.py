@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from distributed import Client, LocalCluster
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
 
-settings.register_profile("default", deadline=None, max_examples=40)
+settings.register_profile("default", deadline=None, max_examples=60)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
@@ -31,21 +32,27 @@ def shared():
     return SHARED
 
 
+def local_cluster(workers):
+    """Return a cluster of processes with one thread each, on this machine only, without a dashboard."""
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+        memory_limit=0,
+    )
+
+
 @pytest.fixture(scope="session")
 def cluster():
-    """Two worker processes with one thread each; tests never change it."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", memory_limit=0
-    ) as cluster:
+    """Two workers; tests never change it."""
+    with local_cluster(2) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def client(cluster):
-    from distributed import Client
-
     # Not the default client: the tests on threads must stay on threads.
     with Client(cluster, set_as_default=False) as client:
         yield client

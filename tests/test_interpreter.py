@@ -7,7 +7,7 @@ import mirror
 import numpy as np
 import pytest
 import strategies
-from hypothesis import given
+from hypothesis import given, settings
 
 import flowgrad as fg
 from flowgrad.errors import GraphError, ShapeError
@@ -54,6 +54,7 @@ def two_branches():
 # -- random graphs --
 
 
+@settings(max_examples=200)
 @given(strategies.graphs())
 def test_random_graphs_agree_with_numpy_and_central_differences(made):
     for i in range(made.samples):

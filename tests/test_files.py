@@ -1,0 +1,205 @@
+"""Models on disk: what was saved comes back; what is damaged is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given
+from safetensors.numpy import load_file, save_file
+
+import flowgrad as fg
+from flowgrad.errors import DataError, FlowgradError
+
+
+class Cubed(fg.Op):
+    """An op of a user."""
+
+    @staticmethod
+    def apply(a, *, offset):
+        return a**3 + offset
+
+    @staticmethod
+    def jacobian(slot, y, a, *, offset):
+        return fg.Diagonal(3 * a**2)
+
+
+@pytest.fixture
+def trained():
+    """A graph and an optimizer that has made two updates."""
+    with fg.Graph(seed=3) as graph:
+        x = fg.Variable(3, [1.0, -2.0, 0.5], trainable=False, name="x")
+        fg.Variable(2, name="without a value")
+        w = fg.Variable(6, True, name="w")
+        h = fg.Tanh(fg.MatVec(w, x))
+        loss = fg.Sum(fg.Gather(h, [1, 0, 1]) * fg.Vectorize(h[0:1], fg.Scale(h, 2.0)))
+    optimizer = fg.Adam(graph, loss, 0.05, 0.8, 0.95, batch_size=1, bias_correction=True)
+    optimizer.one_step()
+    optimizer.one_step()
+    return graph, optimizer
+
+
+def same_graph(a, b):
+    assert [type(n) for n in a.nodes] == [type(n) for n in b.nodes]
+    for mine, other in zip(a.nodes, b.nodes):
+        assert (mine.name, mine.dim, mine.attrs) == (other.name, other.dim, other.attrs)
+        assert [p.index for p in mine.parents] == [p.index for p in other.parents]
+        if isinstance(mine, fg.Variable):
+            assert mine.trainable == other.trainable
+            assert (mine.value is None) == (other.value is None)
+            assert mine.value is None or mine.value.tobytes() == other.value.tobytes()
+
+
+def test_a_round_trip(trained, tmp_path):
+    graph, optimizer = trained
+    fg.save(tmp_path / "model", graph, optimizer)
+    loaded = fg.load(tmp_path / "model")
+    same_graph(graph, loaded.graph)
+    assert loaded.optimizer.graph is loaded.graph
+    assert loaded.optimizer.target.index == optimizer.target.index
+    assert isinstance(loaded.optimizer, fg.Adam)
+    for _ in range(3):  # the state came along: training goes on with the same bits
+        assert loaded.optimizer.one_step() == optimizer.one_step()
+    same_graph(graph, loaded.graph)
+
+
+def test_a_graph_alone(trained, tmp_path):
+    fg.save(tmp_path / "model", trained[0])
+    loaded = fg.load(tmp_path / "model")
+    same_graph(trained[0], loaded.graph)
+    assert loaded.optimizer is None
+
+
+@pytest.mark.parametrize("kind", ["GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam"])
+def test_every_optimizer(trained, tmp_path, kind):
+    graph, adam = trained
+    optimizer = getattr(fg, kind)(graph, adam.target, learning_rate=0.02, batch_size=2)
+    for _ in range(4):
+        optimizer.one_step()
+    fg.save(tmp_path / "model", graph, optimizer)
+    again = fg.load(tmp_path / "model").optimizer
+    assert again.batch_size == 2
+    for _ in range(4):
+        assert again.one_step() == optimizer.one_step()
+    same_graph(graph, again.graph)
+
+
+@given(made=strategies.graphs())
+def test_random_graphs(tmp_path_factory, made):
+    path = tmp_path_factory.getbasetemp() / "random"
+    fg.save(path, made.graph)
+    loaded = fg.load(path)
+    same_graph(made.graph, loaded.graph)
+    made.set_sample(0)
+    for variable, array in made.feeds.items():
+        loaded.graph.nodes[variable.index].set_value(array[0])
+    np.testing.assert_array_equal(loaded.graph.nodes[made.loss.index].forward(), made.loss.forward())
+
+
+def test_ops_of_users_are_found_by_name(tmp_path):
+    with fg.Graph() as graph:
+        y = Cubed(fg.Variable(2, [1.0, 2.0]), offset=1.0)
+    fg.save(tmp_path / "model", graph)
+    assert fg.load(tmp_path / "model").graph.nodes[-1].forward().tolist() == y.forward().tolist()
+
+
+def test_an_op_that_is_not_defined_is_named(tmp_path, monkeypatch):
+    with fg.Graph() as graph:
+        Cubed(fg.Variable(2, [1.0, 2.0]), offset=1.0)
+    monkeypatch.setattr(Cubed, "__name__", "Elsewhere")
+    fg.save(tmp_path / "model", graph)
+    monkeypatch.undo()
+    with pytest.raises(FlowgradError, match="Elsewhere"):
+        fg.load(tmp_path / "model")
+
+
+def test_saving_over_a_file_replaces_it(trained, tmp_path):
+    graph, optimizer = trained
+    (tmp_path / "model").write_bytes(b"old")
+    fg.save(str(tmp_path / "model"), graph, optimizer)
+    same_graph(graph, fg.load(tmp_path / "model").graph)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file(trained, tmp_path, share):
+    path = tmp_path / "model"
+    fg.save(path, *trained)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match="model"):
+        fg.load(path)
+
+
+def test_every_changed_byte_of_the_arrays_is_seen(trained, tmp_path):
+    path = tmp_path / "model"
+    fg.save(path, *trained)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert len(content) - start > 100
+    for at in range(start, len(content), 7):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="model"):
+            fg.load(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x93NUMPY\x01\x00", b"PK\x03\x04" + bytes(100), b"\x80\x04\x95.", bytes(64)]
+)
+def test_a_file_of_another_kind(tmp_path, content):
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(DataError, match="model"):
+        fg.load(tmp_path / "model")
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(DataError, match=path.name):
+            fg.load(path)
+
+
+def metadata(path):
+    content = path.read_bytes()
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.clear(),
+        lambda m: m.pop("about"),
+        lambda m: m.pop("sha256"),
+        lambda m: m.update(version="99"),
+        lambda m: m.update(version="new"),
+        lambda m: m.update(about="{"),
+        lambda m: m.update(about="{}"),
+        lambda m: m.update(about=m["about"].replace("Tanh", "Exp")),
+    ],
+)
+def test_a_changed_description(trained, tmp_path, change):
+    path = tmp_path / "model"
+    fg.save(path, *trained)
+    about = metadata(path)
+    arrays = load_file(path)
+    save_file(arrays, path, about)
+    same_graph(trained[0], fg.load(path).graph)
+    change(about)
+    save_file(arrays, path, about)
+    with pytest.raises(DataError, match="model"):
+        fg.load(path)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    """A file that would run code if it were unpickled is refused without running it."""
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (tmp_path / "model").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError):
+        fg.load(tmp_path / "model")
+    assert not (tmp_path / "ran").exists()
