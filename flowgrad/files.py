@@ -134,7 +134,9 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[st
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path} is a safetensors file, but not one of flowgrad")
     if int(metadata.get("version", "0")) > VERSION:
-        raise DataError(f"{path} has format version {metadata['version']}; this flowgrad reads up to {VERSION}: update it")
+        raise DataError(
+            f"{path} has format version {metadata['version']}; this flowgrad reads up to {VERSION}: update it"
+        )
     if _checksum(arrays, metadata["about"]) != metadata.get("sha256"):
         raise DataError(f"{path} is damaged: its checksum does not match its content")
     return arrays, json.loads(metadata["about"])
@@ -170,7 +172,9 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array]) -> Graph:
                 Variable(row["dim"], False if value is None else value[0], row["trainable"], row["name"])
                 continue
             if row["op"] not in known:
-                raise DataError(f"the model uses op {row['op']!r}, which is not defined here: import its module before loading")
+                raise DataError(
+                    f"the model uses op {row['op']!r}, which is not defined here: import its module before loading"
+                )
             cls = known[row["op"]]
             node: Node = cls.__new__(cls)
             attrs = {k: tuple(v) if isinstance(v, list) else v for k, v in row["attrs"].items()}

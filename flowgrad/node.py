@@ -293,7 +293,7 @@ class Op(Node):
         super().__init__(parents[0].graph, int(dim), tuple(parents), attrs, name)
 
     @staticmethod
-    def shape(*dims: int, **attrs: Any) -> int:
+    def shape(*dims: Any, **attrs: Any) -> int:
         """Return the length of the value for parents of lengths `dims`; raise `ShapeError` where they do not fit."""
         if len(set(dims)) != 1:
             raise ShapeError(f"needs vectors of one length, got {' and '.join(map(str, dims))}")

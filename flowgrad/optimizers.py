@@ -183,7 +183,9 @@ class RMSProp(Optimizer):
         At least 0, below 1.
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, beta: float = 0.9, batch_size: int = 32):
+    def __init__(
+        self, graph: Graph, target: Node, learning_rate: float = 0.01, beta: float = 0.9, batch_size: int = 32
+    ):
         super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size)
 
 

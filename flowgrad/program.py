@@ -55,7 +55,7 @@ class Input(NamedTuple):
     node: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A verified list of instructions.
 
@@ -84,14 +84,19 @@ class Program:
 
     def pretty(self) -> str:
         """Return the program as text, one instruction a line."""
-        lines = [f"in   %{i.var} {self.types[i.var]} {i.role}" + (f" of node {i.node}" if i.node >= 0 else "") for i in self.inputs]
+        lines = [
+            f"in   %{i.var} {self.types[i.var]} {i.role}" + (f" of node {i.node}" if i.node >= 0 else "")
+            for i in self.inputs
+        ]
         for i in self.instrs:
             what = i.verb if i.verb in ("add", "scatter") else f"{i.op.__name__}"
             if i.verb.startswith("pull"):
                 what = f"{i.verb} {what}[{i.slot}]"
             args = ", ".join(f"%{a}" for a in i.args[:8]) + (f", ... {len(i.args)}" if len(i.args) > 8 else "")
             attrs = "".join(f" {k}={_short(v)}" for k, v in i.attrs)
-            lines.append(f"%{i.out} {self.types[i.out]} = {what}({args}){attrs}" + (f"  # {i.label}" if i.label else ""))
+            lines.append(
+                f"%{i.out} {self.types[i.out]} = {what}({args}){attrs}" + (f"  # {i.label}" if i.label else "")
+            )
         lines += [f"out  {name} = %{var}" for name, var in self.outputs.items()]
         return "\n".join(lines)
 

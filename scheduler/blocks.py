@@ -102,7 +102,13 @@ def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples
 
 
 def shard_step(
-    program: Program, names: tuple[str, ...], state: State, const: Array | None, feeds: list[Array], rows: Array, batch: int
+    program: Program,
+    names: tuple[str, ...],
+    state: State,
+    const: Array | None,
+    feeds: list[Array],
+    rows: Array,
+    batch: int,
 ) -> Gradient:
     """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`."""
     inputs = arrange(program, state, const, [f[rows] for f in feeds])

@@ -13,7 +13,9 @@ from flowgrad.jacobian import Array
 KEEP = 3
 
 
-def write_checkpoint(folder: Path, epoch: int, state: dict[str, Array], about: dict[str, Any], keep: int = KEEP) -> Path:
+def write_checkpoint(
+    folder: Path, epoch: int, state: dict[str, Array], about: dict[str, Any], keep: int = KEEP
+) -> Path:
     """Write the state after an epoch and remove all but the last `keep` files."""
     path = folder / f"epoch-{epoch:05d}.safetensors"
     write_arrays(path, state, about)

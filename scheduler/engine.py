@@ -114,9 +114,7 @@ class Engine:
         """
         return self._run(self._gradient_job(target, feeds, wrt, None))
 
-    def jacobian(
-        self, result: Node, wrt: Variable | Sequence[Variable], feeds: Mapping[Any, Any] | None = None
-    ) -> Any:
+    def jacobian(self, result: Node, wrt: Variable | Sequence[Variable], feeds: Mapping[Any, Any] | None = None) -> Any:
         """Compute the Jacobian of `result` by variables, for every sample.
 
         Parameters
@@ -132,12 +130,18 @@ class Engine:
         """
         graph, _ = check_nodes(result, "jacobian")
         variables = _variables(wrt, graph)
-        job = lower_jacobian(result, graph, check_feeds(graph, feeds, self.dtype), variables, self._grain(None), self.shards)
+        job = lower_jacobian(
+            result, graph, check_feeds(graph, feeds, self.dtype), variables, self._grain(None), self.shards
+        )
         found = self._run(job)
         return found[wrt] if isinstance(wrt, Variable) else found
 
     def lower(
-        self, targets: Node | Sequence[Node], feeds: Mapping[Any, Any] | None = None, gradient: bool = False, grain: str | None = None
+        self,
+        targets: Node | Sequence[Node],
+        feeds: Mapping[Any, Any] | None = None,
+        gradient: bool = False,
+        grain: str | None = None,
     ) -> Lowered:
         """Return what would run, as a dask collection, without running it.
 
@@ -172,7 +176,9 @@ class Engine:
     def _gradient_job(self, target: Node, feeds: Any, wrt: Any, grain: str | None) -> Job:
         graph, _ = check_nodes(target, "gradient")
         if target.dim != 1:
-            raise GraphError(f"the target {target} is not a scalar: it has dim {target.dim}, a gradient needs dim 1; use jacobian")
+            raise GraphError(
+                f"the target {target} is not a scalar: it has dim {target.dim}, a gradient needs dim 1; use jacobian"
+            )
         checked = check_feeds(graph, feeds, self.dtype)
         if wrt is None:
             variables = [v for v in graph.nodes if isinstance(v, Variable) and v.trainable and v not in checked.arrays]
@@ -204,12 +210,13 @@ class _First:
 
 
 def _variables(wrt: Any, graph: Any) -> list[Variable]:
-    found = [wrt] if isinstance(wrt, Node) else list(wrt)
-    for v in found:
+    found: list[Variable] = []
+    for v in [wrt] if isinstance(wrt, Node) else list(wrt):
         if not isinstance(v, Variable):
             raise GraphError(f"derivatives over many samples are by variables; {v!r} is not one")
         if v.graph is not graph:
             raise GraphError(f"{v} belongs to another graph")
+        found.append(v)
     return found
 
 
@@ -219,7 +226,9 @@ def _executor(where: Any) -> Executor:
     if where is None and "distributed" not in sys.modules:  # nobody can have made a client
         return LocalExecutor(threads=True)
     if isinstance(where, str) and "://" not in where and ":" not in where:
-        raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address such as 'tcp://host:8786', a Client or a cluster")
+        raise ClusterError(
+            f"unknown engine {where!r}: give 'sync', 'threads', an address such as 'tcp://host:8786', a Client or a cluster"
+        )
     # `distributed` takes a second to import; those who stay in this process do not pay for it.
     found: Executor | None = import_module(".executors.distributed", __package__).connect(where)
     return found or LocalExecutor(threads=True)

@@ -106,7 +106,9 @@ def _numeric(v: Variable, value: Any) -> Array:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise FeedError(f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})") from None
+        raise FeedError(
+            f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})"
+        ) from None
     if array.dtype.kind not in "fiub":
         raise FeedError(
             f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
@@ -126,12 +128,14 @@ def _numeric(v: Variable, value: Any) -> Array:
 def _check_labels(v: Variable, array: Array) -> None:
     if array.dtype.kind not in "iu":
         raise FeedError(
-            f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim}), or integer class indices (N,)"
+            f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: "
+            f"give (N, {v.dim}), or integer class indices (N,)"
         )
     if array.size and (array.min() < 0 or array.max() >= v.dim):
         bad = int(np.flatnonzero((array < 0) | (array >= v.dim))[0])
         raise FeedError(
-            f"label out of range: sample {bad} of the feed for {v.name!r} has class {array[bad]}, but its dim {v.dim} allows 0 to {v.dim - 1}"
+            f"label out of range: sample {bad} of the feed for {v.name!r} has class {array[bad]}, "
+            f"but its dim {v.dim} allows 0 to {v.dim - 1}"
         )
 
 

@@ -88,7 +88,9 @@ def _step(i: Instr) -> Step:
         try:
             return run(env)
         except Exception as error:
-            raise NodeFailed(f"{i.verb} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
+            raise NodeFailed(
+                f"{i.verb} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}"
+            ) from error
 
     return guarded
 

@@ -141,7 +141,8 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
         out = []
         for k in range(len(names)):
             parts = [
-                np.broadcast_to(v, (stop - start, v.shape[1])) for v, (start, stop) in zip(values[k :: len(names)], placed.bounds)
+                np.broadcast_to(v, (stop - start, v.shape[1]))
+                for v, (start, stop) in zip(values[k :: len(names)], placed.bounds)
             ]
             out.append(np.concatenate(parts) if len(parts) > 1 else np.array(parts[0]))
         return out
@@ -182,9 +183,7 @@ def lower_gradient(
             shares.append(lower_share(graph, program, names, inputs, stop - start, feeds.samples))
             continue
         given = [inputs[i.var] for i in program.inputs if i.var != seed]
-        shares.append(
-            graph.task("gradient", blocks.shard_gradient, held, names, feeds.samples, stop - start, *given)
-        )
+        shares.append(graph.task("gradient", blocks.shard_gradient, held, names, feeds.samples, stop - start, *given))
     keys = [reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group))] if shares else []
 
     def finish(values: list[Any]) -> dict[Variable, Array]:
@@ -215,7 +214,9 @@ def lower_share(
     refs[seed] = graph.task("seed", blocks.mean_seed, refs[loss], samples, batch)
     backward = Program(program.types, program.inputs, program.instrs[len(forward.instrs) :], {})
     refs = lower_nodes(graph, backward, refs)
-    return graph.task("gradient", blocks.flat_gradient, refs[loss], samples, batch, *(refs[program.outputs[n]] for n in names))
+    return graph.task(
+        "gradient", blocks.flat_gradient, refs[loss], samples, batch, *(refs[program.outputs[n]] for n in names)
+    )
 
 
 def _until(program: Program, seed: int) -> tuple[Any, ...]:

@@ -65,7 +65,7 @@ class Lowered(DaskMethodsMixin):
         records = self.job.graph.records
         return dict(Counter(key_split(key) for key, r in records.items() if not isinstance(r, Data)))
 
-    def visualize(self, filename: str = "lowered.png", **kwargs: Any) -> str:  # type: ignore[override]
+    def visualize(self, filename: str = "lowered.png", **kwargs: Any) -> str:
         """Draw the task graph into a picture file and return its path; needs the extra ``viz``."""
         records = self.job.graph.records
         edges = {key: set(_references(r)) for key, r in records.items() if not isinstance(r, Data)}

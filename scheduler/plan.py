@@ -72,7 +72,9 @@ def choose_plan(
         reason = f"asked for; {told}"
     if grain == "sample":
         if shards not in (None, batch_size):
-            raise GraphError(f"grain sample has one shard per sample: leave shards out, or give the batch size {batch_size}, not {shards}")
+            raise GraphError(
+                f"grain sample has one shard per sample: leave shards out, or give the batch size {batch_size}, not {shards}"
+            )
         count = batch_size
     else:
         count = shards or DEFAULT_SHARDS[grain]

@@ -82,7 +82,7 @@ def _feed(digest: Any, part: Any) -> None:
     elif isinstance(part, Ref):
         digest.update(part.key.encode())
     elif isinstance(part, type) and issubclass(part, Op):
-        digest.update(_op_token(part).encode())
+        digest.update(_op_token(part).encode())  # type: ignore[arg-type]
     elif isinstance(part, (list, tuple)):
         digest.update(f"{type(part).__name__}{len(part)}(".encode())
         for item in part:

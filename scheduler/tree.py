@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,4 +49,4 @@ def bounds(n: int, shards: int) -> list[tuple[int, int]]:
     ends = [0]
     for s in range(shards):
         ends.append(ends[-1] + size + (s < more))
-    return list(zip(ends[:-1], ends[1:]))
+    return list(pairwise(ends))

@@ -58,7 +58,7 @@ class Dot(Op):
         return Outer(a if slot else b)
 
     @classmethod
-    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...]) -> Stacked | None:
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
         """Return a `MatVec` where one operand is shared, else a `RowDot`."""
         if shared == (False, True):
             return Stacked(MatVec, {"n": dims[1]})
@@ -117,9 +117,9 @@ class RowDot(Op):
         return Rows(other.reshape(len(other), rows, -1))
 
     @classmethod
-    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], *, rows: int) -> Stacked | None:
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
         """Return one `RowDot` with all the rows."""
-        return None if any(shared) else Stacked(RowDot, {"rows": k * rows})
+        return None if any(shared) else Stacked(RowDot, {"rows": k * attrs["rows"]})
 
 
 class MatVec(Op):
@@ -176,9 +176,9 @@ class MatVec(Op):
         return Dense(W.reshape(len(W), -1, n)) if slot else Outer(x)
 
     @classmethod
-    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], *, n: int) -> Stacked | None:
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
         """Return one taller matrix where the vector is shared."""
-        return Stacked(MatVec, {"n": n}) if shared == (False, True) else None
+        return Stacked(MatVec, attrs) if shared == (False, True) else None
 
 
 class Vectorize(Op):

@@ -17,7 +17,9 @@ def _multiply(a: Node, b: Any) -> Node:
 
 def _binary(op: type[Op], a: Node, b: Any) -> Node:
     if not isinstance(b, Node):
-        raise GraphError(f"{op.__name__} of {a} and {type(b).__name__}: wrap it as Variable({a.dim}, value, trainable=False)")
+        raise GraphError(
+            f"{op.__name__} of {a} and {type(b).__name__}: wrap it as Variable({a.dim}, value, trainable=False)"
+        )
     return op(a, b)
 
 

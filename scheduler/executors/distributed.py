@@ -41,7 +41,9 @@ class DistributedExecutor(Executor):
     def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
         """Send the graph to the scheduler and return at once."""
         large = {
-            key: r.value for key, r in records.items() if isinstance(r, Data) and getattr(r.value, "nbytes", 0) > EMBED_BYTES
+            key: r.value
+            for key, r in records.items()
+            if isinstance(r, Data) and getattr(r.value, "nbytes", 0) > EMBED_BYTES
         }
         placed = self.put(large) if large else []
         graph = to_dask({key: r for key, r in records.items() if key not in large})

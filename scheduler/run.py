@@ -1,0 +1,272 @@
+"""One call of `fit`: what is placed on the executor, and the state that moves on, window by window."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowgrad.errors import FeedError, FlowgradError, GraphError
+from flowgrad.jacobian import Array
+from flowgrad.optimizers import Optimizer, warn_independent
+
+from . import blocks
+from .checkpoint import read_checkpoint, write_checkpoint
+from .engine import Engine
+from .evaluate import Evaluation
+from .executors import Handle
+from .feeds import check_feeds
+from .history import History
+from .lower import flat_values
+from .lower_train import Given, compile_step, epoch_batches, lower_window
+from .plan import Plan, choose_plan
+from .tasks import Ref, TaskGraph, token
+
+# Windows that are submitted before the first of them is waited for.
+LOOK_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose for a trainer."""
+
+    optimizer: Optimizer
+    engine: Engine
+    shuffle: bool
+    seed: int
+    callbacks: tuple[Any, ...]
+
+    def notify(self, method: str, *args: Any) -> None:
+        """Call a method of every callback that has it."""
+        for callback in self.callbacks:
+            found = getattr(callback, method, None)
+            if found is not None:
+                found(*args)
+
+
+class Run:
+    """One call of `fit`: what is placed on the executor, and the state that moves on."""
+
+    def __init__(self, settings: Settings, feeds: Any, validation: Any, folder: Path | None):
+        self.settings, self.folder = settings, folder
+        optimizer = settings.optimizer
+        self.rule = optimizer.rule
+        self.executor = settings.engine.executor
+        graph, target = optimizer.graph, optimizer.target
+        self.feeds = check_feeds(graph, feeds, settings.engine.dtype)
+        if self.feeds.samples < optimizer.batch_size:
+            raise FeedError(
+                f"the batch size {optimizer.batch_size} is larger than the data: {self.feeds.samples} samples; "
+                f"choose at most {self.feeds.samples}"
+            )
+        checked = None if validation is None else check_feeds(graph, validation, self.feeds.dtype)
+        self.variables = optimizer.variables(without=self.feeds.arrays)
+        warn_independent(target, self.variables)
+        self.salt = uuid.uuid4().hex
+        self.held: list[Handle] = []
+        self.step = compile_step(target, self.feeds, self.variables, "shard")
+        self.state = self._first_state()
+        self.plan = self._plan()
+        layout = self.step.program.layout
+        if self.plan.grain == "node":
+            self.step = compile_step(target, self.feeds, self.variables, "node", layout)
+        self.given = self._place()
+        self.evaluation = (
+            None if checked is None else Evaluation(self.executor, target, checked, self.variables, layout)
+        )
+        self.state_handle = self._hold({f"state-{token(self.salt)}": self.state})[0]
+        self.state_ref = Ref(self.state_handle.key)
+
+    # -- what is placed -----------------------------------------------------------------------------------------
+
+    def _first_state(self) -> dict[str, Array]:
+        w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
+        state = self.rule.init(w)
+        before = self.settings.optimizer.state
+        if before is not None:
+            for slot in self.rule.slots:
+                self._copy(before[slot], state[slot])
+            state["t"] = before["t"].copy()
+        return {"w": w, **state}
+
+    def _copy(self, ordered: Array, flat: Array, back: bool = False) -> None:
+        """Copy between the order of the variables and the order of a program's flat vector."""
+        start = 0
+        for v in self.variables:
+            stop = start + v.dim
+            if v.index in self.step.program.layout:
+                _, lo, hi = self.step.program.layout[v.index]
+                if back:
+                    ordered[start:stop] = flat[lo:hi]
+                else:
+                    flat[lo:hi] = ordered[start:stop]
+            start = stop
+
+    def _plan(self) -> Plan:
+        step = self.step
+        engine, batch_size = self.settings.engine, self.settings.optimizer.batch_size
+        arrays = [self.feeds.arrays[v] for v in step.fed]
+        const = self._const()
+        rows = np.arange(batch_size)
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            blocks.run_round(step.program, step.names, self.rule, self.state, const, arrays, [[rows]])
+            best = min(best, time.perf_counter() - start)
+        nodes = 3 * len(self.settings.optimizer.graph.nodes)
+        return choose_plan(engine.grain, engine.shards, batch_size, best, self.executor.task_seconds(), nodes)
+
+    def _const(self) -> Array | None:
+        if not self.step.program.size("const"):
+            return None
+        return flat_values(self.step.program, self.settings.optimizer.graph, "const", self.feeds.dtype)
+
+    def _place(self) -> Given:
+        values: dict[str, Any] = {f"program-{token(self.salt)}": self.step.program}
+        const = self._const()
+        if const is not None:
+            values[f"const-{token(self.salt)}"] = const
+        for v in self.step.fed:
+            values[f"feed-{token(self.salt, v.index)}"] = self.feeds.arrays[v]
+        refs = [Ref(h.key) for h in self._hold(values, replicate=True)]
+        rest = refs[1:]
+        return Given(refs[0], rest.pop(0) if const is not None else None, rest)
+
+    def _hold(self, values: dict[str, Any], replicate: bool = False) -> list[Handle]:
+        handles = self.executor.put(values, replicate)
+        self.held += handles
+        return handles
+
+    def close(self) -> None:
+        """Let go of everything that is kept on the executor."""
+        self.executor.release(self.held)
+        self.held = []
+        if self.evaluation is not None:
+            self.evaluation.close()
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def train(self, epochs: int, resume: bool) -> History:
+        """Run the epochs that are left."""
+        history = History(self.plan.as_dict())
+        first = 0
+        if resume and self.folder is not None:
+            found = read_checkpoint(self.folder)
+            if found is not None:
+                history, first = self._resume(*found)
+        batches = -(-self.feeds.samples // self.settings.optimizer.batch_size)
+        info = {"plan": history.plan, "samples": self.feeds.samples, "epochs": epochs, "steps": batches * epochs}
+        self.settings.notify("on_train_begin", info)
+        self.start = time.perf_counter()
+        if self.evaluation is not None and not history.epochs:
+            scores = self.evaluation.result(self.evaluation.submit(self.state_ref))
+            self._record(history, 0, math.nan, scores, 0.0)
+        for epoch in range(first + 1, epochs + 1):
+            self._epoch(history, epoch, info)
+        self._store()
+        self.settings.notify("on_train_end", history)
+        return history
+
+    def _epoch(self, history: History, epoch: int, info: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        rows = epoch_batches(
+            self.feeds.samples, self.settings.optimizer.batch_size, self.settings.shuffle, self.settings.seed, epoch
+        )
+        waiting: deque[tuple[Handle, list[Array]]] = deque()
+        size = self.plan.steps_per_window
+        for k in range(0, len(rows), size):
+            waiting.append((self._submit(rows[k : k + size]), rows[k : k + size]))
+            if len(waiting) > LOOK_AHEAD:
+                self._finish(history, epoch, info, *waiting.popleft())
+        while waiting:
+            self._finish(history, epoch, info, *waiting.popleft())
+        scores = {} if self.evaluation is None else self.evaluation.result(self.evaluation.submit(self.state_ref))
+        self._record(
+            history, epoch, total / self.feeds.samples, scores, self.feeds.samples / (time.perf_counter() - began)
+        )
+        if self.folder is not None:
+            self._checkpoint(history, epoch)
+
+    def _submit(self, batches: list[Array]) -> Handle:
+        graph = TaskGraph()
+        state, losses = lower_window(graph, self.step, self.plan, self.rule, self.given, self.state_ref, batches)
+        handle, loss = self.executor.submit(graph.records, [state.key, losses.key])
+        self.held.append(handle)
+        self.held.remove(self.state_handle)
+        self.executor.release([self.state_handle])
+        self.state_handle, self.state_ref = handle, state
+        return loss
+
+    def _finish(
+        self, history: History, epoch: int, info: dict[str, Any], handle: Handle, batches: list[Array]
+    ) -> float:
+        """Wait for the losses of a window; return the sum of the losses of its samples."""
+        losses = self.executor.result([handle])[0]
+        self.executor.release([handle])
+        step = len(history.steps)
+        for k, loss in enumerate(losses, step + 1):
+            if not math.isfinite(loss):
+                raise FlowgradError(
+                    f"the loss became {loss} at step {k} (epoch {epoch}): try a smaller learning rate or check the feeds; "
+                    f"the variables keep the values that they had before"
+                )
+            history.steps.append((k, float(loss)))
+        self.settings.notify(
+            "on_steps",
+            {
+                "step": len(history.steps),
+                "steps": info["steps"],
+                "epoch": epoch,
+                "samples": sum(map(len, batches)),
+                "loss": float(np.mean(losses)),
+                "seconds": time.perf_counter() - self.start,
+            },
+        )
+
+    def _record(self, history: History, epoch: int, loss: float, scores: dict[str, float], rate: float) -> None:
+        record = {
+            "epoch": epoch,
+            "loss": loss,
+            "validation_loss": scores.get("loss"),
+            "validation_accuracy": scores.get("accuracy"),
+            "seconds": time.perf_counter() - self.start,
+            "samples_per_second": rate,
+        }
+        history.epochs.append(record)
+        self.settings.notify("on_epoch", dict(record))
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def _store(self) -> None:
+        """Bring the final state here and give it to the variables and the optimizer."""
+        state = self.executor.result([self.state_handle])[0]
+        for v in self.variables:
+            if v.index in self.step.program.layout:
+                _, start, stop = self.step.program.layout[v.index]
+                v._assign(np.array(state["w"][None, start:stop], np.float64))
+        ordered = self.rule.init(np.zeros(sum(v.dim for v in self.variables), self.feeds.dtype))
+        for slot in self.rule.slots:
+            self._copy(ordered[slot], state[slot], back=True)
+        self.settings.optimizer.state = {**ordered, "t": state["t"].copy()}
+
+    def _checkpoint(self, history: History, epoch: int) -> None:
+        assert self.folder is not None
+        about = {"epoch": epoch, "seed": self.settings.seed, "history": history.as_dict(), "plan": self.plan.as_dict()}
+        write_checkpoint(self.folder, epoch, self.executor.result([self.state_handle])[0], about)
+
+    def _resume(self, state: dict[str, Array], about: dict[str, Any]) -> tuple[History, int]:
+        same = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in self.state.items()}
+        if not same or about["seed"] != self.settings.seed:
+            raise GraphError(
+                f"the checkpoint in {self.folder} is of another model, optimizer or seed; choose another folder"
+            )
+        self.plan = replace(self.plan, **about["plan"])
+        handle = self._hold({f"state-{token(self.salt, about['epoch'])}": state})[0]
+        self.state_handle, self.state_ref = handle, Ref(handle.key)
+        return History.from_dict(about["history"]), about["epoch"]
