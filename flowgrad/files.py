@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,6 @@ from .errors import DataError
 from .graph import Graph
 from .jacobian import Array
 from .node import Node, Op, Variable
-from .optim import rules, settings
 from .optimizers import Optimizer
 
 FORMAT = "flowgrad"
@@ -62,8 +63,8 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     about: dict[str, Any] = {"graph": _describe(graph), "seed": graph.seed, "optimizer": None}
     if optimizer is not None:
         about["optimizer"] = {
-            "rule": type(optimizer.rule).__name__.removesuffix("Rule"),
-            "settings": settings(optimizer.rule),
+            "kind": type(optimizer).__name__,
+            "settings": asdict(optimizer.rule),
             "batch_size": optimizer.batch_size,
             "target": optimizer.target.index,
         }
@@ -94,8 +95,9 @@ def load(path: str | os.PathLike[str]) -> Saved:
         optimizer = None
         if about["optimizer"] is not None:
             o = about["optimizer"]
-            rule = rules()[o["rule"]](**o["settings"])
-            optimizer = Optimizer(graph, graph.nodes[o["target"]], rule, o["batch_size"])
+            kinds = {cls.__name__: cls for cls in Optimizer.__subclasses__()}
+            settings = {**o["settings"], "batch_size": o["batch_size"]}
+            optimizer = kinds[o["kind"]](graph, graph.nodes[o["target"]], **settings)
             state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
             optimizer.state = state or None
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -119,7 +121,8 @@ def write_arrays(path: str | os.PathLike[str], arrays: dict[str, Array], about: 
             os.fsync(file.fileno())
         scratch.replace(target)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise DataError(f"cannot write {target}: {error.strerror or error}") from error
 
 
@@ -133,13 +136,12 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[st
         raise DataError(f"cannot read {path}: {error}") from error
     if metadata.get("format") != FORMAT:
         raise DataError(f"{path} is a safetensors file, but not one of flowgrad")
-    if int(metadata.get("version", "0")) > VERSION:
-        raise DataError(
-            f"{path} has format version {metadata['version']}; this flowgrad reads up to {VERSION}: update it"
-        )
-    if _checksum(arrays, metadata["about"]) != metadata.get("sha256"):
+    version, about = metadata.get("version", ""), metadata.get("about", "")
+    if version != str(VERSION):
+        raise DataError(f"{path} has format version {version!r}; this flowgrad reads version {VERSION}: update it")
+    if _checksum(arrays, about) != metadata.get("sha256"):
         raise DataError(f"{path} is damaged: its checksum does not match its content")
-    return arrays, json.loads(metadata["about"])
+    return arrays, json.loads(about)
 
 
 def _checksum(arrays: dict[str, Array], text: str) -> str:

@@ -100,7 +100,8 @@ class Selection(LocalJacobian):
         if isinstance(self.cols, slice):
             out[:, :, self.cols] = picked
         else:
-            np.add.at(out, (slice(None), slice(None), self.cols), picked)
+            index: Any = (slice(None), slice(None), self.cols)
+            np.add.at(out, index, picked)
         return out
 
 

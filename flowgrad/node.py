@@ -36,7 +36,7 @@ class Node:
     def __init__(self, graph: Graph, dim: int, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
         self.graph = graph
         self.dim = dim
-        self.parents = parents
+        self._parents = parents
         self.attrs = attrs
         self.index = len(graph._nodes)
         self.name = f"{type(self).__name__.lower()}{self.index}" if name is None else str(name)
@@ -45,6 +45,11 @@ class Node:
         graph._nodes.append(self)
         for slot, parent in enumerate(parents):
             parent._edges.append((self, slot))
+
+    @property
+    def parents(self) -> tuple[Node, ...]:
+        """Operands by slot; fixed when the node is built."""
+        return self._parents
 
     @property
     def children(self) -> tuple[Node, ...]:
@@ -91,7 +96,7 @@ class Node:
         if not isinstance(result, Node) or result.graph is not self.graph:
             raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
         result.forward()
-        table = self.graph._jacobians.setdefault(result, {result: np.eye(result.dim)})
+        table = self.graph._jacobians.setdefault(result, {result: _frozen(np.eye(result.dim))})
         missing = _reach(
             [self],
             lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table],

@@ -8,7 +8,7 @@ a dict of arrays and holds the number ``t`` of updates made. At the first update
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -127,13 +127,3 @@ class AdamRule(Rule):
         v = _decay(state["v"], g, self.beta_1, t)
         s = _decay(state["s"], g * g, self.beta_2, t)
         return self.learning_rate * v / np.sqrt(s + EPSILON), {"v": v, "s": s}
-
-
-def rules() -> dict[str, type[Rule]]:
-    """Return the known rules by the name of their optimizer, ``"Adam"`` and so on."""
-    return {cls.__name__.removesuffix("Rule"): cls for cls in Rule.__subclasses__()}
-
-
-def settings(rule: Rule) -> dict[str, Any]:
-    """Return the hyperparameters of a rule by name."""
-    return asdict(rule)

@@ -56,7 +56,7 @@ class Engine:
     """
 
     def __init__(self, where: Any = None, dtype: Any = None, grain: str = "auto", shards: int | None = None):
-        if dtype is not None and np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        if dtype is not None and dtype not in (np.float32, np.float64, "float32", "float64", "f4", "f8", float):
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
         if shards is not None and (isinstance(shards, bool) or not isinstance(shards, (int, np.integer)) or shards < 1):
             raise GraphError(f"shards must be a positive integer, not {shards!r}")

@@ -187,9 +187,9 @@ class Run:
         while waiting:
             self._finish(history, epoch, info, *waiting.popleft())
         scores = {} if self.evaluation is None else self.evaluation.result(self.evaluation.submit(self.state_ref))
-        self._record(
-            history, epoch, total / self.feeds.samples, scores, self.feeds.samples / (time.perf_counter() - began)
-        )
+        loss = math.fsum(loss * len(batch) for (_, loss), batch in zip(history.steps[-len(rows) :], rows))
+        rate = self.feeds.samples / (time.perf_counter() - began)
+        self._record(history, epoch, loss / self.feeds.samples, scores, rate)
         if self.folder is not None:
             self._checkpoint(history, epoch)
 
@@ -203,10 +203,8 @@ class Run:
         self.state_handle, self.state_ref = handle, state
         return loss
 
-    def _finish(
-        self, history: History, epoch: int, info: dict[str, Any], handle: Handle, batches: list[Array]
-    ) -> float:
-        """Wait for the losses of a window; return the sum of the losses of its samples."""
+    def _finish(self, history: History, epoch: int, info: dict[str, Any], handle: Handle, batches: list[Array]) -> None:
+        """Wait for the losses of a window."""
         losses = self.executor.result([handle])[0]
         self.executor.release([handle])
         step = len(history.steps)

@@ -92,6 +92,8 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
         return DistributedExecutor(where)
     if isinstance(where, Cluster):
         return DistributedExecutor(where.get_client())
+    if not isinstance(where, str):
+        raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
     try:
         return DistributedExecutor(Client(where, timeout=timeout, set_as_default=False))
     except (OSError, TimeoutError, ValueError) as error:
