@@ -58,9 +58,7 @@ def client(cluster):
         yield client
 
 
-@pytest.fixture(
-    scope="session", params=["sync", "threads", pytest.param("distributed", marks=pytest.mark.distributed)]
-)
+@pytest.fixture(scope="session", params=["sync", "threads", pytest.param("distributed", marks=pytest.mark.distributed)])
 def executor(request):
     """Something that `fg.Engine` takes: each executor in turn."""
     return request.getfixturevalue("client") if request.param == "distributed" else request.param

@@ -118,9 +118,7 @@ def build(folder, name) -> Case:
             logits = units(getattr(fg, params["act"])(patches), params["k"], "o.")
         loss = fg.CrossEntropyWithSoftMax(logits, label)
     assert list(variables) == spec["variables"]
-    optimizer = getattr(fg, spec["optimizer"])(
-        graph, loss, *spec["optimizer_args"], batch_size=spec["batch_size"]
-    )
+    optimizer = getattr(fg, spec["optimizer"])(graph, loss, *spec["optimizer_args"], batch_size=spec["batch_size"])
     if name == MNIST:
         x, labels = _mnist(folder)
         feeds = {inputs["x"]: x, label: labels}

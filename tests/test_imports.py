@@ -100,9 +100,7 @@ def test_the_language_knows_neither_dask_nor_the_scheduler():
 
 
 def test_the_door_loads_the_scheduler_lazily():
-    wrong = [
-        i for i in IMPORTS if i.file in DOORS and within(i.module, "flowgrad.scheduler") and not i.typing_only
-    ]
+    wrong = [i for i in IMPORTS if i.file in DOORS and within(i.module, "flowgrad.scheduler") and not i.typing_only]
     assert not wrong, told(wrong)
 
 
@@ -148,9 +146,7 @@ def test_packages_that_one_file_knows(package, files):
 
 
 def test_bokeh_stays_in_the_dashboard():
-    wrong = [
-        i for i in IMPORTS if within(i.module, "bokeh") and not i.file.startswith("scheduler/dashboard/")
-    ]
+    wrong = [i for i in IMPORTS if within(i.module, "bokeh") and not i.file.startswith("scheduler/dashboard/")]
     assert not wrong, told(wrong)
 
 

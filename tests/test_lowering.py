@@ -1,10 +1,13 @@
 """Lowered graphs against the interpreter and NumPy, on every executor at every grain."""
 
+import contextlib
+
 import mirror
 import numpy as np
 import pytest
 import strategies
 from dask import array as da
+from distributed import get_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,10 +116,7 @@ class Small:
     @staticmethod
     def units(x, k, rng):
         return fg.Vectorize(
-            *[
-                fg.Add(fg.Dot(fg.Variable(x.dim, rng.normal(size=x.dim)), x), fg.Variable(1, [0.1]))
-                for _ in range(k)
-            ]
+            *[fg.Add(fg.Dot(fg.Variable(x.dim, rng.normal(size=x.dim)), x), fg.Variable(1, [0.1])) for _ in range(k)]
         )
 
     @property
@@ -178,9 +178,7 @@ def test_new_values_are_seen(small, executor, grain):
     """The same engine again: nothing stale comes back."""
     engine = fg.Engine(executor, grain=grain)
     for _ in range(3):
-        np.testing.assert_allclose(
-            engine.forward(small.loss, small.feeds), small.expected(small.loss), rtol=1e-12
-        )
+        np.testing.assert_allclose(engine.forward(small.loss, small.feeds), small.expected(small.loss), rtol=1e-12)
         small.parameters[0].set_value(small.parameters[0].value + 1.0)
         small.feeds[small.x] = small.feeds[small.x] * 0.5
 
@@ -241,9 +239,7 @@ def test_dtype_follows_the_feeds(small, executor, of_feeds, asked, expected):
 def test_class_indices_are_one_hot_labels(small, dtype):
     engine = fg.Engine("sync")
     indices = {**small.feeds, small.label: small.labels.astype(dtype)}
-    np.testing.assert_array_equal(
-        engine.forward(small.loss, indices), engine.forward(small.loss, small.feeds)
-    )
+    np.testing.assert_array_equal(engine.forward(small.loss, indices), engine.forward(small.loss, small.feeds))
 
 
 def test_lists_and_columns_are_feeds(small):
@@ -299,9 +295,7 @@ def test_a_loss_that_no_feed_reaches(small, executor, grain):
         loss = fg.Dot(w, w)
     engine = fg.Engine(executor, grain=grain, shards=3)
     np.testing.assert_allclose(engine.gradient(loss, small.feeds, wrt=[w])[w], 2 * w.value, rtol=1e-12)
-    np.testing.assert_allclose(
-        engine.forward(loss, small.feeds), np.full((10, 1), w.value @ w.value), rtol=1e-12
-    )
+    np.testing.assert_allclose(engine.forward(loss, small.feeds), np.full((10, 1), w.value @ w.value), rtol=1e-12)
 
 
 @pytest.mark.distributed
@@ -320,4 +314,8 @@ def test_a_cluster_or_an_address_is_used_and_becomes_nobody_elses_default(small,
     engine = fg.Engine(where(client))
     expected = fg.Engine("sync").forward(small.loss, small.feeds)
     np.testing.assert_array_equal(engine.forward(small.loss, small.feeds), expected)
-    assert "threads" in repr(fg.Engine())
+    try:
+        assert "threads" in repr(fg.Engine())
+    finally:
+        with contextlib.suppress(ValueError):
+            get_client().close()

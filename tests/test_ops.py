@@ -102,9 +102,7 @@ def test_values_of_a_batch(name):
         values = draw(name, batched)
         node, _, y = rules(name, values)
         assert y.shape == (N if any(batched) else 1, node.dim)
-        np.testing.assert_allclose(
-            y, mirror.apply(node, values), rtol=1e-13, atol=1e-14, err_msg=str(batched)
-        )
+        np.testing.assert_allclose(y, mirror.apply(node, values), rtol=1e-13, atol=1e-14, err_msg=str(batched))
 
 
 @pytest.mark.parametrize(("name", "slot"), SLOTS)

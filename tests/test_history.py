@@ -1,0 +1,140 @@
+"""What a training run tells: its history, its plan, and the callbacks."""
+
+import math
+
+import numpy as np
+import pytest
+from models import GRAINS, Model, N
+
+import flowgrad as fg
+
+
+class Recorder:
+    """A callback that notes every call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda argument: self.calls.append((name, argument))
+
+    def of(self, name):
+        return [argument for called, argument in self.calls if called == name]
+
+
+# -- history --
+
+
+def test_history_with_validation(executor):
+    model = Model()
+    before = model.numpy_values(model.loss, model.validation).mean()
+    history = model.fit(executor, epochs=3, validation=model.validation)
+    keys = {"epoch", "loss", "validation_loss", "validation_accuracy", "seconds", "samples_per_second"}
+    assert all(set(record) == keys for record in history.epochs)
+    assert [record["epoch"] for record in history.epochs] == [0, 1, 2, 3]
+    first, *_, last = history.epochs
+    assert math.isnan(first["loss"])
+    np.testing.assert_allclose(first["validation_loss"], before, rtol=1e-12)
+    after = model.numpy_values(model.loss, model.validation).mean()
+    np.testing.assert_allclose(last["validation_loss"], after, rtol=1e-12)
+    logits = model.numpy_values(model.logits, model.validation)
+    accuracy = (logits.argmax(axis=1) == model.validation[model.label]).mean()
+    np.testing.assert_allclose(last["validation_accuracy"], accuracy, rtol=1e-12)
+    seconds = [record["seconds"] for record in history.epochs]
+    assert seconds == sorted(seconds)
+    assert all(record["samples_per_second"] > 0 for record in history.epochs[1:])
+    assert [step for step, _ in history.steps] == list(range(1, 10))
+
+
+def test_history_without_validation():
+    history = Model().fit(epochs=2)
+    assert [record["epoch"] for record in history.epochs] == [1, 2]
+    assert {record["validation_loss"] for record in history.epochs} == {None}
+    assert {record["validation_accuracy"] for record in history.epochs} == {None}
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_history_keeps_the_plan(grain):
+    plan = Model().fit(grain=grain, shards=None if grain == "sample" else 2).plan
+    assert plan["grain"] == grain
+    assert plan["shards"] == (4 if grain == "sample" else 2)
+
+
+def test_auto_chooses_a_plan_and_says_why(executor):
+    plan = Model().fit(executor, grain="auto").plan
+    assert plan["grain"] in GRAINS
+    assert plan["shards"] >= 1
+    assert plan["reason"]
+
+
+def test_training_reduces_the_loss():
+    history = Model("Adam", n=60).fit(epochs=20)
+    assert history.epochs[-1]["loss"] < 0.5 * history.epochs[0]["loss"]
+
+
+def test_a_loss_without_classes_has_no_accuracy():
+    with fg.Graph(seed=0) as graph:
+        x, y = fg.Variable(2, trainable=False), fg.Variable(1, trainable=False)
+        loss = fg.MeanSquaredError(fg.Variable(2, [1.0, 1.0]) @ x, y)
+    feeds = {x: np.ones((4, 2)), y: np.zeros(4)}
+    trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync"))
+    assert trainer.evaluate(feeds) == {"loss": 4.0}
+    assert {r["validation_accuracy"] for r in trainer.fit(feeds, 1, validation=feeds).epochs} == {None}
+
+
+# -- callbacks --
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_callbacks(grain):
+    model, recorder = Model(), Recorder()
+    history = model.fit(grain=grain, epochs=2, callbacks=[recorder, object()], validation=model.validation)
+    names = [name for name, _ in recorder.calls]
+    assert names[0] == "on_train_begin"
+    assert names[-1] == "on_train_end"
+    assert names.count("on_train_begin") == names.count("on_train_end") == 1
+    assert recorder.of("on_train_end") == [history]
+    np.testing.assert_equal(recorder.of("on_epoch"), history.epochs)
+    (info,) = recorder.of("on_train_begin")
+    assert (info["samples"], info["epochs"], info["steps"], info["plan"]) == (N, 2, 6, history.plan)
+    steps = recorder.of("on_steps")
+    assert [s["step"] for s in steps] == sorted({s["step"] for s in steps})
+    assert (steps[-1]["step"], steps[-1]["steps"], steps[-1]["epoch"]) == (6, 6, 2)
+    assert sum(s["samples"] for s in steps) == 2 * N
+    losses = [loss for _, loss in history.steps]
+    done = 0
+    for s in steps:
+        np.testing.assert_allclose(s["loss"], np.mean(losses[done : s["step"]]), rtol=1e-12)
+        done = s["step"]
+
+
+def test_variables_hold_the_trained_values_when_training_ends():
+    model = Model()
+    model.x.set_value(model.feeds[model.x][0])
+    stale = model.logits.forward().copy()
+    model.fit(epochs=2)
+    assert model.logits.value is None
+    fresh = model.numpy_values(model.logits, model.feeds)[0]
+    np.testing.assert_allclose(model.logits.forward(), fresh, rtol=1e-12)
+    assert not np.allclose(fresh, stale)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("method", ["on_train_begin", "on_steps", "on_epoch"])
+def test_an_error_in_a_callback_comes_through(executor, method, error):
+    def fail(argument):
+        raise error("on purpose")
+
+    model = Model()
+    before = model.bits()
+    engine = fg.Engine(executor)
+    callback = type("Failing", (), {method: staticmethod(fail)})()
+    with pytest.raises(error, match="on purpose"):
+        fg.Trainer(model.optimizer, engine, callbacks=[callback]).fit(model.feeds, epochs=2)
+    assert model.bits() == before
+    expected = Model()
+    expected.fit(executor, epochs=1)
+    fg.Trainer(model.optimizer, engine).fit(model.feeds, epochs=1)
+    np.testing.assert_allclose(model.w.value, expected.w.value, rtol=1e-12)
