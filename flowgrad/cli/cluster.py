@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..errors import ClusterError
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 TIMEOUT = 10.0  # seconds
+# Workers give freed memory back at once by default; then every temporary array of a step costs fresh pages.
+KEEP_MEMORY = {
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
+}
 
 
 def default_workers() -> int:
@@ -45,13 +52,14 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
     ClusterError
         When the workers do not start.
     """
+    import dask
     from distributed import Client, LocalCluster
 
     address = "127.0.0.1:8787" if dashboard else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
-            with _sigint_held_back():
+            with dask.config.set(KEEP_MEMORY), _sigint_held_back():
                 cluster = LocalCluster(
                     n_workers=workers,
                     threads_per_worker=threads,
@@ -92,7 +100,7 @@ def existing_cluster(address: str, timeout: float = TIMEOUT) -> Iterator[Client]
         client = Client(address, timeout=timeout)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ClusterError(
-            f"no scheduler at {address}: {_brief(error)} (waited at most {timeout:g} s): "
+            f"no scheduler at {address}: {_brief(error)}: "
             "check the address, or leave out --scheduler to start workers on this machine"
         ) from error
     with client:
@@ -100,8 +108,7 @@ def existing_cluster(address: str, timeout: float = TIMEOUT) -> Iterator[Client]
             client.wait_for_workers(1, timeout=timeout)
         except TimeoutError as error:
             raise ClusterError(
-                f"the scheduler at {address} has no workers after {timeout:g} s: start one with "
-                f"`dask worker {address}`"
+                f"the scheduler at {address} has no workers after {timeout:g} s: start one with `dask worker {address}`"
             ) from error
         try:
             client.run(_import_flowgrad)
@@ -126,20 +133,29 @@ def _import_flowgrad() -> None:
 def _sigint_held_back() -> Iterator[None]:
     """Let Ctrl-C reach this process alone, and only once the cluster is there to be closed.
 
-    Threads and processes started meanwhile inherit the mask: a terminal sends SIGINT to the whole process
-    group, and workers that die of it in the middle of a task look like a crash.
+    A terminal sends SIGINT to the whole process group, and workers that die of it look like a crash. So it is
+    blocked while they start: threads and processes inherit that. A second Ctrl-C is not held back.
     """
-    if os.name != "posix":
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # starting it later would lift the mask
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pressed: list[int] = []
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(signum)
+
+    resource_tracker.ensure_running()  # starting it later would lift the block
+    handler = signal.signal(signal.SIGINT, remember)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
 
 
 def _brief(error: BaseException) -> str:

@@ -29,9 +29,14 @@ class ProgressCallback:
         self.console = console or Console(highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._samples = 0
 
     def on_train_begin(self, info: Mapping[str, Any]) -> None:
-        """Print the heading and show an empty bar."""
+        """Print the plan and the heading, and show an empty bar."""
+        plan = info["plan"]
+        steps = plan["steps_per_task"]
+        parts = f"grain {plan['grain']}, shards {plan['shards']}, {steps} step{'s' * (steps != 1)} per task"
+        self.console.print(f"plan: {parts}\n      ({plan['reason']})", soft_wrap=True)
         self.console.print(HEADER, style="bold", soft_wrap=True)
         if self.console.is_terminal:
             self._bar = Progress(
@@ -52,13 +57,14 @@ class ProgressCallback:
     def on_steps(self, info: Mapping[str, Any]) -> None:
         """Move the bar on."""
         if self._bar is not None:
+            self._samples += info["samples"]
             seconds = info["seconds"]
             self._bar.update(
                 self._task,
                 completed=info["step"],
                 total=info["steps"],
                 epoch=min(info["epoch"], self.epochs),
-                speed=info["samples"] / seconds if seconds > 0 else 0.0,
+                speed=self._samples / seconds if seconds > 0 else 0.0,
                 loss=info["loss"],
             )
 
@@ -79,6 +85,8 @@ class ProgressCallback:
 
 def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     """Format one epoch's record under `HEADER`; what was not measured is left blank."""
+    if record["epoch"] == 0:  # nothing was trained yet
+        record = {**record, "samples_per_second": None}
 
     def field(key: str, width: int, form: str, factor: float = 1.0, unit: str = "") -> str:
         value = record.get(key)

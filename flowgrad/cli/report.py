@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,14 @@ class History(Protocol):
 
     epochs: list[dict[str, Any]]
     steps: list[tuple[int, float]]
+
+
+def import_early() -> threading.Thread:
+    """Import what the report needs in a thread, while this process waits for the workers; join before using it."""
+    names = ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg")
+    thread = threading.Thread(target=lambda: [import_module(name) for name in names], name="import-early")
+    thread.start()
+    return thread
 
 
 def write_tables(folder: Path, history: History) -> None:
@@ -98,8 +108,9 @@ def draw_curves(path: Path, history: History, title: str) -> None:
         Headline of the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(11, 4.6), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     left, right = figure.subplots(1, 2)
     epochs = np.array([record["epoch"] for record in history.epochs])
@@ -109,7 +120,7 @@ def draw_curves(path: Path, history: History, title: str) -> None:
         axes.set_xlabel("epoch", color=FAINT)
         axes.set_xlim(-0.02 * max(epochs[-1], 1), epochs[-1] * 1.03 or 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.tick_params(colors=FAINT, length=0)
+        axes.tick_params(which="both", colors=FAINT, length=0)
         axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -119,43 +130,55 @@ def draw_curves(path: Path, history: History, title: str) -> None:
 
 def _draw_loss(axes: Any, history: History, epochs: np.ndarray) -> None:
     steps = np.array([loss for _, loss in history.steps], dtype=float)
+    test = _column(history, "validation_loss")
+    shown = test
     if len(steps) and epochs[-1] > 0:
         at = (np.arange(len(steps)) + 1) / len(steps) * epochs[-1]
-        thin = max(1, len(steps) // 4000)
-        axes.plot(at[::thin], steps[::thin], color=TRAIN, alpha=0.16, linewidth=0.6, rasterized=True)
         span = max(1, len(steps) // 60)
-        axes.plot(
-            at, smooth(steps, span), color=TRAIN, linewidth=1.8, label=f"training, mean of {span} steps"
-        )
-    test = _column(history, "validation_loss")
-    axes.plot(
-        epochs, test, "o-", color=TEST, linewidth=1.8, markersize=5, label="test", clip_on=False, zorder=4
-    )
-    positive = np.concatenate((test, smooth(steps, 9) if len(steps) else steps))
-    positive = positive[np.isfinite(positive) & (positive > 0)]
-    if len(positive) and positive.max() > 10 * positive.min():
+        mean = smooth(steps, span)
+        if span >= 10:
+            few = span // 10
+            axes.plot(
+                at, smooth(steps, few), color=TRAIN, alpha=0.25, linewidth=0.7, label=f"training, mean of {few} steps"
+            )
+        axes.plot(at, mean, color=TRAIN, linewidth=1.8, label=f"training, mean of {span} steps")
+        shown = np.concatenate((test, mean))
+    axes.plot(epochs, test, "o-", color=TEST, linewidth=1.8, markersize=5, label="test", clip_on=False, zorder=4)
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if len(shown) and shown.max() > 5 * shown.min():
         axes.set_yscale("log")
-        axes.set_ylim(positive.min() * 0.7, positive.max() * 1.4)
+        axes.set_ylim(shown.min() * 0.6, shown.max() * 1.4)
+        low, high = axes.get_ylim()
+        ticks = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
+        axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+        axes.set_yticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
     axes.set_title("loss", loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _draw_accuracy(axes: Any, history: History, epochs: np.ndarray) -> None:
-    accuracy = 100 * _column(history, "validation_accuracy")
-    axes.set_title("test accuracy, %", loc="left", fontsize=11, color=INK)
-    axes.plot(epochs, accuracy, "o-", color=TEST, linewidth=1.8, markersize=5, clip_on=False, zorder=4)
-    axes.set_ylim(0, 100)
+    """Draw on a logit scale: 90, 99 and 99.9 % lie equally far apart, so that late epochs can be told apart."""
+    accuracy = _column(history, "validation_accuracy")
+    axes.set_title("test accuracy", loc="left", fontsize=11, color=INK)
     known = np.flatnonzero(np.isfinite(accuracy))
-    for i in {known[0], known[-1]} if len(known) else ():
-        above = accuracy[i] < 50
-        shift = (6, 8) if i == known[0] and i != known[-1] else (0, 10 if above else -16)
-        anchor = "left" if i == known[0] and i != known[-1] else "right"
-        text = f"{accuracy[i]:.2f} %"
-        axes.annotate(
-            text, (epochs[i], accuracy[i]), shift, textcoords="offset points", ha=anchor, color=TEST
-        )
+    if not len(known):
+        axes.set_ylim(0, 1)
+        return
+    shown = np.clip(accuracy, 0.02, 0.9995)
+    axes.plot(epochs, shown, "o-", color=TEST, linewidth=1.8, markersize=5, clip_on=False, zorder=4)
+    axes.set_yscale("logit")
+    low, high = 0.7 * np.nanmin(shown), 1 - 0.6 * (1 - np.nanmax(shown))
+    axes.set_ylim(low, high)
+    ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    for i in sorted({known[0], known[-1]}):
+        early = i == known[0] and i != known[-1]
+        shift, anchor = ((9, -4), "left") if early else ((0, -18), "right")
+        text = f"{100 * accuracy[i]:.2f} %"
+        axes.annotate(text, (epochs[i], shown[i]), shift, textcoords="offset points", ha=anchor, color=TEST)
 
 
 def _column(history: History, key: str) -> np.ndarray:

@@ -36,9 +36,7 @@ def _hidden(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
     except ValueError:
         sizes = (0,)
     if min(sizes) < 1:
-        raise click.BadParameter(
-            f"{value!r} is not a list of layer sizes: give for example 90, 90,30 or none"
-        )
+        raise click.BadParameter(f"{value!r} is not a list of layer sizes: give for example 90, 90,30 or none")
     return sizes
 
 
@@ -88,28 +86,20 @@ def _choice(values: tuple[str, ...]) -> dict[str, Any]:
 @_option("--optimizer", f"One of {', '.join(OPTIMIZERS)}.", default="Adam", **_choice(OPTIMIZERS))
 @_option("--lr", "Learning rate.", default=0.01, type=float, metavar="RATE", callback=_positive)
 @_option("--dtype", "Arithmetic: float32 or float64.", default="float32", **_choice(("float32", "float64")))
-@_option(
-    "--train-size", "Use the first N training samples.  [default: 55000 of mnist, else all]", type=_Count()
-)
+@_option("--train-size", "Use the first N training samples.  [default: 55000 of mnist, else all]", type=_Count())
 @_option("--test-size", "Use the first N test samples.  [default: all]", type=_Count())
 @_option("--workers", "Worker processes on this machine.  [default: 2, or 1 on one CPU]", type=_Count())
 @_option("--threads-per-worker", "Threads in each worker.", default=1, type=_Count())
-@_option(
-    "--scheduler", "Use a running cluster, e.g. tcp://10.0.0.1:8786; start no workers.", metavar="ADDRESS"
-)
+@_option("--scheduler", "Use a running cluster, e.g. tcp://10.0.0.1:8786; start no workers.", metavar="ADDRESS")
 @_option(
     "--grain",
     "Work per task: node, sample, shard, round, or auto, which decides by measured cost.",
     default="auto",
     **_choice(GRAINS),
 )
-@_option(
-    "--seed", "Seed of initial values and of the order of samples.", default=0, type=_Count(0), metavar="N"
-)
+@_option("--seed", "Seed of initial values and of the order of samples.", default=0, type=_Count(0), metavar="N")
 @_option("--dashboard/--no-dashboard", "Serve dask's dashboard.", default=True)
-@_option(
-    "--out", "Where results go.  [default: runs/DATASET-<date>-<time>]", metavar="FOLDER", type=click.Path()
-)
+@_option("--out", "Where results go.  [default: runs/DATASET-<date>-<time>]", metavar="FOLDER", type=click.Path())
 def train(**options: Any) -> None:
     """Train a fully connected net on DATASET, one Dot per neuron.
 
@@ -144,6 +134,7 @@ def _run(options: dict[str, Any]) -> None:
     from .folder import run_folder
     from .models import multilayer_perceptron
     from .progress import ProgressCallback
+    from .report import import_early
 
     started = time.perf_counter()
     data = _load(options)
@@ -157,19 +148,17 @@ def _run(options: dict[str, Any]) -> None:
         layers = [data.dim, *options["hidden"], data.classes]
         click.echo(f"graph: {' - '.join(map(str, layers))}, {model}")
         rule = getattr(fg, options["optimizer"])
-        optimizer = rule(
-            model.graph, model.loss, learning_rate=options["lr"], batch_size=options["batch_size"]
-        )
+        optimizer = rule(model.graph, model.loss, learning_rate=options["lr"], batch_size=options["batch_size"])
         client = stack.enter_context(_cluster(options))
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
         progress = ProgressCallback(options["epochs"])
         stack.callback(progress.close)
-        trainer = fg.Trainer(
-            optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress,)
-        )
+        trainer = fg.Trainer(optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress,))
         feeds = {model.x: data.x_train, model.label: data.y_train}
         validation = {model.x: data.x_test, model.label: data.y_test}
+        imports = import_early()
         history = trainer.fit(feeds, epochs=options["epochs"], validation=validation)
+        imports.join()
         _report(folder, options, data, model, trainer, history, time.perf_counter() - started)
         final = folder.parent
     click.echo(f"results are in {final}: " + ", ".join(sorted(path.name for path in final.iterdir())))
@@ -239,8 +228,6 @@ def _report(
         write_tables(folder, history)
         draw_curves(folder / "learning_curves.png", history, f"{data.name}: {result}")
         (folder / "report.txt").write_text(f"{result}\n\n{text}", encoding="utf-8")
-        (folder / "settings.json").write_text(
-            json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8"
-        )
+        (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write to {folder.parent}: {error.strerror or error}") from error

@@ -82,9 +82,7 @@ class DataSet:
         """
         for part, wanted, have in (("training", train, len(self.x_train)), ("test", test, len(self.x_test))):
             if wanted is not None and not 1 <= wanted <= have:
-                raise DataError(
-                    f"{self.name} has {have} {part} samples, {wanted} asked for: give 1 to {have}"
-                )
+                raise DataError(f"{self.name} has {have} {part} samples, {wanted} asked for: give 1 to {have}")
         return replace(
             self,
             x_train=self.x_train[:train],
@@ -211,14 +209,10 @@ def load_npz(path: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> Dat
         data[f"x_{part}"] = x = _samples(path, f"x_{part}", arrays[f"x_{part}"], dtype)
         data[f"y_{part}"] = y = _labels(path, f"y_{part}", arrays[f"y_{part}"])
         if len(x) != len(y):
-            raise DataError(
-                f"{path}: x_{part} has {len(x)} samples, y_{part} {len(y)} labels: give one per sample"
-            )
+            raise DataError(f"{path}: x_{part} has {len(x)} samples, y_{part} {len(y)} labels: give one per sample")
     if data["x_train"].shape[1] != data["x_test"].shape[1]:
         sizes = [data[key].shape[1] for key in ("x_train", "x_test")]
-        raise DataError(
-            f"{path}: samples of x_train have length {sizes[0]}, of x_test {sizes[1]}: make them equal"
-        )
+        raise DataError(f"{path}: samples of x_train have length {sizes[0]}, of x_test {sizes[1]}: make them equal")
     classes = 1 + int(max(data["y_train"].max(), data["y_test"].max()))
     if not 2 <= classes <= MAX_CLASSES:
         raise DataError(
@@ -264,10 +258,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _samples(path: Path, key: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     _check(path, key, array, "(N, dim)", array.ndim >= 2, "a number", array.dtype.kind in "buif")
     rows = array.reshape(len(array), -1)
+    if array.dtype == np.uint8:
+        return np.divide(rows, 255, dtype=dtype)
     with np.errstate(over="ignore"):
         result = rows.astype(dtype)
-    if array.dtype == np.uint8:
-        result /= 255
     if array.dtype.kind == "f":
         bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
         if bad.size:
@@ -283,9 +277,7 @@ def _labels(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= MAX_CLASSES:
         wrong = low if low < 0 else high
-        raise DataError(
-            f"{path}: {key} has the label {wrong}: class indices go from 0 to at most {MAX_CLASSES - 1}"
-        )
+        raise DataError(f"{path}: {key} has the label {wrong}: class indices go from 0 to at most {MAX_CLASSES - 1}")
     return array.astype(np.int64)
 
 
