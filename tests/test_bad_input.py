@@ -1,12 +1,12 @@
 """What bad input gets: one line that names the node, both sizes and what to do; values stay as they were."""
 
-import dask
 import numpy as np
 import pytest
 from refusal import Model, refused
 
 import flowgrad as fg
-from flowgrad.errors import DataError, FeedError, FlowgradError, GraphError, ShapeError
+from flowgrad.errors import ClusterError, DataError, FeedError, FlowgradError, GraphError, ShapeError
+from flowgrad.scheduler.executors.distributed import connect
 
 
 @pytest.fixture
@@ -251,10 +251,13 @@ def test_an_engine_that_makes_no_sense(settings):
 
 
 def test_an_address_where_nobody_listens():
-    with (
-        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
-        refused(FlowgradError, "127.0.0.1:9"),
-    ):
+    with refused(ClusterError, "127.0.0.1:9", "0.5 s"):
+        connect("tcp://127.0.0.1:9", timeout=0.5)
+
+
+@pytest.mark.slow
+def test_an_engine_at_an_address_where_nobody_listens():
+    with refused(ClusterError, "127.0.0.1:9"):
         fg.Engine("tcp://127.0.0.1:9")
 
 

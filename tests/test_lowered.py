@@ -61,6 +61,11 @@ def test_lowering_computes_nothing(counted, grain):
     assert Counting.calls == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_dask_does_not_warn_about_the_collection(counted):
+    fg.Engine("sync").lower(counted.loss, counted.feeds).compute(scheduler="sync")
+
+
 @pytest.mark.parametrize("scheduler", ["sync", "threads"])
 def test_compute(counted, grain, scheduler):
     engine = fg.Engine("sync")

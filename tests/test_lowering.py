@@ -55,7 +55,7 @@ def agree(made, engine):
         strategies.close(jacobians[v], numeric)
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(made=strategies.graphs(), plan=plans)
 def test_random_graphs(made, plan):
     grain, shards = plan
@@ -263,6 +263,26 @@ def test_dask_arrays_are_feeds(small, executor, chunks):
     by_dask, by_numpy = engine.gradient(small.loss, feeds), engine.gradient(small.loss, small.feeds)
     for v in small.parameters:
         np.testing.assert_array_equal(by_dask[v], by_numpy[v])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        np.asfortranarray,
+        lambda a: np.repeat(a, 2, axis=0)[::2],
+        lambda a: np.frombuffer(b"?" + a.tobytes(), offset=1).reshape(a.shape),
+        lambda a: a.astype(">f8"),
+        lambda a: np.broadcast_to(a, a.shape),
+    ],
+    ids=["Fortran", "strided", "misaligned", "big-endian", "read-only"],
+)
+def test_the_memory_layout_of_a_feed_does_not_matter(small, executor, layout):
+    engine = fg.Engine(executor, shards=3)
+    feeds = {**small.feeds, small.x: layout(small.images)}
+    w = small.parameters[0]
+    assert engine.forward(small.loss, feeds).tobytes() == engine.forward(small.loss, small.feeds).tobytes()
+    one, other = (engine.gradient(small.loss, f)[w] for f in (feeds, small.feeds))
+    assert one.tobytes() == other.tobytes()
 
 
 def test_feeds_are_not_changed_and_results_are_the_callers(small, executor, grain):

@@ -1,7 +1,13 @@
 """The trainer: arithmetic, order of the samples, evaluation, checkpoints."""
 
+import contextlib
+import gc
+import time
+import weakref
+
 import numpy as np
 import pytest
+from dask import array as da
 from models import GRAINS, Model, N
 
 import flowgrad as fg
@@ -130,6 +136,16 @@ def test_single_precision(executor):
     assert all(isinstance(loss, float) for _, loss in history.steps)
 
 
+@pytest.mark.parametrize("grain", GRAINS)
+def test_dask_arrays_are_feeds(executor, grain):
+    model, other = Model("Adam"), Model("Adam")
+    chunks = {model.x: (3, 2), model.label: (4,)}
+    model.feeds = {v: da.from_array(a, chunks=chunks[v]) for v, a in model.feeds.items()}
+    model.fit(executor, grain, epochs=2, validation=model.feeds)
+    other.fit(executor, grain, epochs=2)
+    assert model.bits() == other.bits()
+
+
 def test_a_loss_that_is_not_finite_stops_the_training():
     model = Model(learning_rate=0.1)
     with model.graph:
@@ -223,3 +239,54 @@ def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path):
     model.fit(epochs=2, checkpoint=tmp_path / "empty", resume=True)
     other.fit(epochs=2)
     assert model.bits() == other.bits()
+
+
+# -- what is left behind --
+
+
+class Stop:
+    """A callback that ends the training early."""
+
+    def on_steps(self, info):
+        raise KeyboardInterrupt
+
+
+def use(engine, stop=()):
+    """Do everything that places data on the executor, and return a weak reference to a feed."""
+    model = Model("Adam")
+    array = model.feeds[model.x]
+    trainer = fg.Trainer(model.optimizer, engine, callbacks=stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.fit(model.feeds, epochs=2, validation=model.feeds)
+    trainer.evaluate(model.feeds)
+    engine.gradient(model.loss, model.feeds)
+    engine.jacobian(model.logits, model.w, model.feeds)
+    engine.lower(model.loss, model.feeds).compute()
+    return weakref.ref(array)
+
+
+@pytest.mark.parametrize("stop", [(), (Stop(),)], ids=["finished", "stopped"])
+@pytest.mark.parametrize("where", ["sync", "threads"])
+def test_no_feed_is_kept(where, stop):
+    engine = fg.Engine(where)
+    array = use(engine, stop)
+    gc.collect()
+    assert array() is None
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stop", [(), (Stop(),)], ids=["finished", "stopped"])
+def test_no_task_is_kept_by_the_scheduler(client, stop):
+    def kept(dask_scheduler):
+        return sorted(map(str, dask_scheduler.tasks))
+
+    engine = fg.Engine(client)
+    gc.collect()
+    before = client.run_on_scheduler(kept)
+    use(engine, stop)
+    for _ in range(100):  # the scheduler forgets a moment after the last future has gone
+        gc.collect()
+        if set(client.run_on_scheduler(kept)) <= set(before):
+            break
+        time.sleep(0.05)
+    assert set(client.run_on_scheduler(kept)) <= set(before)

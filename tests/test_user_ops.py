@@ -249,8 +249,8 @@ if __name__ == "__main__":
     optimizer = fg.GradientDescent(graph, loss, 0.05, batch_size=10)
     with LocalCluster(2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0") as cluster:
         with Client(cluster) as client:
-            for grain in ("node", "shard", "round"):
-                fg.Trainer(optimizer, fg.Engine(client, grain=grain)).fit(feeds, epochs=10)
+            for grain, epochs in (("node", 2), ("shard", 6), ("round", 12)):
+                fg.Trainer(optimizer, fg.Engine(client, grain=grain)).fit(feeds, epochs=epochs)
     print("trained", *np.abs(w.value).round(3))
 """
 
