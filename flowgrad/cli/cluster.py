@@ -59,7 +59,7 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
-            with dask.config.set(KEEP_MEMORY), _sigint_held_back():
+            with dask.config.set(KEEP_MEMORY), _signals_held_back() as came:
                 cluster = LocalCluster(
                     n_workers=workers,
                     threads_per_worker=threads,
@@ -69,20 +69,23 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
                 )
         except (OSError, RuntimeError) as error:
             raise ClusterError(f"cannot start {workers} workers on this machine: {_brief(error)}") from error
-    with cluster, Client(cluster) as client:
-        yield client
+    with cluster:
+        for number in came[:1]:
+            signal.raise_signal(number)
+        with Client(cluster) as client:
+            yield client
 
 
 @contextmanager
-def existing_cluster(address: str, timeout: float = TIMEOUT) -> Iterator[Client]:
+def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Client]:
     """Connect to a scheduler that runs already; at the end only the connection is closed.
 
     Parameters
     ----------
     address : str
         For example ``tcp://10.0.0.1:8786``.
-    timeout : float
-        Seconds to wait for the scheduler, and for its first worker.
+    timeout : float, optional
+        Seconds to wait for the scheduler, and for its first worker; 10 when not given.
 
     Yields
     ------
@@ -95,6 +98,7 @@ def existing_cluster(address: str, timeout: float = TIMEOUT) -> Iterator[Client]
     """
     from distributed import Client
 
+    timeout = TIMEOUT if timeout is None else timeout
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=timeout)
@@ -130,32 +134,33 @@ def _import_flowgrad() -> None:
 
 
 @contextmanager
-def _sigint_held_back() -> Iterator[None]:
-    """Let Ctrl-C reach this process alone, and only once the cluster is there to be closed.
+def _signals_held_back() -> Iterator[list[int]]:
+    """Keep Ctrl-C from workers for good, and from this process until the cluster is there to be closed.
 
     A terminal sends SIGINT to the whole process group, and workers that die of it look like a crash. So it is
-    blocked while they start: threads and processes inherit that. A second Ctrl-C is not held back.
+    blocked while they start: threads and processes inherit that. Yields the list of signals that came meanwhile;
+    a second one is not held back.
     """
+    came: list[int] = []
     if os.name != "posix" or threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
     from multiprocessing import resource_tracker
 
-    pressed: list[int] = []
-
     def remember(signum: int, frame: FrameType | None) -> None:
-        if pressed:
+        if came:
             raise KeyboardInterrupt
-        pressed.append(signum)
+        came.append(signum)
 
     resource_tracker.ensure_running()  # starting it later would lift the block
-    handler = signal.signal(signal.SIGINT, remember)
+    handlers = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        yield came
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _brief(error: BaseException) -> str:

@@ -249,6 +249,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             arrays = {}
             for key in KEYS:
                 arrays[key] = file[key]
+                if not isinstance(arrays[key], np.ndarray):
+                    raise DataError(f"{path}: {key} is not an array: write the file again with numpy.savez")
+    except DataError:
+        raise
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read: {reason[:200]}") from error
@@ -283,8 +287,6 @@ def _labels(path: Path, key: str, array: np.ndarray) -> np.ndarray:
 
 def _check(path: Path, key: str, array: np.ndarray, shape: str, fits: bool, kind: str, right: bool) -> None:
     """Raise for what is wrong with the form of an array, before any value is looked at."""
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: {key} is not an array: write the file again with numpy.savez")
     if not right:
         raise DataError(f"{path}: {key} has dtype {array.dtype}: each entry must be {kind}")
     if not fits:

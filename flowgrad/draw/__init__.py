@@ -136,9 +136,7 @@ def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node
     stack = list(targets) if isinstance(targets, Iterable) else [targets]
     for target in stack:
         if getattr(target, "graph", None) is not graph:
-            raise GraphError(
-                f"{target} is not a node of the graph to draw: give nodes of this graph as targets"
-            )
+            raise GraphError(f"{target} is not a node of the graph to draw: give nodes of this graph as targets")
     seen = set(stack)
     while stack:
         for parent in stack.pop().parents:
@@ -161,17 +159,13 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
         raise DataError("drawing needs networkx: pip install 'flowgrad[viz]'") from error
     graph = networkx.DiGraph()
     graph.add_nodes_from(sorted(edges, key=str))
-    graph.add_edges_from(
-        (parent, key) for key in sorted(edges, key=str) for parent in sorted(edges[key], key=str)
-    )
+    graph.add_edges_from((parent, key) for key in sorted(edges, key=str) for parent in sorted(edges[key], key=str))
     if len(graph) == 0:
         raise GraphError("there are no tasks to draw")
     try:
         return list(networkx.lexicographical_topological_sort(graph, key=str))
     except networkx.NetworkXUnfeasible:
-        raise GraphError(
-            "the tasks depend on each other in a cycle: there is no order to draw them in"
-        ) from None
+        raise GraphError("the tasks depend on each other in a cycle: there is no order to draw them in") from None
 
 
 def _render(
@@ -187,9 +181,7 @@ def _render(
 
     boxes, edges = fold(items, limit)
     if len(boxes) > MAX_BOXES:
-        raise GraphError(
-            f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it"
-        )
+        raise GraphError(f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it")
     folded = f", drawn as {len(boxes)} boxes" if len(boxes) < len(items) else ""
     return render(path, boxes, edges, colours, counted + folded + note)
 

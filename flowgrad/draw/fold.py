@@ -121,20 +121,18 @@ def levels(items: Sequence[Item]) -> dict[Hashable, int]:
 
 def _colours(items: Sequence[Item], level: Mapping[Hashable, int], limit: int) -> dict[Hashable, int]:
     """Colour refinement: items get the same number when they, their parents and their children look alike."""
-    children: dict[Hashable, list[Hashable]] = {item.key: [] for item in items}
+    children: dict[Hashable, list[tuple[int, Hashable]]] = {item.key: [] for item in items}
+    wide = {item.key: len(item.parents) > limit or not item.slots for item in items}
     for item in items:
-        for parent in item.parents:
-            children[parent].append(item.key)
+        for slot, parent in enumerate(item.parents):
+            children[parent].append((-1 if wide[item.key] else slot, item.key))
     colour = _number((item.key, (item.kind, item.role, level[item.key])) for item in items)
     for _ in range(64):
         look = []
         for item in items:
-            parents = [colour[p] for p in item.parents]
-            wide = len(parents) > limit or not item.slots
-            around = (
-                frozenset(parents) if wide else tuple(parents),
-                frozenset(colour[c] for c in children[item.key]),
-            )
+            above = [colour[parent] for parent in item.parents]
+            below = sorted((slot, colour[child]) for slot, child in children[item.key])
+            around = (tuple(sorted(above) if wide[item.key] else above), tuple(below))
             look.append((item.key, (colour[item.key], around)))
         refined = _number(look)
         if len(set(refined.values())) == len(set(colour.values())):
@@ -156,9 +154,7 @@ def _range(first: str, last: str) -> str:
     return f"{joined} · {dim}" if dim else joined
 
 
-def _connect(
-    index: int, box: Box, group: list[Item], place: Mapping[Hashable, int], limit: int
-) -> list[Edge]:
+def _connect(index: int, box: Box, group: list[Item], place: Mapping[Hashable, int], limit: int) -> list[Edge]:
     """Give a box its ports and return the arrows into them."""
     wide = not group[0].slots or max(len(item.parents) for item in group) > limit
     port_of: dict[Hashable, int] = {}

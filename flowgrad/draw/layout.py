@@ -98,9 +98,7 @@ def _columns(
     """Make the columns and the links of each arrow; arrows from one box pass a column at one spot."""
     low = min(box.level for box in boxes)
     columns: list[list[Spot]] = [[] for _ in range(max(box.level for box in boxes) - low + 1)]
-    spots = [
-        Spot(box.level - low, height, index) for index, (box, (_, height)) in enumerate(zip(boxes, sizes))
-    ]
+    spots = [Spot(box.level - low, height, index) for index, (box, (_, height)) in enumerate(zip(boxes, sizes))]
     passing: dict[tuple[int, int], Link] = {}
     paths = []
     for edge in edges:

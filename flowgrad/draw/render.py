@@ -180,23 +180,17 @@ def _draw_box(
     else:
         axes.text(middle, y + rows[0], box.title, ha="center", **title)
     if box.detail:
-        axes.text(
-            middle, y + rows[1], box.detail, fontsize=7, color="#4b5563", ha="center", va="center", zorder=3
-        )
+        axes.text(middle, y + rows[1], box.detail, fontsize=7, color="#4b5563", ha="center", va="center", zorder=3)
 
 
-def _draw_legend(
-    axes: Any, layout: Layout, palette: Palette, caption: str, width: float, left: float
-) -> None:
+def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, width: float, left: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     y = layout.height + 0.35
     x = -left + MARGIN
     for role, (fill, line) in palette.items():
         axes.add_patch(
-            FancyBboxPatch(
-                (x, y - 0.06), 0.18, 0.12, "round,pad=0,rounding_size=0.03", fc=fill, ec=line, lw=0.9
-            )
+            FancyBboxPatch((x, y - 0.06), 0.18, 0.12, "round,pad=0,rounding_size=0.03", fc=fill, ec=line, lw=0.9)
         )
         axes.text(x + 0.26, y, role, fontsize=7, color=FAINT, ha="left", va="center")
         x += 0.054 * len(role) + 0.48
@@ -214,8 +208,6 @@ def _save(figure: Any, path: Path, suffix: str, dpi: float) -> None:
             figure.savefig(temporary, format=suffix, dpi=dpi, metadata=undated)
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(
-            f"cannot write {str(path)!r}: {error.strerror or error}: choose another place"
-        ) from error
+        raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}: choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
