@@ -243,6 +243,14 @@ class Op(Node):
         Which forward values the factor of each slot needs: slots of parents, ``-1`` for the node's own value; the last one
         repeats. The others may be passed as None. None: all of them.
 
+    expr, slopes : str, tuple of str, optional
+        For compiled kernels, where the op is elementwise: the value of one entry and its derivative by slot, as expressions
+        of the parents' entries ``{0}``, ``{1}``, the value ``{y}`` and the attributes by name; constants as ``F(0.5)``.
+    row_value, row_factor : static methods, optional
+        For compiled kernels, where each sample is for itself: ``row_value(y, *parents)`` writes the value of one sample,
+        ``row_factor(slot, f, *used)`` the row of an `Outer` from the values that `uses` lists; plain loops over 1-d arrays. An
+        op that states none of these runs with NumPy.
+
     Rules (static methods; axis 0 is the samples)
     ---------------------------------------------
     shape(*dims, **attrs) -> int
@@ -272,6 +280,8 @@ class Op(Node):
 
     kinds: ClassVar[tuple[type[LocalJacobian], ...]] = (Diagonal,)
     uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
+    expr: ClassVar[str | None] = None
+    slopes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
         kind = type(self).__name__

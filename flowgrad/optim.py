@@ -53,6 +53,15 @@ class Rule:
         """Return what is subtracted from the parameters at update number `t` (from 1), and the new state."""
         raise NotImplementedError
 
+    def constants(self) -> list[float]:
+        """Return the numbers that `loop` works with; rounded to the parameters' dtype once, as NumPy does."""
+        return [self.learning_rate]
+
+    @staticmethod
+    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
+        """Do the same update in place on entries ``start:stop``; plain loops, for compiled kernels."""
+        raise NotImplementedError
+
 
 def _decay(mean: Array, term: Array, beta: float, t: int) -> Array:
     return term if t == 1 else beta * mean + (1.0 - beta) * term
@@ -65,6 +74,16 @@ class GradientDescentRule(Rule):
     def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
         """Return ``lr g``."""
         return self.learning_rate * g, {}
+
+    def constants(self) -> list[float]:
+        """Return the numbers that `loop` works with."""
+        return [self.learning_rate]
+
+    @staticmethod
+    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
+        """Update entries ``start:stop`` in place."""
+        for j in range(start, stop):
+            w[j] -= c[0] * g[j]
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,17 @@ class MomentumRule(Rule):
         v = self.momentum * state["v"] + g
         return self.learning_rate * v, {"v": v}
 
+    def constants(self) -> list[float]:
+        """Return the numbers that `loop` works with."""
+        return [self.learning_rate, self.momentum]
+
+    @staticmethod
+    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
+        """Update entries ``start:stop`` in place."""
+        for j in range(start, stop):
+            v[j] = c[1] * v[j] + g[j]
+            w[j] -= c[0] * v[j]
+
 
 @dataclass(frozen=True)
 class AdaGradRule(Rule):
@@ -90,6 +120,17 @@ class AdaGradRule(Rule):
         """Return ``lr g / sqrt(s + 1e-10)``."""
         s = state["s"] + g * g
         return self.learning_rate * g / np.sqrt(s + EPSILON), {"s": s}
+
+    def constants(self) -> list[float]:
+        """Return the numbers that `loop` works with."""
+        return [self.learning_rate, EPSILON]
+
+    @staticmethod
+    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
+        """Update entries ``start:stop`` in place."""
+        for j in range(start, stop):
+            s[j] += g[j] * g[j]
+            w[j] -= c[0] * g[j] / np.sqrt(s[j] + c[1])
 
 
 @dataclass(frozen=True)
@@ -103,6 +144,22 @@ class RMSPropRule(Rule):
         """Return ``lr g / sqrt(s + 1e-10)``."""
         s = _decay(state["s"], g * g, self.beta, t)
         return self.learning_rate * g / np.sqrt(s + EPSILON), {"s": s}
+
+    def constants(self) -> list[float]:
+        """Return the numbers that `loop` works with."""
+        return [self.learning_rate, EPSILON, self.beta, 1.0 - self.beta]
+
+    @staticmethod
+    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
+        """Update entries ``start:stop`` in place."""
+        if t == 1:
+            for j in range(start, stop):
+                s[j] = g[j] * g[j]
+                w[j] -= c[0] * g[j] / np.sqrt(s[j] + c[1])
+        else:
+            for j in range(start, stop):
+                s[j] = c[2] * s[j] + c[3] * (g[j] * g[j])
+                w[j] -= c[0] * g[j] / np.sqrt(s[j] + c[1])
 
 
 @dataclass(frozen=True)
@@ -127,3 +184,30 @@ class AdamRule(Rule):
         v = _decay(state["v"], g, self.beta_1, t)
         s = _decay(state["s"], g * g, self.beta_2, t)
         return self.learning_rate * v / np.sqrt(s + EPSILON), {"v": v, "s": s}
+
+    def constants(self) -> list[float]:
+        """Return the numbers that `loop` works with."""
+        means = [self.beta_1, 1.0 - self.beta_1, self.beta_2, 1.0 - self.beta_2]
+        return [self.learning_rate, EPSILON, *means, float(self.bias_correction), 1e-8, 1.0]
+
+    @staticmethod
+    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
+        """Update entries ``start:stop`` in place."""
+        if c[6] > 0:
+            one = c[8]
+            lr = c[0] / (one - c[2] ** t)
+            rest = one - c[4] ** t
+            for j in range(start, stop):
+                v[j] = c[2] * v[j] + c[3] * g[j]
+                s[j] = c[4] * s[j] + c[5] * (g[j] * g[j])
+                w[j] -= lr * v[j] / (np.sqrt(s[j] / rest) + c[7])
+        elif t == 1:
+            for j in range(start, stop):
+                v[j] = g[j]
+                s[j] = g[j] * g[j]
+                w[j] -= c[0] * v[j] / np.sqrt(s[j] + c[1])
+        else:
+            for j in range(start, stop):
+                v[j] = c[2] * v[j] + c[3] * g[j]
+                s[j] = c[4] * s[j] + c[5] * (g[j] * g[j])
+                w[j] -= c[0] * v[j] / np.sqrt(s[j] + c[1])

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 from flowgrad.program import Program
 
+from . import compiled
 from .kernel import canonical, kernel_of
 from .tree import reduce_tree
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimizer step as a program.
+
+    Attributes
+    ----------
+    program : Program
+        Forward and backward; output ``"0"`` is the loss.
+    names : tuple of str
+        The output that is the gradient of the flat parameter vector; empty if the loss depends on no parameter.
+    fed : tuple of int
+        The variables that are fed, by index, in the order of the program's inputs.
+    compiled : bool
+        Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
+    """
+
+    program: Program
+    names: tuple[str, ...]
+    fed: tuple[int, ...]
+    compiled: bool = False
+
 
 State = dict[str, Array]
 Gradient = tuple[Array, float]
@@ -102,17 +128,21 @@ def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples
 
 
 def shard_step(
-    program: Program,
-    names: tuple[str, ...],
-    state: State,
-    const: Array | None,
-    feeds: list[Array],
-    rows: Array,
-    batch: int,
+    step: Step, rule: Rule, state: State, const: Array | None, feeds: list[Array], rows: Array, batch: int
 ) -> Gradient:
     """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`."""
-    inputs = arrange(program, state, const, [f[rows] for f in feeds])
-    return shard_gradient(program, names, batch, len(rows), *inputs)
+    if step.compiled:
+        return _compiled(step, rule, state).gradient(state, const, [canonical(f) for f in feeds], rows, batch)
+    inputs = arrange(step.program, state, const, [f[rows] for f in feeds])
+    return shard_gradient(step.program, step.names, batch, len(rows), *inputs)
+
+
+def _compiled(step: Step, rule: Rule, state: State) -> Any:
+    if not compiled.available():
+        raise FlowgradError(
+            "the plan uses compiled kernels, but numba is not installed here: pip install 'flowgrad[fast]'"
+        )
+    return compiled.compiled_round(step.program, step.names, rule, state["w"].dtype)
 
 
 def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
@@ -139,29 +169,38 @@ def add_gradients(shares: list[Gradient]) -> Gradient:
     return gradient, loss
 
 
-def update(rule: Rule, state: State, mean: Gradient) -> State:
+def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
-    rest = {k: canonical(v) for k, v in state.items() if k != "w"}
-    w, rest = rule.update(canonical(state["w"]), canonical(mean[0]), rest)
+    state = {k: canonical(v) for k, v in state.items()}
+    if step.compiled:
+        return _compiled(step, rule, state).update(state, canonical(mean[0]))
+    rest = {k: v for k, v in state.items() if k != "w"}
+    w, rest = rule.update(state["w"], canonical(mean[0]), rest)
     return {"w": w, **rest}
 
 
 def run_round(
-    program: Program,
-    names: tuple[str, ...],
+    step: Step,
     rule: Rule,
     state: State,
     const: Array | None,
     feeds: list[Array],
     steps: list[list[Array]],
+    threads: int = 1,
 ) -> tuple[State, list[float]]:
-    """Run several optimizer steps; per step the rows of each shard. Same arithmetic as the tasks of grain ``shard``."""
+    """Run several optimizer steps; per step the rows of each shard. Same arithmetic as the tasks of grain ``shard``.
+
+    `threads` share the work of compiled kernels; the result does not depend on how many.
+    """
+    if step.compiled:
+        state = {k: canonical(v) for k, v in state.items()}
+        return _compiled(step, rule, state).run(state, const, [canonical(f) for f in feeds], steps, threads)
     losses = []
     for shards in steps:
         batch = sum(map(len, shards))
-        shares = [shard_step(program, names, state, const, feeds, rows, batch) for rows in shards]
+        shares = [shard_step(step, rule, state, const, feeds, rows, batch) for rows in shards]
         mean = reduce_tree(shares, add_gradients)
-        state = update(rule, state, mean)
+        state = update(step, rule, state, mean)
         losses.append(mean[1])
     return state, losses
 

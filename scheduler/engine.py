@@ -35,6 +35,8 @@ class Engine:
         How much goes into a task: ``"node"``, ``"sample"``, ``"shard"``, ``"round"`` or ``"auto"``.
     shards : int, optional
         Into how many parts samples are cut; a property of the plan, never of how many workers there are.
+    kernel : str
+        What runs optimizer steps: ``"numba"`` (compiled), ``"numpy"``, or ``"auto"``: compiled where it pays.
 
     Raises
     ------
@@ -55,7 +57,17 @@ class Engine:
     [4.0, 3.0]
     """
 
-    def __init__(self, where: Any = None, dtype: Any = None, grain: str = "auto", shards: int | None = None):
+    def __init__(
+        self,
+        where: Any = None,
+        dtype: Any = None,
+        grain: str = "auto",
+        shards: int | None = None,
+        kernel: str = "auto",
+    ):
+        if kernel not in ("auto", "numba", "numpy"):
+            raise GraphError(f"unknown kernel {kernel!r}: choose auto, numba or numpy")
+        self.kernel = kernel
         if dtype is not None and dtype not in (np.float32, np.float64, "float32", "float64", "f4", "f8", float):
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
         if shards is not None and (isinstance(shards, bool) or not isinstance(shards, (int, np.integer)) or shards < 1):

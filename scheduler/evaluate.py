@@ -55,7 +55,8 @@ class Evaluation:
             const = flat_values(self.step.program, target.graph, "const", feeds.dtype)
             values[f"const-{token(salt)}"] = const
         self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
-        for v in self.step.fed:
+        nodes = target.graph.nodes
+        for v in (n for n in (nodes[k] for k in self.step.fed) if isinstance(n, Variable)):
             for start, stop in self.shards:
                 values[f"feed-{token(salt, v.index, start)}"] = feeds.arrays[v][start:stop]
         self.handles = self.executor.put(values)

@@ -15,6 +15,7 @@ from flowgrad.optim import Rule
 from flowgrad.program import Program, verify
 
 from . import blocks
+from .blocks import Step
 from .feeds import Feeds
 from .fuse import Layout
 from .lower import compile_forward, input_var, lower_share
@@ -24,31 +25,13 @@ from .tree import bounds, reduce_tree
 
 
 @dataclass(frozen=True)
-class Step:
-    """One optimizer step as a program.
-
-    Attributes
-    ----------
-    program : Program
-        Forward and backward; output ``"0"`` is the loss.
-    names : tuple of str
-        The output that is the gradient of the flat parameter vector; empty if the loss depends on no parameter.
-    fed : tuple of Variable
-        The variables that are fed, in the order of the program's inputs.
-    """
-
-    program: Program
-    names: tuple[str, ...]
-    fed: tuple[Variable, ...]
-
-
-@dataclass(frozen=True)
 class Given:
     """References to what every step reads."""
 
-    program: Ref
+    step: Ref
     const: Ref | None
     feeds: list[Ref]
+    threads: int = 1
 
 
 def compile_step(
@@ -59,19 +42,18 @@ def compile_step(
     flat = input_var(forward, "param")
     wrt = [] if flat is None else [flat]
     program = verify(differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node"))
-    return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program, target))
+    return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
     """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
     targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
     program = compile_forward(targets, feeds, params, "shard", layout)
-    return Step(program, (), _fed(program, target))
+    return Step(program, (), _fed(program))
 
 
-def _fed(program: Program, target: Node) -> tuple[Variable, ...]:
-    nodes = [target.graph.nodes[i.node] for i in program.inputs if i.role == "feed"]
-    return tuple(n for n in nodes if isinstance(n, Variable))
+def _fed(program: Program) -> tuple[int, ...]:
+    return tuple(i.node for i in program.inputs if i.role == "feed")
 
 
 def lower_window(
@@ -94,24 +76,24 @@ def lower_window(
     steps = [[rows[start:stop] for start, stop in bounds(len(rows), plan.shards)] for rows in batches]
     if plan.grain == "round":
         done = graph.task(
-            "round", blocks.run_round, given.program, step.names, rule, state, given.const, given.feeds, steps
+            "round", blocks.run_round, given.step, rule, state, given.const, given.feeds, steps, given.threads
         )
         return graph.task("state", blocks.pick, done, 0), graph.task("loss", blocks.pick, done, 1)
     losses = []
     for shards in steps:
         batch = sum(map(len, shards))
-        shares = [_share(graph, step, plan, given, state, rows, batch) for rows in shards]
+        shares = [_share(graph, step, plan, rule, given, state, rows, batch) for rows in shards]
         mean = reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group))
-        state = graph.task("update", blocks.update, rule, state, mean)
+        state = graph.task("update", blocks.update, given.step, rule, state, mean)
         losses.append(graph.task("loss", blocks.pick, mean, 1))
     return state, graph.task("losses", blocks.collect, *losses)
 
 
-def _share(graph: TaskGraph, step: Step, plan: Plan, given: Given, state: Ref, rows: Array, batch: int) -> Ref:
+def _share(
+    graph: TaskGraph, step: Step, plan: Plan, rule: Rule, given: Given, state: Ref, rows: Array, batch: int
+) -> Ref:
     if plan.grain != "node":
-        return graph.task(
-            "gradient", blocks.shard_step, given.program, step.names, state, given.const, given.feeds, rows, batch
-        )
+        return graph.task("gradient", blocks.shard_step, given.step, rule, state, given.const, given.feeds, rows, batch)
     feeds = iter(given.feeds)
     inputs: dict[int, Ref] = {}
     for i in step.program.inputs:

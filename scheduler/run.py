@@ -14,10 +14,12 @@ import numpy as np
 
 from flowgrad.errors import FeedError, FlowgradError, GraphError
 from flowgrad.jacobian import Array
+from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
 
-from . import blocks
+from . import blocks, compiled
 from .checkpoint import read_checkpoint, write_checkpoint
+from .cost import flops
 from .engine import Engine
 from .evaluate import Evaluation
 from .executors import Handle
@@ -25,8 +27,9 @@ from .feeds import check_feeds
 from .history import History
 from .lower import flat_values
 from .lower_train import Given, compile_step, epoch_batches, lower_window
-from .plan import Plan, choose_plan
+from .plan import Plan, choose_kernel, choose_plan, choose_shards
 from .tasks import Ref, TaskGraph, token
+from .tree import bounds
 
 # Windows that are submitted before the first of them is waited for.
 LOOK_AHEAD = 3
@@ -53,8 +56,8 @@ class Settings:
 class Run:
     """One call of `fit`: what is placed on the executor, and the state that moves on."""
 
-    def __init__(self, settings: Settings, feeds: Any, validation: Any, folder: Path | None):
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: Settings, feeds: Any, validation: Any, folder: Path | None, epochs: int):
+        self.settings, self.folder, self.epochs = settings, folder, epochs
         optimizer = settings.optimizer
         self.rule = optimizer.rule
         self.executor = settings.engine.executor
@@ -71,9 +74,9 @@ class Run:
         self.salt = uuid.uuid4().hex
         self.held: list[Handle] = []
         self.step = compile_step(target, self.feeds, self.variables, "shard")
+        layout = self.step.program.layout
         self.state = self._first_state()
         self.plan = self._plan()
-        layout = self.step.program.layout
         if self.plan.grain == "node":
             self.step = compile_step(target, self.feeds, self.variables, "node", layout)
         self.given = self._place()
@@ -109,18 +112,28 @@ class Run:
             start = stop
 
     def _plan(self) -> Plan:
-        step = self.step
         engine, batch_size = self.settings.engine, self.settings.optimizer.batch_size
-        arrays = [self.feeds.arrays[v] for v in step.fed]
-        const = self._const()
+        fixed, each = flops(self.step.program)
+        work = fixed + each * batch_size
+        shards = choose_shards(engine.grain, engine.shards, batch_size, work)
+        updates = self.epochs * -(-self.feeds.samples // batch_size)
+        unsupported = compiled.supports(self.step.program, self.step.names)
+        kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
+        self.step = replace(self.step, compiled=kernel[0] == "numba")
         rows = np.arange(batch_size)
+        steps = [[rows[start:stop] for start, stop in bounds(batch_size, shards)]] * 2
+        arrays = [self.feeds.arrays[v] for v in self._fed()]
         best = math.inf
         for _ in range(4):
             start = time.perf_counter()
-            blocks.run_round(step.program, step.names, self.rule, self.state, const, arrays, [[rows]])
-            best = min(best, time.perf_counter() - start)
+            blocks.run_round(self.step, self.rule, self.state, self._const(), arrays, steps, self.executor.threads)
+            best = min(best, (time.perf_counter() - start) / len(steps))
         nodes = 3 * len(self.settings.optimizer.graph.nodes)
-        return choose_plan(engine.grain, engine.shards, batch_size, best, self.executor.task_seconds(), nodes)
+        return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
+
+    def _fed(self) -> list[Variable]:
+        nodes = self.settings.optimizer.graph.nodes
+        return [v for v in (nodes[k] for k in self.step.fed) if isinstance(v, Variable)]
 
     def _const(self) -> Array | None:
         if not self.step.program.size("const"):
@@ -128,15 +141,15 @@ class Run:
         return flat_values(self.step.program, self.settings.optimizer.graph, "const", self.feeds.dtype)
 
     def _place(self) -> Given:
-        values: dict[str, Any] = {f"program-{token(self.salt)}": self.step.program}
+        values: dict[str, Any] = {f"program-{token(self.salt)}": self.step}
         const = self._const()
         if const is not None:
             values[f"const-{token(self.salt)}"] = const
-        for v in self.step.fed:
+        for v in self._fed():
             values[f"feed-{token(self.salt, v.index)}"] = self.feeds.arrays[v]
         refs = [Ref(h.key) for h in self._hold(values, replicate=True)]
         rest = refs[1:]
-        return Given(refs[0], rest.pop(0) if const is not None else None, rest)
+        return Given(refs[0], rest.pop(0) if const is not None else None, rest, self.executor.threads)
 
     def _hold(self, values: dict[str, Any], replicate: bool = False) -> list[Handle]:
         handles = self.executor.put(values, replicate)
@@ -152,8 +165,9 @@ class Run:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def train(self, epochs: int, resume: bool) -> History:
+    def train(self, resume: bool) -> History:
         """Run the epochs that are left."""
+        epochs = self.epochs
         history = History(self.plan.as_dict())
         first = 0
         if resume and self.folder is not None:

@@ -106,9 +106,9 @@ class Trainer:
         if resume and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
         folder = None if checkpoint is None else prepare_folder(Path(checkpoint))
-        run = Run(self.settings, feeds, validation, folder)
+        run = Run(self.settings, feeds, validation, folder, int(epochs))
         try:
-            return run.train(int(epochs), resume)
+            return run.train(resume)
         finally:
             run.close()
 

@@ -44,6 +44,8 @@ class Add(Elementwise):
 
     kinds = (Identity,)
     uses = ((),)
+    expr = "{0} + {1}"
+    slopes = ("F(1)", "F(1)")
 
     @staticmethod
     def apply(a: Array, b: Array) -> Array:
@@ -80,6 +82,8 @@ class Subtract(Elementwise):
 
     kinds = (Identity, Diagonal)
     uses = ((),)
+    expr = "{0} - {1}"
+    slopes = ("F(1)", "F(-1)")
 
     @staticmethod
     def apply(a: Array, b: Array) -> Array:
@@ -116,6 +120,8 @@ class Multiply(Elementwise):
     """
 
     uses = ((1,), (0,))
+    expr = "{0} * {1}"
+    slopes = ("{1}", "{0}")
 
     @staticmethod
     def apply(a: Array, b: Array) -> Array:
@@ -152,6 +158,8 @@ class Scale(Elementwise):
     """
 
     uses = ((),)
+    expr = "{0} * F({c})"
+    slopes = ("F({c})",)
 
     def __init__(self, a: Node, c: float, name: str | None = None):
         if isinstance(c, Node) or not np.isscalar(c) or isinstance(c, (str, bytes, complex)) or not np.isfinite(c):
@@ -186,6 +194,8 @@ class Negative(Elementwise):
     """
 
     uses = ((),)
+    expr = "-{0}"
+    slopes = ("F(-1)",)
 
     @staticmethod
     def apply(a: Array) -> Array:
@@ -215,6 +225,8 @@ class Exp(Elementwise):
     """
 
     uses = ((-1,),)
+    expr = "np.exp({0})"
+    slopes = ("{y}",)
 
     @staticmethod
     def apply(a: Array) -> Array:
@@ -244,6 +256,8 @@ class Log(Elementwise):
     """
 
     uses = ((0,),)
+    expr = "np.log({0})"
+    slopes = ("F(1) / {0}",)
 
     @staticmethod
     def apply(a: Array) -> Array:
@@ -273,6 +287,8 @@ class Reciprocal(Elementwise):
     """
 
     uses = ((-1,),)
+    expr = "F(1) / {0}"
+    slopes = ("-{y} * {y}",)
 
     @staticmethod
     def apply(a: Array) -> Array:
@@ -302,6 +318,8 @@ class Logistic(Elementwise):
     """
 
     uses = ((-1,),)
+    expr = "F(0.5) + F(0.5) * np.tanh(F(0.5) * {0})"
+    slopes = ("{y} * (F(1) - {y})",)
 
     @staticmethod
     def apply(a: Array) -> Array:
@@ -332,6 +350,8 @@ class Tanh(Elementwise):
     """
 
     uses = ((-1,),)
+    expr = "np.tanh({0})"
+    slopes = ("F(1) - {y} * {y}",)
 
     @staticmethod
     def apply(a: Array) -> Array:
@@ -361,6 +381,8 @@ class ReLU(Elementwise):
     """
 
     uses = ((-1,),)
+    expr = "{0} if {0} > F(0) else F(0)"
+    slopes = ("F(1) if {y} > F(0) else F(0)",)
 
     @staticmethod
     def apply(a: Array) -> Array:

@@ -47,6 +47,19 @@ class SoftMax(Op):
         """Return ``diag(p) - p pᵀ``."""
         return SoftMaxJacobian(y)
 
+    @staticmethod
+    def row_value(y: Array, a: Array) -> None:
+        """Write the probabilities of one sample."""
+        top = a[0]
+        for j in range(1, a.shape[0]):
+            top = max(top, a[j])
+        total = y[0] - y[0]
+        for j in range(a.shape[0]):
+            y[j] = np.exp(a[j] - top)
+            total += y[j]
+        for j in range(a.shape[0]):
+            y[j] /= total
+
 
 class CrossEntropyWithSoftMax(Op):
     """``-Σ y_i log(softmax(a)_i + 1e-10)``, a scalar.
@@ -76,7 +89,7 @@ class CrossEntropyWithSoftMax(Op):
     """
 
     kinds = (Outer,)
-    uses = ((0, 1), (0,))
+    uses = ((0, 1),)
 
     @staticmethod
     def shape(*dims: int) -> int:
@@ -95,6 +108,37 @@ class CrossEntropyWithSoftMax(Op):
         if slot:
             return Outer(-np.log(softmax(a) + EPSILON))
         return Outer(softmax(a) * labels.sum(axis=1, keepdims=True) - labels)
+
+    @staticmethod
+    def row_value(y: Array, a: Array, labels: Array) -> None:
+        """Write the cross entropy of one sample."""
+        top = a[0]
+        for j in range(1, a.shape[0]):
+            top = max(top, a[j])
+        total = 0.0
+        for j in range(a.shape[0]):
+            total += np.exp(a[j] - top)
+        loss = 0.0
+        for j in range(a.shape[0]):
+            if labels[j] != 0:
+                loss -= labels[j] * np.log(np.exp(a[j] - top) / total + EPSILON)
+        y[0] = loss
+
+    @staticmethod
+    def row_factor(slot: int, f: Array, a: Array, labels: Array) -> None:
+        """Write the row of one sample."""
+        top = a[0]
+        weight = labels[0]
+        for j in range(1, a.shape[0]):
+            top = max(top, a[j])
+            weight += labels[j]
+        total = a[0] - a[0]
+        for j in range(a.shape[0]):
+            f[j] = np.exp(a[j] - top)
+            total += f[j]
+        for j in range(a.shape[0]):
+            p = f[j] / total
+            f[j] = -np.log(p + EPSILON) if slot else p * weight - labels[j]
 
 
 class MeanSquaredError(Op):
@@ -139,3 +183,18 @@ class MeanSquaredError(Op):
         """Return ``2 (a - b)ᵀ / n``, its negative by `b`."""
         factor = -2.0 if slot else 2.0
         return Outer((a - b) * (factor / a.shape[1]))
+
+    @staticmethod
+    def row_value(y: Array, a: Array, b: Array) -> None:
+        """Write the mean of the squares of one sample."""
+        total = 0.0
+        for j in range(a.shape[0]):
+            total += (a[j] - b[j]) * (a[j] - b[j])
+        y[0] = total / a.shape[0]
+
+    @staticmethod
+    def row_factor(slot: int, f: Array, a: Array, b: Array) -> None:
+        """Write the row of one sample."""
+        factor = -2.0 / a.shape[0] if slot else 2.0 / a.shape[0]
+        for j in range(a.shape[0]):
+            f[j] = (a[j] - b[j]) * factor

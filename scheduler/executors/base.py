@@ -24,9 +24,12 @@ class Executor(ABC):
     ----------
     name : str
         For messages.
+    threads : int
+        Threads that a task may use when it runs alone.
     """
 
     name: str
+    threads: int
 
     @abstractmethod
     def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:

@@ -33,6 +33,11 @@ class DistributedExecutor(Executor):
         self.client = client
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
+    @property
+    def threads(self) -> int:  # type: ignore[override]
+        """Threads of the smallest worker."""
+        return min(self.client.nthreads().values(), default=1)
+
     def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
         """Scatter the values to workers; with `replicate`, to all of them."""
         futures = self.client.scatter(data, broadcast=replicate, hash=False)

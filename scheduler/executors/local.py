@@ -8,6 +8,7 @@ from typing import Any
 
 import dask.local
 import dask.threaded
+from dask.system import CPU_COUNT
 from threadpoolctl import ThreadpoolController
 
 from ..blocks import pick
@@ -28,6 +29,7 @@ class LocalExecutor(Executor):
     def __init__(self, threads: bool):
         self.name = "threads" if threads else "sync"
         self._get = dask.threaded.get if threads else dask.local.get_sync
+        self.threads = CPU_COUNT if threads else 1
         self._held: dict[str, Any] = {}
         self._uses: dict[str, int] = {}
         self._pools = ThreadpoolController()

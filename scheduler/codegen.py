@@ -1,0 +1,478 @@
+"""Program -> source text of straight-line loops over preallocated buffers, for a compiler such as numba.
+
+The text defines ``gradient(n, share, <feeds>, const, w, grad, <buffers>) -> loss``: one shard's share of the mean gradient, written
+in place into ``grad``. Shared variables are 1-d arrays, batched ones 2-d. Neighbouring elementwise instructions of one shape
+become one loop. What the text cannot say raises `Unsupported`; such programs run with NumPy.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowgrad.jacobian import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
+from flowgrad.ops import Dot, Gather, MatVec, RowDot, Slice, Vectorize
+from flowgrad.program import Instr, Program
+
+
+class Unsupported(Exception):
+    """A program that cannot be written as loops; the message says which instruction."""
+
+
+@dataclass
+class Source:
+    """Generated text and what it refers to.
+
+    Attributes
+    ----------
+    body : list of str
+        Lines of ``gradient``.
+    feeds, buffers : list
+        Names of the feeds in the program's order; names and shapes of the buffers, ``"n"`` for the number of samples.
+    functions : dict
+        Row functions of ops by the name under which the text calls them.
+    """
+
+    body: list[str] = field(default_factory=list)
+    feeds: list[str] = field(default_factory=list)
+    buffers: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    functions: dict[str, Callable[..., None]] = field(default_factory=dict)
+
+
+def generate(program: Program, gradient: str | None) -> Source:
+    """Write forward and backward of `program` as loops.
+
+    Parameters
+    ----------
+    program : Program
+        Its output ``"0"`` is the loss, its last input the seed.
+    gradient : str or None
+        The output that goes into ``grad``; None if the loss depends on no parameter.
+    """
+    return _Writer(program, gradient).write()
+
+
+@dataclass
+class _Loop:
+    """A pending elementwise loop: expressions of the entries at [i, j] of one shape."""
+
+    batched: bool
+    dim: int
+    lines: list[str] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    local: dict[int, str] = field(default_factory=dict)
+    stored: list[int] = field(default_factory=list)
+    sums: list[tuple[int, str]] = field(default_factory=list)
+
+
+class _Writer:
+    def __init__(self, program: Program, gradient: str | None):
+        self.program = program
+        self.out = Source()
+        self.name: dict[int, str] = {}
+        self.loop: _Loop | None = None
+        self.uses: Counter[int] = Counter(a for i in program.instrs for a in i.args)
+        self.uses.update(program.outputs.values())
+        self.left: Counter[int] = Counter(self.uses)
+        self.flat = program.outputs[gradient] if gradient is not None else -1
+        self.place: dict[int, str] = {}
+
+    def write(self) -> Source:
+        for given in self.program.inputs:
+            name = {"param": "w", "const": "const", "seed": "seed"}.get(given.role, f"x{given.var}")
+            self.name[given.var] = name
+            if given.role == "feed":
+                self.out.feeds.append(name)
+        self._seed()
+        self._destine()
+        for i in self.program.instrs:
+            self._instr(i)
+            for a in i.args:
+                self.left[a] -= 1
+        self._flush()
+        if self.flat >= 0 and self.name[self.flat] != "grad":
+            self._line(f"grad[:] = {self.name[self.flat]}")
+        loss = self.program.outputs["0"]
+        if self.program.types[loss].batched:
+            self.out.body += [
+                "total = 0.0",
+                "for i in range(n):",
+                f"    total += {self.name[loss]}[i, 0]",
+                "return total * share",
+            ]
+        else:
+            self.out.body.append(f"return float({self.name[loss]}[0]) * n * share")
+        return self.out
+
+    # -- names and buffers --------------------------------------------------------------------------------------
+
+    def _seed(self) -> None:
+        given = self.program.inputs[-1]
+        if self.program.types[given.var].batched:
+            self.out.buffers.append(("seed", ("n", "1")))
+            self._line("seed[:n] = F(share)")
+            self.name[given.var] = "seed[:n]"
+        else:
+            self.out.buffers.append(("seed", ("1",)))
+            self._line("seed[0] = F(share * n)")
+
+    def _destine(self) -> None:
+        """Let the pieces of the flat gradient be written where they belong."""
+        makers = {i.out: i for i in self.program.instrs}
+        final = makers.get(self.flat)
+        if final is None:
+            return
+        if final.verb != "scatter":
+            return
+        starts = dict(final.attrs)["starts"]
+        dims = [self.program.types[a].dim for a in final.args]
+        if [0, *(s + d for s, d in zip(starts, dims))] != [*starts, self.program.types[self.flat].dim]:
+            return
+        for piece, start, dim in zip(final.args, starts, dims):
+            maker = makers.get(piece)
+            written = maker is not None and (maker.verb in ("pull_sum", "add") and not self._is_alias(maker))
+            if written and self.uses[piece] == 1:
+                self.place[piece] = f"g{piece}"
+                self._line(f"g{piece} = grad[{start}:{start + dim}]")
+
+    def _is_alias(self, i: Instr) -> bool:
+        summed = i.verb == "pull_sum" and self.program.types[i.args[0]].batched
+        return i.verb in ("pull", "pull_sum") and i.op.kind(i.slot) is Identity and not summed
+
+    def _buffer(self, var: int) -> str:
+        """Return the name of the array that `var` is written to."""
+        if var in self.name:
+            return self.name[var]
+        type_ = self.program.types[var]
+        if var in self.place:
+            self.name[var] = self.place[var]
+        else:
+            name = f"b{var}"
+            self.out.buffers.append((name, ("n", str(type_.dim)) if type_.batched else (str(type_.dim),)))
+            self.name[var] = f"{name}[:n]" if type_.batched else name
+        return self.name[var]
+
+    def _line(self, *lines: str) -> None:
+        self.out.body += lines
+
+    def _read(self, var: int) -> str:
+        """Return the array of `var`; a pending loop that computes it is written first."""
+        if self.loop is not None and (var in self.loop.local or any(v == var for v, _ in self.loop.sums)):
+            self._flush()
+        return self.name[var]
+
+    # -- elementwise loops --------------------------------------------------------------------------------------
+
+    def _entry(self, var: int) -> str:
+        """Return the entry of `var` at the position of the pending loop."""
+        assert self.loop is not None
+        if var in self.loop.local:
+            return self.loop.local[var]
+        name = self.name[var].removesuffix("[:n]")
+        return f"{name}[i, j]" if self.program.types[var].batched else f"{name}[j]"
+
+    def _join(self, batched: bool, dim: int, reads: list[int]) -> _Loop:
+        """Return the pending loop if it has this shape and can go on, else a new one."""
+        loop = self.loop
+        summed = set() if loop is None else {v for v, _ in loop.sums}
+        if loop is None or (loop.batched, loop.dim) != (batched, dim) or summed & set(reads):
+            self._flush()
+            self.loop = loop = _Loop(batched, dim)
+        return loop
+
+    def _elementwise(self, out: int, expr: str, reads: list[int]) -> None:
+        """Add ``out[i, j] = expr``, where ``{k}`` stands for the entry of ``reads[k]``."""
+        type_ = self.program.types[out]
+        loop = self._join(type_.batched, type_.dim, reads)
+        loop.lines.append(f"t{out} = " + expr.format(*(f"({self._entry(v)})" for v in reads)))
+        loop.local[out] = f"t{out}"
+        loop.stored.append(out)
+
+    def _sum(self, out: int, expr: str, reads: list[int], dim: int) -> None:
+        """Add ``out[j] = Σ_i expr``."""
+        loop = self._join(True, dim, reads)
+        target = self._buffer(out)
+        loop.before.append(f"{target}[:] = F(0)")
+        loop.sums.append((out, f"{target}[j] += " + expr.format(*(f"({self._entry(v)})" for v in reads))))
+
+    def _flush(self) -> None:
+        loop, self.loop = self.loop, None
+        if loop is None:
+            return
+        inside = list(loop.lines)
+        for var in loop.stored:
+            if not self.left[var] and var not in self.program.outputs.values():
+                continue
+            target = self._buffer(var).removesuffix("[:n]")
+            inside.append(f"{target}[{'i, j' if loop.batched else 'j'}] = t{var}")
+        for _, line in loop.sums:
+            inside.append(line)
+        self._line(*loop.before)
+        if loop.batched:
+            self._line("for i in range(n):", f"    for j in range({loop.dim}):", *("        " + x for x in inside))
+        else:
+            self._line(f"for j in range({loop.dim}):", *("    " + x for x in inside))
+
+    # -- instructions -------------------------------------------------------------------------------------------
+
+    def _instr(self, i: Instr) -> None:
+        if i.verb == "apply":
+            self._apply(i)
+        elif i.verb == "add":
+            self._elementwise(i.out, " + ".join(f"{{{k}}}" for k in range(len(i.args))), list(i.args))
+        elif i.verb == "scatter":
+            self._scatter(i)
+        else:
+            self._pull(i)
+
+    def _apply(self, i: Instr) -> None:
+        types, attrs = self.program.types, dict(i.attrs)
+        batched = types[i.out].batched
+        if i.op.expr is not None:
+            expr = i.op.expr.format(*(f"{{{k}}}" for k in range(len(i.args))), **_literals(attrs))
+            self._elementwise(i.out, expr, list(i.args))
+            return
+        args = [self._read(a) for a in i.args]
+        if i.op is Slice and not batched:
+            self.name[i.out] = f"v{i.out}"
+            self._line(f"v{i.out} = {args[0]}[{attrs['start']}:{attrs['stop']}]")
+            return
+        out = self._buffer(i.out)
+        if i.op is Slice:
+            self._line(f"{out}[:] = {args[0]}[:, {attrs['start']}:{attrs['stop']}]")
+        elif i.op is Vectorize:
+            start = 0
+            for a, end in zip(args, attrs["ends"]):
+                self._line(f"{out}[{':, ' if batched else ''}{start}:{end}] = {a}")
+                start = end
+        elif i.op is Gather and len(attrs["index"]) <= 4096:
+            self._gather(out, args[0], attrs["index"], batched)
+        elif i.op in (MatVec, Dot):
+            self._matvec(i, out, args, attrs.get("n", types[i.args[0]].dim))
+        elif i.op is RowDot:
+            self._row_dot(i, attrs["rows"])
+        elif hasattr(i.op, "row_value"):
+            self._rows(i.op.row_value, f"{i.op.__name__}_value", i.out, list(i.args), batched)
+        else:
+            raise Unsupported(f"{i.op.__name__} {i.label}")
+
+    def _gather(self, out: str, a: str, index: tuple[int, ...], batched: bool) -> None:
+        where = f"({', '.join(map(str, index))},)"
+        entry = "i, " if batched else ""
+        lines = [f"for j, k in enumerate({where}):", f"    {out}[{entry}j] = {a}[{entry}k]"]
+        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if batched else lines))
+
+    def _matvec(self, i: Instr, out: str, args: list[str], n: int) -> None:
+        types = self.program.types
+        matrix, vector = i.args
+        if i.op is Dot and types[matrix].batched and not types[vector].batched:
+            matrix, vector = vector, matrix
+            args = args[::-1]
+        k = types[i.out].dim
+        if types[matrix].batched:
+            self._row_dots(out, args, k, n, types[vector].batched)
+        elif types[vector].batched:
+            self._line(f"np.dot({args[1]}, {args[0]}.reshape({k}, {n}).T, {out})")
+        else:
+            self._line(f"{out}[:] = np.dot({args[0]}.reshape({k}, {n}), {args[1]})")
+
+    def _row_dots(self, out: str, args: list[str], k: int, n: int, batched: bool) -> None:
+        vector = f"{args[1]}[i, j]" if batched else f"{args[1]}[j]"
+        self._line(
+            "for i in range(n):",
+            f"    for r in range({k}):",
+            "        s = F(0)",
+            f"        for j in range({n}):",
+            f"            s += {args[0]}[i, r * {n} + j] * {vector}",
+            f"        {out}[i, r] = s",
+        )
+
+    def _row_dot(self, i: Instr, rows: int) -> None:
+        types = self.program.types
+        batched = types[i.out].batched
+        n = types[i.args[0]].dim // rows
+        a, b = (f"{self.name[v]}[{'i, ' if types[v].batched else ''}r * {n} + j]" for v in i.args)
+        lines = [
+            f"for r in range({rows}):",
+            "    s = F(0)",
+            f"    for j in range({n}):",
+            f"        s += {a} * {b}",
+            f"    {self.name[i.out]}[{'i, ' if batched else ''}r] = s",
+        ]
+        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if batched else lines))
+
+    def _rows(self, function: Any, name: str, out: int, args: list[int], batched: bool, prefix: str = "") -> None:
+        """Call a row function for each sample."""
+        self.out.functions[name] = function
+        read = [self._read(a) + ("[i]" if self.program.types[a].batched else "") for a in args]
+        target = self._buffer(out) + ("[i]" if batched else "")
+        call = f"{name}({prefix}{', '.join([target, *read])})"
+        self._line(*(["for i in range(n):", "    " + call] if batched else [call]))
+
+    # -- cotangents ---------------------------------------------------------------------------------------------
+
+    def _scatter(self, i: Instr) -> None:
+        if i.out == self.flat and all(a in self.place for a in i.args):
+            for a in i.args:
+                self._read(a)
+            self.name[i.out] = "grad"
+            return
+        types = self.program.types
+        pieces = [self._read(a) for a in i.args]
+        out = self._buffer(i.out)
+        self._line(f"{out}[:] = F(0)")
+        for a, piece, start in zip(i.args, pieces, dict(i.attrs)["starts"]):
+            stop = start + types[a].dim
+            self._line(f"{out}[{':, ' if types[i.out].batched else ''}{start}:{stop}] += {piece}")
+
+    def _pull(self, i: Instr) -> None:
+        types = self.program.types
+        kind, g = i.op.kind(i.slot), i.args[0]
+        dim = types[i.out].dim
+        summed = types[g].batched and not types[i.out].batched
+        if self._is_alias(i):
+            if self.loop is not None and g in self.loop.local:
+                self.loop.local[i.out] = self.loop.local[g]
+            self.name[i.out] = self.name.get(g) or self._buffer(g)
+            self.left[g] += self.uses[i.out]  # the alias is read in its place
+        elif kind in (Identity, Diagonal):
+            expr, reads = self._slope(i)
+            if summed:
+                self._sum(i.out, expr, reads, dim)
+            else:
+                self._elementwise(i.out, expr, reads)
+        elif kind is Outer:
+            self._pull_outer(i, summed)
+        elif kind is Dense and i.op is MatVec:
+            self._pull_dense(i, summed)
+        elif kind is Selection:
+            self._pull_selection(i, summed)
+        elif kind is Rows and not summed:
+            self._pull_rows(i)
+        elif kind is SoftMaxJacobian and not summed:
+            self._pull_softmax(i)
+        else:
+            raise Unsupported(f"{i.verb} {i.op.__name__}[{i.slot}] {i.label}")
+
+    def _slope(self, i: Instr) -> tuple[str, list[int]]:
+        """Return the pulled entry as an expression of the cotangent ``{0}`` and the used values."""
+        if i.op.kind(i.slot) is Identity:
+            return "{0}", [i.args[0]]
+        if len(i.op.slopes) <= i.slot:
+            raise Unsupported(f"{i.op.__name__} {i.label} states no slopes")
+        needs = i.op.needs(i.slot, i.arity)
+        where = {need: f"{{{k + 1}}}" for k, need in enumerate(needs)}
+        slope = i.op.slopes[i.slot].format(
+            *(where.get(k, "") for k in range(i.arity)), y=where.get(-1, ""), **_literals(dict(i.attrs))
+        )
+        return f"{{0}} * ({slope})", list(i.args)
+
+    def _pull_outer(self, i: Instr, summed: bool) -> None:
+        types = self.program.types
+        g = i.args[0]
+        k = types[g].dim
+        if i.op in (MatVec, Dot, RowDot):
+            row = i.args[1]
+        else:
+            row = self._factor(i)
+        n = types[row].dim if row >= 0 else types[i.out].dim // k
+        r = self._read(row) if row >= 0 else f"f{i.out}[:n]" if types[i.out].batched or summed else f"f{i.out}"
+        row_batched = types[row].batched if row >= 0 else types[g].batched
+        cot = self._read(g)
+        out = self._buffer(i.out)
+        if summed and row_batched:
+            self._line(f"np.dot({cot}.T, {r}, {out}.reshape({k}, {n}))")
+            return
+        if summed:
+            raise Unsupported(f"sum of {i.op.__name__}[{i.slot}] {i.label} by a shared row")
+        entry = "i, " if types[i.out].batched else ""
+        lines = [
+            f"for a in range({k}):",
+            f"    for j in range({n}):",
+            f"        {out}[{entry}a * {n} + j] = {cot}[{'i, ' if types[g].batched else ''}a] * "
+            f"{r}[{'i, ' if row_batched else ''}j]",
+        ]
+        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if types[i.out].batched else lines))
+
+    def _factor(self, i: Instr) -> int:
+        """Write the rows of an `Outer` that a row function makes; they lie in the buffer ``f<out>``."""
+        if not hasattr(i.op, "row_factor"):
+            raise Unsupported(f"{i.op.__name__} {i.label} states no row_factor")
+        types = self.program.types
+        batched = types[i.args[0]].batched
+        dim = types[i.out].dim // types[i.args[0]].dim
+        name = f"f{i.out}"
+        self.out.buffers.append((name, ("n", str(dim)) if batched else (str(dim),)))
+        self.out.functions[f"{i.op.__name__}_factor"] = i.op.row_factor
+        read = [self._read(a) + ("[i]" if types[a].batched else "") for a in i.args[1:]]
+        call = f"{i.op.__name__}_factor({', '.join([str(i.slot), name + ('[i]' if batched else ''), *read])})"
+        self._line(*(["for i in range(n):", "    " + call] if batched else [call]))
+        return -1
+
+    def _pull_dense(self, i: Instr, summed: bool) -> None:
+        types = self.program.types
+        g, matrix = i.args
+        if types[matrix].batched or summed:
+            raise Unsupported(f"MatVec[{i.slot}] {i.label} with a matrix per sample")
+        cot, m = self._read(g), self._read(matrix)
+        out = self._buffer(i.out)
+        shape = f"reshape({types[g].dim}, {types[i.out].dim})"
+        self._line(
+            f"np.dot({cot}, {m}.{shape}, {out})" if types[g].batched else f"{out}[:] = np.dot({cot}, {m}.{shape})"
+        )
+
+    def _pull_selection(self, i: Instr, summed: bool) -> None:
+        types, attrs = self.program.types, dict(i.attrs)
+        g = self._read(i.args[0])
+        batched = types[i.args[0]].batched
+        every = ":, " if batched else ""
+        if i.op is Vectorize:
+            ends = attrs["ends"]
+            part = f"{g}[{every}{ends[i.slot - 1] if i.slot else 0}:{ends[i.slot]}]"
+        elif i.op is Slice:
+            part = g
+        else:
+            raise Unsupported(f"{i.op.__name__}[{i.slot}] {i.label}")
+        out = self._buffer(i.out)
+        where = (
+            f"{out}[{every if not summed else ''}{attrs['start']}:{attrs['stop']}]" if i.op is Slice else f"{out}[:]"
+        )
+        self._line(f"{out}[:] = F(0)")
+        if summed:
+            self._line("for i in range(n):", f"    {where} += {part}[i]")
+        else:
+            self._line(f"{where} = {part}")
+
+    def _pull_rows(self, i: Instr) -> None:
+        types = self.program.types
+        g, other = i.args
+        k = types[g].dim
+        n = types[other].dim // k
+        cot, m, out = self._read(g), self._read(other), self._buffer(i.out)
+        at = [("i, " if types[v].batched else "") for v in (i.out, g, other)]
+        lines = [
+            f"for a in range({k}):",
+            f"    for j in range({n}):",
+            f"        {out}[{at[0]}a * {n} + j] = {cot}[{at[1]}a] * {m}[{at[2]}a * {n} + j]",
+        ]
+        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if types[i.out].batched else lines))
+
+    def _pull_softmax(self, i: Instr) -> None:
+        types = self.program.types
+        g, p = (self._read(a) for a in i.args)
+        out, dim = self._buffer(i.out), types[i.out].dim
+        at = "i, " if types[i.out].batched else ""
+        lines = [
+            "s = F(0)",
+            f"for j in range({dim}):",
+            f"    s += {g}[{at}j] * {p}[{at}j]",
+            f"for j in range({dim}):",
+            f"    {out}[{at}j] = {p}[{at}j] * ({g}[{at}j] - s)",
+        ]
+        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if types[i.out].batched else lines))
+
+
+def _literals(attrs: dict[str, Any]) -> dict[str, str]:
+    return {k: repr(v) for k, v in attrs.items() if isinstance(v, (int, float))}

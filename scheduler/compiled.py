@@ -1,0 +1,300 @@
+"""Rounds as one compiled call: generated text, compiled by numba, kept on disk between runs.
+
+The text of a kernel lies in a folder of the user's cache under a name that hashes it; numba keeps machine code beside it. Several
+threads may share a round: each takes every so many shards and a slice of the parameters, so the bits do not depend on how many.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+import time
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from flowgrad.errors import FlowgradError
+from flowgrad.jacobian import Array
+from flowgrad.optim import Rule
+from flowgrad.program import Program
+
+from .codegen import Source, Unsupported, generate
+from .tasks import token
+
+State = dict[str, Array]
+
+# Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.
+CACHE_LINE = 64
+
+
+def available() -> bool:
+    """Return whether numba and the BLAS that it calls are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("numba", "scipy"))
+
+
+def supports(program: Program, names: tuple[str, ...]) -> str:
+    """Return why a program cannot be compiled, or an empty string if it can."""
+    if not available():
+        return "numba is not installed (pip install 'flowgrad[fast]')"
+    try:
+        _check_functions(_source(program, names))
+    except Unsupported as error:
+        return f"{error} has no compiled form"
+    return ""
+
+
+@lru_cache(maxsize=128)
+def _source(program: Program, names: tuple[str, ...]) -> Source:
+    return generate(program, names[0] if names else None)
+
+
+def _check_functions(source: Source) -> None:
+    for name, function in source.functions.items():
+        if function.__module__ == "__main__":
+            raise Unsupported(f"{name} of an op defined in a script")
+
+
+class CompiledRound:
+    """A step as machine code.
+
+    Parameters
+    ----------
+    program : Program
+    names : tuple of str
+    rule : Rule
+    dtype : numpy dtype
+    """
+
+    def __init__(self, program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]):
+        source = _source(program, names)
+        self.rule, self.dtype = rule, dtype
+        self.size = program.size("param")
+        self.constants = np.array(rule.constants(), dtype)
+        began = time.perf_counter()
+        self.module = _load(_text(source, program, rule, dtype))
+        # The BLAS that numba calls is loaded by now; one thread of it per thread of ours.
+        self.pools = ThreadpoolController()
+        self.seconds = time.perf_counter() - began
+
+    def run(
+        self, state: State, const: Array | None, feeds: list[Array], steps: list[list[Array]], threads: int = 1
+    ) -> tuple[State, list[float]]:
+        """Run several optimizer steps; the inputs stay as they are."""
+        order, cuts, counts = _schedule(steps)
+        shards = int(counts.max())
+        new = {k: np.array(v, order="C") for k, v in state.items()}
+        w = new["w"]
+        none = np.zeros(0, self.dtype)
+        shares = np.empty((shards, self.size), self.dtype)
+        losses = np.zeros((len(steps), shards))
+        threads = max(1, min(threads, shards))
+        sync = np.zeros(2, np.int64)
+        shared = (
+            sync, order, cuts, counts, const[0] if const is not None else none, w, new.get("v", none), new.get("s", none),
+            shares, losses, int(new["t"][0]), self.constants, *feeds,
+        )  # fmt: skip
+        with self.pools.limit(limits=1, user_api="blas"):
+            _in_threads(lambda k: self.module.round(k, threads, *shared), threads, sync)
+        new["t"] += len(steps)
+        return new, [float(x) for x in losses[:, 0]]
+
+    def gradient(
+        self, state: State, const: Array | None, feeds: list[Array], rows: Array, batch: int
+    ) -> tuple[Array, float]:
+        """Return one shard's share of the mean gradient and loss."""
+        grad = np.empty(self.size, self.dtype)
+        none = np.zeros(0, self.dtype)
+        with self.pools.limit(limits=1, user_api="blas"):
+            loss = self.module.shard(
+                np.ascontiguousarray(rows, np.int64),
+                batch,
+                const[0] if const is not None else none,
+                state["w"],
+                grad,
+                *feeds,
+            )
+        return grad, float(loss)
+
+    def update(self, state: State, gradient: Array) -> State:
+        """Return the state after one update by the mean gradient."""
+        new = {k: np.array(v, order="C") for k, v in state.items()}
+        none = np.zeros(0, self.dtype)
+        new["t"] += 1
+        self.module.update(
+            new["w"], gradient, new.get("v", none), new.get("s", none), 0, self.size, int(new["t"][0]), self.constants
+        )
+        return new
+
+
+@lru_cache(maxsize=32)
+def compiled_round(program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]) -> CompiledRound:
+    """Return the compiled step of a program; made once per process."""
+    return CompiledRound(program, names, rule, dtype)
+
+
+def _schedule(steps: list[list[Array]]) -> tuple[Array, Array, Array]:
+    """Return all rows in one array, where each shard of each step begins in it, and the number of shards by step."""
+    order = np.concatenate([rows for shards in steps for rows in shards]).astype(np.int64)
+    counts = np.array([len(shards) for shards in steps], np.int64)
+    cuts = np.zeros((len(steps), int(counts.max()) + 1), np.int64)
+    at = 0
+    for k, shards in enumerate(steps):
+        for s in range(cuts.shape[1]):
+            cuts[k, s] = at
+            at += len(shards[s]) if s < len(shards) else 0
+    return order, cuts, counts
+
+
+def _in_threads(work: Any, threads: int, sync: Array) -> None:
+    """Run ``work(k)`` in `threads` threads; an error in one of them ends them all."""
+    errors: list[BaseException] = []
+
+    def guarded(k: int) -> None:
+        try:
+            work(k)
+        except BaseException as error:
+            sync[1] = 1
+            errors.append(error)
+
+    helpers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(1, threads)]
+    for helper in helpers:
+        helper.start()
+    guarded(0)
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]
+
+
+def cache_folder() -> Path:
+    """Return where kernels are kept: ``$FLOWGRAD_CACHE_DIR``, else ``flowgrad`` in the user's cache folder."""
+    given = os.environ.get("FLOWGRAD_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowgrad"
+
+
+def _load(text: str) -> ModuleType:
+    name = f"flowgrad_kernel_{token(text, sys.version)}"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = cache_folder() / f"{name}.py"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+            scratch.write_text(text)
+            scratch.replace(path)
+    except OSError as error:
+        raise FlowgradError(
+            f"cannot keep compiled kernels in {path.parent}: set FLOWGRAD_CACHE_DIR to a folder ({error})"
+        ) from error
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _text(source: Source, program: Program, rule: Rule, dtype: np.dtype[Any]) -> str:
+    """Return the text of the module: the gradient of a shard, the update, and the round that calls both."""
+    functions = []
+    for name, function in source.functions.items():
+        owner, rule_name = function.__qualname__.rsplit(".", 1)
+        code = function.__code__
+        functions += [
+            f"# {token(code.co_code.hex(), repr(code.co_consts))}",
+            f"from {function.__module__} import {owner} as _{name}",
+            f"{name} = njit(nogil=True, error_model='numpy')(_{name}.{rule_name})",
+        ]
+    feeds = [i for i in program.inputs if i.role == "feed"]
+    dims = [program.types[i.var].dim for i in feeds]
+    given = ", ".join(f"X{k}" for k in range(len(feeds)))
+    names = ", ".join(f"{x}" for x in source.feeds)
+    buffers = ", ".join(name for name, _ in source.buffers)
+    make = [f"{x} = np.empty((nmax, {dim}), F)" for x, dim in zip(source.feeds, dims)]
+    make += [f"{name} = np.empty(({', '.join(shape).replace('n', 'nmax')},), F)" for name, shape in source.buffers]
+    take = [f"{x}[i] = X{k}[rows[i]]" for k, x in enumerate(source.feeds)]
+    cut = ", ".join(f"{x}[:n]" for x in source.feeds)
+    loop_code = type(rule).loop.__code__
+    return _TEMPLATE.format(
+        dtype=dtype.name,
+        functions="\n".join(functions),
+        rule_module=type(rule).__module__,
+        rule=type(rule).__name__,
+        rule_token=token(loop_code.co_code.hex(), repr(loop_code.co_consts)),
+        gradient_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [names, buffers])]),
+        call_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [cut, buffers])]),
+        body="\n".join("    " + line for line in source.body),
+        given=given,
+        make="\n".join("    " + line for line in make),
+        take="\n".join("        " + line for line in take) or "        pass",
+        take_deep="\n".join("                " + line for line in take) or "                pass",
+        size=program.size("param"),
+        line=CACHE_LINE,
+    )
+
+
+_TEMPLATE = '''"""Generated by flowgrad; safe to delete."""
+import numpy as np
+from numba import njit
+from flowgrad.scheduler.native import barrier, tree_sum
+# {rule_token}
+from {rule_module} import {rule}
+{functions}
+
+F = np.{dtype}
+update = njit(nogil=True, cache=True, error_model="numpy")({rule}.loop)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def gradient({gradient_args}):
+{body}
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def shard(rows, batch, const, w, grad, {given}):
+    n = nmax = len(rows)
+    share = 1.0 / batch
+{make}
+    for i in range(n):
+{take}
+    return gradient({call_args})
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def round(tid, threads, sync, order, cuts, counts, const, w, v, s, shares, losses, t, c, {given}):
+    nmax = 0
+    for k in range(cuts.shape[0]):
+        for m in range(cuts.shape[1] - 1):
+            nmax = max(nmax, cuts[k, m + 1] - cuts[k, m])
+{make}
+    lines = ({size} + {line} - 1) // {line}
+    start = min(lines * tid // threads * {line}, {size})
+    stop = min(lines * (tid + 1) // threads * {line}, {size})
+    for k in range(cuts.shape[0]):
+        share = 1.0 / (cuts[k, counts[k]] - cuts[k, 0])
+        for m in range(tid, counts[k], threads):
+            n = cuts[k, m + 1] - cuts[k, m]
+            rows = order[cuts[k, m]:cuts[k, m + 1]]
+            grad = shares[m]
+            for i in range(n):
+{take_deep}
+            losses[k, m] = gradient({call_args})
+        if threads > 1 and not barrier(sync, threads, 2 * k + 1):
+            return
+        tree_sum(shares, counts[k], start, stop)
+        if tid == 0:
+            tree_sum(losses[k:k + 1].T, counts[k], 0, 1)
+        update(w, shares[0], v, s, start, stop, t + k + 1, c)
+        if threads > 1 and not barrier(sync, threads, 2 * k + 2):
+            return
+'''

@@ -1,0 +1,74 @@
+"""What compiled kernels need and numba does not have: a barrier for a few threads inside one task, and the shards' tree sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .tree import FAN_IN
+
+# How often a waiting thread looks before it lets another one run.
+SPINS = 2000
+
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+def _pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return cgutils.get_item_pointer(context, builder, signature.args[0], array, [args[1]])
+
+
+@intrinsic
+def atomic_add(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Add to an int64 entry and return what was there before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _pointer(context, builder, signature, args), args[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx: Any, array: Any, index: Any) -> Any:
+    """Read an int64 entry that another thread may write."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_pointer(context, builder, signature, args), "seq_cst", 8, typ=ir.IntType(64))
+
+    return types.int64(array, types.intp), codegen
+
+
+@njit(nogil=True, cache=True)
+def barrier(state: Any, threads: int, count: int) -> bool:
+    """Wait until all threads came here for the `count`-th time; False if one of them failed.
+
+    ``state[0]`` counts arrivals, ``state[1]`` is set by a thread that failed.
+    """
+    atomic_add(state, 0, 1)
+    spins = 0
+    while atomic_load(state, 0) < count * threads:
+        spins += 1
+        if spins >= SPINS:
+            spins = 0
+            if atomic_load(state, 1):
+                return False
+            sched_yield()
+    return True
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def tree_sum(shares: Any, shards: int, start: int, stop: int) -> None:
+    """Add up rows ``0 .. shards`` of `shares` into row 0, on columns ``start:stop``, in the order of `reduce_tree`."""
+    stride = 1
+    while stride < shards:
+        for first in range(0, shards, stride * FAN_IN):
+            target = shares[first]
+            for k in range(first + stride, min(first + stride * FAN_IN, shards), stride):
+                share = shares[k]
+                for j in range(start, stop):
+                    target[j] += share[j]
+        stride *= FAN_IN
