@@ -7,7 +7,7 @@ from distributed import Client
 
 import flowgrad as fg
 
-SHARDS = (1, 2, 3, 5)
+SHARDS = (1, 2, 5)
 DTYPES = ("float32", "float64")
 
 

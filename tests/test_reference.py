@@ -1,5 +1,7 @@
 """Every reference case, through the interpreter and through the trainer at each grain on each executor."""
 
+import itertools
+
 import numpy as np
 import pytest
 import reference
@@ -84,24 +86,25 @@ def train(shared, executor, name, grain):
     check_variables(case, case.updates)
 
 
-@pytest.mark.parametrize("name", reference.SMALL)
-@pytest.mark.parametrize("grain", GRAINS)
-def test_trainer(shared, executor, name, grain):
-    train(shared, executor, name, grain)
-
-
 @pytest.mark.parametrize("grain", GRAINS)
 @pytest.mark.parametrize("where", ["sync", "threads"])
-def test_trainer_on_the_main_graph(shared, where, grain):
-    train(shared, where, reference.MNIST, grain)
+def test_trainer(shared, where, name, grain):
+    train(shared, where, name, grain)
+
+
+def across_workers():
+    """Every case at every grain; the costly ones, thousands of tiny tasks, are slow tests."""
+    for name, grain in itertools.product(reference.NAMES, GRAINS):
+        costly = (name == reference.MNIST and grain in ("node", "sample")) or (
+            grain == "node" and not name.endswith("_Adam")
+        )
+        yield pytest.param(name, grain, marks=[pytest.mark.slow] if costly else [])
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "grain", [pytest.param(g, marks=pytest.mark.slow) if g in ("node", "sample") else g for g in GRAINS]
-)
-def test_trainer_on_the_main_graph_across_workers(shared, client, grain):
-    train(shared, client, reference.MNIST, grain)
+@pytest.mark.parametrize(("case", "grain"), across_workers())
+def test_trainer_across_workers(shared, client, case, grain):
+    train(shared, client, case, grain)
 
 
 def check_variables(case, k):
