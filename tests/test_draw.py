@@ -59,8 +59,8 @@ def test_many_alike_siblings_are_folded(main_graph):
     many = [(box.title, box.count, box.detail) for box in boxes if box.count > 1]
     assert many == [
         ("Variable", 90, "hw0 … hw89 · 784"),
-        ("Dot", 90, "dot3 … dot359 · 1"),
         ("Variable", 90, "hb0 … hb89 · 1"),
+        ("Dot", 90, "dot4 … dot360 · 1"),
         ("Add", 90, "add5 … add361 · 1"),
     ]
     assert sum(box.count for box in boxes) == len(main_graph.nodes)

@@ -29,13 +29,21 @@ class _Commands(click.Group):
             ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, previous))
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else ctx.command_path
+            click.echo(f"flowgrad: {_one_line(error.format_message())} (see {where} --help)", err=True)
+            ctx.exit(2)
         except FlowgradError as error:
-            click.echo(f"flowgrad: {' '.join(str(error).split())}", err=True)
+            click.echo(f"flowgrad: {_one_line(str(error))}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as error:
             ended = isinstance(error, _Terminated)
             click.echo("flowgrad: terminated" if ended else "flowgrad: interrupted", err=True)
             ctx.exit(143 if ended else 130)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -72,7 +72,7 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
     with cluster:
         for number in came[:1]:
             signal.raise_signal(number)
-        with Client(cluster) as client:
+        with Client(cluster) as client, _quiet_when_interrupted():
             yield client
 
 
@@ -120,7 +120,8 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
             raise ClusterError(
                 f"a worker of {address} cannot import flowgrad: {_brief(error)}: install it there"
             ) from error
-        yield client
+        with _quiet_when_interrupted():
+            yield client
 
 
 def dashboard_address(client: Client) -> str | None:
@@ -161,6 +162,15 @@ def _signals_held_back() -> Iterator[list[int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would tell of every future given up
+        raise
 
 
 def _brief(error: BaseException) -> str:

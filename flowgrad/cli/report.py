@@ -129,27 +129,34 @@ def draw_curves(path: Path, history: History, title: str) -> None:
 
 
 def _draw_loss(axes: Any, history: History, epochs: np.ndarray) -> None:
+    """Draw on a log scale where the loss falls far, four decades at most."""
     steps = np.array([loss for _, loss in history.steps], dtype=float)
     test = _column(history, "validation_loss")
-    shown = test
+    lines = [test]
     if len(steps) and epochs[-1] > 0:
         at = (np.arange(len(steps)) + 1) / len(steps) * epochs[-1]
         span = max(1, len(steps) // 60)
-        mean = smooth(steps, span)
+        lines.append(smooth(steps, span))
+    shown = np.concatenate(lines)
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    high = shown.max(initial=1e-300)
+    floor = max(shown.min(initial=high), 1e-4 * high)
+    log = high > 5 * floor
+    if len(lines) > 1:
         if span >= 10:
             few = span // 10
-            axes.plot(
-                at, smooth(steps, few), color=TRAIN, alpha=0.25, linewidth=0.7, label=f"training, mean of {few} steps"
-            )
-        axes.plot(at, mean, color=TRAIN, linewidth=1.8, label=f"training, mean of {span} steps")
-        shown = np.concatenate((test, mean))
-    axes.plot(epochs, test, "o-", color=TEST, linewidth=1.8, markersize=5, label="test", clip_on=False, zorder=4)
-    shown = shown[np.isfinite(shown) & (shown > 0)]
-    if len(shown) and shown.max() > 5 * shown.min():
+            fine = np.maximum(smooth(steps, few), 0.6 * floor if log else 0)
+            axes.plot(at, fine, color=TRAIN, alpha=0.25, linewidth=0.7, label=f"training, mean of {few} steps")
+        label = f"training, mean of {span} steps" if span > 1 else "training"
+        axes.plot(at, np.maximum(lines[1], floor if log else 0), color=TRAIN, linewidth=1.8, label=label)
+    kept = np.maximum(test, floor) if log else test
+    axes.plot(epochs, kept, "o-", color=TEST, linewidth=1.8, markersize=5, label="test", clip_on=False, zorder=4)
+    if log:
         axes.set_yscale("log")
-        axes.set_ylim(shown.min() * 0.6, shown.max() * 1.4)
-        low, high = axes.get_ylim()
-        ticks = [m * 10.0**e for e in range(-9, 9) for m in (1, 2, 5)]
+        low, high = floor * 0.6, high * 1.4
+        axes.set_ylim(low, high)
+        marks = (1, 2, 5) if high < 200 * low else (1,)
+        ticks = [m * 10.0**e for e in range(-9, 9) for m in marks]
         axes.set_yticks([tick for tick in ticks if low <= tick <= high])
         axes.set_yticks([], minor=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -68,8 +68,19 @@ def _option(name: str, help: str, **more: Any) -> Any:
     return click.option(name, help=help, show_default=more.get("default") is not None, **more)
 
 
-def _choice(values: tuple[str, ...]) -> dict[str, Any]:
-    return {"type": click.Choice(values, case_sensitive=False), "metavar": "NAME"}
+class _Choice(click.ParamType):
+    """One of some names, in upper or lower case."""
+
+    name = "NAME"
+
+    def __init__(self, *values: str):
+        self.values = values
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        for known in self.values:
+            if known.lower() == str(value).lower():
+                return known
+        self.fail(f"{value!r} is not one of {', '.join(self.values)}", param, ctx)
 
 
 @click.command(short_help="Train a fully connected net, one Dot per neuron.")
@@ -83,9 +94,9 @@ def _choice(values: tuple[str, ...]) -> dict[str, Any]:
 )
 @_option("--epochs", "How often to go through the data.", default=6, type=_Count())
 @_option("--batch-size", "Samples per update.", default=32, type=_Count())
-@_option("--optimizer", f"One of {', '.join(OPTIMIZERS)}.", default="Adam", **_choice(OPTIMIZERS))
+@_option("--optimizer", f"One of {', '.join(OPTIMIZERS)}.", default="Adam", type=_Choice(*OPTIMIZERS))
 @_option("--lr", "Learning rate.", default=0.01, type=float, metavar="RATE", callback=_positive)
-@_option("--dtype", "Arithmetic: float32 or float64.", default="float32", **_choice(("float32", "float64")))
+@_option("--dtype", "Arithmetic: float32 or float64.", default="float32", type=_Choice("float32", "float64"))
 @_option("--train-size", "Use the first N training samples.  [default: 55000 of mnist, else all]", type=_Count())
 @_option("--test-size", "Use the first N test samples.  [default: all]", type=_Count())
 @_option("--workers", "Worker processes on this machine.  [default: 2, or 1 on one CPU]", type=_Count())
@@ -95,7 +106,7 @@ def _choice(values: tuple[str, ...]) -> dict[str, Any]:
     "--grain",
     "Work per task: node, sample, shard, round, or auto, which decides by measured cost.",
     default="auto",
-    **_choice(GRAINS),
+    type=_Choice(*GRAINS),
 )
 @_option("--seed", "Seed of initial values and of the order of samples.", default=0, type=_Count(0), metavar="N")
 @_option("--dashboard/--no-dashboard", "Serve dask's dashboard.", default=True)

@@ -1,0 +1,300 @@
+"""The command line as a person meets it: help, bad input, a whole run, Ctrl-C in the middle."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import import_module
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import ROOT
+
+import flowgrad as fg
+from flowgrad.cli import cluster as cluster_room
+from flowgrad.cli import main
+from flowgrad.cli.cluster import existing_cluster
+from flowgrad.cli.folder import run_folder
+from flowgrad.cli.models import multilayer_perceptron
+from flowgrad.cli.progress import HEADER, epoch_line
+from flowgrad.cli.report import classification_text, draw_curves, smooth, write_tables
+from flowgrad.errors import ClusterError, DataError
+
+for package in ("rich", "sklearn", "matplotlib"):
+    pytest.importorskip(package)
+
+RESULTS = ["history.csv", "learning_curves.png", "model.safetensors", "report.txt", "settings.json", "steps.csv"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Three classes that are easy to tell apart."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 8))
+
+    def part(n):
+        y = rng.integers(0, 3, n)
+        return centres[y] + 0.1 * rng.normal(size=(n, 8)), y
+
+    (x_train, y_train), (x_test, y_test) = part(300), part(60)
+    np.savez(tmp_path / "small.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return tmp_path / "small.npz"
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="flowgrad")
+
+
+def start(*args, **more):
+    command = [sys.executable, "-m", "flowgrad.cli", *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def test_help():
+    text = invoke("--help").output
+    assert "flowgrad train mnist" in text
+    assert len(text.splitlines()) < 30
+    text = invoke("train", "--help").output
+    for option in main.commands["train"].params:
+        if isinstance(option, click.Option):
+            assert option.opts[0] in text
+    assert "flowgrad train mnist --hidden 90,30 --epochs 3 --lr 0.001\n" in text
+    assert fg.__version__ in invoke("--version").output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train",), "Missing argument 'DATASET'"),
+        (("train", "mnits"), "no data set 'mnits': give mnist, digits, or the path of an .npz file"),
+        (("train", "absent.npz"), "absent.npz: no such file"),
+        (
+            ("train", "mnist", "--optimizer", "adamm"),
+            "'adamm' is not one of Adam, RMSProp, AdaGrad, Momentum, GradientDescent",
+        ),
+        (("train", "mnist", "--hidden", "90,x"), "'90,x' is not a list of layer sizes"),
+        (("train", "mnist", "--hidden", "90,0"), "'90,0' is not a list of layer sizes"),
+        (("train", "mnist", "--lr", "nan"), "nan is not a positive number"),
+        (("train", "mnist", "--lr", "-1"), "-1 is not a positive number"),
+        (("train", "mnist", "--epochs", "0"), "'0' is not an integer from 1 on"),
+        (("train", "mnist", "--workers", "many"), "'many' is not an integer from 1 on"),
+        (("train", "mnist", "--seed", "-1"), "'-1' is not an integer from 0 on"),
+        (("train", "mnist", "--grain", "fine"), "'fine' is not one of auto"),
+        (("train", "mnist", "--dtype", "int8"), "'int8' is not one of float32"),
+        (("train", "mnist", "--workers", "2", "--scheduler", "tcp://a:1"), "give one of them"),
+        (("train", "mnist", "--train-size", "60001"), "mnist has 60000 training samples, 60001 asked for"),
+        (("train", "mnist", "--train-size", "20"), "batch size 32 is larger than the 20 training samples"),
+        (("tran", "mnist"), "No such command 'tran'"),
+    ],
+)
+def test_bad_input(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_truncated_file(small):
+    small.write_bytes(small.read_bytes()[:-500])
+    result = invoke("train", small)
+    assert result.exit_code == 2
+    assert result.output == f"flowgrad: {small}: not a complete .npz file: write it again with numpy.savez\n"
+
+
+def test_folders_that_cannot_be_used(small, tmp_path):
+    result = invoke("train", small, "--out", small / "below")
+    assert result.exit_code == 2
+    assert "cannot write to" in result.output
+    assert "--out" in result.output
+    done = tmp_path / "done"
+    done.mkdir()
+    (done / "history.csv").write_text("epoch\n")
+    result = invoke("train", small, "--out", done)
+    assert result.exit_code == 2
+    assert f"{done} already holds a run: choose another folder with --out" in result.output
+    assert (done / "history.csv").read_text() == "epoch\n"
+
+
+def test_what_is_not_installed(monkeypatch):
+    command = import_module("flowgrad.cli.train")  # the package's attribute of this name is the command
+    monkeypatch.setattr(command, "find_spec", lambda module: None if module == "sklearn" else module)
+    result = invoke("train", "mnist")
+    assert result.exit_code == 2
+    assert result.output == "flowgrad: `flowgrad train` needs scikit-learn: pip install 'flowgrad[all]'\n"
+
+
+def test_run_folder(tmp_path):
+    out = tmp_path / "deep" / "run"
+    with run_folder(out, "any") as folder:
+        (folder / "a.txt").write_text("a")
+        assert [path.name for path in out.iterdir()] == [".partial"]
+        with pytest.raises(DataError, match="in use by another run"), run_folder(out, "any"):
+            pass
+    assert [path.name for path in out.iterdir()] == ["a.txt"]
+    with suppress(KeyError), run_folder(tmp_path / "broken" / "run", "any") as folder:
+        (folder / "a.txt").write_text("a")
+        raise KeyError
+    assert not (tmp_path / "broken").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KeyError), run_folder(tmp_path / "empty", "any"):
+        raise KeyError
+    assert (tmp_path / "empty").is_dir()  # it was there before
+
+
+def test_default_run_folders_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    for _ in range(3):
+        with run_folder(None, "mnist") as folder:
+            (folder / "a.txt").write_text("a")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mnist-now", "mnist-now-2", "mnist-now-3"]
+
+
+def test_models():
+    model = multilayer_perceptron(784, (90,), 10)
+    assert str(model) == "407 nodes, 71,560 trainable numbers"
+    kinds = [type(node).__name__ for node in model.graph.nodes]
+    assert kinds.count("Dot") == kinds.count("Add") == 100
+    assert (model.probabilities.dim, model.loss.dim) == (10, 1)
+    deep = multilayer_perceptron(6, (5, 4), 3, seed=1)
+    assert [type(node).__name__ for node in deep.graph.nodes].count("ReLU") == 2
+    deep.x.set_value(np.ones(6))
+    assert deep.probabilities.forward().sum() == pytest.approx(1)
+    assert multilayer_perceptron(6, (), 3).probabilities.dim == 3
+
+
+def test_epoch_lines_fit_their_heading():
+    record = {"epoch": 3, "loss": 0.123, "validation_loss": 12.5, "validation_accuracy": 1.0, "seconds": 1234.5}
+    line = epoch_line({**record, "samples_per_second": 123456.0}, 600)
+    assert len(line) == len(HEADER)
+    assert line.split() == ["3/600", "12.5000", "100.00", "%", "0.1230", "123,456", "1234.5"]
+    first = epoch_line({**record, "epoch": 0, "loss": float("nan"), "samples_per_second": 0.0}, 600)
+    assert first.split() == ["0/600", "12.5000", "100.00", "%", "1234.5"]
+    assert epoch_line({"epoch": 1}, 2).split() == ["1/2"]
+
+
+def test_report(tmp_path):
+    text = classification_text(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]), 3)
+    assert "accuracy" in text
+    assert [row.split() for row in text.splitlines()[-3:]] == [list("0100"), list("1010"), list("2011")]
+    np.testing.assert_allclose(smooth(np.array([1.0, 2.0, 6.0, 7.0]), 3), [1.5, 3.0, 5.0, 6.5])
+    history = fg_history()
+    write_tables(tmp_path, history)
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [row["validation_accuracy"] for row in rows] == ["0.1", "0.9"]
+    assert [row["loss"] for row in rows] == ["", "0.7"]
+    for number, some in enumerate((history, fg_history(steps=0), fg_history(accuracy=None))):
+        draw_curves(tmp_path / f"{number}.png", some, "title")
+        assert (tmp_path / f"{number}.png").stat().st_size > 10_000
+
+
+def fg_history(steps=500, accuracy=0.9):
+    from types import SimpleNamespace
+
+    records = [(0, float("nan"), 2.3, accuracy and 0.1), (1, 0.7, 0.3, accuracy)]
+    keys = ("epoch", "loss", "validation_loss", "validation_accuracy")
+    losses = [(k, 2.3 / k) for k in range(1, steps + 1)]
+    return SimpleNamespace(epochs=[dict(zip(keys, record)) for record in records], steps=losses)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "ftp://x:1"])
+def test_scheduler_that_does_not_answer(address, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_room, "TIMEOUT", 0.5)
+    start = time.perf_counter()
+    result = invoke("train", small, "--scheduler", address, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"flowgrad: no scheduler at {address}: " in result.output
+    assert "Traceback" not in result.output
+    assert time.perf_counter() - start < 8
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.distributed
+def test_a_scheduler_without_workers():
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as empty:
+        connection = existing_cluster(empty.scheduler_address, 0.5)
+        with pytest.raises(ClusterError, match=r"has no workers after 0\.5 s"), connection:
+            pass
+
+
+@pytest.mark.distributed
+def test_a_whole_run_in_a_process_of_its_own(small, tmp_path):
+    process = start("train", small, "--hidden", "6", "--epochs", 3, "--lr", 0.05, "--out", tmp_path / "run")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    for words in (
+        "8 - 6 - 3",
+        "dashboard: http://127.0.0.1:",
+        "    0/3",
+        "    3/3",
+        "confusion matrix",
+        "macro avg",
+    ):
+        assert words in output
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == RESULTS
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    assert float(rows[-1]["validation_loss"]) < float(rows[0]["validation_loss"])
+    assert len((tmp_path / "run" / "steps.csv").read_text().splitlines()) == 1 + 3 * 10
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["hidden"] == [6]
+    graph = fg.load(tmp_path / "run" / "model.safetensors").graph
+    assert [type(node).__name__ for node in graph.nodes].count("Dot") == 9
+
+
+@pytest.mark.distributed
+def test_on_a_cluster_that_runs_already(small, tmp_path, cluster):
+    args = ("--hidden", "none", "--epochs", 1, "--grain", "shard", "--out", tmp_path / "run")
+    result = invoke("train", small, "--scheduler", cluster.scheduler_address, *args)
+    assert result.exit_code == 0, result.output
+    assert "grain shard" in result.output
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == RESULTS
+    assert cluster.scheduler.workers  # still there
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(os.name != "posix", reason="sends signals to a process group")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_in_the_middle(number, status, small, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    args = ("--epochs", 100_000, "--no-dashboard", "--out", tmp_path / "run")
+    process = start("train", small, *args, start_new_session=True)
+    for line in process.stdout:
+        if line.strip().startswith("1/100000"):
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    if number == signal.SIGINT:  # as a terminal does
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors == f"flowgrad: {'interrupted' if number == signal.SIGINT else 'terminated'}\n"
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_entry_points():
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        found = distribution("flowgrad").entry_points
+    except PackageNotFoundError:
+        pytest.skip("flowgrad is not installed")
+    assert {(e.group, e.name, e.value) for e in found} >= {
+        ("console_scripts", "flowgrad", "flowgrad.cli:main"),
+        ("dask_cli", "flowgrad", "flowgrad.cli:main"),
+    }
