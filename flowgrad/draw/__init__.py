@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "draw_tasks"]
 
 FOLD = 12
+FOLD_TASKS = 8
 MAX_BOXES = 1500
 ROLES = {
     "trainable variable": ("#fef3c7", "#d97706"),
@@ -88,7 +89,7 @@ def draw_tasks(
     edges: Mapping[Any, Collection[Any]],
     labels: Mapping[Any, str],
     path: str | os.PathLike[str],
-    fold: int = FOLD,
+    fold: int = FOLD_TASKS,
 ) -> Path:
     """Draw a task graph in the look of `draw`.
 
@@ -97,11 +98,11 @@ def draw_tasks(
     edges : mapping of key to collection of keys
         The tasks, each with the keys that it depends on; keys that are no tasks are drawn as well.
     labels : mapping of key to str
-        Text of the box; a second line after a line feed. The leading word decides colour and folding. Keys
-        without a label show themselves.
+        Text of the box; a second line after a line feed. The leading word decides the colour, the first
+        line without digits what is folded together. Keys without a label show themselves.
     path : path
         File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
-    fold : int, default 12
+    fold : int, default 8
         More alike siblings than this become one box.
 
     Returns
@@ -124,7 +125,8 @@ def draw_tasks(
         word = re.match(r"[^\W\d_]+", title)
         role = word.group().lower() if word else "task"
         parents = tuple(sorted(edges.get(key, ()), key=lambda k: (labels.get(k, ""), str(k))))
-        items.append(Item(key, _short(title), _short(detail), role, parents, role, slots=False))
+        kind = re.sub(r"\d+", "", title)
+        items.append(Item(key, _short(title), _short(detail), role, parents, kind, slots=False))
     return _render(path, items, TASKS, _count(len(items), "task"), "", fold)
 
 

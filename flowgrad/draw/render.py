@@ -35,6 +35,11 @@ class Palette(Mapping[str, tuple[str, str]]):
         ("#ffedd5", "#ea580c"),
         ("#ecfccb", "#65a30d"),
         ("#f1f5f9", "#475569"),
+        ("#ccfbf1", "#0d9488"),
+        ("#fae8ff", "#c026d3"),
+        ("#fee2e2", "#dc2626"),
+        ("#e7e5e4", "#78716c"),
+        ("#dbeafe", "#1d4ed8"),
     )
 
     def __init__(self, known: Mapping[str, tuple[str, str]], roles: Sequence[str]):

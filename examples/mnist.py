@@ -1,0 +1,49 @@
+"""The handwritten digits of MNIST, one `Dot` per neuron, on worker processes of this machine.
+
+Run it with ``python examples/mnist.py``, and open the address that it prints to watch.
+"""
+
+from distributed import Client
+
+import flowgrad as fg
+from flowgrad.data import load_mnist
+
+
+def dense(x: fg.Node, units: int) -> fg.Node:
+    """Return a layer: each neuron has its own weights and bias."""
+    return fg.Vectorize(*[fg.Add(fg.Dot(fg.Variable(x.dim, True), x), fg.Variable(1, True)) for _ in range(units)])
+
+
+class Printer:
+    """Print a line per epoch."""
+
+    def on_epoch(self, record: dict) -> None:
+        """Take the record that the trainer has just added to its history."""
+        print("epoch {epoch}  test loss {validation_loss:.4f}  accuracy {validation_accuracy:.4f}".format(**record))
+
+
+def main() -> None:
+    """Build the graph, train it, look at it."""
+    data = load_mnist().head(55_000)
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(784, trainable=False, name="x")
+        label = fg.Variable(10, trainable=False, name="label")
+        logits = dense(fg.ReLU(dense(x, 90)), 10)
+        probabilities = fg.SoftMax(logits)
+        loss = fg.CrossEntropyWithSoftMax(logits, label)
+
+    adam = fg.Adam(graph, loss, learning_rate=0.01, batch_size=32)
+    with Client(n_workers=2, threads_per_worker=1) as client:
+        print("dashboard:", client.dashboard_link)
+        trainer = fg.Trainer(adam, fg.Engine(client, dtype="float32"), callbacks=[Printer()])
+        test = {x: data.x_test, label: data.y_test}
+        trainer.fit({x: data.x_train, label: data.y_train}, epochs=6, validation=test)
+        guess = trainer.predict(probabilities, {x: data.x_test[:10]}).argmax(axis=1)
+
+    print("the first ten test images:", *data.y_test[:10])
+    print("                predicted:", *guess)
+    fg.save("mnist.safetensors", graph, adam)
+
+
+if __name__ == "__main__":
+    main()
