@@ -58,8 +58,11 @@ class Rule:
         return [self.learning_rate]
 
     @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
-        """Do the same update in place on entries ``start:stop``; plain loops, for compiled kernels."""
+    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
+        """Do the same update in place; plain loops, for compiled kernels. Arrays of slots that the rule lacks are empty.
+
+        The constants are read into locals first: a compiler cannot know that `w` does not overlap `c`.
+        """
         raise NotImplementedError
 
 
@@ -80,10 +83,11 @@ class GradientDescentRule(Rule):
         return [self.learning_rate]
 
     @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
-        """Update entries ``start:stop`` in place."""
-        for j in range(start, stop):
-            w[j] -= c[0] * g[j]
+    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
+        """Update in place."""
+        lr = c[0]
+        for j in range(len(w)):
+            w[j] -= lr * g[j]
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,12 @@ class MomentumRule(Rule):
         return [self.learning_rate, self.momentum]
 
     @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
-        """Update entries ``start:stop`` in place."""
-        for j in range(start, stop):
-            v[j] = c[1] * v[j] + g[j]
-            w[j] -= c[0] * v[j]
+    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
+        """Update in place."""
+        lr, mu = c[0], c[1]
+        for j in range(len(w)):
+            v[j] = mu * v[j] + g[j]
+            w[j] -= lr * v[j]
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,12 @@ class AdaGradRule(Rule):
         return [self.learning_rate, EPSILON]
 
     @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
-        """Update entries ``start:stop`` in place."""
-        for j in range(start, stop):
+    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
+        """Update in place."""
+        lr, eps = c[0], c[1]
+        for j in range(len(w)):
             s[j] += g[j] * g[j]
-            w[j] -= c[0] * g[j] / np.sqrt(s[j] + c[1])
+            w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
 
 
 @dataclass(frozen=True)
@@ -150,16 +156,17 @@ class RMSPropRule(Rule):
         return [self.learning_rate, EPSILON, self.beta, 1.0 - self.beta]
 
     @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
-        """Update entries ``start:stop`` in place."""
+    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
+        """Update in place."""
+        lr, eps, b, rest = c[0], c[1], c[2], c[3]
         if t == 1:
-            for j in range(start, stop):
+            for j in range(len(w)):
                 s[j] = g[j] * g[j]
-                w[j] -= c[0] * g[j] / np.sqrt(s[j] + c[1])
+                w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
         else:
-            for j in range(start, stop):
-                s[j] = c[2] * s[j] + c[3] * (g[j] * g[j])
-                w[j] -= c[0] * g[j] / np.sqrt(s[j] + c[1])
+            for j in range(len(w)):
+                s[j] = b * s[j] + rest * (g[j] * g[j])
+                w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
 
 
 @dataclass(frozen=True)
@@ -191,23 +198,24 @@ class AdamRule(Rule):
         return [self.learning_rate, EPSILON, *means, float(self.bias_correction), 1e-8, 1.0]
 
     @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, start: int, stop: int, t: int, c: Array) -> None:
-        """Update entries ``start:stop`` in place."""
+    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
+        """Update in place."""
+        lr, eps, b1, r1, b2, r2 = c[0], c[1], c[2], c[3], c[4], c[5]
         if c[6] > 0:
-            one = c[8]
-            lr = c[0] / (one - c[2] ** t)
-            rest = one - c[4] ** t
-            for j in range(start, stop):
-                v[j] = c[2] * v[j] + c[3] * g[j]
-                s[j] = c[4] * s[j] + c[5] * (g[j] * g[j])
-                w[j] -= lr * v[j] / (np.sqrt(s[j] / rest) + c[7])
+            one, tiny = c[8], c[7]
+            lr = lr / (one - b1**t)
+            rest = one - b2**t
+            for j in range(len(w)):
+                v[j] = b1 * v[j] + r1 * g[j]
+                s[j] = b2 * s[j] + r2 * (g[j] * g[j])
+                w[j] -= lr * v[j] / (np.sqrt(s[j] / rest) + tiny)
         elif t == 1:
-            for j in range(start, stop):
+            for j in range(len(w)):
                 v[j] = g[j]
                 s[j] = g[j] * g[j]
-                w[j] -= c[0] * v[j] / np.sqrt(s[j] + c[1])
+                w[j] -= lr * v[j] / np.sqrt(s[j] + eps)
         else:
-            for j in range(start, stop):
-                v[j] = c[2] * v[j] + c[3] * g[j]
-                s[j] = c[4] * s[j] + c[5] * (g[j] * g[j])
-                w[j] -= c[0] * v[j] / np.sqrt(s[j] + c[1])
+            for j in range(len(w)):
+                v[j] = b1 * v[j] + r1 * g[j]
+                s[j] = b2 * s[j] + r2 * (g[j] * g[j])
+                w[j] -= lr * v[j] / np.sqrt(s[j] + eps)

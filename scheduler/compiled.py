@@ -6,6 +6,7 @@ threads may share a round: each takes every so many shards and a slice of the pa
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -78,7 +79,8 @@ class CompiledRound:
         self.constants = np.array(rule.constants(), dtype)
         began = time.perf_counter()
         self.module = _load(_text(source, program, rule, dtype))
-        # The BLAS that numba calls is loaded by now; one thread of it per thread of ours.
+        # numba calls the BLAS of scipy, which it loads late; it must be there to be told to use one thread of its own.
+        importlib.import_module("scipy.linalg.cython_blas")
         self.pools = ThreadpoolController()
         self.seconds = time.perf_counter() - began
 
@@ -126,9 +128,7 @@ class CompiledRound:
         new = {k: np.array(v, order="C") for k, v in state.items()}
         none = np.zeros(0, self.dtype)
         new["t"] += 1
-        self.module.update(
-            new["w"], gradient, new.get("v", none), new.get("s", none), 0, self.size, int(new["t"][0]), self.constants
-        )
+        self.module.update(new["w"], gradient, new.get("v", none), new.get("s", none), int(new["t"][0]), self.constants)
         return new
 
 
@@ -294,7 +294,7 @@ def round(tid, threads, sync, order, cuts, counts, const, w, v, s, shares, losse
         tree_sum(shares, counts[k], start, stop)
         if tid == 0:
             tree_sum(losses[k:k + 1].T, counts[k], 0, 1)
-        update(w, shares[0], v, s, start, stop, t + k + 1, c)
+        update(w[start:stop], shares[0, start:stop], v[start:stop], s[start:stop], t + k + 1, c)
         if threads > 1 and not barrier(sync, threads, 2 * k + 2):
             return
 '''

@@ -66,9 +66,9 @@ def tree_sum(shares: Any, shards: int, start: int, stop: int) -> None:
     stride = 1
     while stride < shards:
         for first in range(0, shards, stride * FAN_IN):
-            target = shares[first]
+            target = shares[first, start:stop]
             for k in range(first + stride, min(first + stride * FAN_IN, shards), stride):
-                share = shares[k]
-                for j in range(start, stop):
+                share = shares[k, start:stop]
+                for j in range(len(target)):
                     target[j] += share[j]
         stride *= FAN_IN
