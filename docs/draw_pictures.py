@@ -1,0 +1,25 @@
+"""Draw the pictures of graphs that the documentation shows: ``python docs/draw_pictures.py``."""
+
+from pathlib import Path
+
+import flowgrad as fg
+from flowgrad.cli.models import dense, multilayer_perceptron
+from flowgrad.draw import draw
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def main() -> None:
+    """Draw a softmax regression, and the net that `flowgrad train mnist` trains."""
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(10, trainable=False, name="x")
+        label = fg.Variable(3, trainable=False, name="label")
+        fg.CrossEntropyWithSoftMax(dense(x, 3, "o"), label, name="loss")
+    graph.draw(str(IMAGES / "softmax_regression.png"))
+
+    model = multilayer_perceptron(784, [90], 10)
+    draw(model.graph, IMAGES / "mnist.png", targets=model.loss, fold=9)
+
+
+if __name__ == "__main__":
+    main()
