@@ -18,13 +18,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 from flowgrad.program import Program
 
+from .blas import COMPILED_BLAS, one_thread
 from .codegen import Source, Unsupported, generate
 from .tasks import token
 
@@ -79,9 +79,7 @@ class CompiledRound:
         self.constants = np.array(rule.constants(), dtype)
         began = time.perf_counter()
         self.module = _load(_text(source, program, rule, dtype))
-        # numba calls the BLAS of scipy, which it loads late; it must be there to be told to use one thread of its own.
-        importlib.import_module("scipy.linalg.cython_blas")
-        self.pools = ThreadpoolController()
+        importlib.import_module(COMPILED_BLAS)
         self.seconds = time.perf_counter() - began
 
     def run(
@@ -101,7 +99,7 @@ class CompiledRound:
             sync, order, cuts, counts, const[0] if const is not None else none, w, new.get("v", none), new.get("s", none),
             shares, losses, int(new["t"][0]), self.constants, *feeds,
         )  # fmt: skip
-        with self.pools.limit(limits=1, user_api="blas"):
+        with one_thread():
             _in_threads(lambda k: self.module.round(k, threads, *shared), threads, sync)
         new["t"] += len(steps)
         return new, [float(x) for x in losses[:, 0]]
@@ -112,7 +110,7 @@ class CompiledRound:
         """Return one shard's share of the mean gradient and loss."""
         grad = np.empty(self.size, self.dtype)
         none = np.zeros(0, self.dtype)
-        with self.pools.limit(limits=1, user_api="blas"):
+        with one_thread():
             loss = self.module.shard(
                 np.ascontiguousarray(rows, np.int64),
                 batch,

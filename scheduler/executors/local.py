@@ -9,8 +9,8 @@ from typing import Any
 import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
-from threadpoolctl import ThreadpoolController
 
+from ..blas import one_thread
 from ..blocks import pick
 from ..daskgraph import to_dask
 from ..tasks import Data, Record, Ref, Task
@@ -32,7 +32,6 @@ class LocalExecutor(Executor):
         self.threads = CPU_COUNT if threads else 1
         self._held: dict[str, Any] = {}
         self._uses: dict[str, int] = {}
-        self._pools = ThreadpoolController()
 
     def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
         """Hold the values; there is one memory, so `replicate` makes no difference."""
@@ -42,8 +41,7 @@ class LocalExecutor(Executor):
         """Compute `keys` now."""
         known = {key: Data(value) for key, value in self._held.items()}
         graph = to_dask({**records, **known})
-        # One BLAS thread per task: tasks run side by side, and more threads give other bits.
-        with self._pools.limit(limits=1, user_api="blas"):
+        with one_thread():
             values = self._get(graph, list(keys))
         return [self._hold(key, value) for key, value in zip(keys, values)]
 
