@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from importlib import import_module
@@ -215,6 +217,25 @@ def test_scheduler_that_does_not_answer(address, small, tmp_path, monkeypatch):
     assert f"flowgrad: no scheduler at {address}: " in result.output
     assert "Traceback" not in result.output
     assert time.perf_counter() - start < 8
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_where_something_else_answers(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_room, "TIMEOUT", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)
+                    connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        result = invoke("train", small, "--scheduler", address, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"flowgrad: no scheduler at {address}: " in result.output
     assert not (tmp_path / "run").exists()
 
 

@@ -44,13 +44,13 @@ class ProgressCallback:
                 BarColumn(bar_width=None),
                 TextColumn("{task.percentage:>3.0f} %"),
                 TextColumn("{task.fields[speed]:>9,.0f} samples/s"),
-                TextColumn("loss {task.fields[loss]:.4f}"),
+                TextColumn("loss {task.fields[loss]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,
                 refresh_per_second=8,
             )
-            fields: dict[str, Any] = {"epoch": 1, "epochs": self.epochs, "speed": 0.0, "loss": math.nan}
+            fields: dict[str, Any] = {"epoch": 1, "epochs": self.epochs, "speed": 0.0, "loss": "-"}
             self._task = self._bar.add_task("train", total=None, **fields)
             self._bar.start()
 
@@ -65,7 +65,7 @@ class ProgressCallback:
                 total=info["steps"],
                 epoch=min(info["epoch"], self.epochs),
                 speed=self._samples / seconds if seconds > 0 else 0.0,
-                loss=info["loss"],
+                loss=f"{info['loss']:.4f}",
             )
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
