@@ -87,7 +87,7 @@ def flat_gradient(loss: Array, samples: int, batch: int, *cotangents: Array) -> 
     """Return a shard's share of the mean gradient, laid end to end, and of the mean loss."""
     flat = [c.sum(axis=1)[0] if c.shape[1] > 1 else c[0, 0] for c in cotangents]
     total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
-    gradient = np.concatenate(flat) if len(flat) != 1 else flat[0]
+    gradient = flat[0] if len(flat) == 1 else np.concatenate([np.zeros(0, loss.dtype), *flat])
     return canonical(gradient), total / batch
 
 

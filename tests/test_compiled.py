@@ -1,0 +1,151 @@
+"""Compiled kernels: the generated text against the interpreter and NumPy, and machine code against both."""
+
+import numpy as np
+import pytest
+import reference
+import strategies
+from hypothesis import given, settings
+
+import flowgrad as fg
+from flowgrad.scheduler import blocks, compiled
+from flowgrad.scheduler.codegen import Unsupported, generate
+from flowgrad.scheduler.feeds import check_feeds
+from flowgrad.scheduler.lower import flat_values
+from flowgrad.scheduler.lower_train import compile_step
+from flowgrad.scheduler.tree import FAN_IN, reduce_tree
+
+numba = pytest.importorskip("numba")
+
+RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
+
+
+def plain(step, rule, dtype=np.float64):
+    """Run the generated text as plain Python: what it says is tested, without waiting for a compiler."""
+    source = generate(step.program, step.names[0] if step.names else None)
+    text = compiled._text(source, step.program, rule, np.dtype(dtype))
+    text = text.replace("from numba import njit", "njit = lambda **k: lambda f: f")
+    text = text.replace("from flowgrad.scheduler.native import barrier, tree_sum", "")
+    names = {}
+    exec(compile(text, "generated", "exec"), names)
+    return names
+
+
+@settings(max_examples=80)
+@given(made=strategies.graphs(samples=3))
+def test_the_text_says_what_numpy_does(made):
+    feeds = check_feeds(made.graph, made.feeds, np.float64)
+    step = compile_step(made.loss, feeds, made.parameters, "shard")
+    rule = fg.Adam(made.graph, made.loss).rule
+    try:
+        text = plain(step, rule)
+    except Unsupported:
+        return
+    w = flat_values(step.program, made.graph, "param", np.float64)[0]
+    const = flat_values(step.program, made.graph, "const", np.float64) if step.program.size("const") else None
+    fed = [feeds.arrays[made.graph.nodes[k]] for k in step.fed]
+    rows = np.array([2, 0])
+    expected = blocks.shard_step(step, rule, {"w": w}, const, fed, rows, 5)
+    grad = np.full(len(w), np.nan)
+    loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *fed)
+    np.testing.assert_allclose(grad, expected[0], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(loss, expected[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("make", RULES)
+@pytest.mark.parametrize("correct", [False, True])
+def test_compiled_updates_are_the_pure_rules(make, correct):
+    if correct and make is not fg.Adam:
+        pytest.skip("only Adam corrects its bias")
+    with fg.Graph() as graph:
+        v = fg.Variable(300, np.linspace(-1, 1, 300))
+        loss = fg.Dot(v, v)
+    rule = make(graph, loss, **({"bias_correction": True} if correct else {})).rule
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=300)
+    state = rule.init(w)
+    loop = numba.njit(error_model="numpy")(type(rule).loop)
+    fast, none = {"w": w.copy(), **{k: a.copy() for k, a in state.items()}}, np.zeros(0)
+    for t in range(1, 5):
+        g = rng.normal(size=300)
+        w, state = rule.update(w, g, state)
+        constants = np.array(rule.constants())
+        loop(fast["w"], g, fast.get("v", none), fast.get("s", none), t, constants)
+        np.testing.assert_allclose(fast["w"], w, rtol=1e-13)
+        for slot in rule.slots:
+            np.testing.assert_allclose(fast[slot], state[slot], rtol=1e-13)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 7, FAN_IN, FAN_IN + 1, 3 * FAN_IN + 2, FAN_IN**2 + 5])
+def test_the_tree_sum_adds_in_the_order_of_the_tree(shards):
+    from flowgrad.scheduler.native import tree_sum
+
+    shares = np.random.default_rng(shards).normal(size=(shards, 5))
+    expected = reduce_tree([(s, 0.0) for s in shares], blocks.add_gradients)[0]
+    tree_sum(shares, shards, 0, 5)
+    assert shares[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("grain", ["round", "shard"])
+def test_a_reference_case(shared, grain):
+    case = reference.build(shared, "mlp_logistic_Adam")
+    engine = fg.Engine("threads", dtype="float64", grain=grain, shards=2, kernel="numba")
+    history = fg.Trainer(case.optimizer, engine, shuffle=False).fit(case.feeds, epochs=1)
+    assert history.plan["kernel"] == "numba"
+    for name, variable in case.trainable.items():
+        reference.close(variable.value, case.expected[f"after/{case.updates}/{name}"], name)
+
+
+def test_threads_and_grains_give_the_same_bits():
+    def train(where, grain):
+        with fg.Graph(seed=1) as graph:
+            x, label = fg.Variable(20, trainable=False), fg.Variable(3, trainable=False)
+            hidden = fg.Tanh(fg.Vectorize(*[fg.Dot(fg.Variable(20, True), x) + fg.Variable(1, True) for _ in range(9)]))
+            logits = fg.Vectorize(*[fg.Dot(fg.Variable(9, True), hidden) for _ in range(3)])
+            loss = fg.CrossEntropyWithSoftMax(logits, label)
+        rng = np.random.default_rng(0)
+        feeds = {x: rng.normal(size=(100, 20)).astype("f4"), label: rng.integers(0, 3, 100)}
+        engine = fg.Engine(where, grain=grain, shards=3, kernel="numba")
+        fg.Trainer(fg.Adam(graph, loss, batch_size=16), engine).fit(feeds, epochs=3)
+        return b"".join(v.value.tobytes() for v in graph.nodes if not v.parents and v.trainable)
+
+    first = train("sync", "round")
+    assert train("threads", "round") == first
+    assert train("threads", "shard") == first
+
+
+def test_what_has_no_compiled_form_is_said():
+    class Cube(fg.Op):
+        @staticmethod
+        def apply(a):
+            return a**3
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            return fg.Diagonal(3 * a * a)
+
+    with fg.Graph() as graph:
+        x = fg.Variable(2, trainable=False)
+        loss = fg.Sum(Cube(x * fg.Variable(2, True)))
+    feeds = check_feeds(graph, {x: np.ones((4, 2))})
+    step = compile_step(loss, feeds, [graph.nodes[1]], "shard")
+    assert "Cube" in compiled.supports(step.program, step.names)
+    with pytest.raises(fg.errors.GraphError, match="Cube"):
+        fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync", kernel="numba")).fit({x: np.ones((4, 2))})
+
+
+def test_an_error_in_one_thread_ends_them_all():
+    def work(k):
+        if k == 1:
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        compiled._in_threads(work, 2, np.zeros(2, np.int64))
+
+
+def test_a_step_is_not_compiled_where_that_does_not_pay():
+    with fg.Graph() as graph:
+        x = fg.Variable(2, trainable=False)
+        loss = fg.Dot(x, fg.Variable(2, True))
+    history = fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync")).fit({x: np.ones((4, 2))}, epochs=1)
+    assert history.plan["kernel"] == "numpy"
+    assert "does not pay" in history.plan["reason"]
