@@ -13,12 +13,13 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable, ancestors
-from flowgrad.program import Program, Role, trace, verify
+from flowgrad.program import Program, Role, trace
 
 from . import blocks
 from .feeds import Feeds, require_values
-from .fuse import Layout, fuse, pack
+from .fuse import Layout
 from .kernel import run_instr
+from .passes import backward_passes, forward_passes, run_passes
 from .tasks import Ref, TaskGraph
 from .tree import bounds, reduce_tree
 
@@ -60,8 +61,7 @@ def compile_forward(
     for target in targets:
         upstream |= ancestors(target)
     require_values([v for v in upstream if isinstance(v, Variable)], feeds, targets[0])
-    program = verify(trace(targets, feeds.arrays, params))
-    return verify(pack(program, layout) if grain == "node" else fuse(program, layout))
+    return run_passes(trace(targets, feeds.arrays, params), forward_passes(grain, layout))
 
 
 def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
@@ -159,9 +159,8 @@ def _backward(
     program = compile_forward([target], feeds, params, grain)
     where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
     found = [(var, vs) for var, vs in where if var is not None and vs]
-    program = verify(
-        differentiate(program, program.outputs["0"], [var for var, _ in found], per_sample, fold=grain != "node")
-    )
+    program = differentiate(program, program.outputs["0"], [var for var, _ in found], per_sample, fold=grain != "node")
+    program = run_passes(program, backward_passes(grain))
     named = [(f"d{k}", vs) for k, (_, vs) in enumerate(found) if f"d{k}" in program.outputs]
     return program, named
 

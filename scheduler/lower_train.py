@@ -12,13 +12,14 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
 from flowgrad.optim import Rule
-from flowgrad.program import Program, verify
+from flowgrad.program import Program
 
 from . import blocks
 from .blocks import Step
 from .feeds import Feeds
 from .fuse import Layout
 from .lower import compile_forward, input_var, lower_share
+from .passes import backward_passes, run_passes
 from .plan import Plan
 from .tasks import Ref, TaskGraph
 from .tree import bounds, reduce_tree
@@ -41,7 +42,8 @@ def compile_step(
     forward = compile_forward([target], feeds, params, grain, layout)
     flat = input_var(forward, "param")
     wrt = [] if flat is None else [flat]
-    program = verify(differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node"))
+    program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
+    program = run_passes(program, backward_passes(grain))
     return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
 
 
