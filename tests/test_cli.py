@@ -291,7 +291,9 @@ def test_on_a_cluster_that_runs_already(small, tmp_path, cluster):
 def test_interrupted_in_the_middle(number, status, small, tmp_path):
     psutil = pytest.importorskip("psutil")
     args = ("--epochs", 100_000, "--no-dashboard", "--out", tmp_path / "run")
-    process = start("train", small, *args, start_new_session=True)
+    # A suite that runs in the background of a script has inherited "ignore SIGINT".
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("train", small, *args, start_new_session=True, **heed)
     for line in process.stdout:
         if line.strip().startswith("1/100000"):
             break

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, GraphError
+from .fold import Item
+from .fold import fold as fold_items
+from .render import render
+from .fold import Item
+from .fold import fold as fold_items
+from .render import render
 
 if TYPE_CHECKING:
     from ..graph import Graph
     from ..node import Node
-    from .fold import Item
-
 __all__ = ["draw", "draw_tasks"]
 
 FOLD = 12
@@ -69,8 +73,6 @@ def draw(
     DataError
         When matplotlib is missing, the ending is unknown, or the file cannot be written.
     """
-    from .fold import Item
-
     nodes = _nodes(graph, targets)
     items = []
     for node in nodes:
@@ -117,8 +119,6 @@ def draw_tasks(
     DataError
         When matplotlib or networkx is missing, the ending is unknown, or the file cannot be written.
     """
-    from .fold import Item
-
     items = []
     for key in _sorted(edges):
         title, _, detail = labels.get(key, str(key)).partition("\n")
@@ -178,10 +178,7 @@ def _render(
     note: str,
     limit: int,
 ) -> Path:
-    from .fold import fold
-    from .render import render
-
-    boxes, edges = fold(items, limit)
+    boxes, edges = fold_items(items, limit)
     if len(boxes) > MAX_BOXES:
         raise GraphError(f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it")
     folded = f", drawn as {len(boxes)} boxes" if len(boxes) < len(items) else ""
