@@ -12,13 +12,11 @@ from ..errors import DataError, GraphError
 from .fold import Item
 from .fold import fold as fold_items
 from .render import render
-from .fold import Item
-from .fold import fold as fold_items
-from .render import render
 
 if TYPE_CHECKING:
     from ..graph import Graph
     from ..node import Node
+
 __all__ = ["draw", "draw_tasks"]
 
 FOLD = 12
