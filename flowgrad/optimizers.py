@@ -88,9 +88,9 @@ class Optimizer:
         array([1.])
         """
         loss = float(self.target.forward()[0])
-        variables = [v for v in self.variables() if v.value is not None]
+        variables = self.variables()
         if self._count == 0:
-            warn_independent(self.target, variables)
+            warn_independent(self.target, [v for v in variables if v.value is not None])
         gradient = np.concatenate([v.backward(self.target)[0] for v in variables] or [np.zeros(0)])
         self._sum = gradient if self._sum is None else self._sum + gradient
         self._count += 1
@@ -100,13 +100,14 @@ class Optimizer:
         return loss
 
     def _update(self, variables: list[Variable], gradient: Array) -> None:
-        values = np.concatenate([v._value[0] for v in variables if v._value is not None] or [np.zeros(0)])
+        values = np.concatenate([np.zeros(v.dim) if v.value is None else v.value for v in variables] or [np.zeros(0)])
         if self.state is None:
             self.state = self.rule.init(values)
         values, self.state = self.rule.update(values, gradient, self.state)
         start = 0
         for variable in variables:
-            variable._assign(values[None, start : start + variable.dim])
+            if variable.value is not None:
+                variable._assign(values[None, start : start + variable.dim])
             start += variable.dim
 
     def __repr__(self) -> str:

@@ -25,7 +25,8 @@ from flowgrad.optim import Rule
 from flowgrad.program import Program
 
 from .blas import COMPILED_BLAS, one_thread
-from .codegen import Source, Unsupported, generate
+from .codegen import generate
+from .loops import Source, Unsupported
 from .tasks import token
 
 State = dict[str, Array]

@@ -144,4 +144,10 @@ def _shaped(v: Variable, array: Array, dtype: np.dtype[Any]) -> Array:
         hot = np.zeros((len(array), v.dim), dtype)
         hot[np.arange(len(array)), array] = 1
         return hot
-    return np.ascontiguousarray(array.reshape(len(array), v.dim), dtype=dtype)
+    with np.errstate(over="ignore"):
+        shaped = np.ascontiguousarray(array.reshape(len(array), v.dim), dtype=dtype)
+    if shaped.dtype != array.dtype and not np.isfinite(shaped).all():
+        sample, entry = np.argwhere(~np.isfinite(shaped))[0]
+        value = array.reshape(len(array), v.dim)[sample, entry]
+        raise FeedError(f"the feed for {v.name!r} holds {value} at sample {sample}, more than {dtype} can: use float64")
+    return shaped

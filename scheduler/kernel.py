@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import NodeFailed
+from flowgrad.errors import NodeFailed, ShapeError
 from flowgrad.jacobian import Array
+from flowgrad.node import Op
 from flowgrad.program import Instr, Program
 
 Step = Callable[[list[Any]], Any]
@@ -97,6 +98,8 @@ def _step(i: Instr) -> Step:
 
 def _apply(i: Instr, attrs: dict[str, Any]) -> Step:
     apply, args = i.op.apply, i.args
+    if not i.op.__module__.startswith("flowgrad.ops."):
+        apply = _checked(i.op)
     if len(args) == 1:
         a = args[0]
         return lambda env: apply(env[a], **attrs)
@@ -104,6 +107,19 @@ def _apply(i: Instr, attrs: dict[str, Any]) -> Step:
         a, b = args
         return lambda env: apply(env[a], env[b], **attrs)
     return lambda env: apply(*[env[a] for a in args], **attrs)
+
+
+def _checked(op: type[Op]) -> Callable[..., Array]:
+    """Return the value rule of a user's op, with a look at the shape of what it gives."""
+
+    def apply(*values: Array, **attrs: Any) -> Array:
+        result = op.apply(*values, **attrs)
+        wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **attrs))
+        if np.shape(result) != wanted:
+            raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
+        return result
+
+    return apply
 
 
 def _pull(i: Instr, attrs: dict[str, Any]) -> Step:

@@ -36,6 +36,7 @@ class Lowered(DaskMethodsMixin):
     [[5.0], [25.0]]
     """
 
+    __dask_optimize__ = None
     __dask_scheduler__ = staticmethod(dask.threaded.get)
 
     def __init__(self, job: Job, graph: dict[str, Any] | None = None):

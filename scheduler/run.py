@@ -101,7 +101,7 @@ class Run:
     def _copy(self, ordered: Array, flat: Array, back: bool = False) -> None:
         """Copy between the order of the variables and the order of a program's flat vector."""
         start = 0
-        for v in self.variables:
+        for v in self.settings.optimizer.variables():
             stop = start + v.dim
             if v.index in self.step.program.layout:
                 _, lo, hi = self.step.program.layout[v.index]
@@ -262,8 +262,10 @@ class Run:
             if v.index in self.step.program.layout:
                 _, start, stop = self.step.program.layout[v.index]
                 v._assign(np.array(state["w"][None, start:stop], np.float64))
-        ordered = self.rule.init(np.zeros(sum(v.dim for v in self.variables), self.feeds.dtype))
+        every = sum(v.dim for v in self.settings.optimizer.variables())
+        ordered = dict(self.settings.optimizer.state or self.rule.init(np.zeros(every, self.feeds.dtype)))
         for slot in self.rule.slots:
+            ordered[slot] = ordered[slot].copy()
             self._copy(ordered[slot], state[slot], back=True)
         self.settings.optimizer.state = {**ordered, "t": state["t"].copy()}
 

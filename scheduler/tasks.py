@@ -7,6 +7,8 @@ dask's own de-duplication of keys is the cache.
 from __future__ import annotations
 
 import hashlib
+import sys
+import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -107,10 +109,15 @@ def _instr_key(i: Instr) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=4096)
 def _op_token(op: type[Op]) -> str:
-    """Hash an op's name and the code of its rules: an op that is defined anew is another op."""
-    digest = hashlib.blake2b(f"{op.__module__}.{op.__qualname__}".encode(), digest_size=8)
-    for rule in ("shape", "apply", "jacobian"):
-        code = getattr(getattr(op, rule), "__code__", None)
-        if code is not None:
-            digest.update(code.co_code + repr((code.co_consts, code.co_names)).encode())
-    return digest.hexdigest()
+    """Return what tells an op from every other one.
+
+    An op of a module is known by its name and the code of its rules. One that was made in a function or a script may close
+    over anything, so each such class is an op of its own.
+    """
+    found: Any = sys.modules.get(op.__module__)
+    for name in op.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is not op or op.__module__ == "__main__":
+        return uuid.uuid4().hex
+    codes = [getattr(getattr(op, rule), "__code__", None) for rule in ("shape", "apply", "jacobian")]
+    return token(op.__module__, op.__qualname__, *(repr((c.co_code, c.co_consts, c.co_names)) for c in codes if c))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 
 import flowgrad as fg
 from flowgrad.scheduler import blocks, compiled
-from flowgrad.scheduler.codegen import Unsupported, generate
+from flowgrad.scheduler.codegen import generate
 from flowgrad.scheduler.feeds import check_feeds
+from flowgrad.scheduler.loops import Unsupported
 from flowgrad.scheduler.lower import flat_values
 from flowgrad.scheduler.lower_train import compile_step
 from flowgrad.scheduler.tree import FAN_IN, reduce_tree

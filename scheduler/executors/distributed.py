@@ -96,7 +96,7 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
     if isinstance(where, Client):
         return DistributedExecutor(where)
     if isinstance(where, Cluster):
-        return DistributedExecutor(where.get_client())
+        return DistributedExecutor(Client(where, set_as_default=False))
     if not isinstance(where, str):
         raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
     try:
