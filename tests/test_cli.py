@@ -295,6 +295,7 @@ def test_interrupted_in_the_middle(number, status, small, tmp_path):
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = start("train", small, *args, start_new_session=True, **heed)
     for line in process.stdout:
+        assert not line.startswith("dashboard: http")
         if line.strip().startswith("1/100000"):
             break
     children = psutil.Process(process.pid).children(recursive=True)

@@ -55,7 +55,8 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
     import dask
     from distributed import Client, LocalCluster
 
-    address = "127.0.0.1:8787" if dashboard else None
+    # The scheduler serves its health page in any case; without an address it would take port 8787 for it.
+    address = "127.0.0.1:8787" if dashboard else "127.0.0.1:0"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
@@ -65,6 +66,7 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
                     threads_per_worker=threads,
                     host="127.0.0.1",
                     dashboard_address=address,
+                    scheduler_kwargs={"dashboard": dashboard},
                     silence_logs=logging.CRITICAL,
                 )
         except (OSError, RuntimeError) as error:

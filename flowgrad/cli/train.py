@@ -205,7 +205,8 @@ def _cluster(options: dict[str, Any]) -> Iterator[Client]:
         cluster = existing_cluster(address)
         click.echo(f"cluster: {address}")
     with cluster as client:
-        click.echo(f"dashboard: {dashboard_address(client) or 'none'}")
+        link = dashboard_address(client) if options["dashboard"] else None
+        click.echo(f"dashboard: {link or 'none'}")
         yield client
 
 
