@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -12,12 +14,37 @@ from threadpoolctl import ThreadpoolController
 # The BLAS that numba calls; it is loaded late, and must be there to be told.
 COMPILED_BLAS = "scipy.linalg.cython_blas"
 
+_lock = threading.Lock()
+_users: list[list[tuple[Any, int]]] = []
 
-def one_thread() -> AbstractContextManager[Any]:
-    """Limit every BLAS that is loaded in this process to one thread, for the length of a ``with`` block."""
-    return _controller(COMPILED_BLAS in sys.modules).limit(limits=1, user_api="blas")
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit every BLAS that is loaded in this process to one thread, for the length of a ``with`` block.
+
+    Blocks may overlap, in one thread or several: the last one to end restores what the first one found.
+    """
+    with _lock:
+        pools = _pools(COMPILED_BLAS in sys.modules)
+        _users.append([(pool, pool.num_threads) for pool in pools] if not _users else [])
+        for pool in pools:
+            _set(pool, 1)
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _users.pop(0)
+            if _users:
+                _users[0] = [*before, *_users[0]]
+            for pool, threads in [] if _users else before:
+                _set(pool, threads)
 
 
 @lru_cache(maxsize=2)
-def _controller(compiled: bool) -> ThreadpoolController:
-    return ThreadpoolController()
+def _pools(compiled: bool) -> list[Any]:
+    return [pool for pool in ThreadpoolController().lib_controllers if pool.user_api == "blas"]
+
+
+def _set(pool: Any, threads: int) -> None:
+    # `set_num_threads` does nothing in a thread that is not the first that asked; whoever asked first may be gone.
+    getattr(pool, "_real_set_num_threads", pool.set_num_threads)(threads)

@@ -18,6 +18,7 @@ from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
 
 from . import blocks, compiled
+from .blas import one_thread
 from .checkpoint import read_checkpoint, write_checkpoint
 from .cost import flops
 from .engine import Engine
@@ -121,12 +122,13 @@ class Run:
         kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
         self.step = replace(self.step, compiled=kernel[0] == "numba")
         rows = np.arange(batch_size)
-        steps = [[rows[start:stop] for start, stop in bounds(batch_size, shards)]] * 2
+        steps = [[rows[start:stop] for start, stop in bounds(batch_size, shards)]] * 4
         arrays = [self.feeds.arrays[v] for v in self._fed()]
         best = math.inf
         for _ in range(4):
             start = time.perf_counter()
-            blocks.run_round(self.step, self.rule, self.state, self._const(), arrays, steps, self.executor.threads)
+            with one_thread():
+                blocks.run_round(self.step, self.rule, self.state, self._const(), arrays, steps, self.executor.threads)
             best = min(best, (time.perf_counter() - start) / len(steps))
         nodes = 3 * len(self.settings.optimizer.graph.nodes)
         return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
