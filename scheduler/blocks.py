@@ -132,7 +132,7 @@ def shard_step(
 ) -> Gradient:
     """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`."""
     if step.compiled:
-        return _compiled(step, rule, state).gradient(state, const, [canonical(f) for f in feeds], rows, batch)
+        return _compiled(step, rule, state).gradient(state, const, feeds, rows, batch)
     inputs = arrange(step.program, state, const, [f[rows] for f in feeds])
     return shard_gradient(step.program, step.names, batch, len(rows), *inputs)
 
@@ -194,7 +194,7 @@ def run_round(
     """
     if step.compiled:
         state = {k: canonical(v) for k, v in state.items()}
-        return _compiled(step, rule, state).run(state, const, [canonical(f) for f in feeds], steps, threads)
+        return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
     losses = []
     for shards in steps:
         batch = sum(map(len, shards))

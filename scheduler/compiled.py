@@ -98,7 +98,7 @@ class CompiledRound:
         sync = np.zeros(2, np.int64)
         shared = (
             sync, order, cuts, counts, const[0] if const is not None else none, w, new.get("v", none), new.get("s", none),
-            shares, losses, int(new["t"][0]), self.constants, *feeds,
+            shares, losses, int(new["t"][0]), self.constants, *map(_bytes, feeds),
         )  # fmt: skip
         with one_thread():
             _in_threads(lambda k: self.module.round(k, threads, *shared), threads, sync)
@@ -118,7 +118,7 @@ class CompiledRound:
                 const[0] if const is not None else none,
                 state["w"],
                 grad,
-                *feeds,
+                *map(_bytes, feeds),
             )
         return grad, float(loss)
 
@@ -129,6 +129,11 @@ class CompiledRound:
         new["t"] += 1
         self.module.update(new["w"], gradient, new.get("v", none), new.get("s", none), int(new["t"][0]), self.constants)
         return new
+
+
+def _bytes(feed: Array) -> Array:
+    """Return a feed as rows of bytes: what came over the network may lie at any address, and is only copied from."""
+    return np.ascontiguousarray(feed).view(np.uint8)
 
 
 @lru_cache(maxsize=32)
@@ -219,9 +224,10 @@ def _text(source: Source, program: Program, rule: Rule, dtype: np.dtype[Any]) ->
     given = ", ".join(f"X{k}" for k in range(len(feeds)))
     names = ", ".join(f"{x}" for x in source.feeds)
     buffers = ", ".join(name for name, _ in source.buffers)
-    make = [f"{x} = np.empty((nmax, {dim}), F)" for x, dim in zip(source.feeds, dims)]
+    make = [f"{x}_bytes = np.empty((nmax, {dim * dtype.itemsize}), np.uint8)" for x, dim in zip(source.feeds, dims)]
+    make += [f"{x} = {x}_bytes.view(F)" for x in source.feeds]
     make += [f"{name} = np.empty(({', '.join(shape).replace('n', 'nmax')},), F)" for name, shape in source.buffers]
-    take = [f"{x}[i] = X{k}[rows[i]]" for k, x in enumerate(source.feeds)]
+    take = [f"{x}_bytes[i] = X{k}[rows[i]]" for k, x in enumerate(source.feeds)]
     cut = ", ".join(f"{x}[:n]" for x in source.feeds)
     loop_code = type(rule).loop.__code__
     return _TEMPLATE.format(

@@ -121,17 +121,22 @@ class Run:
         unsupported = compiled.supports(self.step.program, self.step.names)
         kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
         self.step = replace(self.step, compiled=kernel[0] == "numba")
-        rows = np.arange(batch_size)
-        steps = [[rows[start:stop] for start, stop in bounds(batch_size, shards)]] * 4
-        arrays = [self.feeds.arrays[v] for v in self._fed()]
-        best = math.inf
-        for _ in range(4):
-            start = time.perf_counter()
-            with one_thread():
-                blocks.run_round(self.step, self.rule, self.state, self._const(), arrays, steps, self.executor.threads)
-            best = min(best, (time.perf_counter() - start) / len(steps))
+        best = self._step_seconds([np.arange(batch_size)[start:stop] for start, stop in bounds(batch_size, shards)])
         nodes = 3 * len(self.settings.optimizer.graph.nodes)
         return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
+
+    def _step_seconds(self, shards: list[Array]) -> float:
+        """Measure one optimizer step in one task; several at a time where one is too short to measure."""
+        arrays = [self.feeds.arrays[v] for v in self._fed()]
+        best, steps = math.inf, 1
+        for _ in range(5):
+            start = time.perf_counter()
+            with one_thread():
+                many = [shards] * steps
+                blocks.run_round(self.step, self.rule, self.state, self._const(), arrays, many, self.executor.threads)
+            best = min(best, (time.perf_counter() - start) / steps)
+            steps = max(1, min(32, int(0.02 / best)))
+        return best
 
     def _fed(self) -> list[Variable]:
         nodes = self.settings.optimizer.graph.nodes

@@ -47,7 +47,7 @@ def test_the_text_says_what_numpy_does(made):
     rows = np.array([2, 0])
     expected = blocks.shard_step(step, rule, {"w": w}, const, fed, rows, 5)
     grad = np.full(len(w), np.nan)
-    loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *fed)
+    loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *map(compiled._bytes, fed))
     np.testing.assert_allclose(grad, expected[0], rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(loss, expected[1], rtol=1e-9, atol=1e-11)
 

@@ -102,7 +102,7 @@ def across_workers():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("case", "grain"), across_workers())
+@pytest.mark.parametrize(("case", "grain"), list(across_workers()))
 def test_trainer_across_workers(shared, client, case, grain):
     train(shared, client, case, grain)
 
