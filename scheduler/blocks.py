@@ -83,11 +83,14 @@ def mean_seed(like: Array, samples: int, batch: int) -> Array:
     return np.full((1, len(like), 1), share, like.dtype)
 
 
-def flat_gradient(loss: Array, samples: int, batch: int, *cotangents: Array) -> Gradient:
-    """Return a shard's share of the mean gradient, laid end to end, and of the mean loss."""
+def flat_gradient(loss: Array, samples: int, batch: int, size: int, *cotangents: Array) -> Gradient:
+    """Return a shard's share of the mean gradient, laid end to end, and of the mean loss.
+
+    Without cotangents, where the loss depends on no parameter, the gradient is `size` zeros.
+    """
     flat = [c.sum(axis=1)[0] if c.shape[1] > 1 else c[0, 0] for c in cotangents]
     total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
-    gradient = flat[0] if len(flat) == 1 else np.concatenate([np.zeros(0, loss.dtype), *flat])
+    gradient = flat[0] if len(flat) == 1 else np.concatenate(flat) if flat else np.zeros(size, loss.dtype)
     return canonical(gradient), total / batch
 
 
@@ -124,7 +127,7 @@ def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples
     batched = program.types[program.inputs[-1].var].batched
     like = np.empty((samples if batched else 1, 0), inputs[-1].dtype)
     found = kernel_of(program)([*map(canonical, inputs), mean_seed(like, samples, batch)])
-    return flat_gradient(found["0"], samples, batch, *(found[name] for name in names))
+    return flat_gradient(found["0"], samples, batch, program.size("param"), *(found[name] for name in names))
 
 
 def shard_step(

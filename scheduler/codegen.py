@@ -48,7 +48,9 @@ class _Writer(LoopWriter):
             for a in i.args:
                 self.left[a] -= 1
         self._flush()
-        if self.flat >= 0 and self.name[self.flat] != "grad":
+        if self.flat < 0:
+            self._line("grad[:] = F(0)")
+        elif self.name[self.flat] != "grad":
             self._line(f"grad[:] = {self.name[self.flat]}")
         loss = self.program.outputs["0"]
         if self.program.types[loss].batched:

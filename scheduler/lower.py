@@ -213,9 +213,8 @@ def lower_share(
     refs[seed] = graph.task("seed", blocks.mean_seed, refs[loss], samples, batch)
     backward = Program(program.types, program.inputs, program.instrs[len(forward.instrs) :], {})
     refs = lower_nodes(graph, backward, refs)
-    return graph.task(
-        "gradient", blocks.flat_gradient, refs[loss], samples, batch, *(refs[program.outputs[n]] for n in names)
-    )
+    found = [refs[program.outputs[name]] for name in names]
+    return graph.task("gradient", blocks.flat_gradient, refs[loss], samples, batch, program.size("param"), *found)
 
 
 def _until(program: Program, seed: int) -> tuple[Any, ...]:

@@ -290,3 +290,18 @@ def test_no_task_is_kept_by_the_scheduler(client, stop):
             break
         time.sleep(0.05)
     assert set(client.run_on_scheduler(kept)) <= set(before)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("grain", ["node", "sample", "shard", "round"])
+def test_a_parameter_whose_every_entry_is_cut_away(grain, kernel):
+    """It is upstream of the loss in the graph, but no entry of it reaches the loss."""
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    with fg.Graph(seed=0) as graph:
+        x, w = fg.Variable(1, trainable=False), fg.Variable(2, [1.0, 2.0])
+        loss = fg.Slice(fg.Vectorize(x, w), 0, 1)
+    engine = fg.Engine("sync", grain=grain, kernel=kernel if grain != "node" else "auto")
+    history = fg.Trainer(fg.Adam(graph, loss, batch_size=2), engine).fit({x: [[1.0], [2.0], [3.0]]}, epochs=1)
+    assert w.value.tolist() == [1.0, 2.0]
+    assert history.epochs[-1]["loss"] == pytest.approx(2.0)

@@ -101,7 +101,7 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
         raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
     try:
         return DistributedExecutor(Client(where, timeout=timeout, set_as_default=False))
-    except (OSError, TimeoutError, ValueError) as error:
+    except Exception as error:  # whatever listens there may answer anything
         raise ClusterError(
             f"no dask scheduler answers at {where} within {timeout:g} s: start one with `dask scheduler`, "
             f"check the address, or leave it out to run here ({type(error).__name__})"
