@@ -11,6 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import FlowgradError
+from .doctor import doctor
 from .train import train
 
 __all__ = ["main"]
@@ -71,3 +72,4 @@ def main() -> None:
 
 
 main.add_command(train)
+main.add_command(doctor)

@@ -1,0 +1,218 @@
+"""Judging what a machine and its libraries offer against what is in use; pure functions of `Facts`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .facts import Facts
+
+Verdict = Literal["ok", "note", "change"]
+
+# Instruction sets from the narrowest to the widest; wider ones do more multiplications at once.
+LEVELS = ("SSE", "AVX", "AVX2", "AVX-512")
+# What OpenBLAS and BLIS call their kernels, by the instruction set that these use.
+KERNELS = {
+    "AVX-512": ("skylakex", "cooperlake", "sapphirerapids", "skx", "zen4", "zen5"),
+    "AVX2": ("haswell", "zen", "zen2", "zen3", "excavator"),
+    "AVX": ("sandybridge", "bulldozer", "piledriver", "steamroller"),
+    "SSE": ("prescott", "core2", "penryn", "dunnington", "nehalem", "athlon", "opteron", "barcelona", "bobcat", "atom"),
+}
+# Measured on a 784-90-10 net: what kernels of the first cost on a processor that offers the second.
+COSTS = {("AVX2", "AVX-512"): "steps take 1.2x (batch 32) to 1.5x (batch 4096) as long"}
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Packages for reports and pictures, and the extra of flowgrad that brings them.
+EXTRAS = {"scikit-learn": "ml", "rich": "ml", "matplotlib": "viz", "networkx": "viz"}
+LEAST_MEMORY = 2 << 30
+KEEP_MEMORY = 1 << 28
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report.
+
+    Attributes
+    ----------
+    subject : str
+        What was looked at.
+    verdict : str
+        ``"ok"``; ``"note"``: good to know; ``"change"``: costs time or fails as it is.
+    text : str
+        What is there.
+    advice : str
+        What to do; may be empty.
+    """
+
+    subject: str
+    verdict: Verdict
+    text: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the finding as plain values."""
+        return asdict(self)
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """Judge all facts, subject by subject."""
+    return [finding for look in EXAMINATIONS for finding in look(facts)]
+
+
+def level_of_cpu(flags: frozenset[str]) -> str:
+    """Return the widest instruction set that a processor offers; empty if unknown or not an x86."""
+    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
+        return "AVX-512"
+    if {"avx2", "fma"} <= flags:
+        return "AVX2"
+    if "avx" in flags:
+        return "AVX"
+    return "SSE" if "sse2" in flags else ""
+
+
+def level_of_kernel(architecture: str) -> str:
+    """Return the instruction set of a BLAS kernel; empty if unknown."""
+    return next((level for level, names in KERNELS.items() if architecture.lower() in names), "")
+
+
+def _system(facts: Facts) -> Iterator[Finding]:
+    level = level_of_cpu(facts.flags)
+    yield Finding("python", "ok", f"{facts.python} on {facts.system}")
+    yield Finding("processor", "ok", (facts.cpu or "unknown") + (f", {level}" if level else ""))
+    if facts.usable_cores < facts.cores:
+        yield Finding(
+            "cores",
+            "note",
+            f"{facts.usable_cores} of {facts.cores} may be used here",
+            "an affinity or a container's limit; dask starts that many threads",
+        )
+    else:
+        yield Finding("cores", "ok", f"{facts.cores}")
+    text = f"{facts.free_memory / 2**30:.1f} of {facts.memory / 2**30:.1f} GiB free"
+    if facts.free_memory < LEAST_MEMORY:
+        yield Finding("memory", "note", text, "two workers on MNIST need about 1 GiB: use --workers 1 or free some")
+    else:
+        yield Finding("memory", "ok", text)
+
+
+def _blas(facts: Facts) -> Iterator[Finding]:
+    if not facts.blas:
+        yield Finding("BLAS", "note", "threadpoolctl knows none in this process: its threads cannot be limited")
+    for pool in facts.blas:
+        yield _kernel(pool, facts)
+    forced = {name: facts.environment[name] for name in THREAD_VARIABLES if name in facts.environment}
+    threads = sorted({int(pool["num_threads"] or 1) for pool in facts.blas})
+    if forced:
+        said = ", ".join(f"{name}={value}" for name, value in forced.items())
+        yield Finding("BLAS threads", "note", said, "not needed: flowgrad gives each task one BLAS thread by itself")
+    elif threads:
+        text = f"{' and '.join(map(str, threads))} outside flowgrad, 1 in each of its tasks"
+        yield Finding("BLAS threads", "ok", text)
+
+
+def _kernel(pool: dict[str, Any], facts: Facts) -> Finding:
+    """Judge one BLAS: which kernels does it run, and which could it."""
+    architecture = pool.get("architecture") or ""
+    owner = _owner(str(pool.get("filepath", "")))
+    subject = f"BLAS of {owner}" if owner else "BLAS"
+    if owner == "scipy":
+        subject += " (numba)"  # compiled kernels call it through SciPy
+    text = f"{pool['internal_api']} {pool.get('version') or ''}".strip()
+    if not architecture:
+        return Finding(subject, "ok", f"{text}; it does not tell its kernels")
+    kernel, offered = level_of_kernel(architecture), level_of_cpu(facts.flags)
+    text += f", kernels for {architecture}" + (f" ({kernel})" if kernel else "")
+    coretype = facts.environment.get("OPENBLAS_CORETYPE")
+    if kernel and offered and LEVELS.index(kernel) < LEVELS.index(offered):
+        text += f", but the processor offers {offered}: {COSTS.get((kernel, offered), 'steps take longer')}"
+        if coretype:
+            return Finding(subject, "change", text, f"unset OPENBLAS_CORETYPE (now {coretype}) before Python starts")
+        return Finding(subject, "change", text, "pip install -U numpy scipy: a newer OpenBLAS may know this processor")
+    if coretype:
+        return Finding(subject, "note", text, f"OPENBLAS_CORETYPE={coretype} decides; unset, OpenBLAS chooses itself")
+    return Finding(subject, "ok", text)
+
+
+def _owner(path: str) -> str:
+    parts = path.replace("\\", "/").split("/")
+    return next((part.removesuffix(".libs") for part in parts if part.endswith(".libs")), "")
+
+
+def _numba(facts: Facts) -> Iterator[Finding]:
+    missing = [name for name in ("numba", "scipy") if name not in facts.versions]
+    if missing:
+        text = f"{' and '.join(missing)} not installed: rounds run with NumPy"
+        yield Finding("numba", "change", text, "pip install 'flowgrad[fast]' for compiled rounds")
+        return
+    text = f"{facts.versions['numba']}, llvmlite {facts.versions.get('llvmlite', 'unknown')}"
+    if not facts.numba.get("jit", True):
+        yield Finding("numba", "change", f"{text}, but it does not compile", "unset NUMBA_DISABLE_JIT")
+    else:
+        yield Finding("numba", "ok", f"{text}, compiles for {facts.numba.get('cpu', 'this processor')}")
+    layer, threads = facts.numba.get("threading_layer", "default"), facts.numba.get("threads", 1)
+    yield Finding(
+        "numba threads", "ok", f"threading layer {layer}, {threads} threads; flowgrad's kernels use neither of them"
+    )
+    if facts.cache_problem:
+        advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
+        yield Finding("kernel cache", "change", facts.cache_problem, advice)
+    else:
+        kept = f"{facts.cache_files} kernel{'s' * (facts.cache_files != 1)}"
+        yield Finding("kernel cache", "ok", f"{kept} in {facts.cache}")
+
+
+def _dask(facts: Facts) -> Iterator[Finding]:
+    dask, distributed = (facts.versions.get(name, "missing") for name in ("dask", "distributed"))
+    text = f"dask {dask}, distributed {distributed}"
+    if dask != distributed:
+        yield Finding("dask", "change", text, "pip install -U dask distributed: they belong together")
+    else:
+        yield Finding("dask", "ok", text)
+    saturation = facts.settings.get("distributed.scheduler.worker-saturation")
+    text = f"distributed.scheduler.worker-saturation is {saturation}"
+    if str(saturation) in ("inf", ".inf"):
+        yield Finding("small tasks", "ok", text)
+    else:
+        advice = "grains node and sample wait less with inf: set DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=inf"
+        yield Finding("small tasks", "note", text, advice)
+    yield from _workers(facts)
+    loop = facts.settings.get("distributed.admin.event-loop")
+    if loop == "uvloop" and "uvloop" not in facts.versions:
+        advice = "pip install uvloop, or unset distributed.admin.event-loop"
+        yield Finding("event loop", "change", "uvloop is asked for but not installed", advice)
+    else:
+        yield Finding("event loop", "ok", f"{loop}")
+
+
+def _workers(facts: Facts) -> Iterator[Finding]:
+    """Judge the environment that nannies give to workers; the system's own variables win over it."""
+    given = facts.settings.get("distributed.nanny.pre-spawn-environ") or {}
+    name = "MALLOC_TRIM_THRESHOLD_"
+    trim = facts.environment.get(name, given.get(name))
+    where = "set for this shell" if name in facts.environment else "given by dask"
+    keep = f"workers of your own: export {name}={KEEP_MEMORY}; `flowgrad train` does so by itself"
+    if trim is None:
+        yield Finding("workers' memory", "ok", f"{name} is not set")
+    elif str(trim).isdigit() and int(trim) >= KEEP_MEMORY:
+        yield Finding("workers' memory", "ok", f"{name}={trim}, {where}")
+    elif name in facts.environment:
+        text = f"{name}={trim}, {where}: workers fetch fresh pages at every step"
+        yield Finding("workers' memory", "change", text, f"unset it, or export {name}={KEEP_MEMORY}")
+    else:
+        text = f"{name}={trim}, {where}: every step fetches fresh pages"
+        yield Finding("workers' memory", "note", text, keep)
+    threads = facts.environment.get("OMP_NUM_THREADS", given.get("OMP_NUM_THREADS"))
+    yield Finding("workers' threads", "ok", f"OMP_NUM_THREADS={threads} in workers that dask starts")
+
+
+def _extras(facts: Facts) -> Iterator[Finding]:
+    missing = [name for name in EXTRAS if name not in facts.versions]
+    if missing:
+        wanted = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
+        text = f"not installed: {', '.join(missing)}"
+        yield Finding("extras", "note", text, f"pip install 'flowgrad[{wanted}]' for reports and pictures")
+    else:
+        yield Finding("extras", "ok", "reports and pictures can be made")
+
+
+EXAMINATIONS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (_system, _blas, _numba, _dask, _extras)
