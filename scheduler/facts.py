@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.config
-import psutil  # type: ignore[import-untyped]
+import psutil
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
