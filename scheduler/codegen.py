@@ -213,6 +213,8 @@ class _Writer(LoopWriter):
         dim = types[i.out].dim
         summed = types[g].batched and not types[i.out].batched
         if self._is_alias(i):
+            if self.loop is not None and any(v == g for v, _ in self.loop.sums):
+                self._flush()  # under its other name, a pending sum would not be known as pending
             if self.loop is not None and g in self.loop.local:
                 self.loop.local[i.out] = self.loop.local[g]
             self.name[i.out] = self.name.get(g) or self._buffer(g)

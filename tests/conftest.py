@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 from hypothesis import settings
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in set(slow)]
+
+
+@pytest.fixture(autouse=True)
+def no_default_scheduler_is_left():
+    """A client that stays the default of dask would run, or block, the tests that follow."""
+    yield
+    assert dask.config.get("scheduler", None) is None
 
 
 @pytest.fixture(scope="session")

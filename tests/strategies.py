@@ -44,6 +44,9 @@ class RandomGraph:
         for variable, array in self.feeds.items():
             variable.set_value(array[i])
 
+    def _repr_pretty_(self, printer, cycle):
+        printer.text(repr(self))  # what hypothesis shows of a failing example
+
     def __repr__(self):
         lines = [f"{self.samples} samples"]
         for node in self.graph.nodes:
