@@ -1,0 +1,1 @@
+"""flowgrad beside PyTorch, JAX, scikit-learn, NumPy and numba, and the times of its own parts: ``python -m benchmarks``."""

@@ -1,0 +1,97 @@
+"""Samples per second of training, flowgrad beside its peers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from .own import OWN
+from .peers import PEERS
+from .setting import BATCHES
+from .turns import Contender, take_turns
+
+LABELS = {name: label for name, (label, _) in {**PEERS, **OWN}.items()}
+# Rates that flowgrad wants to reach as a share of a peer's, by batch size.
+WANTED = {
+    "torch": {32: 2.0, 256: 1.5, 4096: 1.5},
+    "jax": {32: 1.2, 256: 1.0, 4096: 1.0},
+    "jax-scan": {32: 0.6, 256: 0.9, 4096: 0.9},
+}
+
+
+def contenders(names: Sequence[str], clock: str) -> list[Contender]:
+    """Return the contenders of one run: peers with one and with two threads, flowgrad with its own choice.
+
+    Only one thread is compared by processor time: it adds up the threads, and those that wait.
+    """
+    found = []
+    for name in names:
+        counts = (0,) if name in OWN else (1,) if clock == "cpu" else (1, 2)
+        found += [Contender(name, threads, clock) for threads in counts]
+    return found
+
+
+def measure_training(
+    names: Sequence[str] = (),
+    batches: Sequence[int] = BATCHES,
+    turns: int = 7,
+    clock: str = "wall",
+    tell: Callable[[str], None] = print,
+) -> dict[int, list[Contender]]:
+    """Measure everybody in turn, a batch size after the other.
+
+    Returns
+    -------
+    dict
+        By batch size, the better of each peer's numbers of threads, in the order of `names`.
+    """
+    found = {}
+    for batch in batches:
+        everybody = contenders(names or [*PEERS, *OWN], clock)
+        take_turns(everybody, batch, turns, tell)
+        best: dict[str, Contender] = {}
+        for contender in everybody:
+            if contender.name not in best or contender.best > best[contender.name].best:
+                best[contender.name] = contender
+        found[batch] = list(best.values())
+    return found
+
+
+def training_table(found: dict[int, list[Contender]]) -> str:
+    """Return the rates as a Markdown table: best of all turns (typical turn), and flowgrad's share."""
+    batches = list(found)
+    head = "| thousand samples/s: best (median) |" + "".join(f" batch {b} | flowgrad / peer |" for b in batches)
+    lines = [head, "|---|" + "---:|---|" * len(batches)]
+    for k, contender in enumerate(found[batches[0]]):
+        cells = [LABELS[contender.name]]
+        for batch in batches:
+            cells += _cells(found[batch][k], found[batch], batch)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cells(contender: Contender, everybody: list[Contender], batch: int) -> list[str]:
+    if not contender.rates:
+        return [f"missing: {contender.problem}", ""]
+    used = f", {contender.threads} thread{'s' * (contender.threads > 1)}" if contender.threads else ""
+    rate = f"{contender.best / 1e3:.1f} ({contender.median / 1e3:.1f}){used}"
+    own = next((c for c in everybody if c.name == "flowgrad" and c.rates), None)
+    if own is None or own is contender:
+        return [rate, ""]
+    ratio = own.best / contender.best
+    # Neighbouring turns see the same disturbance, so their ratio is steadier than that of the medians.
+    paired = statistics.median(a / b for a, b in zip(own.rates, contender.rates))
+    wanted = WANTED.get(contender.name, {}).get(batch)
+    verdict = "" if wanted is None else f", wanted {wanted}: {'yes' if ratio >= wanted else 'no'}"
+    return [rate, f"{ratio:.2f} ({paired:.2f}){verdict}"]
+
+
+def same_weights(found: dict[int, list[Contender]]) -> str:
+    """Say whether the two ways to write the net end at the same weights."""
+    lines = []
+    for batch, everybody in found.items():
+        weights = {c.name: c.about.get("weights") for c in everybody if c.name in ("flowgrad", "flowgrad-matvec")}
+        if len(weights) == 2 and all(weights.values()):
+            same = len(set(weights.values())) == 1
+            lines.append(f"* batch {batch}: weights {'bit for bit the same' if same else 'differ'} ({weights})")
+    return "\n".join(lines)
