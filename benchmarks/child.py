@@ -31,7 +31,7 @@ def contender(name: str, batch: int, threads: int) -> tuple[Callable[[], Rates],
     if name.startswith("flowgrad"):
         from .own import OWN, Own
 
-        own = Own(task, OWN[name][1])
+        own = Own(task, OWN[name][1], threads)
         return own.turn, lambda: {"weights": own.digest()}
 
     from .peers import PEERS

@@ -37,9 +37,11 @@ class Own:
     task : Task
     dense : callable
         How a layer is written: `neurons` or `matrix`.
+    threads : int
+        1: everything in one thread; 0: flowgrad's own choice.
     """
 
-    def __init__(self, task: Task, dense: Dense):
+    def __init__(self, task: Task, dense: Dense, threads: int = 0):
         w1, b1, w2, b2 = task.weights
         with fg.Graph(seed=0) as graph:
             self.x = fg.Variable(LAYERS[0], trainable=False, name="x")
@@ -49,7 +51,7 @@ class Own:
             loss = fg.CrossEntropyWithSoftMax(logits, self.label)
         self.variables = [*first, *second]
         optimizer = fg.Adam(graph, loss, RATE, BETA_1, BETA_2, batch_size=task.batch)
-        engine = fg.Engine("threads", dtype=np.float32, grain="round")
+        engine = fg.Engine("sync" if threads == 1 else "threads", dtype=np.float32, grain="round")
         self.cpu: list[float] = []
         self.trainer = fg.Trainer(optimizer, engine, shuffle=True, seed=0, callbacks=[self])
         self.feeds: dict[Any, Array] = {self.x: task.x, self.label: task.y}

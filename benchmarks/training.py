@@ -26,7 +26,7 @@ def contenders(names: Sequence[str], clock: str) -> list[Contender]:
     """
     found = []
     for name in names:
-        counts = (0,) if name in OWN else (1,) if clock == "cpu" else (1, 2)
+        counts = (1,) if clock == "cpu" else (0,) if name in OWN else (1, 2)
         found += [Contender(name, threads, clock) for threads in counts]
     return found
 
