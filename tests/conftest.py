@@ -6,6 +6,7 @@ from pathlib import Path
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from distributed import client as client_module
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +29,13 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def no_default_scheduler_is_left():
     """A client that stays the default of dask would run, or block, the tests that follow."""
+    before = dask.config.get("scheduler", None)
     yield
-    assert dask.config.get("scheduler", None) is None
+    left = dask.config.get("scheduler", None)
+    if left != before:  # only the test that left it fails
+        dask.config.set(scheduler=before)
+        client_module._set_global_client(None)
+    assert left == before
 
 
 @pytest.fixture(scope="session")
