@@ -99,6 +99,7 @@ def fusion_report(tell: Callable[[str], None] = print) -> str:
     for kind, (label, _) in GRAPHS.items():
         tell(f"fusion: {label}")
         a = answer_of("fusion", kind, env=clean_environment(1))
+        assert a is not None
         node, fused = a["seconds"]["node"], a["seconds"]["round"]
         factor = statistics.median(x / y for x, y in zip(node, fused))
         lines.append(

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,19 @@ def clean_environment(threads: int = 0) -> dict[str, str]:
     return env
 
 
-def answer_of(module: str, *args: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a module of this package in a new process and return what it answers: its last line, JSON."""
+def answer_of(
+    module: str, *args: str, env: dict[str, str] | None = None, timeout: float | None = None
+) -> dict[str, Any] | None:
+    """Run a module of this package in a new process and return what it answers: its last line, JSON.
+
+    None if it took longer than `timeout` seconds.
+    """
     command = [sys.executable, "-m", f"{__package__}.{module}", *args]
-    done = subprocess.run(command, cwd=ROOT, env=env or clean_environment(), capture_output=True, text=True)
+    env = env or clean_environment()
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return None
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(args)} failed:\n{done.stderr[-2000:]}")
     values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -108,8 +118,9 @@ class _Process:
 
     def turn(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write("turn\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it died: the answer tells
+            self.process.stdin.write("turn\n")
+            self.process.stdin.flush()
         rates = self.answer().get("rates")
         if rates:
             self.of.rates.append(max(rates[self.of.clock]))
@@ -117,7 +128,8 @@ class _Process:
     def end(self) -> None:
         """Ask how it was, and wait until it is gone."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         if not self.of.problem:
             self.of.about |= self.answer()
         self.process.wait()

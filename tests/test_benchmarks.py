@@ -1,0 +1,40 @@
+"""The benchmarks can be started, with no peer installed; their numbers are nobody's test."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*args):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_tells_its_options():
+    done = run("benchmarks", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--write" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["wide", "chain", "dag"])
+def test_graphs_for_lowering(kind):
+    done = run("benchmarks.lowering", kind, "200")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 200 <= found["nodes"] < 210
+    assert found["lower"] > 0
+
+
+def test_a_peer_that_is_not_installed_is_told():
+    code = "import sys; sys.modules['sklearn'] = None; sys.argv[1:] = ['sklearn', '32', '1']; "
+    code += "from benchmarks import child; child.main()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "sklearn" in json.loads(done.stdout)["missing"]
