@@ -67,8 +67,9 @@ def compile_forward(
 def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
     """Return the values of all parameters or constants of a program as one vector ``(1, P)``."""
     flat = np.zeros((1, program.size(role)), dtype)
+    nodes = graph.nodes
     for index, (of, start, stop) in program.layout.items():
-        value = graph.nodes[index].value
+        value = nodes[index].value
         if of == role and value is not None:
             flat[0, start:stop] = value
     return flat
