@@ -193,15 +193,14 @@ def verify(program: Program) -> Program:
     for given in program.inputs:
         known[given.var] = True
     for i in program.instrs:
-        where = f"instruction %{i.out} = {i.verb} {i.op.__name__} {i.label}"
         if known[i.out]:
-            raise GraphError(f"{where}: assigned twice")
-        for a in i.args:
-            if not 0 <= a < len(types) or not known[a]:
-                raise GraphError(f"{where}: %{a} is not known yet")
-        wrong = _type_error(i, types)
+            wrong = "assigned twice"
+        elif not all([0 <= a < len(types) and known[a] for a in i.args]):
+            wrong = f"one of {i.args[:8]} is not known yet"
+        else:
+            wrong = _type_error(i, types)
         if wrong:
-            raise GraphError(f"{where}: {wrong}")
+            raise GraphError(f"instruction %{i.out} = {i.verb} {i.op.__name__} {i.label}: {wrong}")
         known[i.out] = True
     for name, var in program.outputs.items():
         if not known[var]:
@@ -210,25 +209,25 @@ def verify(program: Program) -> Program:
 
 
 def _type_error(i: Instr, types: tuple[Type, ...]) -> str:
-    args = [types[a] for a in i.args]
-    out = types[i.out]
-    batched = any(t.batched for t in args)
+    out, args = types[i.out], [types[a] for a in i.args]
     if i.verb == "apply":
-        dim = i.op.shape(*(t.dim for t in args), **dict(i.attrs))
-        if out != Type(dim, batched) or any(t.cotangent for t in args):
-            return f"has type {out}, its op gives {Type(dim, batched)}"
-    elif not out.cotangent or not args[0].cotangent:
+        wanted = Type(i.op.shape(*[t.dim for t in args], **dict(i.attrs)), any([t.batched for t in args]))
+        return (
+            "" if out == wanted and not any([t.cotangent for t in args]) else f"has type {out}, its op gives {wanted}"
+        )
+    if not out.cotangent or not args[0].cotangent:
         return "is no cotangent"
-    elif i.verb == "add" and (any(t.dim != out.dim or not t.cotangent for t in args) or batched != out.batched):
-        return f"adds {', '.join(map(str, args))} into {out}"
-    elif i.verb == "scatter":
+    if i.verb == "add":
+        fits = all(t.dim == out.dim and t.cotangent for t in args) and any(t.batched for t in args) == out.batched
+        return "" if fits else f"adds {', '.join(map(str, args))} into {out}"
+    if i.verb == "scatter":
         starts = dict(i.attrs)["starts"]
-        if len(starts) != len(args) or any(s + t.dim > out.dim for s, t in zip(starts, args)):
-            return f"pieces leave {out}"
-    elif i.verb == "pull_sum" and out.batched:
+        fits = len(starts) == len(args) and all(s + t.dim <= out.dim for s, t in zip(starts, args))
+        return "" if fits else f"pieces leave {out}"
+    if i.verb == "pull_sum" and out.batched:
         return "sums over the samples, but its result is batched"
-    elif i.verb == "pull" and out.batched != args[0].batched:
+    if i.verb == "pull" and out.batched != args[0].batched:
         return "keeps samples apart, but its result is batched otherwise"
-    elif i.verb in ("pull", "pull_sum") and len(i.args) != 1 + len(i.op.needs(i.slot, i.arity)):
+    if len(i.args) != 1 + len(i.op.needs(i.slot, i.arity)):
         return f"has {len(i.args) - 1} forward values, its rule uses {len(i.op.needs(i.slot, i.arity))}"
     return ""

@@ -37,9 +37,14 @@ def common(program: Program) -> Program:
     known: dict[Any, int] = {}
     same: dict[int, int] = {}
     kept = []
+    # Every pull of a wide node has the node's attributes, which name all its parents: hash each such object once.
+    contents: dict[Any, int] = {}
+    numbers: dict[int, int] = {}
     for i in program.instrs:
+        if id(i.attrs) not in numbers:
+            numbers[id(i.attrs)] = contents.setdefault(i.attrs, len(contents))
         args = tuple(same.get(a, a) for a in i.args)
-        key = (i.verb, i.op, i.attrs, i.slot, args)
+        key = (i.verb, i.op, numbers[id(i.attrs)], i.slot, args)
         if key in known:
             same[i.out] = known[key]
             continue

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowgrad.node import Op
-from flowgrad.program import Instr, Program
+from flowgrad.program import Program
 
 
 class Ref(NamedTuple):
@@ -100,11 +100,14 @@ def _feed(digest: Any, part: Any) -> None:
 @lru_cache(maxsize=4096)
 def program_token(program: Program) -> str:
     """Return the token of a program; hashed once per program."""
-    return token(program.types, program.inputs, [_instr_key(i) for i in program.instrs], program.outputs)
-
-
-def _instr_key(i: Instr) -> tuple[Any, ...]:
-    return (i.verb, i.out, i.args, i.op, i.attrs, i.slot)
+    attrs: dict[int, str] = {}  # pulls share the attributes of their node: each object is hashed once
+    for i in program.instrs:
+        if id(i.attrs) not in attrs:
+            attrs[id(i.attrs)] = token(i.attrs)
+    ops = {op: _op_token(op) for op in {i.op for i in program.instrs}}  # type: ignore[arg-type]
+    rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot}" for i in program.instrs]
+    types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]
+    return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs)
 
 
 @lru_cache(maxsize=4096)
