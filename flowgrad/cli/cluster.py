@@ -74,7 +74,7 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
     with cluster:
         for number in came[:1]:
             signal.raise_signal(number)
-        with Client(cluster) as client, _quiet_when_interrupted():
+        with Client(cluster, set_as_default=False) as client, _quiet_when_interrupted():
             yield client
 
 
@@ -103,7 +103,7 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
     timeout = TIMEOUT if timeout is None else timeout
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
-        client = Client(address, timeout=timeout)
+        client = Client(address, timeout=timeout, set_as_default=False)
     except Exception as error:  # whatever answers there may be no scheduler at all
         raise ClusterError(
             f"no scheduler at {address}: {_brief(error)}: "
