@@ -246,10 +246,11 @@ class Op(Node):
     expr, slopes : str, tuple of str, optional
         For compiled kernels, where the op is elementwise: the value of one entry and its derivative by slot, as expressions
         of the parents' entries ``{0}``, ``{1}``, the value ``{y}`` and the attributes by name; constants as ``F(0.5)``.
-    row_value, row_factor : static methods, optional
+    row_value, row_factor, row_both : static methods, optional
         For compiled kernels, where each sample is for itself: ``row_value(y, *parents)`` writes the value of one sample,
-        ``row_factor(slot, f, *used)`` the row of an `Outer` from the values that `uses` lists; plain loops over 1-d arrays. An
-        op that states none of these runs with NumPy.
+        ``row_factor(slot, f, *used)`` the row of an `Outer` from the values that `uses` lists; plain loops over 1-d arrays.
+        ``row_both(y, f, *parents)`` may write the value and the row of slot 0 at once. An op that states none of these runs
+        with NumPy.
 
     Rules (static methods; axis 0 is the samples)
     ---------------------------------------------

@@ -7,14 +7,12 @@ become one loop. What the text cannot say raises `Unsupported`; such programs ru
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from flowgrad.jacobian import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
-from flowgrad.ops import Dot, Gather, MatVec, RowDot, Slice, Vectorize
+from flowgrad.ops import Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 
-from .loops import LoopWriter, Source, Unsupported
+from .codegen_values import ValueWriter, literals
+from .loops import Source, Unsupported
 
 
 def generate(program: Program, gradient: str | None) -> Source:
@@ -30,7 +28,7 @@ def generate(program: Program, gradient: str | None) -> Source:
     return _Writer(program, gradient).write()
 
 
-class _Writer(LoopWriter):
+class _Writer(ValueWriter):
     def __init__(self, program: Program, gradient: str | None):
         super().__init__(program)
         self.flat = program.outputs[gradient] if gradient is not None else -1
@@ -105,92 +103,6 @@ class _Writer(LoopWriter):
         else:
             self._pull(i)
 
-    def _apply(self, i: Instr) -> None:
-        types, attrs = self.program.types, dict(i.attrs)
-        batched = types[i.out].batched
-        if i.op.expr is not None:
-            expr = i.op.expr.format(*(f"{{{k}}}" for k in range(len(i.args))), **_literals(attrs))
-            self._elementwise(i.out, expr, list(i.args))
-            return
-        args = [self._read(a) for a in i.args]
-        if i.op is Slice and not batched:
-            self.name[i.out] = f"v{i.out}"
-            self._line(f"v{i.out} = {args[0]}[{attrs['start']}:{attrs['stop']}]")
-            return
-        out = self._buffer(i.out)
-        if i.op is Slice:
-            self._line(f"{out}[:] = {args[0]}[:, {attrs['start']}:{attrs['stop']}]")
-        elif i.op is Vectorize:
-            start = 0
-            for a, end in zip(args, attrs["ends"]):
-                self._line(f"{out}[{':, ' if batched else ''}{start}:{end}] = {a}")
-                start = end
-        elif i.op is Gather and len(attrs["index"]) <= 4096:
-            self._gather(out, args[0], attrs["index"], batched)
-        elif i.op in (MatVec, Dot):
-            self._matvec(i, out, args, attrs.get("n", types[i.args[0]].dim))
-        elif i.op is RowDot:
-            self._row_dot(i, attrs["rows"])
-        elif hasattr(i.op, "row_value"):
-            self._rows(i.op.row_value, f"{i.op.__name__}_value", i.out, list(i.args), batched)
-        else:
-            raise Unsupported(f"{i.op.__name__} {i.label}")
-
-    def _gather(self, out: str, a: str, index: tuple[int, ...], batched: bool) -> None:
-        where = f"({', '.join(map(str, index))},)"
-        entry = "i, " if batched else ""
-        lines = [f"for j, k in enumerate({where}):", f"    {out}[{entry}j] = {a}[{entry}k]"]
-        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if batched else lines))
-
-    def _matvec(self, i: Instr, out: str, args: list[str], n: int) -> None:
-        types = self.program.types
-        matrix, vector = i.args
-        if i.op is Dot and types[matrix].batched and not types[vector].batched:
-            matrix, vector = vector, matrix
-            args = args[::-1]
-        k = types[i.out].dim
-        if types[matrix].batched:
-            self._row_dots(out, args, k, n, types[vector].batched)
-        elif types[vector].batched:
-            self._line(f"np.dot({args[1]}, {args[0]}.reshape({k}, {n}).T, {out})")
-        else:
-            self._line(f"{out}[:] = np.dot({args[0]}.reshape({k}, {n}), {args[1]})")
-
-    def _row_dots(self, out: str, args: list[str], k: int, n: int, batched: bool) -> None:
-        vector = f"{args[1]}[i, j]" if batched else f"{args[1]}[j]"
-        self._line(
-            "for i in range(n):",
-            f"    for r in range({k}):",
-            "        s = F(0)",
-            f"        for j in range({n}):",
-            f"            s += {args[0]}[i, r * {n} + j] * {vector}",
-            f"        {out}[i, r] = s",
-        )
-
-    def _row_dot(self, i: Instr, rows: int) -> None:
-        types = self.program.types
-        batched = types[i.out].batched
-        n = types[i.args[0]].dim // rows
-        a, b = (f"{self.name[v]}[{'i, ' if types[v].batched else ''}r * {n} + j]" for v in i.args)
-        lines = [
-            f"for r in range({rows}):",
-            "    s = F(0)",
-            f"    for j in range({n}):",
-            f"        s += {a} * {b}",
-            f"    {self.name[i.out]}[{'i, ' if batched else ''}r] = s",
-        ]
-        self._line(*(["for i in range(n):", *("    " + x for x in lines)] if batched else lines))
-
-    def _rows(
-        self, function: Callable[..., None], name: str, out: int, args: list[int], batched: bool, prefix: str = ""
-    ) -> None:
-        """Call a row function for each sample."""
-        self.out.functions[name] = function
-        read = [self._read(a) + ("[i]" if self.program.types[a].batched else "") for a in args]
-        target = self._buffer(out) + ("[i]" if batched else "")
-        call = f"{name}({prefix}{', '.join([target, *read])})"
-        self._line(*(["for i in range(n):", "    " + call] if batched else [call]))
-
     # -- cotangents ---------------------------------------------------------------------------------------------
 
     def _scatter(self, i: Instr) -> None:
@@ -247,7 +159,7 @@ class _Writer(LoopWriter):
         needs = i.op.needs(i.slot, i.arity)
         where = {need: f"{{{k + 1}}}" for k, need in enumerate(needs)}
         slope = i.op.slopes[i.slot].format(
-            *(where.get(k, "") for k in range(i.arity)), y=where.get(-1, ""), **_literals(dict(i.attrs))
+            *(where.get(k, "") for k in range(i.arity)), y=where.get(-1, ""), **literals(dict(i.attrs))
         )
         return f"{{0}} * ({slope})", list(i.args)
 
@@ -255,13 +167,11 @@ class _Writer(LoopWriter):
         types = self.program.types
         g = i.args[0]
         k = types[g].dim
+        n = types[i.out].dim // k
         if i.op in (MatVec, Dot, RowDot):
-            row = i.args[1]
+            r, row_batched = self._read(i.args[1]), types[i.args[1]].batched
         else:
-            row = self._factor(i)
-        n = types[row].dim if row >= 0 else types[i.out].dim // k
-        r = self._read(row) if row >= 0 else f"f{i.out}[:n]" if types[i.out].batched or summed else f"f{i.out}"
-        row_batched = types[row].batched if row >= 0 else types[g].batched
+            r, row_batched = self._factor(i)
         cot = self._read(g)
         out = self._buffer(i.out)
         if summed and row_batched:
@@ -278,20 +188,18 @@ class _Writer(LoopWriter):
         ]
         self._line(*(["for i in range(n):", *("    " + x for x in lines)] if types[i.out].batched else lines))
 
-    def _factor(self, i: Instr) -> int:
-        """Write the rows of an `Outer` that a row function makes; they lie in the buffer ``f<out>``."""
+    def _factor(self, i: Instr) -> tuple[str, bool]:
+        """Write the rows of an `Outer` that a row function makes; return where they lie, and whether there is one per sample."""
+        types = self.program.types
+        used = i.args[1:]
+        batched = any(types[a].batched for a in used)
+        if i.slot == 0 and (i.op, used) in self.factors:
+            return self.factors[i.op, used], batched
         if not hasattr(i.op, "row_factor"):
             raise Unsupported(f"{i.op.__name__} {i.label} states no row_factor")
-        types = self.program.types
-        batched = types[i.args[0]].batched
-        dim = types[i.out].dim // types[i.args[0]].dim
-        name = f"f{i.out}"
-        self.out.buffers.append((name, ("n", str(dim)) if batched else (str(dim),)))
-        self.out.functions[f"{i.op.__name__}_factor"] = i.op.row_factor
-        read = [self._read(a) + ("[i]" if types[a].batched else "") for a in i.args[1:]]
-        call = f"{i.op.__name__}_factor({', '.join([str(i.slot), name + ('[i]' if batched else ''), *read])})"
-        self._line(*(["for i in range(n):", "    " + call] if batched else [call]))
-        return -1
+        out = self._row_buffer(i.out, types[i.out].dim // types[i.args[0]].dim, used)
+        self._call_rows(i.op.row_factor, f"{i.op.__name__}_factor", str(i.slot), [out], used)
+        return out, batched
 
     def _pull_dense(self, i: Instr, summed: bool) -> None:
         types = self.program.types
@@ -354,7 +262,3 @@ class _Writer(LoopWriter):
             f"    {out}[{at}j] = {p}[{at}j] * ({g}[{at}j] - s)",
         ]
         self._line(*(["for i in range(n):", *("    " + x for x in lines)] if types[i.out].batched else lines))
-
-
-def _literals(attrs: dict[str, Any]) -> dict[str, str]:
-    return {k: repr(v) for k, v in attrs.items() if isinstance(v, (int, float))}

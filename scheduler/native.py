@@ -42,6 +42,23 @@ def atomic_load(typingctx: Any, array: Any, index: Any) -> Any:
     return types.int64(array, types.intp), codegen
 
 
+@intrinsic
+def copy_row(typingctx: Any, target: Any, i: Any, source: Any, k: Any) -> Any:
+    """Copy row `k` of an array of bytes into row `i` of another, wherever they lie; a loop over bytes is four times slower."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers = []
+        for at in (0, 2):
+            array = context.make_array(signature.args[at])(context, builder, args[at])
+            where = [args[at + 1], context.get_constant(types.intp, 0)]
+            pointers.append(cgutils.get_item_pointer(context, builder, signature.args[at], array, where))
+            length = cgutils.unpack_tuple(builder, array.shape)[1]
+        cgutils.raw_memcpy(builder, *pointers, length, 1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp), codegen
+
+
 @njit(nogil=True, cache=True)
 def barrier(state: Any, threads: int, count: int) -> bool:
     """Wait until all threads came here for the `count`-th time; False if one of them failed.

@@ -1,5 +1,7 @@
 """Compiled kernels: the generated text against the interpreter and NumPy, and machine code against both."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import reference
@@ -7,7 +9,7 @@ import strategies
 from hypothesis import given, settings
 
 import flowgrad as fg
-from flowgrad.scheduler import blocks, compiled
+from flowgrad.scheduler import blocks, codegen_values, compiled
 from flowgrad.scheduler.codegen import generate
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.loops import Unsupported
@@ -25,20 +27,22 @@ def plain(step, rule, dtype=np.float64):
     source = generate(step.program, step.names[0] if step.names else None)
     text = compiled._text(source, step.program, rule, np.dtype(dtype))
     text = text.replace("from numba import njit", "njit = lambda **k: lambda f: f")
-    text = text.replace("from flowgrad.scheduler.native import barrier, tree_sum", "")
-    names = {}
+    text = text.replace("from flowgrad.scheduler.native import barrier, copy_row, tree_sum", "")
+    names = {"copy_row": lambda target, i, source, k: target.__setitem__(i, source[k])}
     exec(compile(text, "generated", "exec"), names)
     return names
 
 
-@settings(max_examples=80)
+@pytest.mark.parametrize("large", [0, codegen_values.LARGE_MATRIX])
+@settings(max_examples=60)
 @given(made=strategies.graphs(samples=3))
-def test_the_text_says_what_numpy_does(made):
+def test_the_text_says_what_numpy_does(large, made):
     feeds = check_feeds(made.graph, made.feeds, np.float64)
     step = compile_step(made.loss, feeds, made.parameters, "shard")
     rule = fg.Adam(made.graph, made.loss).rule
     try:
-        text = plain(step, rule)
+        with mock.patch.object(codegen_values, "LARGE_MATRIX", large):
+            text = plain(step, rule)
     except Unsupported:
         return
     w = flat_values(step.program, made.graph, "param", np.float64)[0]
@@ -84,6 +88,24 @@ def test_the_tree_sum_adds_in_the_order_of_the_tree(shards):
     expected = reduce_tree([(s, 0.0) for s in shares], blocks.add_gradients)[0]
     tree_sum(shares, shards, 0, 5)
     assert shares[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_rows_are_copied_from_any_address(offset):
+    from flowgrad.scheduler.native import copy_row
+
+    given = np.random.default_rng(0).normal(size=(5, 7))
+    lying = np.zeros(given.nbytes + offset, np.uint8)[offset:]
+    lying[:] = given.view(np.uint8).ravel()
+    taken = np.zeros((2, 56), np.uint8)
+
+    @numba.njit
+    def take(target, source):
+        copy_row(target, 1, source, 3)
+
+    take(taken, lying.reshape(5, 56))
+    assert taken[1].tobytes() == given[3].tobytes()
+    assert not taken[0].any()
 
 
 @pytest.mark.parametrize("grain", ["round", "shard"])
