@@ -22,15 +22,15 @@ class LocalJacobian(ABC):
     """Derivative of a node by one parent, ``(out, in)`` for each sample, stored as a small factor."""
 
     @abstractmethod
-    def pull(self, g: Array) -> Array:
-        """Pull a cotangent back through the node: ``(V, N, out) -> (V, N, in)``, each sample by itself."""
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Pull a cotangent back through the node: ``(V, N, out) -> (V, N, in)``, each sample by itself; into `out`, if given."""
 
-    def pull_sum(self, g: Array) -> Array:
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
         """Pull back and sum over the samples: ``(V, N, out) -> (V, 1, in)``.
 
         Kinds whose per-sample block would be large override this with one matrix product.
         """
-        return self.pull(g).sum(axis=1, keepdims=True)
+        return self.pull(g).sum(axis=1, keepdims=True, out=out)
 
     def dense(self, out_dim: int) -> Array:
         """Return the Jacobian as an array ``(N, out, in)``; for looking at, never used on the way.
@@ -53,9 +53,12 @@ class Identity(LocalJacobian):
     [[1.0, 0.0], [0.0, 1.0]]
     """
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return `g` itself."""
-        return g
+        if out is None:
+            return g
+        out[...] = g
+        return out
 
 
 class Diagonal(LocalJacobian):
@@ -70,9 +73,9 @@ class Diagonal(LocalJacobian):
     def __init__(self, d: Array | float):
         self.d = d
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g * d``."""
-        return g * self.d
+        return np.multiply(g, self.d, out)
 
 
 class Selection(LocalJacobian):
@@ -91,12 +94,15 @@ class Selection(LocalJacobian):
         self.rows = rows
         self.cols = cols
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Read the rows of `g`, scatter them to the columns of a zero cotangent."""
         picked = g[:, :, self.rows]
         if isinstance(self.cols, slice) and self.cols == slice(None):
-            return picked
-        out = np.zeros((*g.shape[:2], self.in_dim), g.dtype)
+            return Identity().pull(picked, out)
+        if out is None:
+            out = np.zeros((*g.shape[:2], self.in_dim), g.dtype)
+        else:
+            out[...] = 0
         if isinstance(self.cols, slice):
             out[:, :, self.cols] = picked
         else:
@@ -119,17 +125,18 @@ class Outer(LocalJacobian):
     def __init__(self, row: Array):
         self.row = row
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return the outer product of each sample's cotangent with its row."""
-        block = g[..., None] * self.row[:, None, :]
-        return block.reshape(*block.shape[:2], -1)
+        return _blocks(g, self.row[:, None, :], out)
 
-    def pull_sum(self, g: Array) -> Array:
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
         """Return ``sum_n g_n ⊗ row_n`` as one matrix product ``gᵀ @ row``."""
         v, _, k = g.shape
         if len(self.row) == 1:
-            return self.pull(g.sum(axis=1, keepdims=True))
-        return np.matmul(np.swapaxes(g, 1, 2), self.row).reshape(v, 1, k * self.row.shape[1])
+            return self.pull(g.sum(axis=1, keepdims=True), out)
+        n = self.row.shape[1]
+        target = None if out is None else out.reshape(v, k, n)
+        return np.matmul(np.swapaxes(g, 1, 2), self.row, target).reshape(v, 1, k * n)
 
 
 class Dense(LocalJacobian):
@@ -144,11 +151,11 @@ class Dense(LocalJacobian):
     def __init__(self, m: Array):
         self.m = m
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g @ m``; one plain matrix product when `m` is shared by the samples."""
         if len(self.m) == 1:
-            return g @ self.m[0]
-        return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m)
+            return np.matmul(g, self.m[0], out)
+        return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m, out=out)
 
 
 class Rows(LocalJacobian):
@@ -163,10 +170,9 @@ class Rows(LocalJacobian):
     def __init__(self, m: Array):
         self.m = m
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return each row times its entry of the cotangent."""
-        block = g[..., None] * self.m
-        return block.reshape(*block.shape[:2], -1)
+        return _blocks(g, self.m, out)
 
 
 class SoftMaxJacobian(LocalJacobian):
@@ -181,6 +187,15 @@ class SoftMaxJacobian(LocalJacobian):
     def __init__(self, p: Array):
         self.p = p
 
-    def pull(self, g: Array) -> Array:
+    def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
-        return self.p * (g - (g * self.p).sum(axis=2, keepdims=True))
+        return np.multiply(self.p, g - (g * self.p).sum(axis=2, keepdims=True), out)
+
+
+def _blocks(g: Array, rows: Array, out: Array | None) -> Array:
+    """Return ``g_i row_i`` for every entry of the cotangent, end to end."""
+    if out is None:
+        block = g[..., None] * rows
+        return block.reshape(*block.shape[:2], -1)
+    np.multiply(g[..., None], rows, out.reshape(*out.shape[:2], g.shape[2], -1))
+    return out

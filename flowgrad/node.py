@@ -257,7 +257,7 @@ class Op(Node):
     shape(*dims, **attrs) -> int
         Length of the value; raise `ShapeError` saying what is needed. Default: all parents alike.
     apply(*values, **attrs) -> ndarray (N, dim)
-        Must not change its inputs; ``N == 1`` operands broadcast.
+        Must not change its inputs; ``N == 1`` operands broadcast. May take ``out=None``, an array to write the value into.
     jacobian(slot, y, *values, **attrs) -> LocalJacobian
 
     Examples

@@ -14,6 +14,7 @@ from flowgrad.program import Program
 
 from . import compiled
 from .kernel import canonical, kernel_of
+from .scratch import Scratch, shard_threads, update_in_place
 from .tree import reduce_tree
 
 
@@ -124,20 +125,42 @@ def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples
     *inputs : ndarray
         The program's inputs but the seed.
     """
-    batched = program.types[program.inputs[-1].var].batched
-    like = np.empty((samples if batched else 1, 0), inputs[-1].dtype)
-    found = kernel_of(program)([*map(canonical, inputs), mean_seed(like, samples, batch)])
+    found = _run_seeded(program, batch, samples, list(map(canonical, inputs)))
     return flat_gradient(found["0"], samples, batch, program.size("param"), *(found[name] for name in names))
 
 
+def _run_seeded(
+    program: Program, batch: int, samples: int, inputs: list[Array], into: dict[str, Array] | None = None
+) -> dict[str, Array]:
+    batched = program.types[program.inputs[-1].var].batched
+    like = np.empty((samples if batched else 1, 0), inputs[-1].dtype)
+    return kernel_of(program)([*inputs, mean_seed(like, samples, batch)], into)
+
+
 def shard_step(
-    step: Step, rule: Rule, state: State, const: Array | None, feeds: list[Array], rows: Array, batch: int
+    step: Step,
+    rule: Rule,
+    state: State,
+    const: Array | None,
+    feeds: list[Array],
+    rows: Array,
+    batch: int,
+    scratch: Scratch | None = None,
 ) -> Gradient:
-    """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`."""
+    """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`.
+
+    With `scratch` the rows and the gradient are written into its arrays.
+    """
     if step.compiled:
         return _compiled(step, rule, state).gradient(state, const, feeds, rows, batch)
-    inputs = arrange(step.program, state, const, [f[rows] for f in feeds])
-    return shard_gradient(step.program, step.names, batch, len(rows), *inputs)
+    if scratch is None:
+        scratch = Scratch()
+    taken = [scratch.take(k, f, rows) for k, f in enumerate(feeds)]
+    inputs = arrange(step.program, state, const, taken)
+    size = step.program.size("param")
+    into = {name: scratch.array(name, (1, 1, size), state["w"].dtype) for name in step.names}
+    found = _run_seeded(step.program, batch, len(rows), inputs, into)
+    return flat_gradient(found["0"], len(rows), batch, size, *(found[name] for name in step.names))
 
 
 def _compiled(step: Step, rule: Rule, state: State) -> Any:
@@ -149,17 +172,17 @@ def _compiled(step: Step, rule: Rule, state: State) -> Any:
 
 
 def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
-    """Return the inputs of a program in its order."""
+    """Return the inputs of a program in its order, aligned as the bits of the result need it."""
     given = iter(feeds)
     inputs: list[Array] = []
     for i in program.inputs:
         if i.role == "feed":
-            inputs.append(next(given))
+            inputs.append(canonical(next(given)))
         elif i.role == "param":
-            inputs.append(weights(state))
+            inputs.append(canonical(weights(state)))
         elif i.role == "const":
             assert const is not None
-            inputs.append(const)
+            inputs.append(canonical(const))
     return inputs
 
 
@@ -177,9 +200,9 @@ def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
     state = {k: canonical(v) for k, v in state.items()}
     if step.compiled:
         return _compiled(step, rule, state).update(state, canonical(mean[0]))
-    rest = {k: v for k, v in state.items() if k != "w"}
-    w, rest = rule.update(state["w"], canonical(mean[0]), rest)
-    return {"w": w, **rest}
+    state = {k: v.copy() for k, v in state.items()}
+    update_in_place(rule, state, canonical(mean[0]))
+    return state
 
 
 def run_round(
@@ -193,25 +216,32 @@ def run_round(
 ) -> tuple[State, list[float]]:
     """Run several optimizer steps; per step the rows of each shard. Same arithmetic as the tasks of grain ``shard``.
 
-    `threads` share the work of compiled kernels; the result does not depend on how many.
+    `threads` share the work; the result does not depend on how many.
     """
+    state = {k: canonical(v) for k, v in state.items()}
     if step.compiled:
-        state = {k: canonical(v) for k, v in state.items()}
         return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
+    state = {k: v.copy() for k, v in state.items()}
+    scratches = [Scratch() for _ in range(max(map(len, steps)))]
     losses = []
-    for shards in steps:
-        batch = sum(map(len, shards))
-        shares = [shard_step(step, rule, state, const, feeds, rows, batch) for rows in shards]
-        mean = reduce_tree(shares, add_gradients)
-        state = update(step, rule, state, mean)
-        losses.append(mean[1])
+    with shard_threads(step.program, steps, threads) as each:
+        for shards in steps:
+            batch = sum(map(len, shards))
+            shares = each(
+                lambda rows, scratch, n=batch: shard_step(step, rule, state, const, feeds, rows, n, scratch),
+                shards,
+                scratches,
+            )
+            gradient, loss = reduce_tree(list(shares), add_gradients)
+            update_in_place(rule, state, gradient)
+            losses.append(loss)
     return state, losses
 
 
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:
     """Return the sum of the losses, the number of right classes (-1 without classes) and the number of samples."""
     samples = max(map(len, feeds))
-    found = kernel_of(program)(arrange(program, state, const, [canonical(f) for f in feeds]))
+    found = kernel_of(program)(arrange(program, state, const, feeds))
     loss = found["0"]
     total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
     right = -1

@@ -7,13 +7,10 @@ from typing import Any
 
 from flowgrad.node import Op
 from flowgrad.ops import Dot, Gather, MatVec, RowDot, Slice, Vectorize
+from flowgrad.ops.linear import FEW_SAMPLES, LARGE_MATRIX
 from flowgrad.program import Instr, Program
 
 from .loops import LoopWriter, Unsupported
-
-# Up to this many samples, and from this many entries of a matrix on, its products are computed as their transpose.
-FEW_SAMPLES = 128
-LARGE_MATRIX = 4096
 
 
 class ValueWriter(LoopWriter):

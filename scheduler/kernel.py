@@ -1,19 +1,23 @@
-"""Running a program with NumPy: the steps are prepared once, then run without looking anything up."""
+"""Running a program with NumPy: its text is compiled once, its buffers are made once for each number of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, reduce
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import NodeFailed, ShapeError
+from flowgrad.errors import NodeFailed
 from flowgrad.jacobian import Array
-from flowgrad.node import Op
-from flowgrad.program import Instr, Program
+from flowgrad.program import Instr, Program, Type
 
-Step = Callable[[list[Any]], Any]
+from .kernel_text import KernelWriter, join, value_rule
+
+FILE = "<flowgrad kernel>"
+# Buffers that are kept from call to call, in bytes per program; larger ones are made anew.
+KEPT_BYTES = 1 << 26
 
 
 def canonical(x: Array) -> Array:
@@ -23,7 +27,29 @@ def canonical(x: Array) -> Array:
 
 def run_instr(instr: Instr, *args: Array) -> Array:
     """Run one instruction on its arguments; the task of grain ``node``."""
-    return canonical(_step(instr._replace(args=tuple(range(len(args)))))([canonical(a) for a in args]))
+    try:
+        return canonical(_run(instr, [canonical(a) for a in args]))
+    except Exception as error:
+        raise _named(instr, error) from error
+
+
+def _run(i: Instr, args: list[Array]) -> Array:
+    attrs = dict(i.attrs)
+    if i.verb == "apply":
+        return value_rule(i.op)(*args, **attrs)
+    if i.verb == "add":
+        return reduce(np.add, args)
+    if i.verb == "scatter":
+        return join(args, attrs["starts"], attrs["dim"])
+    values: list[Any] = [None] * (i.arity + 1)
+    for need, value in zip(i.op.needs(i.slot, i.arity), args[1:]):
+        values[need] = value
+    local = i.op.jacobian(i.slot, values[-1], *values[:-1], **attrs)
+    return local.pull_sum(args[0]) if i.verb == "pull_sum" else local.pull(args[0])
+
+
+def _named(i: Instr, error: Exception) -> NodeFailed:
+    return NodeFailed(f"{i.verb} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}")
 
 
 @lru_cache(maxsize=256)
@@ -42,115 +68,64 @@ class Kernel:
 
     def __init__(self, program: Program):
         self.program = program
-        self.slots = [i.var for i in program.inputs]
-        self.outputs = program.outputs
-        last: dict[int, int] = {}
-        for k, i in enumerate(program.instrs):
-            for var in (*i.args, i.out):
-                last[var] = k
-        kept = {*self.slots, *program.outputs.values()}
-        dead: list[list[int]] = [[] for _ in program.instrs]
-        for var, k in last.items():
-            if var not in kept:
-                dead[k].append(var)
-        self.steps = [(i.out, _step(i), d) for i, d in zip(program.instrs, dead)]
+        self.text = KernelWriter(program).write()
+        names = self.text.names
+        exec(compile("\n".join(self.text.lines), FILE, "exec"), names)
+        self.run = names["run"]
+        self.batched = [(at, program.types[i.var].cotangent) for at, i in enumerate(program.inputs)]
+        self.frames: dict[Any, list[list[Array]]] = {}
 
-    def __call__(self, inputs: Sequence[Array]) -> dict[str, Array]:
-        """Run on the inputs, in the order of ``program.inputs``; return the outputs by name."""
-        env: list[Any] = [None] * len(self.program.types)
-        for var, value in zip(self.slots, inputs):
-            env[var] = value
-        for out, step, dead in self.steps:
-            env[out] = step(env)
-            for var in dead:
-                env[var] = None
-        return {name: env[var] for name, var in self.outputs.items()}
+    def __call__(self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run on the inputs, in the order of ``program.inputs``; return the outputs by name.
 
-
-def _step(i: Instr) -> Step:
-    attrs = dict(i.attrs)
-    args = i.args
-    if i.verb == "apply":
-        run = _apply(i, attrs)
-    elif i.verb == "add":
-
-        def run(env: list[Any]) -> Any:
-            total = env[args[0]] + env[args[1]]
-            for a in args[2:]:
-                total = total + env[a]
-            return total
-
-    elif i.verb == "scatter":
-        run = _scatter(args, attrs["starts"], attrs["dim"])
-    else:
-        run = _pull(i, attrs)
-
-    def guarded(env: list[Any]) -> Any:
+        Parameters
+        ----------
+        inputs : sequence of ndarray
+        into : dict, optional
+            Arrays for outputs that are put together of pieces (see `Text.wholes`); else they are made.
+        """
+        rows, samples = 1, 1
+        for at, cotangent in self.batched:
+            shape = inputs[at].shape
+            samples = max(samples, shape[cotangent])
+            rows = shape[0] if cotangent else rows
+        dtype = inputs[0].dtype if inputs else np.dtype(float)
+        key = (rows, samples, dtype)
         try:
-            return run(env)
+            frame = self.frames[key].pop()
+        except LookupError:
+            frame = [_make(t, rows, samples, dtype) for t in self.text.frame]
+        given = into or {}
+        wholes = [given[name] if name in given else _make(t, rows, samples, dtype) for name, t in self.text.wholes]
+        try:
+            found = self.run(frame, wholes, *inputs)
         except Exception as error:
-            raise NodeFailed(
-                f"{i.verb} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}"
-            ) from error
+            raise self._failed(error) from error
+        self._keep(key, frame)
+        return dict(zip(self.program.outputs, found))
 
-    return guarded
+    def _keep(self, key: Any, frame: list[Array]) -> None:
+        """Keep a frame for the next call with as many samples; several tasks may run at once, each in a frame of its own."""
+        if sum(b.nbytes for b in frame) > KEPT_BYTES:
+            return
+        if key not in self.frames and len(self.frames) > 3:
+            self.frames = {}
+        self.frames.setdefault(key, []).append(frame)
 
-
-def _apply(i: Instr, attrs: dict[str, Any]) -> Step:
-    apply, args = i.op.apply, i.args
-    if not i.op.__module__.startswith("flowgrad.ops."):
-        apply = _checked(i.op)
-    if len(args) == 1:
-        a = args[0]
-        return lambda env: apply(env[a], **attrs)
-    if len(args) == 2:
-        a, b = args
-        return lambda env: apply(env[a], env[b], **attrs)
-    return lambda env: apply(*[env[a] for a in args], **attrs)
-
-
-def _checked(op: type[Op]) -> Callable[..., Array]:
-    """Return the value rule of a user's op, with a look at the shape of what it gives."""
-
-    def apply(*values: Array, **attrs: Any) -> Array:
-        result = op.apply(*values, **attrs)
-        wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **attrs))
-        if np.shape(result) != wanted:
-            raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
-        return result
-
-    return apply
+    def _failed(self, error: Exception) -> Exception:
+        """Return the error with the instruction's name."""
+        trace: TracebackType | None = error.__traceback__
+        line = 0
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == FILE:
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        i = self.text.instrs.get(line)
+        if i is None:
+            return error
+        return _named(i, error)
 
 
-def _pull(i: Instr, attrs: dict[str, Any]) -> Step:
-    jacobian, slot, arity, g = i.op.jacobian, i.slot, i.arity, i.args[0]
-    needs = i.op.needs(slot, arity)
-    where = list(zip(needs, i.args[1:]))
-    summed = i.verb == "pull_sum"
-
-    def run(env: list[Any]) -> Any:
-        values: list[Any] = [None] * (arity + 1)
-        for need, var in where:
-            values[need] = env[var]
-        local = jacobian(slot, values[-1], *values[:-1], **attrs)
-        return local.pull_sum(env[g]) if summed else local.pull(env[g])
-
-    return run
-
-
-def _scatter(args: tuple[int, ...], starts: tuple[int, ...], dim: int) -> Step:
-    def run(env: list[Any]) -> Any:
-        pieces = [env[a] for a in args]
-        rows, samples = len(pieces[0]), max(p.shape[1] for p in pieces)
-        ends = [start + p.shape[2] for start, p in zip(starts, pieces)]
-        if [0, *ends] == [*starts, dim]:  # the pieces tile the vector: nothing to add up
-            out = np.empty((rows, samples, dim), pieces[0].dtype)
-            for start, end, piece in zip(starts, ends, pieces):
-                out[:, :, start:end] = piece
-            return out
-        out = np.zeros((rows, samples, dim), pieces[0].dtype)
-        for start, end, piece in zip(starts, ends, pieces):
-            out[:, :, start:end] += piece
-        return out
-
-    return run
+def _make(type_: Type, rows: int, samples: int, dtype: Any) -> Array:
+    shape = (samples if type_.batched else 1, type_.dim)
+    return np.empty((rows, *shape) if type_.cotangent else shape, dtype)

@@ -15,8 +15,9 @@ WINDOW_TASKS = 1500
 SPREAD_FROM = 20.0
 # Operations of a whole run from which on compiling pays; below, NumPy is done before the compiler.
 COMPILE_FROM = 2e10
-# Shards of a mini-batch by operations of one step: more work, more parts that can run side by side.
-SHARDS_FROM = ((1e9, 8), (2e8, 4), (4e6, 2))
+# Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
+# cost more, so a part of its own has to be larger.
+SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (4e6, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
 DEFAULT_SHARDS = {"node": 1}
 
 
@@ -51,7 +52,7 @@ class Plan:
         return asdict(self)
 
 
-def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: float) -> int:
+def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: float, kernel: str) -> int:
     """Return into how many shards mini-batches are cut; from the work alone, so that it is the same everywhere."""
     if grain == "sample":
         if shards not in (None, batch_size):
@@ -59,7 +60,9 @@ def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: f
                 f"grain sample has one shard per sample: leave shards out, or give the batch size {batch_size}, not {shards}"
             )
         return batch_size
-    found = shards or DEFAULT_SHARDS.get(grain) or next((n for least, n in SHARDS_FROM if step_flops >= least), 1)
+    found = (
+        shards or DEFAULT_SHARDS.get(grain) or next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
+    )
     return min(found, batch_size)
 
 

@@ -116,10 +116,10 @@ class Run:
         engine, batch_size = self.settings.engine, self.settings.optimizer.batch_size
         fixed, each = flops(self.step.program)
         work = fixed + each * batch_size
-        shards = choose_shards(engine.grain, engine.shards, batch_size, work)
         updates = self.epochs * -(-self.feeds.samples // batch_size)
         unsupported = compiled.supports(self.step.program, self.step.names)
         kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
+        shards = choose_shards(engine.grain, engine.shards, batch_size, work, kernel[0])
         self.step = replace(self.step, compiled=kernel[0] == "numba")
         best = self._step_seconds([np.arange(batch_size)[start:stop] for start, stop in bounds(batch_size, shards)])
         nodes = 3 * len(self.settings.optimizer.graph.nodes)

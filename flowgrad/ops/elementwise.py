@@ -48,9 +48,9 @@ class Add(Elementwise):
     slopes = ("F(1)", "F(1)")
 
     @staticmethod
-    def apply(a: Array, b: Array) -> Array:
+    def apply(a: Array, b: Array, out: Array | None = None) -> Array:
         """Return the sum."""
-        return a + b
+        return np.add(a, b, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
@@ -86,9 +86,9 @@ class Subtract(Elementwise):
     slopes = ("F(1)", "F(-1)")
 
     @staticmethod
-    def apply(a: Array, b: Array) -> Array:
+    def apply(a: Array, b: Array, out: Array | None = None) -> Array:
         """Return the difference."""
-        return a - b
+        return np.subtract(a, b, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
@@ -124,9 +124,9 @@ class Multiply(Elementwise):
     slopes = ("{1}", "{0}")
 
     @staticmethod
-    def apply(a: Array, b: Array) -> Array:
+    def apply(a: Array, b: Array, out: Array | None = None) -> Array:
         """Return the product."""
-        return a * b
+        return np.multiply(a, b, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
@@ -167,9 +167,9 @@ class Scale(Elementwise):
         super().__init__(a, name=name, c=float(c))
 
     @staticmethod
-    def apply(a: Array, *, c: float) -> Array:
+    def apply(a: Array, out: Array | None = None, *, c: float) -> Array:
         """Return the multiple."""
-        return a * c
+        return np.multiply(a, c, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, *, c: float) -> LocalJacobian:
@@ -198,9 +198,9 @@ class Negative(Elementwise):
     slopes = ("F(-1)",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the negative."""
-        return -a
+        return np.negative(a, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
@@ -229,9 +229,9 @@ class Exp(Elementwise):
     slopes = ("{y}",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the exponential."""
-        return np.exp(a)
+        return np.exp(a, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
@@ -260,9 +260,9 @@ class Log(Elementwise):
     slopes = ("F(1) / {0}",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the logarithm."""
-        return np.log(a)
+        return np.log(a, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
@@ -291,9 +291,9 @@ class Reciprocal(Elementwise):
     slopes = ("-{y} * {y}",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the reciprocal."""
-        return 1.0 / a
+        return np.divide(1.0, a, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
@@ -322,10 +322,10 @@ class Logistic(Elementwise):
     slopes = ("{y} * (F(1) - {y})",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the logistic function; only exponentials of non-positive numbers are taken."""
         e = np.exp(-np.abs(a))
-        return np.where(a >= 0, np.ones_like(e), e) / (1.0 + e)
+        return np.divide(np.where(a >= 0, np.ones_like(e), e), 1.0 + e, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
@@ -354,9 +354,9 @@ class Tanh(Elementwise):
     slopes = ("F(1) - {y} * {y}",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the hyperbolic tangent."""
-        return np.tanh(a)
+        return np.tanh(a, out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
@@ -385,9 +385,9 @@ class ReLU(Elementwise):
     slopes = ("F(1) if {y} > F(0) else F(0)",)
 
     @staticmethod
-    def apply(a: Array) -> Array:
+    def apply(a: Array, out: Array | None = None) -> Array:
         """Return the positive part."""
-        return np.maximum(a, 0)
+        return np.maximum(a, 0, out=out)
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:

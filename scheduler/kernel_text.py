@@ -1,0 +1,230 @@
+"""Program -> text of a Python function: one NumPy call an instruction, values written into buffers that are made once."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowgrad.errors import ShapeError
+from flowgrad.jacobian import Array, Identity
+from flowgrad.node import Op
+from flowgrad.program import Instr, Program, Type
+
+
+@dataclass
+class Text:
+    """A kernel's text and what it refers to.
+
+    Attributes
+    ----------
+    lines : list of str
+        The function ``run(frame, wholes, <inputs>)``; returns the outputs in the order of the program.
+    names : dict
+        What the text calls.
+    frame : list of Type
+        The buffers that it is given.
+    wholes : list of (str, Type)
+        Outputs that are put together of pieces in place; they are given too.
+    instrs : dict
+        The instruction by line number.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    names: dict[str, Any] = field(default_factory=dict)
+    frame: list[Type] = field(default_factory=list)
+    wholes: list[tuple[str, Type]] = field(default_factory=list)
+    instrs: dict[int, Instr] = field(default_factory=dict)
+
+
+class KernelWriter:
+    """Writes the text of a program.
+
+    Parameters
+    ----------
+    program : Program
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.text = Text(names={"add": np.add, "join": join})
+        self.uses = Counter(a for i in program.instrs for a in i.args)
+        self.left = Counter(self.uses)
+        self.outputs = set(program.outputs.values())
+        self.takes_out: dict[type[Op], bool] = {}
+        self.place: dict[int, str] = {}
+        self.held: dict[int, frozenset[int]] = {}
+        self.free: dict[Type, list[int]] = {}
+        self.holders: Counter[int] = Counter()
+
+    def write(self) -> Text:
+        """Return the text."""
+        body = self._destine()
+        for i in self.program.instrs:
+            self.text.instrs[len(body)] = i
+            body.append(self._line(i))
+            for a in set(i.args):
+                self.left[a] -= i.args.count(a)
+                if not self.left[a] and a not in self.outputs:
+                    self._drop(a)
+            if not self.left[i.out] and i.out not in self.outputs:
+                self._drop(i.out)
+        results = [f"v{v}.copy()" if self.held.get(v) else f"v{v}" for v in self.program.outputs.values()]
+        given = ", ".join(["frame", "wholes", *(f"v{i.var}" for i in self.program.inputs)])
+        head = [f"def run({given}):"]
+        head += [f" {''.join(f'b{k}, ' for k in range(len(self.text.frame)))}= frame"] if self.text.frame else []
+        self.text.instrs = {at + len(head) + 1: i for at, i in self.text.instrs.items()}
+        self.text.lines = [*head, *(" " + line for line in body), f" return ({''.join(r + ', ' for r in results)})"]
+        return self.text
+
+    # -- where values lie ---------------------------------------------------------------------------------------
+
+    def _destine(self) -> list[str]:
+        """Let the pieces of outputs that they tile, such as the flat gradient, be written where they belong."""
+        lines = []
+        makers = {i.out: i for i in self.program.instrs}
+        for name, var in self.program.outputs.items():
+            final = makers.get(var)
+            if final is None or final.verb != "scatter" or var in self.place or not tiles(final, self.program):
+                continue
+            whole = f"wholes[{len(self.text.wholes)}]"
+            self.text.wholes.append((name, self.program.types[var]))
+            self.place[var] = whole
+            for piece, start in zip(final.args, dict(final.attrs)["starts"]):
+                maker = makers.get(piece)
+                if self.uses[piece] == 1 and piece not in self.outputs and maker is not None and self._writes(maker):
+                    self.place[piece] = f"p{piece}"
+                    stop = start + self.program.types[piece].dim
+                    lines.append(f"p{piece} = {whole}[:, :, {start}:{stop}]")
+        return lines
+
+    def _writes(self, i: Instr) -> bool:
+        """Return whether an instruction can write where it is told to."""
+        if i.verb == "apply":
+            if i.op not in self.takes_out:
+                self.takes_out[i.op] = "out" in inspect.signature(i.op.apply).parameters
+            return self.takes_out[i.op]
+        if i.verb.startswith("pull"):
+            return _own(i.op) and not self._is_alias(i)
+        return True
+
+    def _is_alias(self, i: Instr) -> bool:
+        return i.verb == "pull" and _own(i.op) and i.op.kind(i.slot) is Identity
+
+    def _target(self, i: Instr) -> str:
+        """Return where an instruction writes, or nothing: NumPy makes an array."""
+        if i.out in self.place:
+            return self.place[i.out]
+        if i.out in self.outputs or not self._writes(i):
+            return ""
+        type_ = self.program.types[i.out]
+        free = self.free.setdefault(type_, [])
+        if free:
+            buffer = free.pop()
+        else:
+            buffer = len(self.text.frame)
+            self.text.frame.append(type_)
+        self._hold(i.out, frozenset([buffer]))
+        return f"b{buffer}"
+
+    def _hold(self, var: int, buffers: frozenset[int]) -> None:
+        self.held[var] = buffers
+        self.holders.update(buffers)
+
+    def _drop(self, var: int) -> None:
+        for buffer in self.held.pop(var, ()):
+            self.holders[buffer] -= 1
+            if not self.holders[buffer]:
+                self.free[self.text.frame[buffer]].append(buffer)
+
+    # -- instructions -------------------------------------------------------------------------------------------
+
+    def _line(self, i: Instr) -> str:
+        out = self._target(i)
+        if not out:  # it may be a view of what it was made from
+            self._hold(i.out, frozenset().union(*(self.held.get(a, frozenset()) for a in i.args)))
+        if i.verb == "add":
+            return self._add(i, out)
+        if i.verb == "scatter":
+            return self._scatter(i, out)
+        if self._is_alias(i):
+            return f"v{i.out} = v{i.args[0]}"
+        attrs = ""
+        if i.attrs:
+            self.text.names[f"a{i.out}"] = dict(i.attrs)
+            attrs = f", **a{i.out}"
+        into = f", out={out}" if out else ""
+        op = self._name(i.op)
+        if i.verb == "apply":
+            return f"v{i.out} = {op}_value({', '.join(f'v{a}' for a in i.args)}{into}{attrs})"
+        used = ["None"] * (i.arity + 1)
+        for need, var in zip(i.op.needs(i.slot, i.arity), i.args[1:]):
+            used[need] = f"v{var}"
+        local = f"{op}_jacobian({i.slot}, {', '.join([used[-1], *used[:-1]])}{attrs})"
+        return f"v{i.out} = {local}.{i.verb}(v{i.args[0]}{into})"
+
+    def _name(self, op: type[Op]) -> str:
+        key = f"{op.__name__}_{id(op):x}"
+        self.text.names.setdefault(f"{key}_value", value_rule(op))
+        self.text.names.setdefault(f"{key}_jacobian", op.jacobian)
+        return key
+
+    def _add(self, i: Instr, out: str) -> str:
+        if not out:
+            return f"v{i.out} = {' + '.join(f'v{a}' for a in i.args)}"
+        line = f"v{i.out} = add(v{i.args[0]}, v{i.args[1]}, out={out})"
+        return "; ".join([line, *(f"add({out}, v{a}, out={out})" for a in i.args[2:])])
+
+    def _scatter(self, i: Instr, out: str) -> str:
+        types, starts = self.program.types, dict(i.attrs)["starts"]
+        if i.out not in self.place:
+            pieces = "".join(f"v{a}, " for a in i.args)
+            return f"v{i.out} = join(({pieces}), {starts}, {types[i.out].dim}{f', {out}' if out else ''})"
+        rest = [(a, start) for a, start in zip(i.args, starts) if a not in self.place]
+        return "; ".join([f"v{i.out} = {out}", *(f"{out}[:, :, {s}:{s + types[a].dim}] = v{a}" for a, s in rest)])
+
+
+def join(pieces: Sequence[Array], starts: tuple[int, ...], dim: int, out: Array | None = None) -> Array:
+    """Add cotangents of ranges into a zero cotangent of length `dim`."""
+    if out is None:
+        out = np.empty((len(pieces[0]), max(p.shape[1] for p in pieces), dim), pieces[0].dtype)
+    ends = [start + p.shape[2] for start, p in zip(starts, pieces)]
+    if [0, *ends] == [*starts, dim]:  # the pieces tile the vector: nothing to add up
+        for start, end, piece in zip(starts, ends, pieces):
+            out[:, :, start:end] = piece
+        return out
+    out[...] = 0
+    for start, end, piece in zip(starts, ends, pieces):
+        out[:, :, start:end] += piece
+    return out
+
+
+def tiles(i: Instr, program: Program) -> bool:
+    """Return whether the pieces of a scatter lie end to end and fill it."""
+    starts = dict(i.attrs)["starts"]
+    ends = [start + program.types[a].dim for start, a in zip(starts, i.args)]
+    return [0, *ends] == [*starts, program.types[i.out].dim]
+
+
+def _own(op: type[Op]) -> bool:
+    return op.__module__.startswith("flowgrad.ops.")
+
+
+def value_rule(op: type[Op]) -> Callable[..., Array]:
+    """Return the value rule of an op; of a user's, with a look at the shape of what it gives."""
+    if _own(op):
+        return op.apply
+
+    def apply(*values: Array, **attrs: Any) -> Array:
+        result = op.apply(*values, **attrs)
+        given = {name: value for name, value in attrs.items() if name != "out"}
+        wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **given))
+        if np.shape(result) != wanted:
+            raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
+        return result
+
+    return apply

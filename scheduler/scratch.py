@@ -1,0 +1,67 @@
+"""What makes rounds fast with NumPy alone: arrays that are used again, updates in place, threads over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from flowgrad.jacobian import Array
+from flowgrad.optim import Rule
+from flowgrad.program import Program
+
+from .cost import flops
+
+# Entries that are updated at a time: the rule's temporaries then stay in the processor's cache.
+UPDATE_ENTRIES = 1 << 15
+# Operations of a shard from which on a thread of its own pays: below, Python's lock is the limit.
+THREAD_FLOPS = 2e7
+
+
+class Scratch:
+    """Arrays of one shard, kept from step to step."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[Any, Array] = {}
+
+    def array(self, name: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return the array of this name; a new one where the shape changes."""
+        found = self.arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = self.arrays[name] = np.empty(shape, dtype)
+        return found
+
+    def take(self, name: Any, feed: Array, rows: Array) -> Array:
+        """Return rows of a feed."""
+        out = self.array(name, (len(rows), *feed.shape[1:]), feed.dtype)
+        return np.take(feed, rows, axis=0, out=out, mode="clip")
+
+
+def update_in_place(rule: Rule, state: dict[str, Array], gradient: Array) -> None:
+    """Apply a rule to the arrays of `state` themselves, some entries at a time.
+
+    Every rule is elementwise, so the bits are those of ``rule.update``.
+    """
+    state["t"] += 1
+    t = int(state["t"][0])
+    for start in range(0, len(gradient), UPDATE_ENTRIES):
+        part = slice(start, start + UPDATE_ENTRIES)
+        change, slots = rule.step(gradient[part], {slot: state[slot][part] for slot in rule.slots}, t)
+        state["w"][part] -= change
+        for slot, value in slots.items():
+            state[slot][part] = value
+
+
+@contextmanager
+def shard_threads(program: Program, steps: list[list[Array]], threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Give a ``map`` over shards: in several threads, where shards are worth it."""
+    shards, largest = max(map(len, steps)), max(len(rows) for rows in steps[0])
+    fixed, each = flops(program)
+    if min(threads, shards) < 2 or fixed + each * largest < THREAD_FLOPS:
+        yield map
+        return
+    with ThreadPoolExecutor(min(threads, shards)) as pool:
+        yield pool.map
