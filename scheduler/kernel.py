@@ -11,11 +11,14 @@ import numpy as np
 
 from flowgrad.errors import NodeFailed
 from flowgrad.jacobian import Array
+from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 
-from .kernel_text import KernelWriter, join, value_rule
+from .kernel_text import KernelWriter, join, stretch, value_rule
 
 FILE = "<flowgrad kernel>"
+# Programs with more instructions run one by one: to compile their text takes longer than to run them many times.
+LARGE = 20_000
 # Buffers that are kept from call to call, in bytes per program; larger ones are made anew.
 KEPT_BYTES = 1 << 26
 
@@ -41,6 +44,10 @@ def _run(i: Instr, args: list[Array]) -> Array:
         return reduce(np.add, args)
     if i.verb == "scatter":
         return join(args, attrs["starts"], attrs["dim"])
+    if i.op is Vectorize:
+        start, stop = stretch(i)
+        part = args[0][:, :, start:stop]
+        return part.sum(axis=1, keepdims=True) if i.verb == "pull_sum" else part
     values: list[Any] = [None] * (i.arity + 1)
     for need, value in zip(i.op.needs(i.slot, i.arity), args[1:]):
         values[need] = value
@@ -68,6 +75,10 @@ class Kernel:
 
     def __init__(self, program: Program):
         self.program = program
+        self.large = len(program.instrs) > LARGE
+        if self.large:
+            self.dead = _last_uses(program)
+            return
         self.text = KernelWriter(program).write()
         names = self.text.names
         exec(compile("\n".join(self.text.lines), FILE, "exec"), names)
@@ -84,6 +95,8 @@ class Kernel:
         into : dict, optional
             Arrays for outputs that are put together of pieces (see `Text.wholes`); else they are made.
         """
+        if self.large:
+            return self._one_by_one(inputs)
         rows, samples = 1, 1
         for at, cotangent in self.batched:
             shape = inputs[at].shape
@@ -103,6 +116,17 @@ class Kernel:
             raise self._failed(error) from error
         self._keep(key, frame)
         return dict(zip(self.program.outputs, found))
+
+    def _one_by_one(self, inputs: Sequence[Array]) -> dict[str, Array]:
+        env: dict[int, Array] = {i.var: value for i, value in zip(self.program.inputs, inputs)}
+        for i, dead in zip(self.program.instrs, self.dead):
+            try:
+                env[i.out] = _run(i, [env[a] for a in i.args])
+            except Exception as error:
+                raise _named(i, error) from error
+            for var in dead:
+                del env[var]
+        return {name: env[var] for name, var in self.program.outputs.items()}
 
     def _keep(self, key: Any, frame: list[Array]) -> None:
         """Keep a frame for the next call with as many samples; several tasks may run at once, each in a frame of its own."""
@@ -124,6 +148,17 @@ class Kernel:
         if i is None:
             return error
         return _named(i, error)
+
+
+def _last_uses(program: Program) -> list[list[int]]:
+    """Return, by instruction, the variables that nothing reads after it."""
+    last = {var: k for k, i in enumerate(program.instrs) for var in (*i.args, i.out)}
+    kept = {*(i.var for i in program.inputs), *program.outputs.values()}
+    dead: list[list[int]] = [[] for _ in program.instrs]
+    for var, k in last.items():
+        if var not in kept:
+            dead[k].append(var)
+    return dead
 
 
 def _make(type_: Type, rows: int, samples: int, dtype: Any) -> Array:

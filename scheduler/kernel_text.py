@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from flowgrad.errors import ShapeError
 from flowgrad.jacobian import Array, Identity
 from flowgrad.node import Op
+from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 
 
@@ -51,7 +53,7 @@ class KernelWriter:
 
     def __init__(self, program: Program):
         self.program = program
-        self.text = Text(names={"add": np.add, "join": join})
+        self.text = Text(names={"add": np.add, "join": join, "reduce": reduce})
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.left = Counter(self.uses)
         self.outputs = set(program.outputs.values())
@@ -67,8 +69,8 @@ class KernelWriter:
         for i in self.program.instrs:
             self.text.instrs[len(body)] = i
             body.append(self._line(i))
-            for a in set(i.args):
-                self.left[a] -= i.args.count(a)
+            for a, uses in Counter(i.args).items():
+                self.left[a] -= uses
                 if not self.left[a] and a not in self.outputs:
                     self._drop(a)
             if not self.left[i.out] and i.out not in self.outputs:
@@ -109,7 +111,7 @@ class KernelWriter:
                 self.takes_out[i.op] = "out" in inspect.signature(i.op.apply).parameters
             return self.takes_out[i.op]
         if i.verb.startswith("pull"):
-            return _own(i.op) and not self._is_alias(i)
+            return _own(i.op) and not self._is_alias(i) and not (i.op is Vectorize and i.verb == "pull")
         return True
 
     def _is_alias(self, i: Instr) -> bool:
@@ -153,6 +155,12 @@ class KernelWriter:
             return self._scatter(i, out)
         if self._is_alias(i):
             return f"v{i.out} = v{i.args[0]}"
+        if i.op is Vectorize and i.verb != "apply":  # it may have very many operands: do not list them once per operand
+            start, stop = stretch(i)
+            part = f"v{i.args[0]}[:, :, {start}:{stop}]"
+            if i.verb == "pull_sum":
+                part = f"add.reduce({part}, axis=1, keepdims=True, out={out or None})"
+            return f"v{i.out} = {part}"
         attrs = ""
         if i.attrs:
             self.text.names[f"a{i.out}"] = dict(i.attrs)
@@ -175,13 +183,13 @@ class KernelWriter:
 
     def _add(self, i: Instr, out: str) -> str:
         if not out:
-            return f"v{i.out} = {' + '.join(f'v{a}' for a in i.args)}"
+            return f"v{i.out} = reduce(add, ({', '.join(f'v{a}' for a in i.args)}))"
         line = f"v{i.out} = add(v{i.args[0]}, v{i.args[1]}, out={out})"
         return "; ".join([line, *(f"add({out}, v{a}, out={out})" for a in i.args[2:])])
 
     def _scatter(self, i: Instr, out: str) -> str:
         types, starts = self.program.types, dict(i.attrs)["starts"]
-        if i.out not in self.place:
+        if not out.startswith("wholes"):
             pieces = "".join(f"v{a}, " for a in i.args)
             return f"v{i.out} = join(({pieces}), {starts}, {types[i.out].dim}{f', {out}' if out else ''})"
         rest = [(a, start) for a, start in zip(i.args, starts) if a not in self.place]
@@ -201,6 +209,12 @@ def join(pieces: Sequence[Array], starts: tuple[int, ...], dim: int, out: Array 
     for start, end, piece in zip(starts, ends, pieces):
         out[:, :, start:end] += piece
     return out
+
+
+def stretch(i: Instr) -> tuple[int, int]:
+    """Return which entries of a `Vectorize` belong to the operand of a pull."""
+    ends = dict(i.attrs)["ends"]
+    return ends[i.slot - 1] if i.slot else 0, ends[i.slot]
 
 
 def tiles(i: Instr, program: Program) -> bool:

@@ -40,6 +40,8 @@ def one_by_one(program, inputs):
 def test_buffers_hold_what_single_instructions_give(made):
     step, state, const, fed = prepared(made)
     kernel = Kernel(step.program)
+    with mock.patch("flowgrad.scheduler.kernel.LARGE", 0):
+        large = Kernel(step.program)
     kept = []
     for rows in ([0, 1, 2], [4], [3, 1, 0], [2, 2, 4, 0, 1]):
         inputs = blocks.arrange(step.program, state, const, [f[rows] for f in fed])
@@ -48,6 +50,8 @@ def test_buffers_hold_what_single_instructions_give(made):
         found = kernel(inputs)
         expected = one_by_one(step.program, inputs)
         assert found.keys() == expected.keys()
+        for name, array in large(inputs).items():
+            assert array.tobytes() == expected[name].tobytes()
         kept += [(found[name], expected[name], found[name].tobytes()) for name in found]
     for array, expected, before in kept:
         assert array.tobytes() == before, "a later call wrote into an earlier result"
