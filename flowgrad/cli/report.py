@@ -21,12 +21,20 @@ class History(Protocol):
     steps: list[tuple[int, float]]
 
 
-def import_early() -> threading.Thread:
-    """Import what the report needs in a thread, while this process waits for the workers; join before using it."""
-    names = ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg")
-    thread = threading.Thread(target=lambda: [import_module(name) for name in names], name="import-early")
-    thread.start()
-    return thread
+class EarlyImports:
+    """A callback that imports what the report needs in a thread, while the workers train and this process waits."""
+
+    def __init__(self) -> None:
+        names = ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg")
+        self.thread = threading.Thread(target=lambda: [import_module(name) for name in names], name="early-imports")
+
+    def on_train_begin(self, info: dict[str, Any]) -> None:
+        """Begin: compiling kernels, before, wants this process for itself."""
+        self.thread.start()
+
+    def join(self) -> None:
+        """Wait until they are there."""
+        self.thread.join()
 
 
 def write_tables(folder: Path, history: History) -> None:

@@ -145,7 +145,7 @@ def _run(options: dict[str, Any]) -> None:
     from .folder import run_folder
     from .models import multilayer_perceptron
     from .progress import ProgressCallback
-    from .report import import_early
+    from .report import EarlyImports
 
     started = time.perf_counter()
     data = _load(options)
@@ -162,12 +162,11 @@ def _run(options: dict[str, Any]) -> None:
         optimizer = rule(model.graph, model.loss, learning_rate=options["lr"], batch_size=options["batch_size"])
         client = stack.enter_context(_cluster(options))
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
-        progress = ProgressCallback(options["epochs"])
+        progress, imports = ProgressCallback(options["epochs"]), EarlyImports()
         stack.callback(progress.close)
-        trainer = fg.Trainer(optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress,))
+        trainer = fg.Trainer(optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress, imports))
         feeds = {model.x: data.x_train, model.label: data.y_train}
         validation = {model.x: data.x_test, model.label: data.y_test}
-        imports = import_early()
         history = trainer.fit(feeds, epochs=options["epochs"], validation=validation)
         imports.join()
         _report(folder, options, data, model, trainer, history, time.perf_counter() - started)
