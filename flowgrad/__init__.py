@@ -15,6 +15,7 @@ from .jacobian import Dense, Diagonal, Identity, LocalJacobian, Outer, Rows, Sel
 from .node import Node, Op, Stacked, Variable
 from .ops import (
     Add,
+    BatchMatVec,
     CrossEntropyWithSoftMax,
     Dot,
     Exp,
@@ -60,6 +61,7 @@ __all__ = [
     "AdaGrad",
     "Adam",
     "Add",
+    "BatchMatVec",
     "CrossEntropyWithSoftMax",
     "Dense",
     "Diagonal",

@@ -157,6 +157,13 @@ class Dense(LocalJacobian):
             return np.matmul(g, self.m[0], out)
         return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m, out=out)
 
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
+        """Return the sum over the samples as one matrix product."""
+        samples, k, n = self.m.shape
+        if samples == 1:
+            return self.pull(g.sum(axis=1, keepdims=True), out)
+        return np.matmul(g.reshape(len(g), 1, samples * k), self.m.reshape(-1, n), out)
+
 
 class Rows(LocalJacobian):
     """``y_i`` depends on the ``i``-th stretch of the parent alone, by the row ``m_i`` (RowDot).
@@ -173,6 +180,62 @@ class Rows(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return each row times its entry of the cotangent."""
         return _blocks(g, self.m, out)
+
+
+class OuterSum(LocalJacobian):
+    """The node is ``r`` products of one matrix with ``r`` vectors, this is its derivative by the matrix (BatchMatVec).
+
+    Per sample the pulled cotangent is a sum of ``r`` outer products, summed over the samples ONE matrix product.
+
+    Parameters
+    ----------
+    rows : ndarray (N, r, n)
+        The vectors; the node has length ``r * k``, the parent ``k * n``.
+    """
+
+    def __init__(self, rows: Array):
+        self.rows = rows
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return the sum of the outer products of each sample."""
+        _, r, n = self.rows.shape
+        turned = np.swapaxes(g.reshape(*g.shape[:2], r, -1), 2, 3)
+        target = None if out is None else out.reshape(*out.shape[:2], turned.shape[2], n)
+        found = np.matmul(turned, self.rows, target)
+        return found.reshape(*found.shape[:2], -1)
+
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
+        """Return the sum over samples and vectors as one matrix product."""
+        samples, r, n = self.rows.shape
+        if samples == 1:
+            return self.pull(g.sum(axis=1, keepdims=True), out)
+        turned = np.swapaxes(g.reshape(len(g), samples * r, -1), 1, 2)
+        target = None if out is None else out.reshape(len(g), turned.shape[1], n)
+        return np.matmul(turned, self.rows.reshape(-1, n), target).reshape(len(g), 1, -1)
+
+
+class Blocks(LocalJacobian):
+    """``dy/dx = I_r ⊗ m``: the same matrix for each of ``r`` vectors laid end to end (BatchMatVec by its vectors).
+
+    Parameters
+    ----------
+    m : ndarray (N, k, n)
+        The node has length ``r * k``, the parent ``r * n``.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return every stretch of the cotangent times the matrix."""
+        _, k, n = self.m.shape
+        stretches = g.reshape(*g.shape[:2], -1, k)
+        target = None if out is None else out.reshape(*out.shape[:2], -1, n)
+        if len(self.m) == 1:
+            plain = None if target is None else target.reshape(-1, n)
+            return np.matmul(stretches.reshape(-1, k), self.m[0], plain).reshape(*g.shape[:2], -1)
+        found = np.matmul(stretches, self.m, target)
+        return found.reshape(*found.shape[:2], -1)
 
 
 class SoftMaxJacobian(LocalJacobian):

@@ -8,10 +8,10 @@ become one loop. What the text cannot say raises `Unsupported`; such programs ru
 from __future__ import annotations
 
 from flowgrad.jacobian import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
-from flowgrad.ops import Dot, MatVec, RowDot, Slice, Vectorize
+from flowgrad.ops import BatchMatVec, Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 
-from .codegen_values import ValueWriter, literals
+from .codegen_values import ValueWriter, literals, tall_matrix
 from .loops import Source, Unsupported
 
 
@@ -141,6 +141,8 @@ class _Writer(ValueWriter):
             self._pull_outer(i, summed)
         elif kind is Dense and i.op is MatVec:
             self._pull_dense(i, summed)
+        elif i.op is BatchMatVec:
+            self._pull_batch(i, summed)
         elif kind is Selection:
             self._pull_selection(i, summed)
         elif kind is Rows and not summed:
@@ -204,14 +206,30 @@ class _Writer(ValueWriter):
     def _pull_dense(self, i: Instr, summed: bool) -> None:
         types = self.program.types
         g, matrix = i.args
+        k, n = types[g].dim, types[i.out].dim
+        cot, m, out = self._read(g), self._read(matrix), self._buffer(i.out)
+        if types[matrix].batched and summed:
+            self._line(f"{out}[:] = np.dot({cot}.reshape(n * {k}), {tall_matrix(m, k, n)})")
+            return
         if types[matrix].batched or summed:
             raise Unsupported(f"MatVec[{i.slot}] {i.label} with a matrix per sample")
-        cot, m = self._read(g), self._read(matrix)
-        out = self._buffer(i.out)
-        shape = f"reshape({types[g].dim}, {types[i.out].dim})"
+        shape = f"reshape({k}, {n})"
         self._line(
             f"np.dot({cot}, {m}.{shape}, {out})" if types[g].batched else f"{out}[:] = np.dot({cot}, {m}.{shape})"
         )
+
+    def _pull_batch(self, i: Instr, summed: bool) -> None:
+        types, attrs = self.program.types, dict(i.attrs)
+        g, other = i.args
+        count, n = attrs["count"], attrs["n"]
+        k = types[g].dim // count
+        cot, m, out = self._read(g), self._read(other), self._buffer(i.out)
+        if i.slot == 0 and summed and types[other].batched:
+            self._line(f"np.dot({tall_matrix(cot, count, k)}.T, {tall_matrix(m, count, n)}, {out}.reshape({k}, {n}))")
+        elif i.slot == 1 and not summed and types[g].batched and not types[other].batched:
+            self._line(f"np.dot({tall_matrix(cot, count, k)}, {m}.reshape({k}, {n}), {tall_matrix(out, count, n)})")
+        else:
+            raise Unsupported(f"{i.verb} {i.op.__name__}[{i.slot}] {i.label}")
 
     def _pull_selection(self, i: Instr, summed: bool) -> None:
         types, attrs = self.program.types, dict(i.attrs)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowgrad.node import Op
-from flowgrad.ops import Dot, Gather, MatVec, RowDot, Slice, Vectorize
+from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import FEW_SAMPLES, LARGE_MATRIX
 from flowgrad.program import Instr, Program
 
@@ -55,6 +55,10 @@ class ValueWriter(LoopWriter):
             self._gather(out, args[0], attrs["index"], batched)
         elif i.op in (MatVec, Dot):
             self._matvec(i, out, args, attrs.get("n", types[i.args[0]].dim))
+        elif i.op is BatchMatVec and not types[i.args[0]].batched and batched:
+            k, n = types[i.args[0]].dim // attrs["n"], attrs["n"]
+            tall, wide = tall_matrix(out, attrs["count"], k), tall_matrix(args[1], attrs["count"], n)
+            self._line(f"np.dot({wide}, {args[0]}.reshape({k}, {n}).T, {tall})")
         elif i.op is RowDot:
             self._row_dot(i, attrs["rows"])
         elif hasattr(i.op, "row_value"):
@@ -75,8 +79,10 @@ class ValueWriter(LoopWriter):
             matrix, vector = vector, matrix
             args = args[::-1]
         k = types[i.out].dim
-        if types[matrix].batched:
-            self._row_dots(out, args, k, n, types[vector].batched)
+        if types[matrix].batched and not types[vector].batched:
+            self._line(f"np.dot({tall_matrix(args[0], k, n)}, {args[1]}, {out}.reshape(n * {k}))")
+        elif types[matrix].batched:
+            self._row_dots(out, args, k, n)
         elif types[vector].batched:
             self._matrix_product(out, args, k, n)
         else:
@@ -101,14 +107,13 @@ class ValueWriter(LoopWriter):
             f"    {plain}",
         )
 
-    def _row_dots(self, out: str, args: list[str], k: int, n: int, batched: bool) -> None:
-        vector = f"{args[1]}[i, j]" if batched else f"{args[1]}[j]"
+    def _row_dots(self, out: str, args: list[str], k: int, n: int) -> None:
         self._line(
             "for i in range(n):",
             f"    for r in range({k}):",
             "        s = F(0)",
             f"        for j in range({n}):",
-            f"            s += {args[0]}[i, r * {n} + j] * {vector}",
+            f"            s += {args[0]}[i, r * {n} + j] * {args[1]}[i, j]",
             f"        {out}[i, r] = s",
         )
 
@@ -150,6 +155,11 @@ class ValueWriter(LoopWriter):
         written = [target + ("[i]" if batched else "") for target in targets]
         call = f"{name}({', '.join(filter(None, [first, *written, *read]))})"
         self._line(*(["for i in range(n):", "    " + call] if batched else [call]))
+
+
+def tall_matrix(batched: str, count: int, n: int) -> str:
+    """Return batched values of `count` vectors each as one matrix with a vector per row."""
+    return f"{batched}.reshape(n * {count}, {n})"
 
 
 def literals(attrs: dict[str, Any]) -> dict[str, str]:

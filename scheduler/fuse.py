@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from flowgrad.node import Stacked
+from flowgrad.node import Op, Stacked
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 
@@ -24,6 +24,15 @@ class Segment(NamedTuple):
     base: int
     start: int
     stop: int
+
+
+class _Wide(NamedTuple):
+    """A node that siblings become: op, operands (variables of the new program), attributes, and the siblings."""
+
+    op: type[Op]
+    args: list[int]
+    attrs: dict[str, Any]
+    part: list[Instr]
 
 
 Segments = tuple[Segment, ...]
@@ -164,8 +173,17 @@ class _Fusion:
         for i in group:
             unique[tuple(self.segments[a] for a in i.args)].append(i)
         members = [same[0] for same in unique.values()]
+        wide: dict[Any, list[_Wide]] = defaultdict(list)
         for part in self._parts(members):
-            self._fuse_part(part)
+            made = self._stack_part(part)
+            if made is None:
+                for i in part:
+                    self._single(i)
+            else:
+                types = tuple(self.builder.types[a] for a in made.args)
+                wide[made.op, tuple(made.attrs.items()), types].append(made)
+        for same_kind in wide.values():
+            self._write(self._stack_again(same_kind))
         for same in unique.values():
             for copy in same[1:]:
                 self.segments[copy.out] = self.segments[same[0].out]
@@ -189,9 +207,10 @@ class _Fusion:
     def _stack(self, i: Instr, k: int, shared: tuple[bool, ...]) -> Stacked | None:
         return i.op.stack(k, shared, tuple(self.program.types[a].dim for a in i.args), **dict(i.attrs))
 
-    def _fuse_part(self, part: list[Instr]) -> None:
+    def _stack_part(self, part: list[Instr]) -> _Wide | None:
+        """Return the node that siblings become, or None: they stay single."""
         if len(part) == 1:
-            return self._single(part[0])
+            return None
         first = part[0]
         operands = [[self.segments[i.args[slot]] for i in part] for slot in range(len(first.args))]
         shared = tuple(all(o == column[0] for o in column) for column in operands)
@@ -200,8 +219,6 @@ class _Fusion:
             shared = (False,) * len(shared)
             stacked = self._stack(first, len(part), shared)
         if stacked is None:
-            for i in part:
-                self._single(i)
             return None
         args = [
             self.materialise(column[0] if same else tuple(s for o in column for s in o))
@@ -209,13 +226,37 @@ class _Fusion:
         ]
         if stacked.order is not None:
             args = [args[slot] for slot in stacked.order]
-        var = self.builder.apply(stacked.op, args, stacked.attrs, _label(part))
-        start = 0
-        for i in part:
-            stop = start + self.program.types[i.out].dim
-            self.segments[i.out] = (Segment(var, start, stop),)
-            start = stop
-        return None
+        return _Wide(stacked.op, args, stacked.attrs, part)
+
+    def _stack_again(self, wide: list[_Wide]) -> list[_Wide]:
+        """Stack wide nodes of one kind that share an operand: one matrix for several vectors (shared weights)."""
+        first = wide[0]
+        shared = tuple(all(w.args[slot] == a for w in wide) for slot, a in enumerate(first.args))
+        if len(wide) == 1 or not any(shared):
+            return wide
+        dims = tuple(self.builder.types[a].dim for a in first.args)
+        stacked = first.op.stack(len(wide), shared, dims, **first.attrs)
+        if stacked is None:
+            return wide
+        args = [
+            a if same else self.materialise(tuple(self._whole(w.args[slot]) for w in wide))
+            for slot, (a, same) in enumerate(zip(first.args, shared))
+        ]
+        if stacked.order is not None:
+            args = [args[slot] for slot in stacked.order]
+        return [_Wide(stacked.op, args, stacked.attrs, [i for w in wide for i in w.part])]
+
+    def _whole(self, var: int) -> Segment:
+        return Segment(var, 0, self.builder.types[var].dim)
+
+    def _write(self, wide: list[_Wide]) -> None:
+        for w in wide:
+            var = self.builder.apply(w.op, w.args, w.attrs, _label(w.part))
+            start = 0
+            for i in w.part:
+                stop = start + self.program.types[i.out].dim
+                self.segments[i.out] = (Segment(var, start, stop),)
+                start = stop
 
 
 def _label(part: list[Instr]) -> str:

@@ -18,6 +18,10 @@ def _matvec(w, x, **_):
     return np.stack([matrices[i % len(w)] @ x[i % len(x)] for i in range(max(len(w), len(x)))])
 
 
+def _batch_matvec(w, xs, count, **_):
+    return np.concatenate([_matvec(w, x) for x in np.split(xs, count, axis=1)], axis=1)
+
+
 def _row_dot(a, b, rows):
     products = a * b
     return np.stack([part.sum(axis=1) for part in np.split(products, rows, axis=1)], axis=1)
@@ -38,6 +42,7 @@ FUNCTIONS = {
     "ReLU": lambda a: np.where(a > 0, a, 0.0),
     "Dot": lambda a, b: (a * b).sum(axis=1, keepdims=True),
     "MatVec": _matvec,
+    "BatchMatVec": _batch_matvec,
     "Vectorize": _vectorize,
     "RowDot": _row_dot,
     "Slice": lambda a, start, stop, **_: a[:, start:stop],

@@ -14,10 +14,10 @@ LIMIT = 6.0  # larger values are squashed: differences of steep functions are to
 KINK = 0.05  # ReLU is not differentiable at 0; its arguments stay this far away
 PAIRS = ("Add", "Subtract", "Multiply", "Dot", "MeanSquaredError", "CrossEntropyWithSoftMax")
 SINGLES = ("Negative", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Sum", "SoftMax")
-OTHERS = ("Scale", "Slice", "Gather", "MatVec", "RowDot", "Vectorize")
+OTHERS = ("Scale", "Slice", "Gather", "MatVec", "BatchMatVec", "RowDot", "Vectorize")
 OPS = (*PAIRS, *SINGLES, *OTHERS)
 # Sibling units of a layer are drawn more often: they are what fusion looks for.
-MOVES = (*OPS, "neurons", "neurons")
+MOVES = (*OPS, "neurons", "neurons", "patches")
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Builder:
 
     def grow(self):
         move = self.draw(st.sampled_from(MOVES))
-        node = self.neurons() if move == "neurons" else self.op(move)
+        node = getattr(self, move)() if move in ("neurons", "patches") else self.op(move)
         return self.tamed(node)
 
     def op(self, kind):
@@ -135,6 +135,9 @@ class _Builder:
             return self.call(kind, a, self.partner(a.dim), self.draw(st.sampled_from(rows)))
         if kind == "MatVec":
             return self.call(kind, self.partner(a.dim * self.draw(st.integers(1, 3))), a)
+        if kind == "BatchMatVec":
+            count = self.draw(st.sampled_from([r for r in (1, 2, 3, 4) if a.dim % r == 0]))
+            return self.call(kind, self.partner(a.dim // count * self.draw(st.integers(1, 3))), a, count)
         if kind == "Vectorize":
             count = self.draw(st.integers(1, 3))
             return self.call(kind, a, *[self.pick() for _ in range(count - 1)])
@@ -159,6 +162,20 @@ class _Builder:
         if not regular:
             units = self.draw(st.lists(st.sampled_from(units), min_size=1, max_size=4))
         return self.call("Vectorize", *units)
+
+    def patches(self):
+        """The same units applied to several vectors: shared weights, written as matrices or unit by unit."""
+        x = self.pick()
+        xs = [x, *(self.partner(x.dim) for _ in range(self.draw(st.integers(1, 2))))]
+        rows = self.draw(st.integers(1, 3))
+        bias = self.parameter(rows) if self.draw(st.booleans()) else None
+        if self.draw(st.booleans()):
+            w = self.parameter(rows * x.dim)
+            layers = [self.call("MatVec", w, x) for x in xs]
+        else:
+            ws = [self.parameter(x.dim) for _ in range(rows)]
+            layers = [self.call("Vectorize", *[self.call("Dot", w, x) for w in ws]) for x in xs]
+        return self.call("Vectorize", *[self.call("Add", y, bias) if bias else y for y in layers])
 
     def finish(self, node):
         made = self.made

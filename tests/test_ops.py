@@ -41,6 +41,7 @@ CASES = {
     "Dot": ((4, 4), (), near),
     "RowDot": ((6, 6), (2,), near),
     "MatVec": ((6, 3), (), near),
+    "BatchMatVec": ((6, 9), (3,), near),
     "Vectorize": ((2, 1, 3), (), near),
     "Slice": ((5,), (1, 4), near),
     "Gather": ((4,), ([2, 0, 2],), near),

@@ -96,6 +96,38 @@ def test_the_main_graph_becomes_two_matrix_products():
     assert "MatVec" in program.pretty()
 
 
+@pytest.mark.parametrize("way", ["matrix", "units"])
+def test_shared_weights_become_one_product_too(way):
+    with fg.Graph() as graph:
+        xs = [fg.Variable(5, trainable=False) for _ in range(4)]
+        if way == "matrix":
+            w, b = fg.Variable(15, True), fg.Variable(3, True)
+            cells = [fg.MatVec(w, x) + b for x in xs]
+        else:
+            units = [(fg.Variable(5, True), fg.Variable(1, True)) for _ in range(3)]
+            cells = [fg.Vectorize(*(fg.Dot(w, x) + b for w, b in units)) for x in xs]
+        out = fg.Tanh(fg.Vectorize(*cells))
+    parameters = [v for v in graph.nodes if isinstance(v, fg.Variable) and v.trainable]
+    names = [i.op.__name__ for i in fuse(trace([out], xs, parameters)).instrs]
+    assert names.count("BatchMatVec") == 1, names
+    assert "MatVec" not in names
+    assert names.count("Add") == names.count("Tanh") == 1
+
+
+def test_unrolled_cells_share_their_layout():
+    with fg.Graph():
+        xs = [fg.Variable(4, trainable=False) for _ in range(3)]
+        ws = [fg.Variable(7, True) for _ in range(3)]
+        state = fg.Variable(3, np.zeros(3), trainable=False)
+        for x in xs:
+            joined = fg.Vectorize(x, state)
+            state = fg.Tanh(fg.Vectorize(*[fg.Dot(w, joined) for w in ws]))
+    program = fuse(trace([state], xs, ws))
+    names = [i.op.__name__ for i in program.instrs]
+    assert names.count("MatVec") == names.count("Tanh") == 3
+    assert "Gather" not in names, "every step reads the matrix where it lies"
+
+
 def test_a_program_that_is_wrong_is_named():
     with fg.Graph():
         x = fg.Variable(3)

@@ -164,7 +164,9 @@ def _run(options: dict[str, Any]) -> None:
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
         progress, imports = ProgressCallback(options["epochs"]), EarlyImports()
         stack.callback(progress.close)
-        trainer = fg.Trainer(optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress, imports))
+        trainer = fg.Trainer(
+            optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress, imports)
+        )
         feeds = {model.x: data.x_train, model.label: data.y_train}
         validation = {model.x: data.x_test, model.label: data.y_test}
         history = trainer.fit(feeds, epochs=options["epochs"], validation=validation)

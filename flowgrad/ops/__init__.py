@@ -1,5 +1,6 @@
 """The ops: one class each, which states shape, value, local Jacobian and how siblings stack."""
 
+from .batch import BatchMatVec
 from .elementwise import Add, Exp, Log, Logistic, Multiply, Negative, Reciprocal, ReLU, Scale, Subtract, Tanh
 from .linear import Dot, Gather, MatVec, RowDot, Slice, Sum, Vectorize
 from .loss import CrossEntropyWithSoftMax, MeanSquaredError, SoftMax
@@ -9,6 +10,7 @@ install()
 
 __all__ = [
     "Add",
+    "BatchMatVec",
     "CrossEntropyWithSoftMax",
     "Dot",
     "Exp",

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ShapeError
 from ..jacobian import Array, Dense, LocalJacobian, Outer, Rows, Selection
 from ..node import Node, Op, Stacked
+from .batch import BatchMatVec
 
 # Up to this many samples, and from this many entries of a matrix on, products are computed as their transpose: BLAS is up to
 # 1.5 times faster so.
@@ -173,6 +174,9 @@ class MatVec(Op):
         """Return the product of each sample; one matrix product where the matrix is shared."""
         if len(W) == 1:
             return _products(W.reshape(-1, n), x, out)
+        if len(x) == 1:
+            found = np.matmul(W.reshape(-1, n), x[0], None if out is None else out.reshape(-1))
+            return found.reshape(len(W), -1)
         return np.matmul(W.reshape(len(W), -1, n), x[:, :, None], None if out is None else out[:, :, None])[:, :, 0]
 
     @staticmethod
@@ -182,7 +186,9 @@ class MatVec(Op):
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
-        """Return one taller matrix where the vector is shared."""
+        """Return one taller matrix where the vector is shared, a `BatchMatVec` where the matrix is."""
+        if shared == (True, False):
+            return Stacked(BatchMatVec, {"count": k, **attrs})
         return Stacked(MatVec, attrs) if shared == (False, True) else None
 
 
