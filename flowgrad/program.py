@@ -138,6 +138,13 @@ class Builder:
         self.instrs.append(Instr(verb, out, tuple(args), **fields))
         return out
 
+    def copy(self, instr: Instr, type_: Type, args: Iterable[int]) -> int:
+        """Add an instruction of another program on variables of this one; return its variable."""
+        self.types.append(type_)
+        out = len(self.types) - 1
+        self.instrs.append(instr._replace(out=out, args=tuple(args)))
+        return out
+
     def apply(self, op: type[Op], args: Sequence[int], attrs: dict[str, Any], label: str = "") -> int:
         """Add ``op.apply``; its type follows from the arguments."""
         dims = [self.types[a].dim for a in args]

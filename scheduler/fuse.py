@@ -79,11 +79,13 @@ class _Fusion:
     def run(self, fuse: bool) -> Program:
         self._inputs()
         if fuse:
-            for computed, selections in _levels(self.program):
-                for group in _siblings(computed, self.program).values():
+            for level in _levels(self.program):
+                for group in _siblings(level.computed, self.program).values():
                     self._fuse_group(group)
-                for i in selections:
+                for i in level.selections:
                     self._select(i)
+                for i in level.cotangents:
+                    self._single(i)
         else:
             for var in [i.var for i in self.program.inputs]:
                 self.materialise(self.segments[var])
@@ -102,8 +104,8 @@ class _Fusion:
         sizes: Counter[Role] = Counter()
         for k, given in enumerate(self.program.inputs):
             type_ = self.program.types[given.var]
-            if given.role == "feed":
-                var = self.builder.input(type_, "feed", given.node)
+            if given.role in ("feed", "seed"):
+                var = self.builder.input(type_, given.role, given.node)
                 self.segments[given.var] = (Segment(var, 0, type_.dim),)
             else:
                 self.segments[given.var] = (Segment(-1 - k, 0, type_.dim),)
@@ -165,7 +167,7 @@ class _Fusion:
 
     def _single(self, i: Instr) -> None:
         args = [self.materialise(self.segments[a]) for a in i.args]
-        var = self.builder.apply(i.op, args, dict(i.attrs), i.label)
+        var = self.builder.copy(i, self.program.types[i.out], args)
         self.segments[i.out] = (Segment(var, 0, self.builder.types[var].dim),)
 
     def _fuse_group(self, group: list[Instr]) -> None:
@@ -263,16 +265,24 @@ def _label(part: list[Instr]) -> str:
     return f"{len(part)} x {part[0].op.__name__} {part[0].label} .. {part[-1].label}"
 
 
-def _levels(program: Program) -> list[tuple[list[Instr], list[Instr]]]:
-    """Return, level by level, the instructions that compute and those that only select."""
+class _Level(NamedTuple):
+    """Instructions that wait for nothing but earlier levels: those that compute, only select, and belong to a backward part."""
+
+    computed: list[Instr]
+    selections: list[Instr]
+    cotangents: list[Instr]
+
+
+def _levels(program: Program) -> list[_Level]:
     level = [0] * len(program.types)
-    levels: list[tuple[list[Instr], list[Instr]]] = [([], [])]
+    levels = [_Level([], [], [])]
     for i in program.instrs:
-        selects = i.op is Vectorize or i.op is Slice
+        selects = i.verb == "apply" and (i.op is Vectorize or i.op is Slice)
         level[i.out] = max(level[a] for a in i.args) + (not selects)
         while len(levels) <= level[i.out]:
-            levels.append(([], []))
-        levels[level[i.out]][selects].append(i)
+            levels.append(_Level([], [], []))
+        kind = levels[level[i.out]]
+        (kind.cotangents if i.verb != "apply" else kind.selections if selects else kind.computed).append(i)
     return levels
 
 

@@ -58,6 +58,29 @@ def test_fused_programs_have_the_same_values_and_derivatives(made):
     same(run(one, made, seed_of(one, 3)), run(other, made, seed_of(other, 3)))
 
 
+@given(made=strategies.graphs(samples=3))
+def test_fusing_before_and_after_differentiation_gives_the_same(made):
+    traced = verify(trace([made.loss], made.feeds, made.parameters))
+    singly = [i for i in traced.inputs if i.role == "param"]
+    program = verify(differentiate(traced, traced.outputs["0"], [i.var for i in singly]))
+    after = verify(fuse(program))
+    before = backward(verify(fuse(traced)))
+    seed = seed_of(before, 3)
+    expected = run(before, made, seed)
+    inputs = [
+        made.feeds[made.graph.nodes[i.node]] if i.role == "feed"
+        else seed if i.role == "seed" else flat_values(after, made.graph, i.role, np.float64)
+        for i in after.inputs
+    ]  # fmt: skip
+    found = Kernel(after)(inputs)
+    np.testing.assert_allclose(found["0"], expected["value"], rtol=1e-8, atol=1e-10)
+    for k, i in enumerate(singly):
+        if f"d{k}" in found:
+            np.testing.assert_allclose(found[f"d{k}"], expected[i.node], rtol=1e-8, atol=1e-10)
+        else:
+            assert not expected[i.node].any()
+
+
 @pytest.mark.parametrize("change", [common, prune])
 @given(made=strategies.graphs(samples=2))
 def test_common_subexpressions_and_dead_code(change, made):
