@@ -67,6 +67,10 @@ class TaskGraph:
         return Ref(key)
 
 
+# What is known by its text alone.
+PLAIN = frozenset([int, float, bool, str, type(None)])
+
+
 def token(*parts: Any) -> str:
     """Return 16 hex digits that stand for the content of `parts`."""
     digest = hashlib.blake2b(digest_size=8)
@@ -87,6 +91,9 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(_op_token(part).encode())  # type: ignore[arg-type]
     elif isinstance(part, (list, tuple)):
         digest.update(f"{type(part).__name__}{len(part)}(".encode())
+        if PLAIN.issuperset(map(type, part)):  # such as the many positions of a gather: at once
+            digest.update(f"{tuple(part)!r};".encode())
+            return
         for item in part:
             _feed(digest, item)
     elif isinstance(part, dict):
