@@ -53,7 +53,7 @@ class SoftMax(Op):
         top = a[0]
         for j in range(1, a.shape[0]):
             top = max(top, a[j])
-        total = y[0] - y[0]
+        total = a[0] - a[0]
         for j in range(a.shape[0]):
             y[j] = np.exp(a[j] - top)
             total += y[j]
