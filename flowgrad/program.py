@@ -216,25 +216,27 @@ def verify(program: Program) -> Program:
 
 
 def _type_error(i: Instr, types: tuple[Type, ...]) -> str:
-    out, args = types[i.out], [types[a] for a in i.args]
+    out = types[i.out]
     if i.verb == "apply":
+        args = [types[a] for a in i.args]
         wanted = Type(i.op.shape(*[t.dim for t in args], **dict(i.attrs)), any([t.batched for t in args]))
         return (
             "" if out == wanted and not any([t.cotangent for t in args]) else f"has type {out}, its op gives {wanted}"
         )
-    if not out.cotangent or not args[0].cotangent:
+    first = types[i.args[0]]
+    if not out.cotangent or not first.cotangent:
         return "is no cotangent"
-    if i.verb == "add":
-        fits = all(t.dim == out.dim and t.cotangent for t in args) and any(t.batched for t in args) == out.batched
-        return "" if fits else f"adds {', '.join(map(str, args))} into {out}"
-    if i.verb == "scatter":
-        starts = dict(i.attrs)["starts"]
-        fits = len(starts) == len(args) and all(s + t.dim <= out.dim for s, t in zip(starts, args))
-        return "" if fits else f"pieces leave {out}"
     if i.verb == "pull_sum" and out.batched:
         return "sums over the samples, but its result is batched"
-    if i.verb == "pull" and out.batched != args[0].batched:
+    if i.verb == "pull" and out.batched != first.batched:
         return "keeps samples apart, but its result is batched otherwise"
-    if len(i.args) != 1 + len(i.op.needs(i.slot, i.arity)):
-        return f"has {len(i.args) - 1} forward values, its rule uses {len(i.op.needs(i.slot, i.arity))}"
-    return ""
+    if i.verb in ("pull", "pull_sum"):
+        needs = len(i.op.needs(i.slot, i.arity))
+        return "" if len(i.args) == 1 + needs else f"has {len(i.args) - 1} forward values, its rule uses {needs}"
+    args = [types[a] for a in i.args]
+    if i.verb == "add":
+        fits = all([t.dim == out.dim and t.cotangent for t in args]) and any([t.batched for t in args]) == out.batched
+        return "" if fits else f"adds {', '.join(map(str, args))} into {out}"
+    starts = dict(i.attrs)["starts"]
+    fits = len(starts) == len(args) and all(s + t.dim <= out.dim for s, t in zip(starts, args))
+    return "" if fits else f"pieces leave {out}"
