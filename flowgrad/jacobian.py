@@ -4,7 +4,11 @@ Notation used throughout: a *cotangent* ``g`` has shape ``(V, N, out)``: ``V`` r
 Factors carry the samples on axis 0; ``N == 1`` means the factor is shared by all samples. The kind is known before any
 data exists, the factor is a small array made from forward values. Dense local Jacobians are never built on the way.
 
-For the algebra see A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 3 (vector reverse mode).
+Reverse mode pulls cotangents from a node to its parents; forward mode pushes tangents ``(V, N, in)`` from parents to the node.
+A pulled cotangent can stay *split* into two factors, ``delta ⊗ row``: the per-sample gradient of a layer is never built unless
+somebody wants to see it.
+
+For the algebra see A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 3 (vector modes).
 """
 
 from __future__ import annotations
@@ -32,6 +36,31 @@ class LocalJacobian(ABC):
         """
         return self.pull(g).sum(axis=1, keepdims=True)
 
+    def pull_into(self, g: Array, out: Array) -> None:
+        """Write ``pull(g)`` into `out` ``(V, N, in)``, which may be a strided view of a larger result."""
+        out[...] = self.pull(g)
+
+    def split(self, g: Array) -> tuple[Array, Array | None]:
+        """Return the pulled cotangent as factors: per row and sample it is ``delta ⊗ row``, row-major.
+
+        Returns
+        -------
+        delta : ndarray (V, N, k)
+        row : ndarray (N, n), or None
+            ``k * n`` is the length of the parent; None stands for ``n == 1`` and a row of ones.
+        """
+        return self.pull(g), None
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Push a tangent forward through the node: ``(V, N, in) -> (V, N, out)``.
+
+        The general rule builds the dense Jacobian; every kind here has a better one.
+        """
+        m = self.dense(out_dim)
+        samples = max(len(m), t.shape[1])
+        m, t = np.broadcast_to(m, (samples, *m.shape[1:])), np.broadcast_to(t, (len(t), samples, t.shape[2]))
+        return np.einsum("noi,vni->vno", m, t).astype(t.dtype, copy=False)
+
     def dense(self, out_dim: int) -> Array:
         """Return the Jacobian as an array ``(N, out, in)``; for looking at, never used on the way.
 
@@ -57,6 +86,10 @@ class Identity(LocalJacobian):
         """Return `g` itself."""
         return g
 
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return `t` itself."""
+        return t
+
 
 class Diagonal(LocalJacobian):
     """``dy/dx = diag(d)`` (every elementwise op).
@@ -73,6 +106,10 @@ class Diagonal(LocalJacobian):
     def pull(self, g: Array) -> Array:
         """Return ``g * d``."""
         return g * self.d
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return ``t * d``."""
+        return t * self.d
 
 
 class Selection(LocalJacobian):
@@ -104,6 +141,15 @@ class Selection(LocalJacobian):
             np.add.at(out, index, picked)
         return out
 
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Read the columns of `t`, place them at the rows of a zero tangent."""
+        picked = t[:, :, self.cols]
+        if picked.shape[2] == out_dim and isinstance(self.rows, slice):
+            return picked
+        out = np.zeros((*t.shape[:2], out_dim), t.dtype)
+        out[:, :, self.rows] = picked
+        return out
+
 
 class Outer(LocalJacobian):
     """``dy/dx = I_k ⊗ row``: the node is ``k`` dot products with one row (Dot, Sum, MatVec by its matrix).
@@ -131,6 +177,22 @@ class Outer(LocalJacobian):
             return self.pull(g.sum(axis=1, keepdims=True))
         return np.matmul(np.swapaxes(g, 1, 2), self.row).reshape(v, 1, k * self.row.shape[1])
 
+    def pull_into(self, g: Array, out: Array) -> None:
+        """Multiply straight into `out`."""
+        np.multiply(g[..., None], self.row[:, None, :], out=out.reshape(*out.shape[:2], g.shape[2], -1))
+
+    def split(self, g: Array) -> tuple[Array, Array | None]:
+        """Return `g` and the row: they are the factors."""
+        return g, self.row
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the `k` dot products of the tangent with the row."""
+        v, n = t.shape[:2]
+        wide = t.reshape(v, n, out_dim, -1)
+        if len(self.row) == 1:
+            return wide @ self.row[0]
+        return np.einsum("vnki,ni->vnk", np.broadcast_to(wide, (v, len(self.row), *wide.shape[2:])), self.row)
+
 
 class Dense(LocalJacobian):
     """``dy/dx = m``, an explicit matrix per sample (MatVec by its vector).
@@ -150,6 +212,19 @@ class Dense(LocalJacobian):
             return g @ self.m[0]
         return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m)
 
+    def pull_into(self, g: Array, out: Array) -> None:
+        """Let the matrix product write into `out`."""
+        if len(self.m) == 1 and g.shape[1] == out.shape[1]:
+            np.matmul(g, self.m[0], out=out)
+        else:
+            out[...] = self.pull(g)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return ``m @ t``; one plain matrix product when `m` is shared by the samples."""
+        if len(self.m) == 1:
+            return t @ self.m[0].T
+        return np.einsum("noi,vni->vno", self.m, np.broadcast_to(t, (len(t), len(self.m), t.shape[2])))
+
 
 class Rows(LocalJacobian):
     """``y_i`` depends on the ``i``-th stretch of the parent alone, by the row ``m_i`` (RowDot).
@@ -168,6 +243,10 @@ class Rows(LocalJacobian):
         block = g[..., None] * self.m
         return block.reshape(*block.shape[:2], -1)
 
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the dot product of each stretch of the tangent with its row."""
+        return (t.reshape(*t.shape[:2], *self.m.shape[1:]) * self.m).sum(axis=3)
+
 
 class SoftMaxJacobian(LocalJacobian):
     """``dy/dx = diag(p) - p pᵀ`` for ``p = softmax(x)``; pulled as ``p * (g - (g·p))``.
@@ -184,3 +263,25 @@ class SoftMaxJacobian(LocalJacobian):
     def pull(self, g: Array) -> Array:
         """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
         return self.p * (g - (g * self.p).sum(axis=2, keepdims=True))
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the same: the matrix is symmetric."""
+        return self.pull(t)
+
+
+class SoftMaxTangent(LocalJacobian):
+    """Tangent of `SoftMaxJacobian`: ``diag(q) - q pᵀ - p qᵀ`` for the tangent `q` of the probabilities `p`.
+
+    Parameters
+    ----------
+    p, q : ndarray (N, n)
+    """
+
+    def __init__(self, p: Array, q: Array):
+        self.p = p
+        self.q = q
+
+    def pull(self, g: Array) -> Array:
+        """Return ``q * (g - g·p) - p * (g·q)``."""
+        along_p, along_q = ((g * v).sum(axis=2, keepdims=True) for v in (self.p, self.q))
+        return self.q * (g - along_p) - self.p * along_q

@@ -68,12 +68,6 @@ def weights(state: State) -> Array:
     return state["w"][None]
 
 
-def identity_seed(rows: int, like: Array) -> Array:
-    """Return the seed cotangent ``(rows, N, rows)`` of a full Jacobian; `like` is the result's value."""
-    eye = np.eye(rows, dtype=like.dtype)[:, None, :]
-    return np.ascontiguousarray(np.broadcast_to(eye, (rows, len(like), rows)))
-
-
 def mean_seed(like: Array, samples: int, batch: int) -> Array:
     """Return the seed of a shard's share of the mean: 1/`batch` for each of its samples.
 
@@ -99,15 +93,6 @@ def run_program(program: Program, names: tuple[str, ...], *inputs: Any) -> Any:
     found = kernel_of(program)([canonical(np.asarray(i)) for i in inputs])
     values = [canonical(found[name]) for name in names]
     return values[0] if len(values) == 1 else values
-
-
-def shard_jacobian(program: Program, names: tuple[str, ...], rows: int, *inputs: Array) -> list[Array]:
-    """Run a forward and backward program on one shard, seeded with identity rows."""
-    samples = max(map(len, inputs))
-    result_samples = samples if program.types[program.inputs[-1].var].batched else 1
-    like = np.empty((result_samples, 0), inputs[0].dtype)
-    found = kernel_of(program)([*map(canonical, inputs), identity_seed(rows, like)])
-    return [canonical(found[name]) for name in names]
 
 
 def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples: int, *inputs: Array) -> Gradient:

@@ -3,6 +3,7 @@
 from .elementwise import Add, Exp, Log, Logistic, Multiply, Negative, Reciprocal, ReLU, Scale, Subtract, Tanh
 from .linear import Dot, Gather, MatVec, RowDot, Slice, Sum, Vectorize
 from .loss import CrossEntropyWithSoftMax, MeanSquaredError, SoftMax
+from .mark import Mark
 from .operators import install
 
 install()
@@ -15,6 +16,7 @@ __all__ = [
     "Gather",
     "Log",
     "Logistic",
+    "Mark",
     "MatVec",
     "MeanSquaredError",
     "Multiply",
