@@ -149,11 +149,6 @@ class Factors:
                     total += term if a is b else 2 * term
         return total
 
-    def norms(self) -> Array:
-        """Return the norm of each sample's derivative ``(N,)``."""
-        # Rounding may leave a sum of cross terms a little below zero.
-        return np.sqrt(np.maximum(self.squared_norms(), 0))
-
     def dot(self, other: Factors | None = None) -> Array:
         """Return the scalar products of all pairs of samples, ``(N, M)``; of derivatives of one row.
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
-from flowgrad.node import Node
+from flowgrad.jacobian import Array
+from flowgrad.node import Node, Variable
 
 from .cache import Cache, CacheInfo
+from .chunked import chunk_feeds, chunked_factors
 from .executors import Executor, Handle
 from .feeds import check_nodes
 from .forward_mode import cheaper_mode, lower_push
 from .known import FeedMemory, KnownFeeds
 from .lazy_jacobian import lazy_jacobian, memory_here
+from .per_sample import PerSampleGradients
 from .recipe import Recipe, RecipeBook
 from .request import Request
-from .steps import jacobian_block, join
+from .steps import factors_block, jacobian_block, join
 from .tasks import Ref
 from .tree import bounds
 
@@ -162,18 +167,95 @@ class Derivatives:
         parts = self._gather(request, blocks)
         return {node: join(parts, k) for k, node in enumerate(nodes)}
 
+    # -- per-sample gradients -----------------------------------------------------------------------------------
+
+    def per_sample_gradients(
+        self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
+    ) -> PerSampleGradients:
+        """Compute the gradient of a scalar for each sample, as factors: norms, scalar products and sums need no more.
+
+        Parameters
+        ----------
+        target : Node
+            Of dim 1.
+        feeds : dict, optional
+            NumPy arrays; or dask arrays, which may be larger than memory: their chunks are read when a result needs them.
+        wrt : Node or list of Node, optional
+            All trainable variables that are not fed, if not given.
+
+        Returns
+        -------
+        PerSampleGradients
+
+        Raises
+        ------
+        GraphError
+            If the target is not scalar.
+        FeedError
+            If a feed is missing or cannot be used.
+        """
+        return self._per_sample(target, feeds, self._trained(target, feeds) if wrt is None else wrt, None)
+
+    def _trained(self, target: Node, feeds: Any) -> list[Node]:
+        graph, _ = check_nodes(target, "per_sample_gradients")
+        fed = feeds if isinstance(feeds, Mapping) else ()
+        return [v for v in graph.nodes if isinstance(v, Variable) and v.trainable and v not in fed]
+
+    def _per_sample(self, target: Node, feeds: Any, wrt: Any, seed: Array | None) -> PerSampleGradients:
+        """Return the factors of ``seedᵀ d target``; `seed` ``(V, N, target.dim)`` may be left out for a scalar."""
+        if seed is None and isinstance(target, Node) and target.dim != 1:
+            raise GraphError(
+                f"the target {target} is not a scalar: it has dim {target.dim}, a gradient needs dim 1; use jacobian"
+            )
+        if isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
+            return self._chunked(target, feeds, wrt)
+        recipe, known = self._recipe(target, wrt, feeds, "per_sample_gradients")
+        request = Request(recipe, known, self.cache, seed)
+        blocks = self._blocks(known.feeds.samples)
+        ends = recipe.ends(len(request.seed), known.feeds.dtype)
+        keys = []
+        for start, stop in blocks:
+            refs = request.refs(start, stop, recipe.end_reads)
+            reads = [refs[var] for var in recipe.end_reads]
+            keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
+        handles = self._submit(request, keys, len(blocks) == 1)
+        release: Any = None
+        if self.executor.remote:
+            parts, release = [self.executor.future(h) for h in handles], partial(self.executor.release, handles)
+        else:
+            parts = self.executor.result(handles)
+            self.executor.release(handles)
+        lengths = [stop - start for start, stop in blocks]
+        places = [recipe.place(node) for node in recipe.wrt]
+        return PerSampleGradients(
+            self.executor, recipe.wrt, places, recipe.sizes, parts, lengths, known.feeds.dtype, release
+        )
+
+    def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
+        graph, _ = check_nodes(target, "per_sample_gradients")
+        chunked = chunk_feeds(graph, feeds, self.dtype)
+        recipe = self._recipe_of(target, nodes_of(wrt, graph), chunked.arrays)
+        parts = chunked_factors(recipe, chunked)
+        places = [recipe.place(node) for node in recipe.wrt]
+        return PerSampleGradients(
+            self.executor, recipe.wrt, places, recipe.sizes, parts, chunked.lengths, chunked.dtype
+        )
+
     # -- how it runs --------------------------------------------------------------------------------------------
 
     def _recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, KnownFeeds]:
         graph, _ = check_nodes(result, what)
         nodes = nodes_of(wrt, graph)
         known = self.memory.check(graph, feeds, self.dtype)
-        recipe = self.recipes.get(result, nodes, known.feeds.arrays, self.grain)
+        return self._recipe_of(result, nodes, known.feeds.arrays), known
+
+    def _recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
+        recipe = self.recipes.get(result, nodes, fed, self.grain)
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])
             more = ", ..." if len(recipe.independent) > 5 else ""
-            warnings.warn(f"{result} does not depend on {names}{more}: that derivative is zero", stacklevel=4)
-        return recipe, known
+            warnings.warn(f"{result} does not depend on {names}{more}: that derivative is zero", stacklevel=5)
+        return recipe
 
     def _blocks(self, samples: int) -> list[tuple[int, int]]:
         if self.grain == "sample":

@@ -81,7 +81,7 @@ class Recipe:
             var, lo, hi = self._find(program, node, fed)
             if var is not None:
                 self.places[node] = Place(variables.setdefault(var, len(variables)), lo, hi)
-        self.sizes = [program.types[var].dim for var in variables]
+        self.sizes = [program.types[var].dim for var in variables] or [0]
         self.variables = list(variables)
         self.derivation: Derivation = derive(program, self.target, list(variables))
         self.program = self.derivation.program
