@@ -11,8 +11,9 @@ import numpy as np
 from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
+from flowgrad.graph import Graph
 from flowgrad.jacobian import Array
-from flowgrad.node import Node, Variable
+from flowgrad.node import Node
 
 from .cache import Cache, CacheInfo
 from .chunked import chunk_feeds, chunked_factors
@@ -48,7 +49,7 @@ class Derivatives:
         if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, (int, np.integer)) or cache_bytes < 0:
             raise GraphError(f"cache_bytes is a number of bytes, 0 or more, not {cache_bytes!r}")
         self.cache = Cache(self.executor, int(cache_bytes))
-        self.memory = FeedMemory(hashed=self.executor.remote)
+        self.memory = FeedMemory(hashed=self.executor.remote, keeps=cache_bytes > 0)
         self.recipes = RecipeBook()
 
     # -- the cache ----------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Derivatives:
         recipe = request.recipe
         ends = recipe.ends(len(request.seed), request.known.feeds.dtype)
         refs = request.refs(start, stop, recipe.end_reads)
-        places = [recipe.place(node) for node in recipe.wrt]
+        places = recipe.place
         return request.task(
             "jacobian", jacobian_block, ends, places, stop - start, *[refs[var] for var in recipe.end_reads]
         )
@@ -194,12 +195,7 @@ class Derivatives:
         FeedError
             If a feed is missing or cannot be used.
         """
-        return self._per_sample(target, feeds, self._trained(target, feeds) if wrt is None else wrt, None)
-
-    def _trained(self, target: Node, feeds: Any) -> list[Node]:
-        graph, _ = check_nodes(target, "per_sample_gradients")
-        fed = feeds if isinstance(feeds, Mapping) else ()
-        return [v for v in graph.nodes if isinstance(v, Variable) and v.trainable and v not in fed]
+        return self._per_sample(target, feeds, wrt, None)
 
     def _per_sample(self, target: Node, feeds: Any, wrt: Any, seed: Array | None) -> PerSampleGradients:
         """Return the factors of ``seedᵀ d target``; `seed` ``(V, N, target.dim)`` may be left out for a scalar."""
@@ -226,7 +222,7 @@ class Derivatives:
             parts = self.executor.result(handles)
             self.executor.release(handles)
         lengths = [stop - start for start, stop in blocks]
-        places = [recipe.place(node) for node in recipe.wrt]
+        places = recipe.place
         return PerSampleGradients(
             self.executor, recipe.wrt, places, recipe.sizes, parts, lengths, known.feeds.dtype, release
         )
@@ -234,9 +230,9 @@ class Derivatives:
     def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
         graph, _ = check_nodes(target, "per_sample_gradients")
         chunked = chunk_feeds(graph, feeds, self.dtype)
-        recipe = self._recipe_of(target, nodes_of(wrt, graph), chunked.arrays)
+        recipe = self._recipe_of(target, self._wrt(graph, feeds, wrt), chunked.arrays)
         parts = chunked_factors(recipe, chunked)
-        places = [recipe.place(node) for node in recipe.wrt]
+        places = recipe.place
         return PerSampleGradients(
             self.executor, recipe.wrt, places, recipe.sizes, parts, chunked.lengths, chunked.dtype
         )
@@ -245,9 +241,14 @@ class Derivatives:
 
     def _recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, KnownFeeds]:
         graph, _ = check_nodes(result, what)
-        nodes = nodes_of(wrt, graph)
+        nodes = self._wrt(graph, feeds, wrt)
         known = self.memory.check(graph, feeds, self.dtype)
         return self._recipe_of(result, nodes, known.feeds.arrays), known
+
+    def _wrt(self, graph: Graph, feeds: Any, wrt: Any) -> list[Node]:
+        if wrt is None:
+            return self.recipes.trained(graph, feeds if isinstance(feeds, Mapping) else ())
+        return nodes_of(wrt, graph)
 
     def _recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
         recipe = self.recipes.get(result, nodes, fed, self.grain)

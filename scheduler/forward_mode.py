@@ -99,7 +99,7 @@ def lower_push(request: Request, start: int, stop: int) -> Ref:
     recipe = request.recipe
     pushes = pushes_of(recipe)
     refs = request.refs(start, stop, pushes.reads)
-    places = [recipe.place(node) for node in recipe.wrt]
+    places = recipe.place
     dtype = request.known.feeds.dtype
     return request.task(
         "push", push_block, pushes, places, stop - start, dtype.str, *[refs[var] for var in pushes.reads]

@@ -49,10 +49,13 @@ class FeedMemory:
     ----------
     hashed : bool
         True: tokens are hashes, the same for everybody; False: they hold in this process only and cost less.
+    keeps : bool
+        False: nothing computed from the feeds is kept, so each call has tokens of its own.
     """
 
-    def __init__(self, hashed: bool):
+    def __init__(self, hashed: bool, keeps: bool = True):
         self.hashed = hashed
+        self.keeps = keeps
         self.calls: list[_Call] = []
         self.salt = uuid.uuid4().hex[:8]
         self.count = itertools.count()
@@ -65,6 +68,8 @@ class FeedMemory:
                 if call.graph is graph and call.dtype == dtype and _same(call.raw, feeds):
                     return call.known
         checked = check_feeds(graph, feeds, dtype)
+        if not self.keeps and not self.hashed:
+            return KnownFeeds(checked, {v: self._token(a) for v, a in checked.arrays.items()})
         if not plain or sum(a.nbytes for a in checked.arrays.values()) > COPIED:
             return KnownFeeds(checked, {v: token(a) for v, a in checked.arrays.items()})
         assert feeds is not None

@@ -75,8 +75,7 @@ def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, 
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
     unit = delayed(work.unit.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
     found = {}
-    for node in recipe.wrt:
-        place = recipe.place(node)
+    for node, place in zip(recipe.wrt, recipe.place):
         grid = []
         for start, stop in over:
             leaves = [

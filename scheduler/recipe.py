@@ -6,17 +6,19 @@ So two recipes that share a part share its keys, and a variable that was set cha
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from flowgrad.autodiff import Derivation, Edge, derive
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array
+from flowgrad.jacobian import Array, Identity
 from flowgrad.node import Node, Op, Variable, ancestors
 from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace
@@ -81,22 +83,26 @@ class Recipe:
             var, lo, hi = self._find(program, node, fed)
             if var is not None:
                 self.places[node] = Place(variables.setdefault(var, len(variables)), lo, hi)
+        self.place = [(p.wrt, p.lo, p.hi) if (p := self.places.get(n)) is not None else n.dim for n in self.wrt]
         self.sizes = [program.types[var].dim for var in variables] or [0]
         self.variables = list(variables)
         self.derivation: Derivation = derive(program, self.target, list(variables))
         self.program = self.derivation.program
         self.statics = _statics(self.program)
-        self.same = {i.out: i.args[0] for i in self.program.instrs if i.op is Mark}
-        self.units = _units(self.program, self.statics, self.through, grain)
+        self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
+        self.units = _units(self.program, self.statics, self.same, self.through, grain)
         self.unit_of = {var: unit for unit in self.units for var in unit.writes}
         nodes = self.graph.nodes
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
+        reached = {e.wrt for e in self.derivation.edges}
+        # Nodes that the result does not depend on.
+        self.independent = [n for n in self.wrt if n not in self.places or self.places[n].wrt not in reached]
         self.end_reads = tuple(dict.fromkeys(a for e in self.derivation.edges for a in e.pull.args))
         self._ends: dict[Any, Ends] = {}
         # Filled in by `forward_mode`.
         self.pushes: Any = None
         self.mode: str | None = None
-        self._set: tuple[list[Any], dict[int, tuple[str, Array]]] | None = None
+        self._set: tuple[list[Any], Any, dict[int, tuple[str, Array]]] | None = None
 
     @staticmethod
     def _find(program: Program, node: Node, fed: frozenset[Variable]) -> tuple[int | None, int, int]:
@@ -116,31 +122,17 @@ class Recipe:
             var = self.same[var]
         return var
 
-    @property
-    def independent(self) -> list[Node]:
-        """Nodes that the result does not depend on."""
-        reached = {e.wrt for e in self.derivation.edges}
-        return [n for n in self.wrt if n not in self.places or self.places[n].wrt not in reached]
-
-    def place(self, node: Node) -> tuple[int, int, int] | int:
-        """Return number and range of the variable that holds a node's derivative; only the dim if that is zero."""
-        place = self.places.get(node)
-        return node.dim if place is None else (place.wrt, place.lo, place.hi)
-
     def values_now(self, feeds: Feeds) -> dict[int, tuple[str, Array]]:
         """Return token and value of everything that is made of unfed variables alone, by program variable.
 
         The value of a variable is replaced, never changed, when it is set: the same array is the same value.
         """
-        require_values(self.needed, feeds, self.result)
         now: list[Any] = [v._value for v in self.needed]
-        now.append(feeds.dtype)
-        if self._set is not None and len(now) == len(self._set[0]):
-            before = self._set[0]
-            if all([a is b for a, b in zip(now[:-1], before)]) and now[-1] == before[-1]:
-                return self._set[1]
+        if self._set is not None and self._set[1] == feeds.dtype and all(map(operator.is_, now, self._set[0])):
+            return self._set[2]
+        require_values(self.needed, feeds, self.result)
         found = _static_values(self.program, self.statics, self.graph, feeds.dtype)
-        self._set = now, found
+        self._set = now, feeds.dtype, found
         return found
 
     def ends(self, rows: int, dtype: Any) -> Ends:
@@ -161,6 +153,15 @@ class RecipeBook:
 
     def __init__(self) -> None:
         self.found: OrderedDict[Any, Recipe] = OrderedDict()
+        self.variables: WeakKeyDictionary[Graph, tuple[int, list[Variable]]] = WeakKeyDictionary()
+
+    def trained(self, graph: Graph, fed: Any) -> list[Node]:
+        """Return the trainable variables that are not in `fed`."""
+        count = len(graph._nodes)
+        known = self.variables.get(graph)
+        if known is None or known[0] != count:
+            known = self.variables[graph] = (count, [n for n in graph.nodes if isinstance(n, Variable)])
+        return [v for v in known[1] if v.trainable and v not in fed]
 
     def get(self, result: Node, wrt: Sequence[Node], fed: Any, grain: str) -> Recipe:
         """Return the recipe; worked out if it is not remembered."""
@@ -190,10 +191,17 @@ def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]
     return tuple(out)
 
 
-def _units(program: Program, statics: Sequence[Instr | int], through: Callable[[int], int], grain: str) -> list[Unit]:
+def _passes_on(i: Instr, grain: str) -> bool:
+    """Whether the result is the first argument: marks, and pulls by an identity where an edge need not be a task."""
+    return i.op is Mark or (grain != "node" and i.verb == "pull" and i.op.kind(i.slot) is Identity)
+
+
+def _units(
+    program: Program, statics: Sequence[Instr | int], same: Container[int], through: Callable[[int], int], grain: str
+) -> list[Unit]:
     """Cut a program into units: single instructions, or runs of them where there are very many."""
     cuts = {i.out for i in statics if isinstance(i, Instr)}
-    instrs = [i for i in program.instrs if i.op is not Mark and i.out not in cuts]
+    instrs = [i for i in program.instrs if i.out not in same and i.out not in cuts]
     size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
     units = []
     tokens: dict[int, str] = {}
@@ -274,7 +282,7 @@ def work_of(recipe: Recipe) -> Work:
     cuts = {i.out for i in recipe.statics if isinstance(i, Instr)}
     kept = []
     for i in reversed(recipe.program.instrs):
-        if i.out in wanted and i.op is not Mark and i.out not in cuts:
+        if i.out in wanted and i.out not in recipe.same and i.out not in cuts:
             kept.append(i._replace(args=tuple(map(recipe.through, i.args))))
             wanted.update(kept[-1].args)
     kept.reverse()

@@ -55,7 +55,7 @@ class LocalExecutor(Executor):
             return [resolve(a) for a in arg] if isinstance(arg, list) else arg
 
         for key, r in records.items():
-            values[key] = r.value if isinstance(r, Data) else r.func(*map(resolve, r.args))
+            values[key] = r.value if isinstance(r, Data) else r.func(*[resolve(a) for a in r.args])
         return [self._hold(key, values[key]) for key in keys]
 
     def compute(self, collection: Any) -> Any:
