@@ -77,7 +77,7 @@ class Edge(NamedTuple):
         Length of the share.
     start : int
         Where the share lies in the variable.
-    index : tuple of int, or None
+    entries : tuple of int, or None
         Where the share's entries lie, if not end to end.
     """
 
@@ -85,7 +85,7 @@ class Edge(NamedTuple):
     pull: Instr
     dim: int
     start: int = 0
-    index: tuple[int, ...] | None = None
+    entries: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

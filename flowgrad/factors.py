@@ -37,14 +37,14 @@ class Share(NamedTuple):
         None: a row of one 1.
     start : int
         The share covers ``start : start + k * n`` of the vector;
-    index : int array, or None
+    entries : int array, or None
         or, in its order, these entries, which may repeat.
     """
 
     delta: Array
     row: Array | None
     start: int = 0
-    index: Array | None = None
+    entries: Array | None = None
 
     @property
     def width(self) -> int:
@@ -54,14 +54,14 @@ class Share(NamedTuple):
     @property
     def span(self) -> tuple[int, int]:
         """First entry, and one past the last."""
-        if self.index is not None:
-            return int(self.index.min()), int(self.index.max()) + 1
+        if self.entries is not None:
+            return int(self.entries.min()), int(self.entries.max()) + 1
         return self.start, self.start + self.delta.shape[2] * self.width
 
     @property
     def place(self) -> Any:
         """Where the factors lie; equal for shares that can be multiplied factor by factor."""
-        return None if self.index is not None else (self.start, self.delta.shape[2], self.width)
+        return None if self.entries is not None else (self.start, self.delta.shape[2], self.width)
 
 
 class Group(NamedTuple):
@@ -119,7 +119,7 @@ class Factors:
         """Write entries ``lo:hi`` into `out` ``(V, N, hi - lo)``, which may be a strided view of something larger."""
         meeting = sorted((s for s in self.shares if s.span[0] < hi and s.span[1] > lo), key=lambda s: s.span)
         spans = [(max(lo, s.span[0]), min(hi, s.span[1])) for s in meeting]
-        if any(s.index is not None for s in meeting) or [lo, *(b for _, b in spans)] != [*(a for a, _ in spans), hi]:
+        if any(s.entries is not None for s in meeting) or [lo, *(b for _, b in spans)] != [*(a for a, _ in spans), hi]:
             out[...] = 0
             for share, (a, b) in zip(meeting, spans):
                 _add(share, a, b, out[:, :, a - lo : b - lo], lo, out)
@@ -180,9 +180,9 @@ class Factors:
                 _tile(pairs, rows, columns, out[rows, columns])
         for lo, hi in explicit:
             step = max(1, STRETCH // max(self.samples, theirs.samples))
-            for a in range(lo, hi, step):
-                mine = self.block(a, min(hi, a + step))[0]
-                out += mine @ (mine if other is None else theirs.block(a, min(hi, a + step))[0]).T
+            for at in range(lo, hi, step):
+                mine = self.block(at, min(hi, at + step))[0]
+                out += mine @ (mine if other is None else theirs.block(at, min(hi, at + step))[0]).T
         if other is None:
             _mirror(out)
         return out
@@ -199,11 +199,12 @@ class Factors:
                 value = (delta.sum(axis=1)[..., None] * share.row).reshape(self.rows, -1)
             else:
                 value = np.matmul(np.swapaxes(delta, 1, 2), share.row).reshape(self.rows, -1)
-            if share.index is None:
+            if share.entries is None:
                 lo, hi = share.span
                 total[:, lo:hi] += value
             else:
-                np.add.at(total, (slice(None), share.index), value)
+                where: Any = (slice(None), share.entries)
+                np.add.at(total, where, value)
         return total
 
     def square_sum(self) -> Array:
@@ -274,7 +275,7 @@ def _write(share: Share, a: int, b: int, out: Array) -> None:
 
 def _add(share: Share, a: int, b: int, part: Array, lo: int, out: Array) -> None:
     """Add entries ``a:b`` of a share to `part`, the same entries of `out`, which begins at `lo`."""
-    if share.index is None:
+    if share.entries is None:
         block = np.empty_like(part)
         _write(share, a - share.start, b - share.start, block)
         part += block
@@ -283,8 +284,8 @@ def _add(share: Share, a: int, b: int, part: Array, lo: int, out: Array) -> None
     if share.row is not None:
         values = (values[..., None] * share.row[:, None, :]).reshape(*np.broadcast_shapes(
             values.shape[:2], (1, len(share.row))), -1)  # fmt: skip
-    inside = (share.index >= a) & (share.index < b)
-    where: Any = (slice(None), slice(None), share.index[inside] - lo)
+    inside = (share.entries >= a) & (share.entries < b)
+    where: Any = (slice(None), slice(None), share.entries[inside] - lo)
     np.add.at(out, where, values[:, :, inside])
 
 

@@ -203,7 +203,7 @@ class Derivatives:
             raise GraphError(
                 f"the target {target} is not a scalar: it has dim {target.dim}, a gradient needs dim 1; use jacobian"
             )
-        if isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
+        if seed is None and isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
             return self._chunked(target, feeds, wrt)
         recipe, known = self._recipe(target, wrt, feeds, "per_sample_gradients")
         request = Request(recipe, known, self.cache, seed)

@@ -16,14 +16,14 @@ from flowgrad.node import Node, Variable
 from flowgrad.optimizers import warn_independent
 
 from .cache import DEFAULT_BYTES
-from .derivatives import Derivatives
 from .executors import Executor, LocalExecutor
 from .feeds import check_feeds, check_nodes
 from .lower import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
+from .products import Products
 
 
-class Engine(Derivatives):
+class Engine(Products):
     """Runs graphs over many samples.
 
     Parameters

@@ -73,6 +73,11 @@ def sum_of(part: Part, max_norm: float | None, scale: float) -> Array:
     return np.concatenate([factors.sum(weights)[0] for factors in part])
 
 
+def squares_of(part: Part, scale: float) -> Array:
+    """Return the sum of the squared entries over rows and samples times `scale`, all variables laid end to end."""
+    return np.concatenate([factors.square_sum() for factors in part]) * part[0].dtype.type(scale)
+
+
 def clip_weights(norms: Array, max_norm: float) -> Array:
     """Return ``min(1, max_norm / norm)``."""
     return max_norm / np.maximum(norms, max_norm)
@@ -212,13 +217,16 @@ class PerSampleGradients:
 
     def mean(self, compute: bool = True) -> dict[Node, Any]:
         """Return the mean over the samples, ``{node: (dim,)}``."""
-        return self._sums(None, 1.0 / self.samples, compute)
+        return self._sums(sum_of, compute, None, 1.0 / self.samples)
 
     def clipped_sum(self, max_norm: float, compute: bool = True) -> dict[Node, Any]:
         """Return the sum of ``g min(1, max_norm / ‖g‖)``, ``{node: (dim,)}``; the norm is of all nodes together."""
-        if isinstance(max_norm, bool) or not np.isscalar(max_norm) or not np.isfinite(max_norm) or max_norm <= 0:  # type: ignore[arg-type,operator]
+        if not isinstance(max_norm, (int, float, np.number)) or not np.isfinite(max_norm) or max_norm <= 0:
             raise GraphError(f"clipped_sum: max_norm must be a positive number, not {max_norm!r}")
-        return self._sums(float(max_norm), 1.0, compute)  # type: ignore[arg-type]
+        return self._sums(sum_of, compute, float(max_norm), 1.0)
+
+    def _squares(self) -> dict[Node, Array]:
+        return self._sums(squares_of, True, 1.0 / self.samples)
 
     # -- how ----------------------------------------------------------------------------------------------------
 
@@ -253,14 +261,12 @@ class PerSampleGradients:
         arrays = [da.from_delayed(piece, size, self.dtype) for piece, size in zip(pieces, sizes)]
         return self._done(da.block([arrays[i : i + width] for i in range(0, len(arrays), width)]), compute)
 
-    def _sums(self, max_norm: float | None, scale: float, compute: bool) -> dict[Node, Any]:
+    def _sums(self, func: Callable[..., Array], compute: bool, *args: Any) -> dict[Node, Any]:
         if self._here and compute:
-            total = sum_of(self._parts[0], max_norm, scale)
+            total = func(self._parts[0], *args)
         else:
-            shares = [
-                da.from_delayed(delayed(sum_of)(p, max_norm, scale), (sum(self._sizes),), self.dtype)
-                for p in self._parts
-            ]
+            size = (sum(self._sizes),)
+            shares = [da.from_delayed(delayed(func)(part, *args), size, self.dtype) for part in self._parts]
             total = self._done(da.stack(shares).sum(axis=0), compute)
         starts = np.cumsum([0, *self._sizes])
         found = {}

@@ -73,7 +73,7 @@ class Recipe:
         upstream = ancestors(result)
         self.needed = [v for v in upstream if isinstance(v, Variable)]
         params = [v for v in wrt if isinstance(v, Variable) and v not in fed]
-        marks = {n: Mark for n in wrt if isinstance(n, Op) and n in upstream}
+        marks: dict[Node, type[Op]] = {n: Mark for n in wrt if isinstance(n, Op) and n in upstream}
         traced = trace([result], fed, params, marks)
         program = run_passes(traced, forward_passes(grain))
         self.target = program.outputs["0"]
@@ -143,7 +143,7 @@ class Recipe:
             edges = tuple(
                 e._replace(pull=e.pull._replace(args=tuple(at[a] for a in e.pull.args))) for e in self.derivation.edges
             )
-            told = [(e.wrt, e.start, e.index, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.args) for e in edges]
+            told = [(e.wrt, e.start, e.entries, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.args) for e in edges]
             self._ends[key] = Ends(edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str))
         return self._ends[key]
 

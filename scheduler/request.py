@@ -55,9 +55,9 @@ class Request:
         for unit in recipe.units:
             key = f"{unit.prefix}-{combine(unit.token, *[keys[a] for a in unit.reads])}"
             single = len(unit.writes) == 1
-            for position, var in enumerate(unit.writes):
-                outs[var] = (key, None if single else position)
-                keys[var] = key if single else f"{key}.{position}"
+            for number, var in enumerate(unit.writes):
+                outs[var] = (key, None if single else number)
+                keys[var] = key if single else f"{key}.{number}"
         emitted: dict[str, Unit] = {}
         stack = [recipe.through(var) for var in wanted]
         wants = list(stack)
@@ -84,10 +84,15 @@ class Request:
                     stack.append(a)
         refs = {var: Ref(name) for var, name in names.items()}
         for unit in recipe.units:
-            key, position = outs[unit.writes[0]]
+            key, at = outs[unit.writes[0]]
             if key in emitted:
-                args = [self._ref(outs, refs, a) for a in unit.reads]
-                self.records[key] = Task(run_unit, (unit.instrs, len(unit.reads), position is not None, *args))
+                args: dict[str, int] = {}
+                reads = []
+                for a in unit.reads:
+                    name, position = outs.get(a, (names.get(a, ""), None))
+                    reads.append((args.setdefault(name, len(args)), position))
+                many = at is not None
+                self.records[key] = Task(run_unit, (unit.instrs, tuple(reads), many, *map(Ref, args)))
                 self.sizes[key] = self._bytes(unit, stop - start)
         found = {var: self._ref(outs, refs, var) for var in wants}
         return {var: found[recipe.through(var)] for var in wanted}

@@ -21,12 +21,18 @@ _prepared: dict[int, tuple[Instr, Step]] = {}
 PREPARED = 20_000
 
 
-def run_unit(instrs: tuple[Instr, ...], reads: int, many: bool, *args: Array) -> Any:
-    """Run instructions on what they read; return the result of the only one, or a list of all results."""
-    env: list[Any] = [canonical(a) for a in args]
+def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any) -> Any:
+    """Run instructions on what they read; return the result of the only one, or a list of all results.
+
+    Parameters
+    ----------
+    reads : sequence
+        Per variable that is read, which of `args` it is, or which of the results that are in it.
+    """
+    env: list[Any] = [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
     for i in instrs:
         env.append(canonical(prepared(i)(env)))
-    return env[reads:] if many else env[-1]
+    return env[len(reads) :] if many else env[-1]
 
 
 def prepared(i: Instr) -> Step:
@@ -81,14 +87,14 @@ class Ends:
             delta, row = _guarded(e.pull, args, lambda local, g: local.split(g))
             if row is not None and row.dtype != delta.dtype:
                 row = row.astype(delta.dtype)
-            index = None if e.index is None else np.array(e.index)
-            shares.append(Share(delta, row, e.start, index))
+            entries = None if e.entries is None else np.array(e.entries)
+            shares.append(Share(delta, row, e.start, entries))
         return Factors(shares, self.rows, samples, self.sizes[wrt], self.dtype)
 
     def write(self, wrt: int, lo: int, hi: int, out: Array, args: Sequence[Array]) -> None:
         """Write the derivative by entries ``lo:hi`` of a variable into `out` ``(V, N, hi - lo)``."""
         mine = [e for e in self.edges if e.wrt == wrt]
-        if len(mine) == 1 and mine[0].index is None and mine[0].dim == self.sizes[wrt] == hi - lo:
+        if len(mine) == 1 and mine[0].entries is None and mine[0].dim == self.sizes[wrt] == hi - lo:
             # The only edge: the last product goes straight into the result.
             _guarded(mine[0].pull, args, lambda local, g: local.pull_into(g, out))
         else:
@@ -143,13 +149,18 @@ def jacobian_chunk(
     """Return rows of the Jacobians of some samples, from what is given on; `ends` reads all that the instructions have."""
     first, last = rows
     seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
-    env = [*leaves, seed, *run_unit(instrs, len(leaves) + 1, True, *leaves, seed)]
+    env = run_all(instrs, *leaves, seed)
     return jacobian_block(replace(ends, rows=last - first), [place], samples, *env)[0]
 
 
 def factors_chunk(instrs: tuple[Instr, ...], ends: Ends, seed: Array, samples: int, *leaves: Array) -> list[Factors]:
     """Return the derivative by each variable as factors, from what is given on."""
-    return factors_block(ends, samples, *leaves, seed, *run_unit(instrs, len(leaves) + 1, True, *leaves, seed))
+    return factors_block(ends, samples, *run_all(instrs, *leaves, seed))
+
+
+def run_all(instrs: tuple[Instr, ...], *given: Array) -> list[Array]:
+    """Return what is given and the results of all instructions."""
+    return [*given, *run_unit(instrs, [(k, None) for k in range(len(given))], True, *given)]
 
 
 def join(parts: list[list[Array]], k: int) -> Array:

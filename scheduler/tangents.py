@@ -67,12 +67,12 @@ def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangen
         return _sum(parts)
     g, values = i.args[0], [env[a] for a in i.args[1:]]
     summed = i.verb == "pull_sum"
-    parts = []
+    shares: list[Array | None] = []
     if g in tangents:
-        parts.append(_pull(local_jacobian(i, values), tangents[g], summed))
+        shares.append(_pull(local_jacobian(i, values), tangents[g], summed))
     if any(a in tangents for a in i.args[1:]):
-        parts.append(_bend(i, values, [tangents.get(a) for a in i.args[1:]], env[g], summed))
-    return _sum(parts)
+        shares.append(_bend(i, values, [tangents.get(a) for a in i.args[1:]], env[g], summed))
+    return _sum(shares)
 
 
 def _pull(local: LocalJacobian, g: Array, summed: bool) -> Array:
