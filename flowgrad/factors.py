@@ -26,6 +26,9 @@ TILE = 256
 DRAWN = 4096
 
 
+_ONE = np.ones((1, 1), np.float32)
+
+
 class Share(NamedTuple):
     """One share: factors and place.
 
@@ -293,7 +296,7 @@ def _each(a: Share, b: Share) -> Array:
     """Return ``⟨δᵃ⊗xᵃ, δᵇ⊗xᵇ⟩`` of each sample, rows together."""
     left = np.einsum("vnk,vnk->n", a.delta, b.delta)
     if a.row is None or b.row is None:
-        return left
+        return left if a.row is b.row else left * (b.row if a.row is None else a.row)[:, 0]
     return left * np.einsum("ni,ni->n", a.row, b.row)
 
 
@@ -303,10 +306,12 @@ def _tile(pairs: list[tuple[Share, Share]], rows: slice, columns: slice, out: Ar
     wide: Array | None = None
     ones = 0
     for a, b in pairs:
-        if a.row is None or b.row is None:
+        if a.row is None and b.row is None:
             ones += 1
             continue
-        product = _cut(a.row, rows) @ _cut(b.row, columns).T
+        left_row = _ONE if a.row is None else _cut(a.row, rows)
+        right_row = _ONE if b.row is None else _cut(b.row, columns)
+        product = left_row @ right_row.T
         if wide is None:
             wide = product
         else:
