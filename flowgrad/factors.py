@@ -110,6 +110,17 @@ class Factors:
                 found.append(Group(lo, hi, share.place, (share,)))
         return found
 
+    def part(self, start: int, stop: int) -> Factors:
+        """Return the derivatives of samples ``start:stop``; views, no copies."""
+        shares = [
+            s._replace(
+                delta=s.delta if s.delta.shape[1] == 1 else s.delta[:, start:stop],
+                row=s.row if s.row is None or len(s.row) == 1 else s.row[start:stop],
+            )
+            for s in self.shares
+        ]
+        return Factors(shares, self.rows, stop - start, self.size, self.dtype)
+
     # -- explicit entries ---------------------------------------------------------------------------------------
 
     def block(self, lo: int, hi: int) -> Array:

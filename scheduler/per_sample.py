@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask.array as da
@@ -16,27 +17,44 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
 from .executors import Executor
+from .tree import bounds
 
 Part = list[Factors]
+# Bytes from which on several threads write an array: it is the memory that takes time.
+THREADED = 8 << 20
+
 Places = Sequence[tuple[int, int, int] | int]
 
 
 # -- what tasks run, on the factors of one block of samples -----------------------------------------------------------
 
 
-def array_of(part: Part, places: Places) -> Array:
-    """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
-    dims = [p if isinstance(p, int) else p[2] - p[1] for p in places]
-    first = part[0]
-    out = np.empty((first.samples, sum(dims)), first.dtype)
-    start = 0
-    for place, dim in zip(places, dims):
-        if isinstance(place, int):
-            out[:, start : start + dim] = 0
-        else:
-            part[place[0]].write(place[1], place[2], out[None, :, start : start + dim])
-        start += dim
+def array_of(part: Part, places: Places, threads: int = 1) -> Array:
+    """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``; `threads` share the samples."""
+    size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
+    samples, dtype = part[0].samples, part[0].dtype
+    out = np.empty((samples, size), dtype)
+    if threads == 1 or out.nbytes < THREADED:
+        _fill(part, places, out)
+        return out
+    pieces = bounds(samples, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = [pool.submit(_fill, [f.part(a, b) for f in part], places, out[a:b]) for a, b in pieces]
+        for job in jobs:
+            job.result()
     return out
+
+
+def _fill(part: Part, places: Places, out: Array) -> None:
+    start = 0
+    for place in places:
+        if isinstance(place, int):
+            out[:, start : start + place] = 0
+            start += place
+        else:
+            wrt, lo, hi = place
+            part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
+            start += hi - lo
 
 
 def norms_of(part: Part) -> Array:
@@ -142,7 +160,10 @@ class PerSampleGradients:
         if node is not None and node not in self._places:
             raise GraphError(f"{node} is not among the nodes that were differentiated by: {self._told()}")
         nodes = self.wrt if node is None else (node,)
-        return self._rows(array_of, (sum(n.dim for n in nodes),), compute, self._merged(nodes))
+        places = self._merged(nodes)
+        if self._here and compute:
+            return array_of(self._parts[0], places, self._executor.threads)
+        return self._rows(array_of, (sum(n.dim for n in nodes),), compute, places)
 
     def norms(self, compute: bool = True) -> Any:
         """Return the Euclidean norm of each sample's gradient by all nodes together, ``(N,)``."""

@@ -123,7 +123,7 @@ def test_results_are_the_callers_own(counted):
 
 
 def test_it_counts_and_is_bounded(counted):
-    engine, take = counted
+    engine, _ = counted
     net = Net()
     engine.jacobian(net.probabilities, net.x, net.feeds)
     info = engine.cache_info()
