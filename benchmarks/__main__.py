@@ -65,7 +65,7 @@ def main(
         parts += ["## Fusion\n\nSteps at batch 32 by the NumPy kernel, one thread.", fusion_report(tell)]
     if "derivatives" in wanted:
         parts += [
-            "## Derivatives\n\n784-90-10 net, float32; every call from an empty cache.",
+            "## Derivatives\n\n784-90-10 net, float32; other data at every call.",
             derivatives_report(tell, turns, clock),
         ]
     if "mainjob" in wanted:

@@ -307,7 +307,8 @@ def _each(a: Share, b: Share) -> Array:
     """Return ``⟨δᵃ⊗xᵃ, δᵇ⊗xᵇ⟩`` of each sample, rows together."""
     left = np.einsum("vnk,vnk->n", a.delta, b.delta)
     if a.row is None or b.row is None:
-        return left if a.row is b.row else left * (b.row if a.row is None else a.row)[:, 0]
+        row = b.row if a.row is None else a.row
+        return left if row is None else left * row[:, 0]
     return left * np.einsum("ni,ni->n", a.row, b.row)
 
 

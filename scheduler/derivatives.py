@@ -15,6 +15,7 @@ from flowgrad.graph import Graph
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
+from . import buffers
 from .cache import Cache, CacheInfo
 from .chunked import chunk_feeds, chunked_factors
 from .executors import Executor, Handle
@@ -71,9 +72,13 @@ class Derivatives:
         return self.cache.info()
 
     def clear_cache(self) -> None:
-        """Drop all values that are kept, and forget the feeds seen; the counts start again."""
+        """Drop all values that are kept, and forget the feeds seen; the counts start again.
+
+        The memory of large results, which is used again when the caller has let go of them, goes too.
+        """
         self.cache.clear()
         self.memory.clear()
+        buffers.clear()
 
     # -- Jacobians ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from flowgrad.factors import Factors
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
+from . import buffers
 from .executors import Executor
 from .tree import bounds
 
@@ -33,7 +34,7 @@ def array_of(part: Part, places: Places, threads: int = 1) -> Array:
     """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``; `threads` share the samples."""
     size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
     samples, dtype = part[0].samples, part[0].dtype
-    out = np.empty((samples, size), dtype)
+    out = buffers.empty((samples, size), dtype)
     if threads == 1 or out.nbytes < THREADED:
         _fill(part, places, out)
         return out

@@ -14,6 +14,7 @@ from flowgrad.factors import Factors, Share
 from flowgrad.jacobian import Array, LocalJacobian
 from flowgrad.program import Instr
 
+from . import buffers
 from .kernel import Step, _step, canonical
 
 # Prepared steps by the identity of their instruction, which is kept beside them so that it cannot be another one's.
@@ -126,7 +127,7 @@ def jacobian_block(ends: Ends, places: Sequence[tuple[int, int, int] | int], sam
             found.append(np.zeros((samples, ends.rows, place), ends.dtype))
             continue
         wrt, lo, hi = place
-        out = np.empty((samples, ends.rows, hi - lo), ends.dtype)
+        out = buffers.empty((samples, ends.rows, hi - lo), ends.dtype)
         ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
         found.append(out)
     return found
