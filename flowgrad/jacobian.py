@@ -213,9 +213,11 @@ class Dense(LocalJacobian):
         return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m)
 
     def pull_into(self, g: Array, out: Array) -> None:
-        """Let the matrix product write into `out`."""
-        if len(self.m) == 1 and g.shape[1] == out.shape[1]:
-            np.matmul(g, self.m[0], out=out)
+        """Let the matrix product write into `out`: one product, if rows and samples of `out` lie end to end."""
+        wide = np.swapaxes(out, 0, 1)
+        if len(self.m) == 1 and g.shape[1] == out.shape[1] and wide.flags.c_contiguous:
+            flat = np.ascontiguousarray(np.swapaxes(g, 0, 1)).reshape(-1, g.shape[2])
+            np.matmul(flat, self.m[0], out=wide.reshape(len(flat), -1))
         else:
             out[...] = self.pull(g)
 

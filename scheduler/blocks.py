@@ -14,6 +14,7 @@ from flowgrad.program import Program
 
 from . import compiled
 from .kernel import canonical, kernel_of
+from .private import PrivateStep
 from .tree import reduce_tree
 
 
@@ -31,12 +32,15 @@ class Step:
         The variables that are fed, by index, in the order of the program's inputs.
     compiled : bool
         Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
+    private : PrivateStep, optional
+        What clips each sample's gradient and adds noise, if that is asked for.
     """
 
     program: Program
     names: tuple[str, ...]
     fed: tuple[int, ...]
     compiled: bool = False
+    private: PrivateStep | None = None
 
 
 State = dict[str, Array]
@@ -122,6 +126,8 @@ def shard_step(
     if step.compiled:
         return _compiled(step, rule, state).gradient(state, const, feeds, rows, batch)
     inputs = arrange(step.program, state, const, [f[rows] for f in feeds])
+    if step.private is not None:
+        return step.private.gradient(inputs, len(rows), batch)
     return shard_gradient(step.program, step.names, batch, len(rows), *inputs)
 
 
@@ -163,7 +169,10 @@ def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
     if step.compiled:
         return _compiled(step, rule, state).update(state, canonical(mean[0]))
     rest = {k: v for k, v in state.items() if k != "w"}
-    w, rest = rule.update(state["w"], canonical(mean[0]), rest)
+    gradient = canonical(mean[0])
+    if step.private is not None:
+        gradient = step.private.blurred(gradient, int(state["t"][0]) + 1)
+    w, rest = rule.update(state["w"], gradient, rest)
     return {"w": w, **rest}
 
 

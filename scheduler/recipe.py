@@ -266,20 +266,27 @@ class Work:
         Program variables: values that are set, then feeds.
     edges : tuple of Edge
         Numbered by the unit's variables.
+    result : int
+        The result's value, numbered so too.
     """
 
     unit: Unit
     leaves: tuple[int, ...]
     edges: tuple[Edge, ...]
+    result: int
 
 
-def work_of(recipe: Recipe) -> Work:
-    """Return the whole of a recipe as one unit."""
+def work_of(recipe: Recipe, cut: bool = True) -> Work:
+    """Return the whole of a recipe as one unit, the result's value included.
+
+    With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the unit cuts them.
+    """
     edges = [
         e._replace(pull=e.pull._replace(args=tuple(map(recipe.through, e.pull.args)))) for e in recipe.derivation.edges
     ]
-    wanted = {a for e in edges for a in e.pull.args}
-    cuts = {i.out for i in recipe.statics if isinstance(i, Instr)}
+    target = recipe.through(recipe.target)
+    wanted = {target, *(a for e in edges for a in e.pull.args)}
+    cuts = {i.out for i in recipe.statics if isinstance(i, Instr)} if cut else set()
     kept = []
     for i in reversed(recipe.program.instrs):
         if i.out in wanted and i.out not in recipe.same and i.out not in cuts:
@@ -294,4 +301,4 @@ def work_of(recipe: Recipe) -> Work:
     at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
     edges = [e._replace(pull=e.pull._replace(args=tuple(at[a] for a in e.pull.args))) for e in edges]
     unit = Unit("block", "", numbered, reads, tuple(i.out for i in kept))
-    return Work(unit, leaves, tuple(edges))
+    return Work(unit, leaves, tuple(edges), at[target])
