@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
+import psutil
 from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
@@ -17,12 +19,10 @@ from flowgrad.node import Node
 
 from . import buffers
 from .cache import Cache, CacheInfo
-from .chunked import chunk_feeds, chunked_factors
 from .executors import Executor, Handle
 from .feeds import check_nodes
 from .forward_mode import cheaper_mode, lower_push
 from .known import FeedMemory, KnownFeeds
-from .lazy_jacobian import lazy_jacobian, memory_here
 from .per_sample import PerSampleGradients
 from .recipe import Recipe, RecipeBook
 from .request import Request
@@ -144,9 +144,9 @@ class Derivatives:
         if memory_budget is not None:
             budget = _positive(memory_budget, "memory_budget")
         else:
-            budget = memory_here() if size > CHECKED else CHECKED
+            budget = int(psutil.virtual_memory().available) // 2 if size > CHECKED else CHECKED
         if compute and size > budget:
-            found = lazy_jacobian(recipe, known, budget)
+            found = _late("lazy_jacobian").lazy_jacobian(recipe, known, budget)
         else:
             request = Request(recipe, known, self.cache)
             blocks = self._blocks(known.feeds.samples)
@@ -239,9 +239,10 @@ class Derivatives:
 
     def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
         graph, _ = check_nodes(target, "per_sample_gradients")
-        chunked = chunk_feeds(graph, feeds, self.dtype)
+        late = _late("chunked")
+        chunked = late.chunk_feeds(graph, feeds, self.dtype)
         recipe = self._recipe_of(target, self._wrt(graph, feeds, wrt), chunked.arrays)
-        parts = chunked_factors(recipe, chunked)
+        parts = late.chunked_factors(recipe, chunked)
         places = recipe.place
         return PerSampleGradients(
             self.executor, recipe.wrt, places, recipe.sizes, parts, chunked.lengths, chunked.dtype
@@ -289,6 +290,11 @@ class Derivatives:
             return self.executor.result(handles)
         finally:
             self.executor.release(handles)
+
+
+def _late(name: str) -> Any:
+    """Load a module that works with dask arrays, which take a while to import."""
+    return import_module(f".{name}", __package__)
 
 
 def nodes_of(wrt: Any, graph: Any) -> list[Node]:

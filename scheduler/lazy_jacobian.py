@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import dask.array as da
-import psutil
 from dask import delayed
 
 from flowgrad.errors import GraphError
@@ -16,11 +15,6 @@ from .known import KnownFeeds
 from .recipe import Recipe, combine, work_of
 from .steps import Ends, jacobian_chunk
 from .tasks import token
-
-
-def memory_here() -> int:
-    """Return how many bytes a result may take if nobody says: half of what is free."""
-    return int(psutil.virtual_memory().available) // 2
 
 
 def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:

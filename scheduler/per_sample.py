@@ -5,11 +5,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
-import dask.array as da
 import numpy as np
-from dask import delayed
 
 from flowgrad.errors import GraphError
 from flowgrad.factors import Factors
@@ -100,6 +99,10 @@ def squares_of(part: Part, scale: float) -> Array:
 def clip_weights(norms: Array, max_norm: float) -> Array:
     """Return ``min(1, max_norm / norm)``."""
     return max_norm / np.maximum(norms, max_norm)
+
+
+def _dask() -> Any:
+    return import_module(".dask_arrays", __package__)
 
 
 class PerSampleGradients:
@@ -211,9 +214,8 @@ class PerSampleGradients:
             )
         if self._here and other._here and compute:
             return dot_of(self._parts[0], other._parts[0])
-        sizes = [(n, m) for n in self._lengths for m in other._lengths]
-        pieces = [delayed(dot_of)(a, b) for a in self._parts for b in other._parts]
-        return self._grid(pieces, sizes, len(other._parts), compute)
+        found = _dask().pairs(dot_of, self._parts, other._parts, self._lengths, other._lengths, self.dtype)
+        return self._done(found, compute)
 
     def gram(self, compute: bool = True) -> Any:
         """Return the scalar products of all pairs of samples, ``(N, N)``: the empirical neural tangent kernel.
@@ -224,16 +226,8 @@ class PerSampleGradients:
         """
         if self._here and compute:
             return dot_of(self._parts[0], None)
-        count = len(self._parts)
-        upper: dict[tuple[int, int], Any] = {}
-        for i in range(count):
-            for j in range(i, count):
-                upper[i, j] = delayed(dot_of)(self._parts[i], None if i == j else self._parts[j])
-        pieces = [
-            upper[i, j] if i <= j else delayed(np.transpose)(upper[j, i]) for i in range(count) for j in range(count)
-        ]
-        sizes = [(n, m) for n in self._lengths for m in self._lengths]
-        return self._grid(pieces, sizes, count, compute)
+        found = _dask().pairs(dot_of, self._parts, None, self._lengths, self._lengths, self.dtype)
+        return self._done(found, compute)
 
     # -- sums over the samples ----------------------------------------------------------------------------------
 
@@ -273,29 +267,19 @@ class PerSampleGradients:
     def _rows(self, func: Callable[..., Array], tail: tuple[int, ...], compute: bool, *args: Any) -> Any:
         if self._here and compute:
             return func(self._parts[0], *args)
-        pieces = [
-            da.from_delayed(delayed(func)(part, *args), (n, *tail), self.dtype)
-            for part, n in zip(self._parts, self._lengths)
-        ]
-        return self._done(da.concatenate(pieces), compute)
-
-    def _grid(self, pieces: list[Any], sizes: list[tuple[int, int]], width: int, compute: bool) -> Any:
-        arrays = [da.from_delayed(piece, size, self.dtype) for piece, size in zip(pieces, sizes)]
-        return self._done(da.block([arrays[i : i + width] for i in range(0, len(arrays), width)]), compute)
+        return self._done(_dask().rows(func, self._parts, self._lengths, tail, self.dtype, *args), compute)
 
     def _sums(self, func: Callable[..., Array], compute: bool, *args: Any) -> dict[Node, Any]:
         if self._here and compute:
             total = func(self._parts[0], *args)
         else:
-            size = (sum(self._sizes),)
-            shares = [da.from_delayed(delayed(func)(part, *args), size, self.dtype) for part in self._parts]
-            total = self._done(da.stack(shares).sum(axis=0), compute)
+            total = self._done(_dask().total(func, self._parts, sum(self._sizes), self.dtype, *args), compute)
         starts = np.cumsum([0, *self._sizes])
         found = {}
         for node in self.wrt:
             place = self._places[node]
             if isinstance(place, int):
-                found[node] = np.zeros(place, self.dtype) if compute else da.zeros(place, dtype=self.dtype)
+                found[node] = np.zeros(place, self.dtype) if compute else _dask().zeros(place, self.dtype)
             else:
                 found[node] = total[starts[place[0]] + place[1] : starts[place[0]] + place[2]]
         return found
