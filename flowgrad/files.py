@@ -68,6 +68,11 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
             "batch_size": optimizer.batch_size,
             "target": optimizer.target.index,
         }
+        if optimizer.privacy is not None:  # without the seed: it is a secret
+            about["optimizer"]["settings"] |= {
+                "per_sample_clip": optimizer.privacy.clip,
+                "noise_multiplier": optimizer.privacy.noise_multiplier,
+            }
         arrays |= {f"state/{k}": v for k, v in (optimizer.state or {}).items()}
     write_arrays(path, arrays, about)
 

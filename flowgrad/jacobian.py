@@ -4,7 +4,11 @@ Notation used throughout: a *cotangent* ``g`` has shape ``(V, N, out)``: ``V`` r
 Factors carry the samples on axis 0; ``N == 1`` means the factor is shared by all samples. The kind is known before any
 data exists, the factor is a small array made from forward values. Dense local Jacobians are never built on the way.
 
-For the algebra see A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 3 (vector reverse mode).
+Reverse mode pulls cotangents from a node to its parents; forward mode pushes tangents ``(V, N, in)`` from parents to the node.
+A pulled cotangent can stay *split* into two factors, ``delta ⊗ row``: the per-sample gradient of a layer is never built unless
+somebody wants to see it.
+
+For the algebra see A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, chapter 3 (vector modes).
 """
 
 from __future__ import annotations
@@ -31,6 +35,27 @@ class LocalJacobian(ABC):
         Kinds whose per-sample block would be large override this with one matrix product.
         """
         return self.pull(g).sum(axis=1, keepdims=True, out=out)
+
+    def split(self, g: Array) -> list[tuple[Array, Array | None]]:
+        """Return the pulled cotangent as factors: per row and sample it is the sum of ``delta ⊗ row``, row-major.
+
+        Returns
+        -------
+        list of (delta, row)
+            ``delta`` is ``(V, N, k)``, ``row`` is ``(N, n)`` or None; ``k * n`` is the length of the parent. None stands for
+            ``n == 1`` and a row of ones.
+        """
+        return [(self.pull(g), None)]
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Push a tangent forward through the node: ``(V, N, in) -> (V, N, out)``.
+
+        The general rule builds the dense Jacobian; every kind here has a better one.
+        """
+        m = self.dense(out_dim)
+        samples = max(len(m), t.shape[1])
+        m, t = np.broadcast_to(m, (samples, *m.shape[1:])), np.broadcast_to(t, (len(t), samples, t.shape[2]))
+        return np.einsum("noi,vni->vno", m, t).astype(t.dtype, copy=False)
 
     def dense(self, out_dim: int) -> Array:
         """Return the Jacobian as an array ``(N, out, in)``; for looking at, never used on the way.
@@ -60,6 +85,10 @@ class Identity(LocalJacobian):
         out[...] = g
         return out
 
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return `t` itself."""
+        return t
+
 
 class Diagonal(LocalJacobian):
     """``dy/dx = diag(d)`` (every elementwise op).
@@ -76,6 +105,10 @@ class Diagonal(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g * d``."""
         return np.multiply(g, self.d, out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return ``t * d``."""
+        return t * self.d
 
 
 class Selection(LocalJacobian):
@@ -110,6 +143,15 @@ class Selection(LocalJacobian):
             np.add.at(out, index, picked)
         return out
 
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Read the columns of `t`, place them at the rows of a zero tangent."""
+        picked = t[:, :, self.cols]
+        if picked.shape[2] == out_dim and isinstance(self.rows, slice):
+            return picked
+        out = np.zeros((*t.shape[:2], out_dim), t.dtype)
+        out[:, :, self.rows] = picked
+        return out
+
 
 class Outer(LocalJacobian):
     """``dy/dx = I_k ⊗ row``: the node is ``k`` dot products with one row (Dot, Sum, MatVec by its matrix).
@@ -138,6 +180,18 @@ class Outer(LocalJacobian):
         target = None if out is None else out.reshape(v, k, n)
         return np.matmul(np.swapaxes(g, 1, 2), self.row, target).reshape(v, 1, k * n)
 
+    def split(self, g: Array) -> list[tuple[Array, Array | None]]:
+        """Return `g` and the row: they are the factors."""
+        return [(g, self.row)]
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the `k` dot products of the tangent with the row."""
+        v, n = t.shape[:2]
+        wide = t.reshape(v, n, out_dim, -1)
+        if len(self.row) == 1:
+            return wide @ self.row[0]
+        return np.einsum("vnki,ni->vnk", np.broadcast_to(wide, (v, len(self.row), *wide.shape[2:])), self.row)
+
 
 class Dense(LocalJacobian):
     """``dy/dx = m``, an explicit matrix per sample (MatVec by its vector).
@@ -164,6 +218,12 @@ class Dense(LocalJacobian):
             return self.pull(g.sum(axis=1, keepdims=True), out)
         return np.matmul(g.reshape(len(g), 1, samples * k), self.m.reshape(-1, n), out)
 
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return ``m @ t``; one plain matrix product when `m` is shared by the samples."""
+        if len(self.m) == 1:
+            return t @ self.m[0].T
+        return np.einsum("noi,vni->vno", self.m, np.broadcast_to(t, (len(t), len(self.m), t.shape[2])))
+
 
 class Rows(LocalJacobian):
     """``y_i`` depends on the ``i``-th stretch of the parent alone, by the row ``m_i`` (RowDot).
@@ -180,6 +240,10 @@ class Rows(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return each row times its entry of the cotangent."""
         return _blocks(g, self.m, out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the dot product of each stretch of the tangent with its row."""
+        return (t.reshape(*t.shape[:2], *self.m.shape[1:]) * self.m).sum(axis=3)
 
 
 class OuterSum(LocalJacobian):
@@ -213,6 +277,18 @@ class OuterSum(LocalJacobian):
         target = None if out is None else out.reshape(len(g), turned.shape[1], n)
         return np.matmul(turned, self.rows.reshape(-1, n), target).reshape(len(g), 1, -1)
 
+    def split(self, g: Array) -> list[tuple[Array, Array | None]]:
+        """Return a pair for each vector."""
+        r = self.rows.shape[1]
+        stretches = g.reshape(*g.shape[:2], r, -1)
+        return [(stretches[:, :, k], self.rows[:, k]) for k in range(r)]
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the tangent of the matrix times every vector."""
+        n = self.rows.shape[2]
+        found = np.matmul(self.rows, np.swapaxes(t.reshape(*t.shape[:2], -1, n), 2, 3))
+        return found.reshape(*found.shape[:2], out_dim)
+
 
 class Blocks(LocalJacobian):
     """``dy/dx = I_r ⊗ m``: the same matrix for each of ``r`` vectors laid end to end (BatchMatVec by its vectors).
@@ -230,11 +306,16 @@ class Blocks(LocalJacobian):
         """Return every stretch of the cotangent times the matrix."""
         _, k, n = self.m.shape
         stretches = g.reshape(*g.shape[:2], -1, k)
-        target = None if out is None else out.reshape(*out.shape[:2], -1, n)
-        if len(self.m) == 1:
-            plain = None if target is None else target.reshape(-1, n)
-            return np.matmul(stretches.reshape(-1, k), self.m[0], plain).reshape(*g.shape[:2], -1)
-        found = np.matmul(stretches, self.m, target)
+        if len(self.m) == 1 and (out is None or out.flags.c_contiguous):  # one plain matrix product
+            target = None if out is None else out.reshape(-1, n)
+            return np.matmul(stretches.reshape(-1, k), self.m[0], target).reshape(*g.shape[:2], -1)
+        found = np.matmul(stretches, self.m, None if out is None else out.reshape(*out.shape[:2], -1, n))
+        return found.reshape(*found.shape[:2], -1)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the matrix times every stretch of the tangent."""
+        n = self.m.shape[2]
+        found = np.matmul(t.reshape(*t.shape[:2], -1, n), np.swapaxes(self.m, 1, 2))
         return found.reshape(*found.shape[:2], -1)
 
 
@@ -253,6 +334,28 @@ class SoftMaxJacobian(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
         return np.multiply(self.p, g - (g * self.p).sum(axis=2, keepdims=True), out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the same: the matrix is symmetric."""
+        return self.pull(t)
+
+
+class SoftMaxTangent(LocalJacobian):
+    """Tangent of `SoftMaxJacobian`: ``diag(q) - q pᵀ - p qᵀ`` for the tangent `q` of the probabilities `p`.
+
+    Parameters
+    ----------
+    p, q : ndarray (N, n)
+    """
+
+    def __init__(self, p: Array, q: Array):
+        self.p = p
+        self.q = q
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return ``q * (g - g·p) - p * (g·q)``."""
+        along_p, along_q = ((g * v).sum(axis=2, keepdims=True) for v in (self.p, self.q))
+        return np.subtract(self.q * (g - along_p), self.p * along_q, out)
 
 
 def _blocks(g: Array, rows: Array, out: Array | None) -> Array:

@@ -6,7 +6,7 @@ A subclass of `Op` is stated once: its static methods are the op's pure rules, o
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -324,6 +324,11 @@ class Op(Node):
     def jacobian(slot: int, y: Any, *values: Any, **attrs: Any) -> LocalJacobian:
         """Return the local Jacobian by the parent in `slot`."""
         raise NotImplementedError("an op states its derivative: a static method `jacobian(slot, y, *values, **attrs)`")
+
+    #: Optional rule ``jacobian_tangent(slot, values, tangents, **attrs)``, for second derivatives: the local Jacobian whose
+    #: factor is the factor's tangent, or None where it is zero; `values` and `tangents` begin with the node's own. An op
+    #: that states none is differentiated once more by central differences of ``jacobian``.
+    jacobian_tangent: ClassVar[Callable[..., LocalJacobian | None] | None] = None
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:

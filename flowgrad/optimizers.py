@@ -12,6 +12,7 @@ from .graph import Graph
 from .jacobian import Array
 from .node import Node, Variable, ancestors
 from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule, Rule, State
+from .privacy import Privacy
 
 
 class Optimizer:
@@ -27,6 +28,13 @@ class Optimizer:
         The pure update rule.
     batch_size : int
         Number of samples whose mean gradient makes one update.
+    per_sample_clip : float, optional
+        C: each sample's gradient is scaled down to at most this norm, and noise is added: a step of differentially private SGD.
+        The gradient becomes ``(Σ gᵢ min(1, C/‖gᵢ‖) + σ C z) / batch_size`` with `z` standard normal, drawn anew at each update.
+    noise_multiplier : float
+        σ of it.
+    noise_seed : int, optional
+        Makes the noise repeatable, the same for any grain and number of workers, and no longer secret. Never saved.
 
     Attributes
     ----------
@@ -37,9 +45,25 @@ class Optimizer:
     ------
     GraphError
         If the target is not a scalar node of `graph`, or a hyperparameter makes no sense.
+
+    Notes
+    -----
+    Privacy: `Trainer` does not draw Poisson samples. An epoch is one random order of all samples (``shuffle=True``), cut into
+    batches of fixed size, so that each sample is used once per epoch; account for that, or for Poisson sampling as an
+    approximation that must be named as one. flowgrad does no accounting: use Opacus' accountants or Google's dp-accounting with σ,
+    batch size, number of samples and number of updates. The loss that is reported is not private.
     """
 
-    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32):
+    def __init__(
+        self,
+        graph: Graph,
+        target: Node,
+        rule: Rule,
+        batch_size: int = 32,
+        per_sample_clip: float | None = None,
+        noise_multiplier: float = 0.0,
+        noise_seed: int | None = None,
+    ):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
         if not isinstance(target, Node) or target.graph is not graph:
@@ -55,6 +79,11 @@ class Optimizer:
         self.target = target
         self.rule = rule
         self.batch_size = int(batch_size)
+        self.privacy: Privacy | None = None
+        if per_sample_clip is not None:
+            self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
+        elif noise_multiplier != 0:
+            raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
         self.state: State | None = None
         self._sum: Array | None = None
         self._count = 0
@@ -92,6 +121,8 @@ class Optimizer:
         if self._count == 0:
             warn_independent(self.target, [v for v in variables if v.value is not None])
         gradient = np.concatenate([v.backward(self.target)[0] for v in variables] or [np.zeros(0)])
+        if self.privacy is not None:
+            gradient = self.privacy.clipped(gradient)
         self._sum = gradient if self._sum is None else self._sum + gradient
         self._count += 1
         if self._count == self.batch_size:
@@ -103,6 +134,8 @@ class Optimizer:
         values = np.concatenate([np.zeros(v.dim) if v.value is None else v.value for v in variables] or [np.zeros(0)])
         if self.state is None:
             self.state = self.rule.init(values)
+        if self.privacy is not None:
+            gradient = gradient + self.privacy.noise(len(gradient), int(self.state["t"][0]) + 1)
         values, self.state = self.rule.update(values, gradient, self.state)
         start = 0
         for variable in variables:
@@ -131,13 +164,13 @@ class GradientDescent(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
+    graph, target, batch_size, **private
+        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
     learning_rate : float
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32):
-        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size)
+    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32, **private: Any):
+        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size, **private)
 
 
 class Momentum(Optimizer):
@@ -145,17 +178,23 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
+    graph, target, batch_size, **private
+        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
     learning_rate : float
     momentum : float
         At least 0, below 1.
     """
 
     def __init__(
-        self, graph: Graph, target: Node, learning_rate: float = 0.01, momentum: float = 0.9, batch_size: int = 32
+        self,
+        graph: Graph,
+        target: Node,
+        learning_rate: float = 0.01,
+        momentum: float = 0.9,
+        batch_size: int = 32,
+        **private: Any,
     ):
-        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size)
+        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size, **private)
 
 
 class AdaGrad(Optimizer):
@@ -163,13 +202,13 @@ class AdaGrad(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
+    graph, target, batch_size, **private
+        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
     learning_rate : float
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32):
-        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size)
+    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32, **private: Any):
+        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size, **private)
 
 
 class RMSProp(Optimizer):
@@ -177,17 +216,23 @@ class RMSProp(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
+    graph, target, batch_size, **private
+        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
     learning_rate : float
     beta : float
         At least 0, below 1.
     """
 
     def __init__(
-        self, graph: Graph, target: Node, learning_rate: float = 0.01, beta: float = 0.9, batch_size: int = 32
+        self,
+        graph: Graph,
+        target: Node,
+        learning_rate: float = 0.01,
+        beta: float = 0.9,
+        batch_size: int = 32,
+        **private: Any,
     ):
-        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size)
+        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size, **private)
 
 
 class Adam(Optimizer):
@@ -195,8 +240,8 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
+    graph, target, batch_size, **private
+        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
     learning_rate : float
     beta_1, beta_2 : float
         At least 0, below 1.
@@ -214,5 +259,6 @@ class Adam(Optimizer):
         beta_2: float = 0.99,
         batch_size: int = 32,
         bias_correction: bool = False,
+        **private: Any,
     ):
-        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size)
+        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size, **private)

@@ -6,7 +6,7 @@ A program variable is an integer; its type says what it holds: a value ``(N, dim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -156,7 +156,12 @@ class Builder:
         return Program(tuple(self.types), tuple(self.inputs), tuple(self.instrs), outputs, self.layout)
 
 
-def trace(targets: Sequence[Node], feeds: Iterable[Variable], params: Iterable[Variable]) -> Program:
+def trace(
+    targets: Sequence[Node],
+    feeds: Iterable[Variable],
+    params: Iterable[Variable],
+    marks: Mapping[Node, type[Op]] | None = None,
+) -> Program:
     """Write what `targets` need as a program, node by node.
 
     Parameters
@@ -167,7 +172,10 @@ def trace(targets: Sequence[Node], feeds: Iterable[Variable], params: Iterable[V
         Given per sample.
     params : iterable of Variable
         Shared by the samples, to be differentiated by; the other variables are constants.
+    marks : dict, optional
+        Inner nodes, each with an op that is put behind it: whoever reads the node reads that. Outputs ``"at <index>"``.
     """
+    marks = marks or {}
     fed, trained = set(feeds), set(params)
     needed: set[Node] = set(targets)
     stack = list(needed)
@@ -181,10 +189,13 @@ def trace(targets: Sequence[Node], feeds: Iterable[Variable], params: Iterable[V
     for node in sorted(needed, key=lambda n: n.index):
         if isinstance(node, Op):
             var[node] = builder.apply(type(node), [var[p] for p in node.parents], node.attrs, node.name)
+            if node in marks:
+                var[node] = builder.apply(marks[node], [var[node]], {"node": node.index}, node.name)
         else:
             role: Role = "feed" if node in fed else "param" if node in trained else "const"
             var[node] = builder.input(Type(node.dim, role == "feed"), role, node.index)
-    return builder.build({str(i): var[t] for i, t in enumerate(targets)})
+    marked = {f"at {node.index}": var[node] for node in marks if node in needed}
+    return builder.build({str(i): var[t] for i, t in enumerate(targets)} | marked)
 
 
 def verify(program: Program) -> Program:

@@ -14,6 +14,7 @@ from flowgrad.program import Program
 
 from . import compiled
 from .kernel import canonical, kernel_of
+from .private import PrivateStep
 from .scratch import Scratch, shard_threads, update_in_place
 from .tree import reduce_tree
 
@@ -32,12 +33,15 @@ class Step:
         The variables that are fed, by index, in the order of the program's inputs.
     compiled : bool
         Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
+    private : PrivateStep, optional
+        What clips each sample's gradient and adds noise, if that is asked for.
     """
 
     program: Program
     names: tuple[str, ...]
     fed: tuple[int, ...]
     compiled: bool = False
+    private: PrivateStep | None = None
 
 
 State = dict[str, Array]
@@ -69,12 +73,6 @@ def weights(state: State) -> Array:
     return state["w"][None]
 
 
-def identity_seed(rows: int, like: Array) -> Array:
-    """Return the seed cotangent ``(rows, N, rows)`` of a full Jacobian; `like` is the result's value."""
-    eye = np.eye(rows, dtype=like.dtype)[:, None, :]
-    return np.ascontiguousarray(np.broadcast_to(eye, (rows, len(like), rows)))
-
-
 def mean_seed(like: Array, samples: int, batch: int) -> Array:
     """Return the seed of a shard's share of the mean: 1/`batch` for each of its samples.
 
@@ -100,15 +98,6 @@ def run_program(program: Program, names: tuple[str, ...], *inputs: Any) -> Any:
     found = kernel_of(program)([canonical(np.asarray(i)) for i in inputs])
     values = [canonical(found[name]) for name in names]
     return values[0] if len(values) == 1 else values
-
-
-def shard_jacobian(program: Program, names: tuple[str, ...], rows: int, *inputs: Array) -> list[Array]:
-    """Run a forward and backward program on one shard, seeded with identity rows."""
-    samples = max(map(len, inputs))
-    result_samples = samples if program.types[program.inputs[-1].var].batched else 1
-    like = np.empty((result_samples, 0), inputs[0].dtype)
-    found = kernel_of(program)([*map(canonical, inputs), identity_seed(rows, like)])
-    return [canonical(found[name]) for name in names]
 
 
 def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples: int, *inputs: Array) -> Gradient:
@@ -157,6 +146,8 @@ def shard_step(
         scratch = Scratch()
     taken = [scratch.take(k, f, rows) for k, f in enumerate(feeds)]
     inputs = arrange(step.program, state, const, taken)
+    if step.private is not None:
+        return step.private.gradient(inputs, len(rows), batch)
     size = step.program.size("param")
     into = {name: scratch.array(name, (1, 1, size), state["w"].dtype) for name in step.names}
     found = _run_seeded(step.program, batch, len(rows), inputs, into)
@@ -201,8 +192,14 @@ def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
     if step.compiled:
         return _compiled(step, rule, state).update(state, canonical(mean[0]))
     state = {k: v.copy() for k, v in state.items()}
-    update_in_place(rule, state, canonical(mean[0]))
+    _update(step, rule, state, canonical(mean[0]))
     return state
+
+
+def _update(step: Step, rule: Rule, state: State, gradient: Array) -> None:
+    if step.private is not None:
+        gradient = step.private.blurred(gradient, int(state["t"][0]) + 1)
+    update_in_place(rule, state, gradient)
 
 
 def run_round(
@@ -233,7 +230,7 @@ def run_round(
                 scratches,
             )
             gradient, loss = reduce_tree(list(shares), add_gradients)
-            update_in_place(rule, state, gradient)
+            _update(step, rule, state, gradient)
             losses.append(loss)
     return state, losses
 

@@ -15,13 +15,15 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 from flowgrad.optimizers import warn_independent
 
+from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
 from .feeds import check_feeds, check_nodes
-from .lower import Job, check_grain, lower_forward, lower_gradient, lower_jacobian
+from .lower import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
+from .products import Products
 
 
-class Engine:
+class Engine(Products):
     """Runs graphs over many samples.
 
     Parameters
@@ -35,6 +37,8 @@ class Engine:
         How much goes into a task: ``"node"``, ``"sample"``, ``"shard"``, ``"round"`` or ``"auto"``.
     shards : int, optional
         Into how many parts samples are cut; a property of the plan, never of how many workers there are.
+    cache_bytes : int
+        Bytes of intermediate values and cotangents of Jacobians that are kept for later calls; 0 keeps nothing.
     kernel : str
         What runs optimizer steps: ``"numba"`` (compiled), ``"numpy"``, or ``"auto"``: compiled where it pays.
 
@@ -64,6 +68,7 @@ class Engine:
         grain: str = "auto",
         shards: int | None = None,
         kernel: str = "auto",
+        cache_bytes: int = DEFAULT_BYTES,
     ):
         if kernel not in ("auto", "numba", "numpy"):
             raise GraphError(f"unknown kernel {kernel!r}: choose auto, numba or numpy")
@@ -76,6 +81,7 @@ class Engine:
         self.grain = check_grain(grain)
         self.shards = shards
         self.executor: Executor = where if isinstance(where, Executor) else _executor(where)
+        self._begin(cache_bytes)
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -125,28 +131,6 @@ class Engine:
             If a feed is missing or cannot be used.
         """
         return self._run(self._gradient_job(target, feeds, wrt, None))
-
-    def jacobian(self, result: Node, wrt: Variable | Sequence[Variable], feeds: Mapping[Any, Any] | None = None) -> Any:
-        """Compute the Jacobian of `result` by variables, for every sample.
-
-        Parameters
-        ----------
-        result : Node
-            Vector or scalar.
-        wrt : Variable or list of Variable
-        feeds : dict, optional
-
-        Returns
-        -------
-        ndarray (N, result.dim, wrt.dim), or for a list of variables a dict of them
-        """
-        graph, _ = check_nodes(result, "jacobian")
-        variables = _variables(wrt, graph)
-        job = lower_jacobian(
-            result, graph, check_feeds(graph, feeds, self.dtype), variables, self._grain(None), self.shards
-        )
-        found = self._run(job)
-        return found[wrt] if isinstance(wrt, Variable) else found
 
     def lower(
         self,

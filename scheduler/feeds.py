@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,20 +53,44 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
         return Feeds({}, 1, np.dtype(dtype or np.float64))
     if not isinstance(feeds, Mapping):
         raise FeedError(f"feeds must be a dict {{variable: array}}, not {type(feeds).__name__}")
-    raw = {_variable(graph, v): _numeric(v, a) for v, a in feeds.items()}
-    lengths = {v: len(a) for v, a in raw.items()}
+    raw = {fed_variable(graph, v): _numeric(v, a) for v, a in feeds.items()}
+    samples = check_lengths({v: len(a) for v, a in raw.items()})
+    dtype = common_dtype((a.dtype for a in raw.values()), dtype)
+    arrays = {v: _shaped(v, a, dtype) for v, a in raw.items()}
+    return Feeds(arrays, samples, dtype)
+
+
+def check_array(variable: Any, array: Any, dtype: Any) -> Array:
+    """Check one feed and bring it to ``(N, dim)`` of `dtype`.
+
+    Parameters
+    ----------
+    variable
+        Has a ``name`` and a ``dim``.
+    array, dtype
+        See `check_feeds`.
+    """
+    return _shaped(variable, _numeric(variable, array), np.dtype(dtype))
+
+
+def check_lengths(lengths: Mapping[Any, int]) -> int:
+    """Return the number of samples, the same for all feeds and at least 1, or raise with what each has."""
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{v.name!r} has {n}" for v, n in lengths.items())
         raise FeedError(f"feeds differ in their number of samples: {told}; axis 0 is the samples")
     empty = [v.name for v, n in lengths.items() if n == 0]
     if empty:
         raise FeedError(f"the feed for {empty[0]!r} is empty: it has 0 samples, at least 1 is needed")
+    return next(iter(lengths.values()), 1)
+
+
+def common_dtype(dtypes: Iterable[Any], dtype: Any = None) -> np.dtype[Any]:
+    """Return the dtype to compute in: as given, or that of the floating-point feeds."""
     if dtype is None:
-        floats = [a.dtype for a in raw.values() if a.dtype.kind == "f"]
+        floats = [d for d in dtypes if d.kind == "f"]
         dtype = np.result_type(*floats) if floats else np.float64
         dtype = np.float32 if dtype == np.float16 else dtype
-    arrays = {v: _shaped(v, a, np.dtype(dtype)) for v, a in raw.items()}
-    return Feeds(arrays, next(iter(lengths.values()), 1), np.dtype(dtype))
+    return np.dtype(dtype)
 
 
 def check_nodes(nodes: Any, what: str) -> tuple[Graph, list[Node]]:
@@ -92,7 +116,8 @@ def require_values(variables: list[Variable], feeds: Feeds, target: Node) -> Non
             )
 
 
-def _variable(graph: Graph, key: Any) -> Variable:
+def fed_variable(graph: Graph, key: Any) -> Variable:
+    """Return `key` if it can be fed, a variable of `graph`."""
     if not isinstance(key, Node):
         raise FeedError(f"feeds are given by variable; {key!r} is {type(key).__name__}, not a node")
     if not isinstance(key, Variable):

@@ -151,8 +151,8 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
     return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)
 
 
-def _backward(
-    target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str, per_sample: bool
+def compile_gradient(
+    target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
 ) -> tuple[Program, list[tuple[str, list[Variable]]]]:
     """Return forward and backward program, and per output name the variables whose derivatives it holds."""
     params = [v for v in wrt if v not in feeds.arrays]
@@ -160,7 +160,7 @@ def _backward(
     program = compile_forward([target], feeds, params, grain)
     where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
     found = [(var, vs) for var, vs in where if var is not None and vs]
-    program = differentiate(program, program.outputs["0"], [var for var, _ in found], per_sample, fold=grain != "node")
+    program = differentiate(program, program.outputs["0"], [var for var, _ in found], fold=grain != "node")
     program = run_passes(program, backward_passes(grain))
     named = [(f"d{k}", vs) for k, (_, vs) in enumerate(found) if f"d{k}" in program.outputs]
     return program, named
@@ -171,7 +171,7 @@ def lower_gradient(
 ) -> Job:
     """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``."""
     graph = TaskGraph()
-    program, named = _backward(target, feeds, wrt, grain, per_sample=False)
+    program, named = compile_gradient(target, feeds, wrt, grain)
     placed = Placed(graph, program, owner, feeds, grain, shards)
     names = tuple(name for name, _ in named)
     held = None if grain == "node" else graph.data("program", program)
@@ -221,41 +221,3 @@ def lower_share(
 def _until(program: Program, seed: int) -> tuple[Any, ...]:
     """Return the forward part: what was there before the seed was added."""
     return tuple(i for i in program.instrs if i.out < seed)
-
-
-def lower_jacobian(
-    result: Node, owner: Graph, feeds: Feeds, wrt: Sequence[Variable], grain: str, shards: int | None
-) -> Job:
-    """Lower the Jacobians of `result` per sample; the result is a dict ``{variable: (N, result.dim, dim)}``."""
-    graph = TaskGraph()
-    program, named = _backward(result, feeds, wrt, grain, per_sample=True)
-    placed = Placed(graph, program, owner, feeds, grain, shards)
-    names = tuple(name for name, _ in named)
-    held = None if grain == "node" else graph.data("program", program)
-    seed = program.inputs[-1].var
-    keys: list[Ref] = []
-    for start, stop in placed.bounds if names else ():
-        inputs = placed.inputs(start, stop)
-        if held is None:
-            forward = Program(program.types, program.inputs, _until(program, seed), {})
-            refs = lower_nodes(graph, forward, inputs)
-            refs[seed] = graph.task("seed", blocks.identity_seed, result.dim, refs[program.outputs["0"]])
-            refs = lower_nodes(graph, Program(program.types, (), program.instrs[len(forward.instrs) :], {}), refs)
-            keys.append(graph.task("collect", blocks.collect, *(refs[program.outputs[n]] for n in names)))
-            continue
-        given = [inputs[i.var] for i in program.inputs if i.var != seed]
-        keys.append(graph.task("jacobian", blocks.shard_jacobian, held, names, result.dim, *given))
-
-    def finish(values: list[Any]) -> dict[Variable, Array]:
-        out = {v: np.zeros((feeds.samples, result.dim, v.dim), feeds.dtype) for v in wrt}
-        for shard, (start, stop) in zip(values, placed.bounds):
-            for (_, variables), block in zip(named, shard):
-                for v in variables:
-                    if v in feeds.arrays:
-                        out[v][start:stop] = np.swapaxes(block, 0, 1)
-                    elif v.index in program.layout:
-                        _, lo, hi = program.layout[v.index]
-                        out[v][start:stop] = np.swapaxes(block[:, :, lo:hi], 0, 1)
-        return out
-
-    return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
 from flowgrad.optim import Rule
+from flowgrad.privacy import Privacy
 from flowgrad.program import Program
 
 from . import blocks
@@ -21,6 +22,9 @@ from .fuse import Layout
 from .lower import compile_forward, input_var, lower_share
 from .passes import backward_passes, run_passes
 from .plan import Plan
+from .private import PrivateStep
+from .recipe import Recipe, work_of
+from .steps import Ends
 from .tasks import Ref, TaskGraph
 from .tree import bounds, reduce_tree
 
@@ -45,6 +49,28 @@ def compile_step(
     program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
     program = run_passes(program, backward_passes(grain))
     return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
+
+
+def compile_private(
+    step: Step, target: Node, feeds: Feeds, params: Sequence[Variable], privacy: Privacy | None
+) -> Step:
+    """Return the step with what clips and blurs; the parameters lie as they do in `step`."""
+    if privacy is None:
+        return step
+    recipe = Recipe(target, params, frozenset(feeds.arrays), "shard")
+    work = work_of(recipe, cut=False)
+    inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
+    leaves = tuple(inputs[i.role, i.node] for var in work.leaves for i in recipe.program.inputs if i.var == var)
+    flat = step.program.size("param")
+    order, start = np.zeros(flat, np.int64), 0
+    for v in params:
+        if v.index in step.program.layout:
+            _, lo, hi = step.program.layout[v.index]
+            assert recipe.place[recipe.wrt.index(v)] == (0, lo, hi)
+            order[lo:hi] = np.arange(start, start + v.dim)
+        start += v.dim
+    ends = Ends(work.edges, (flat,), 1, feeds.dtype, "")
+    return replace(step, private=PrivateStep(privacy, work.unit.instrs, ends, leaves, work.result, order, start))
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
@@ -94,7 +120,7 @@ def lower_window(
 def _share(
     graph: TaskGraph, step: Step, plan: Plan, rule: Rule, given: Given, state: Ref, rows: Array, batch: int
 ) -> Ref:
-    if plan.grain != "node":
+    if plan.grain != "node" or step.private is not None:
         return graph.task("gradient", blocks.shard_step, given.step, rule, state, given.const, given.feeds, rows, batch)
     feeds = iter(given.feeds)
     inputs: dict[int, Ref] = {}

@@ -27,7 +27,7 @@ from .executors import Handle
 from .feeds import check_feeds
 from .history import History
 from .lower import flat_values
-from .lower_train import Given, compile_step, epoch_batches, lower_window
+from .lower_train import Given, compile_private, compile_step, epoch_batches, lower_window
 from .plan import Plan, choose_kernel, choose_plan, choose_shards
 from .tasks import Ref, TaskGraph, token
 from .tree import bounds
@@ -75,11 +75,13 @@ class Run:
         self.salt = uuid.uuid4().hex
         self.held: list[Handle] = []
         self.step = compile_step(target, self.feeds, self.variables, "shard")
+        self.step = compile_private(self.step, target, self.feeds, self.variables, optimizer.privacy)
         layout = self.step.program.layout
         self.state = self._first_state()
         self.plan = self._plan()
         if self.plan.grain == "node":
-            self.step = compile_step(target, self.feeds, self.variables, "node", layout)
+            private = self.step.private
+            self.step = replace(compile_step(target, self.feeds, self.variables, "node", layout), private=private)
         self.given = self._place()
         self.evaluation = (
             None if checked is None else Evaluation(self.executor, target, checked, self.variables, layout)
@@ -118,6 +120,8 @@ class Run:
         work = fixed + each * batch_size
         updates = self.epochs * -(-self.feeds.samples // batch_size)
         unsupported = compiled.supports(self.step.program, self.step.names)
+        if self.step.private is not None:
+            unsupported = "gradients are clipped per sample"
         kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
         shards = choose_shards(engine.grain, engine.shards, batch_size, work, kernel[0])
         self.step = replace(self.step, compiled=kernel[0] == "numba")

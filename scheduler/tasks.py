@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -65,6 +65,19 @@ class TaskGraph:
         key = f"{prefix}-{token(func, *args)}"
         self.records.setdefault(key, Task(func, args))
         return Ref(key)
+
+
+def references(records: Iterable[Record]) -> set[str]:
+    """Return every key that tasks refer to."""
+    found: set[str] = set()
+    stack: list[Any] = [a for r in records if isinstance(r, Task) for a in r.args]
+    while stack:
+        arg = stack.pop()
+        if isinstance(arg, Ref):
+            found.add(arg.key)
+        elif isinstance(arg, list):
+            stack += arg
+    return found
 
 
 # What is known by its text alone.

@@ -8,11 +8,12 @@ import sys
 import pytest
 from conftest import ROOT
 
+DRAWING = ("influence", "kernel", "saliency")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_quick_start_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, derivatives = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
@@ -20,6 +21,11 @@ def test_quick_start_runs(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) > 0.9
+    more = code + derivatives + "print(norms.shape, kernel.shape, len(curved), jacobian[x].shape)"
+    run = subprocess.run(
+        [sys.executable, "-c", more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.endswith("(600,) (600, 600) 1 (600, 3, 10)\n"), run.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -45,12 +51,15 @@ def test_pictures_are_drawn_by_the_script(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "IMAGES", tmp_path)
     script.main()
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == sorted(path.name for path in (ROOT / "docs" / "images").glob("*.png"))
+    of_examples = [f"{name}.png" for name in DRAWING]
+    assert sorted([*drawn, *of_examples]) == sorted(path.name for path in (ROOT / "docs" / "images").glob("*.png"))
+    pages = README + (ROOT / "docs" / "derivatives.md").read_text(encoding="utf-8")
+    assert all(f"images/{name}" in pages for name in of_examples)
     for name in drawn:
         assert f"docs/images/{name}" in README
 
 
-@pytest.mark.parametrize("name", ["mnist", "node_grain", "softmax_regression"])
+@pytest.mark.parametrize("name", ["mnist", "node_grain", "softmax_regression", *DRAWING])
 def test_examples_compile(name):
     source = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     compile(source, name, "exec")

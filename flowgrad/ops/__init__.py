@@ -4,6 +4,7 @@ from .batch import BatchMatVec
 from .elementwise import Add, Exp, Log, Logistic, Multiply, Negative, Reciprocal, ReLU, Scale, Subtract, Tanh
 from .linear import Dot, Gather, MatVec, RowDot, Slice, Sum, Vectorize
 from .loss import CrossEntropyWithSoftMax, MeanSquaredError, SoftMax
+from .mark import Mark
 from .operators import install
 
 install()
@@ -17,6 +18,7 @@ __all__ = [
     "Gather",
     "Log",
     "Logistic",
+    "Mark",
     "MatVec",
     "MeanSquaredError",
     "Multiply",

@@ -74,6 +74,13 @@ class BatchMatVec(Op):
             return Blocks(W.reshape(len(W), -1, n))
         return OuterSum(xs.reshape(len(xs), count, n))
 
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], *, count: int, n: int
+    ) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return BatchMatVec.jacobian(slot, *tangents, count=count, n=n)
+
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
         """Return one with more vectors where the matrix is shared."""

@@ -133,6 +133,11 @@ class Multiply(Elementwise):
         """Return the diagonal of the other operand."""
         return Diagonal(a if slot else b)
 
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return Multiply.jacobian(slot, *tangents)
+
 
 class Scale(Elementwise):
     """``c * a`` for a number `c`.
@@ -238,6 +243,11 @@ class Exp(Elementwise):
         """Return ``diag(exp(a))``."""
         return Diagonal(y)
 
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``diag(y')``."""
+        return Diagonal(tangents[0])
+
 
 class Log(Elementwise):
     """Natural logarithm, entry by entry; the entries must be positive.
@@ -269,6 +279,11 @@ class Log(Elementwise):
         """Return ``diag(1 / a)``."""
         return Diagonal(1.0 / a)
 
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``diag(-a' / a²)``."""
+        return Diagonal(-tangents[1] / values[1] ** 2)
+
 
 class Reciprocal(Elementwise):
     """``1 / a``, entry by entry; the entries must not be zero.
@@ -299,6 +314,11 @@ class Reciprocal(Elementwise):
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
         """Return ``diag(-1 / a²)``."""
         return Diagonal(-y * y)
+
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``diag(-2 y y')``."""
+        return Diagonal(-2.0 * values[0] * tangents[0])
 
 
 class Logistic(Elementwise):
@@ -332,6 +352,11 @@ class Logistic(Elementwise):
         """Return ``diag(y (1 - y))``."""
         return Diagonal(y * (1.0 - y))
 
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``diag(y' (1 - 2 y))``."""
+        return Diagonal(tangents[0] * (1.0 - 2.0 * values[0]))
+
 
 class Tanh(Elementwise):
     """Hyperbolic tangent, entry by entry.
@@ -363,6 +388,11 @@ class Tanh(Elementwise):
         """Return ``diag(1 - y²)``."""
         return Diagonal(1.0 - y * y)
 
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``diag(-2 y y')``."""
+        return Diagonal(-2.0 * values[0] * tangents[0])
+
 
 class ReLU(Elementwise):
     """``max(a, 0)``, entry by entry; the derivative at 0 is taken as 0.
@@ -393,3 +423,8 @@ class ReLU(Elementwise):
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
         """Return the diagonal of ones where the value is positive."""
         return Diagonal(y > 0)
+
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return None: the Jacobian is constant."""
+        return None

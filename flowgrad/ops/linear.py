@@ -63,6 +63,11 @@ class Dot(Op):
         """Return the other operand as a row."""
         return Outer(a if slot else b)
 
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return Dot.jacobian(slot, *tangents)
+
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
         """Return a `MatVec` where one operand is shared, else a `RowDot`."""
@@ -121,6 +126,13 @@ class RowDot(Op):
         """Return the rows of the other operand."""
         other = a if slot else b
         return Rows(other.reshape(len(other), rows, -1))
+
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], *, rows: int
+    ) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return RowDot.jacobian(slot, *tangents, rows=rows)
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
@@ -183,6 +195,13 @@ class MatVec(Op):
     def jacobian(slot: int, y: Array, W: Array, x: Array, *, n: int) -> LocalJacobian:
         """Return ``I ⊗ x`` by the matrix, the matrix itself by the vector."""
         return Dense(W.reshape(len(W), -1, n)) if slot else Outer(x)
+
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], *, n: int
+    ) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return MatVec.jacobian(slot, *tangents, n=n)
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobian import Array, LocalJacobian, Outer, SoftMaxJacobian
+from ..jacobian import Array, LocalJacobian, Outer, SoftMaxJacobian, SoftMaxTangent
 from ..node import Op
 
 # Added to the probabilities under the logarithm, so that a probability of 0 costs 23, not infinity.
@@ -46,6 +46,11 @@ class SoftMax(Op):
     def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
         """Return ``diag(p) - p pᵀ``."""
         return SoftMaxJacobian(y)
+
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``diag(p') - p' pᵀ - p p'ᵀ``."""
+        return SoftMaxTangent(values[0], tangents[0])
 
     @staticmethod
     def row_value(y: Array, a: Array) -> None:
@@ -108,6 +113,17 @@ class CrossEntropyWithSoftMax(Op):
         if slot:
             return Outer(-np.log(softmax(a) + EPSILON))
         return Outer(softmax(a) * labels.sum(axis=1, keepdims=True) - labels)
+
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return the row of the tangents, through the tangent of the probabilities."""
+        _, a, labels = values
+        p = softmax(a)
+        moved = p * (tangents[1] - (p * tangents[1]).sum(axis=1, keepdims=True))
+        if slot:
+            return Outer(-moved / (p + EPSILON))
+        weight, weight_moved = (v.sum(axis=1, keepdims=True) for v in (labels, tangents[2]))
+        return Outer(moved * weight + p * weight_moved - tangents[2])
 
     @staticmethod
     def row_value(y: Array, a: Array, labels: Array) -> None:
@@ -203,6 +219,11 @@ class MeanSquaredError(Op):
         """Return ``2 (a - b)ᵀ / n``, its negative by `b`."""
         factor = -2.0 if slot else 2.0
         return Outer((a - b) * (factor / a.shape[1]))
+
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return MeanSquaredError.jacobian(slot, *tangents)
 
     @staticmethod
     def row_value(y: Array, a: Array, b: Array) -> None:

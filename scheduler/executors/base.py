@@ -17,6 +17,30 @@ class Handle:
         self.future = future
 
 
+class Done:
+    """A future whose value is there.
+
+    Attributes
+    ----------
+    key : str
+    """
+
+    def __init__(self, key: str, value: Any):
+        self.key = key
+        self._value = value
+
+    def result(self) -> Any:
+        """Return the value."""
+        return self._value
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Done: {self.key}>"
+
+
 class Executor(ABC):
     """Runs task records.
 
@@ -26,10 +50,13 @@ class Executor(ABC):
         For messages.
     threads : int
         Threads that a task may use when it runs alone.
+    remote : bool
+        Whether values leave this process.
     """
 
     name: str
     threads: int
+    remote: bool = False
 
     @abstractmethod
     def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
@@ -38,6 +65,18 @@ class Executor(ABC):
     @abstractmethod
     def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
         """Start computing `keys`. References may name keys in `records` or keys that are held."""
+
+    def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
+        """Like `submit`, for records in which hardly anything can run side by side; they stand in their order."""
+        return self.submit(records, keys)
+
+    @abstractmethod
+    def compute(self, collection: Any) -> Any:
+        """Compute a dask collection."""
+
+    @abstractmethod
+    def future(self, handle: Handle) -> Any:
+        """Return something with a method ``result()``; on a cluster the dask Future."""
 
     @abstractmethod
     def result(self, handles: Sequence[Handle]) -> list[Any]:

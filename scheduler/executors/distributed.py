@@ -29,6 +29,8 @@ class DistributedExecutor(Executor):
     client : distributed.Client
     """
 
+    remote = True
+
     def __init__(self, client: Client):
         self.client = client
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
@@ -50,15 +52,25 @@ class DistributedExecutor(Executor):
             for key, r in records.items()
             if isinstance(r, Data) and getattr(r.value, "nbytes", 0) > EMBED_BYTES
         }
-        placed = self.put(large) if large else []
+        placed = {h.key: h for h in self.put(large)} if large else {}
         graph = to_dask({key: r for key, r in records.items() if key not in large})
-        futures = self.client.get(graph, list(keys), sync=False)
+        wanted = [key for key in keys if key not in placed]
+        futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False)))
         # The scheduler keeps what its tasks wait for; the placed values may go when the tasks are done.
-        return [Handle(key, (future, placed)) for key, future in zip(keys, futures)]
+        with_placed = list(placed.values())
+        return [placed[key] if key in placed else Handle(key, (futures[key], with_placed)) for key in keys]
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
         return list(self.client.gather([_future(h) for h in handles]))
+
+    def compute(self, collection: Any) -> Any:
+        """Compute a dask collection on the workers."""
+        return self.client.compute(collection, sync=True)
+
+    def future(self, handle: Handle) -> Any:
+        """Return the dask Future."""
+        return _future(handle)
 
     def release(self, handles: Iterable[Handle]) -> None:
         """Drop the futures."""

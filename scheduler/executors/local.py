@@ -13,8 +13,8 @@ from dask.system import CPU_COUNT
 from ..blas import one_thread
 from ..blocks import pick
 from ..daskgraph import to_dask
-from ..tasks import Data, Record, Ref, Task
-from .base import Executor, Handle
+from ..tasks import Data, Record, Ref, Task, references
+from .base import Done, Executor, Handle
 
 
 class LocalExecutor(Executor):
@@ -39,11 +39,33 @@ class LocalExecutor(Executor):
 
     def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
         """Compute `keys` now."""
-        known = {key: Data(value) for key, value in self._held.items()}
+        known = {key: Data(self._held[key]) for key in references(records.values()) if key in self._held}
         graph = to_dask({**records, **known})
         with one_thread():
             values = self._get(graph, list(keys))
         return [self._hold(key, value) for key, value in zip(keys, values)]
+
+    def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
+        """Compute one record after the other, without dask; BLAS may use all its threads."""
+        values: dict[str, Any] = {}
+
+        def resolve(arg: Any) -> Any:
+            if isinstance(arg, Ref):
+                return values[arg.key] if arg.key in values else self._held[arg.key]
+            return [resolve(a) for a in arg] if isinstance(arg, list) else arg
+
+        for key, r in records.items():
+            values[key] = r.value if isinstance(r, Data) else r.func(*[resolve(a) for a in r.args])
+        return [self._hold(key, values[key]) for key in keys]
+
+    def compute(self, collection: Any) -> Any:
+        """Compute a dask collection with the same scheduler."""
+        with one_thread():
+            return collection.compute(scheduler=self._get)
+
+    def future(self, handle: Handle) -> Any:
+        """Return the value as a future that is done."""
+        return Done(handle.key, self._held[handle.key])
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Return the values."""

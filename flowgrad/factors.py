@@ -1,0 +1,351 @@
+"""Derivatives kept as factors: per-sample gradients and Jacobians by one flat vector, and what follows from them unbuilt.
+
+A derivative is a sum of *shares*, one for each use of the variables; a share is, per row ``v`` and sample ``n``, the outer
+product ``delta[v, n] ⊗ row[n]``, laid row-major at a place in the vector. With two shares at one place (shared weights) the
+cross terms count: ``⟨Σᵢ δᵢ⊗xᵢ, Σⱼ δⱼ⊗xⱼ⟩ = Σᵢⱼ (δᵢ·δⱼ)(xᵢ·xⱼ)``. Shares whose places overlap without being equal are built
+explicitly, a stretch of the vector at a time.
+
+The identity for norms is I. Goodfellow's, *Efficient per-example gradient computations*, arXiv:1510.01799, 2015.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .jacobian import Array
+
+# Entries of an explicit stretch, and samples in a tile of a matrix of scalar products: both stay in a processor's cache.
+STRETCH = 1 << 21
+TILE = 256
+# Parameters whose random numbers are drawn together; part of what a projection is.
+DRAWN = 4096
+
+
+_ONE = np.ones((1, 1), np.float32)
+
+
+class Share(NamedTuple):
+    """One share: factors and place.
+
+    Attributes
+    ----------
+    delta : ndarray (V, N, k)
+        ``N == 1`` where all samples are alike.
+    row : ndarray (N, n), or None
+        None: a row of one 1.
+    start : int
+        The share covers ``start : start + k * n`` of the vector;
+    entries : int array, or None
+        or, in its order, these entries, which may repeat.
+    """
+
+    delta: Array
+    row: Array | None
+    start: int = 0
+    entries: Array | None = None
+
+    @property
+    def width(self) -> int:
+        """Length of the rows."""
+        return 1 if self.row is None else self.row.shape[1]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First entry, and one past the last."""
+        if self.entries is not None:
+            return int(self.entries.min()), int(self.entries.max()) + 1
+        return self.start, self.start + self.delta.shape[2] * self.width
+
+    @property
+    def place(self) -> Any:
+        """Where the factors lie; equal for shares that can be multiplied factor by factor."""
+        return None if self.entries is not None else (self.start, self.delta.shape[2], self.width)
+
+
+class Group(NamedTuple):
+    """Shares that meet: all at one place, or overlapping in ``lo : hi``."""
+
+    lo: int
+    hi: int
+    place: Any
+    shares: tuple[Share, ...]
+
+
+class Factors:
+    """Derivative of `rows` results by a vector of length `size`, for `samples` samples, as a sum of shares.
+
+    Parameters
+    ----------
+    shares : sequence of Share
+    rows, samples, size : int
+    dtype : numpy dtype
+    """
+
+    def __init__(self, shares: Sequence[Share], rows: int, samples: int, size: int, dtype: Any):
+        self.shares = tuple(shares)
+        self.rows, self.samples, self.size = rows, samples, size
+        self.dtype = np.dtype(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(s.delta.nbytes + (0 if s.row is None else s.row.nbytes) for s in self.shares)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The shares by where they lie; groups are disjoint."""
+        found: list[Group] = []
+        for share in sorted(self.shares, key=lambda s: s.span):
+            lo, hi = share.span
+            if found and lo < found[-1].hi:
+                last = found.pop()
+                same = last.place is not None and last.place == share.place
+                found.append(Group(last.lo, max(last.hi, hi), share.place if same else None, (*last.shares, share)))
+            else:
+                found.append(Group(lo, hi, share.place, (share,)))
+        return found
+
+    def part(self, start: int, stop: int) -> Factors:
+        """Return the derivatives of samples ``start:stop``; views, no copies."""
+        shares = [
+            s._replace(
+                delta=s.delta if s.delta.shape[1] == 1 else s.delta[:, start:stop],
+                row=s.row if s.row is None or len(s.row) == 1 else s.row[start:stop],
+            )
+            for s in self.shares
+        ]
+        return Factors(shares, self.rows, stop - start, self.size, self.dtype)
+
+    # -- explicit entries ---------------------------------------------------------------------------------------
+
+    def block(self, lo: int, hi: int) -> Array:
+        """Return entries ``lo:hi`` as an array ``(V, N, hi - lo)``."""
+        out = np.empty((self.rows, self.samples, hi - lo), self.dtype)
+        self.write(lo, hi, out)
+        return out
+
+    def write(self, lo: int, hi: int, out: Array) -> None:
+        """Write entries ``lo:hi`` into `out` ``(V, N, hi - lo)``, which may be a strided view of something larger."""
+        meeting = sorted((s for s in self.shares if s.span[0] < hi and s.span[1] > lo), key=lambda s: s.span)
+        spans = [(max(lo, s.span[0]), min(hi, s.span[1])) for s in meeting]
+        if any(s.entries is not None for s in meeting) or [lo, *(b for _, b in spans)] != [*(a for a, _ in spans), hi]:
+            out[...] = 0
+            for share, (a, b) in zip(meeting, spans):
+                _add(share, a, b, out[:, :, a - lo : b - lo], lo, out)
+            return
+        for share, (a, b) in zip(meeting, spans):
+            _write(share, a - share.start, b - share.start, out[:, :, a - lo : b - lo])
+
+    def stretches(self, lo: int, hi: int) -> Iterator[Array]:
+        """Return entries ``lo:hi`` of all rows and samples, a stretch ``(V, N, c)`` at a time."""
+        step = max(1, STRETCH // (self.rows * self.samples))
+        for a in range(lo, hi, step):
+            yield self.block(a, min(hi, a + step))
+
+    # -- what follows from the factors --------------------------------------------------------------------------
+
+    def squared_norms(self) -> Array:
+        """Return the squared norm of each sample's derivative, all rows together, ``(N,)``."""
+        total = np.zeros(self.samples, self.dtype)
+        for group in self.groups:
+            if group.place is None:
+                for part in self.stretches(group.lo, group.hi):
+                    total += np.einsum("vnc,vnc->n", part, part)
+                continue
+            for i, a in enumerate(group.shares):
+                for b in group.shares[: i + 1]:
+                    term = _each(a, b)
+                    total += term if a is b else 2 * term
+        return total
+
+    def dot(self, other: Factors | None = None) -> Array:
+        """Return the scalar products of all pairs of samples, ``(N, M)``; of derivatives of one row.
+
+        Parameters
+        ----------
+        other : Factors, optional
+            By the same vector; itself if not given, which costs half.
+        """
+        theirs = self if other is None else other
+        out = np.zeros((self.samples, theirs.samples), self.dtype)
+        terms: dict[tuple[int, int], list[tuple[Share, Share]]] = defaultdict(list)
+        explicit: list[tuple[int, int]] = []
+        partners = {g.lo: g for g in theirs.groups}
+        alike = [(g.lo, g.hi) for g in self.groups] == [(g.lo, g.hi) for g in theirs.groups]
+        if not alike:
+            explicit.append((0, self.size))
+        for group in self.groups if alike else ():
+            partner = partners[group.lo]
+            if group.place is None or group.place != partner.place:
+                explicit.append((group.lo, group.hi))
+                continue
+            for a in group.shares:
+                for b in partner.shares:
+                    terms[id(a.delta), id(b.delta)].append((a, b))
+        for start in range(0, self.samples, TILE):
+            rows = slice(start, min(start + TILE, self.samples))
+            columns = slice(start if other is None else 0, theirs.samples)
+            for pairs in terms.values():
+                _tile(pairs, rows, columns, out[rows, columns])
+        for lo, hi in explicit:
+            step = max(1, STRETCH // max(self.samples, theirs.samples))
+            for at in range(lo, hi, step):
+                mine = self.block(at, min(hi, at + step))[0]
+                out += mine @ (mine if other is None else theirs.block(at, min(hi, at + step))[0]).T
+        if other is None:
+            _mirror(out)
+        return out
+
+    def sum(self, weights: Array | None = None) -> Array:
+        """Return the sum over the samples ``(V, size)``, each times its weight ``(N,)`` if weights are given."""
+        total = np.zeros((self.rows, self.size), self.dtype)
+        ones = np.ones(self.samples, self.dtype) if weights is None else weights.astype(self.dtype, copy=False)
+        for share in self.shares:
+            delta = share.delta * ones[None, :, None]
+            if share.row is None:
+                value = delta.sum(axis=1)
+            elif len(share.row) == 1:
+                value = (delta.sum(axis=1)[..., None] * share.row).reshape(self.rows, -1)
+            else:
+                value = np.matmul(np.swapaxes(delta, 1, 2), share.row).reshape(self.rows, -1)
+            if share.entries is None:
+                lo, hi = share.span
+                total[:, lo:hi] += value
+            else:
+                where: Any = (slice(None), share.entries)
+                np.add.at(total, where, value)
+        return total
+
+    def square_sum(self) -> Array:
+        """Return the sum of the squared entries over rows and samples ``(size,)``."""
+        total = np.zeros(self.size, self.dtype)
+        for group in self.groups:
+            share = group.shares[0]
+            if len(group.shares) == 1 and group.place is not None:
+                squares = np.square(np.broadcast_to(share.delta, (self.rows, self.samples, share.delta.shape[2])))
+                squares = squares.sum(axis=0)
+                if share.row is None:
+                    value = squares.sum(axis=0)
+                else:
+                    x = np.square(np.broadcast_to(share.row, (self.samples, share.width)))
+                    value = (squares.T @ x).ravel()
+                total[group.lo : group.hi] = value
+                continue
+            at = group.lo
+            for part in self.stretches(group.lo, group.hi):
+                total[at : at + part.shape[2]] = np.einsum("vnc,vnc->c", part, part)
+                at += part.shape[2]
+        return total
+
+    def project(self, ranges: Sequence[tuple[int, int, int]], k: int, seed: int) -> Array:
+        """Return random projections ``(N, k)`` of derivatives of one row, a stretch of the vector at a time.
+
+        Parameters
+        ----------
+        ranges : sequence of (int, int, int)
+            The stretches of the vector that are projected: position in the random matrix, first entry, one past the last.
+        k : int
+        seed : int
+            See `projection`.
+        """
+        out = np.zeros((self.samples, k), self.dtype)
+        for position, lo, hi in ranges:
+            for number, a in enumerate(range(lo, hi, DRAWN)):
+                b = min(hi, a + DRAWN)
+                out += self.block(a, b)[0] @ projection(position, number, b - a, k, seed).astype(self.dtype)
+        return out
+
+
+def projection(position: int, number: int, rows: int, k: int, seed: int) -> Array:
+    """Return `rows` rows of the random matrix of a projection: normal numbers of variance ``1/k``.
+
+    They depend on `seed`, on the variable's `position` among those differentiated by and on the `number` of the block of
+    `DRAWN` rows in the variable; not on samples, chunks or workers.
+    """
+    return np.random.default_rng([seed, position, number]).standard_normal((rows, k)) / np.sqrt(k)
+
+
+def _write(share: Share, a: int, b: int, out: Array) -> None:
+    """Write entries ``a:b`` of a share that lies end to end."""
+    n = share.width
+    if share.row is None:
+        out[...] = share.delta[:, :, a:b]
+        return
+    first, last = a // n, -(-b // n)
+    if last - first == 1:
+        np.multiply(share.delta[:, :, first:last], share.row[:, a - first * n : b - first * n], out=out)
+    elif a % n == 0 and b % n == 0:
+        wide = out.reshape(*out.shape[:2], last - first, n)
+        np.multiply(share.delta[:, :, first:last, None], share.row[:, None, :], out=wide)
+    else:
+        block = share.delta[:, :, first:last, None] * share.row[:, None, :]
+        out[...] = block.reshape(*block.shape[:2], -1)[:, :, a - first * n : b - first * n]
+
+
+def _add(share: Share, a: int, b: int, part: Array, lo: int, out: Array) -> None:
+    """Add entries ``a:b`` of a share to `part`, the same entries of `out`, which begins at `lo`."""
+    if share.entries is None:
+        block = np.empty_like(part)
+        _write(share, a - share.start, b - share.start, block)
+        part += block
+        return
+    values = share.delta
+    if share.row is not None:
+        values = (values[..., None] * share.row[:, None, :]).reshape(*np.broadcast_shapes(
+            values.shape[:2], (1, len(share.row))), -1)  # fmt: skip
+    inside = (share.entries >= a) & (share.entries < b)
+    where: Any = (slice(None), slice(None), share.entries[inside] - lo)
+    np.add.at(out, where, values[:, :, inside])
+
+
+def _each(a: Share, b: Share) -> Array:
+    """Return ``⟨δᵃ⊗xᵃ, δᵇ⊗xᵇ⟩`` of each sample, rows together."""
+    left = np.einsum("vnk,vnk->n", a.delta, b.delta)
+    if a.row is None or b.row is None:
+        row = b.row if a.row is None else a.row
+        return left if row is None else left * row[:, 0]
+    return left * np.einsum("ni,ni->n", a.row, b.row)
+
+
+def _tile(pairs: list[tuple[Share, Share]], rows: slice, columns: slice, out: Array) -> None:
+    """Add ``(Δᵃ Δᵇᵀ) ∘ Σ (Xᵃ Xᵇᵀ)`` to a tile; all pairs have the same two deltas."""
+    left = _cut(pairs[0][0].delta[0], rows) @ _cut(pairs[0][1].delta[0], columns).T
+    wide: Array | None = None
+    ones = 0
+    for a, b in pairs:
+        if a.row is None and b.row is None:
+            ones += 1
+            continue
+        left_row = _ONE if a.row is None else _cut(a.row, rows)
+        right_row = _ONE if b.row is None else _cut(b.row, columns)
+        product = left_row @ right_row.T
+        if wide is None:
+            wide = product
+        else:
+            wide = wide + product
+    if wide is not None:
+        if ones:
+            wide += ones
+        left = np.multiply(left, wide, out=left if left.shape == np.broadcast_shapes(left.shape, wide.shape) else None)
+    elif ones > 1:
+        left *= ones
+    out += left
+
+
+def _cut(factor: Array, samples: slice) -> Array:
+    return factor if len(factor) == 1 else factor[samples]
+
+
+def _mirror(out: Array) -> None:
+    """Copy the upper triangle to the lower one, tile by tile."""
+    n = len(out)
+    for start in range(0, n, TILE):
+        stop = min(start + TILE, n)
+        out[stop:, start:stop] = out[start:stop, stop:].T
+        tile = out[start:stop, start:stop]
+        tile[...] = np.triu(tile) + np.triu(tile, 1).T

@@ -1,0 +1,45 @@
+"""Large results in memory that was used before: fresh pages from the system cost more than the arithmetic that fills them.
+
+A buffer is free when nobody but this module refers to it; NumPy's views refer to the array that owns their memory.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from flowgrad.jacobian import Array
+
+# Bytes of results that are worth it; buffers that are kept.
+LEAST, MOST, COUNT = 1 << 20, 128 << 20, 2
+
+_lock = threading.Lock()
+_buffers: list[Array] = []
+# References to a free buffer: the list's, the loop variable's, and the argument of `getrefcount`.
+_FREE = 3
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an array with arbitrary content, like ``np.empty``; large ones take over memory that nobody uses any more."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if not LEAST <= size <= MOST:
+        return np.empty(shape, dtype)
+    with _lock:
+        for buffer in _buffers:
+            if size <= buffer.nbytes <= 2 * size and sys.getrefcount(buffer) == _FREE:
+                return buffer[:size].view(dtype).reshape(shape)
+        fresh = np.empty(size, np.uint8)
+        _buffers.append(fresh)
+        del _buffers[:-COUNT]
+        return fresh.view(dtype).reshape(shape)
+
+
+def clear() -> None:
+    """Give the memory back."""
+    with _lock:
+        _buffers.clear()

@@ -1,0 +1,83 @@
+"""Values by key that stay where they were computed: bounded by bytes, the least recently used goes first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from .executors import Executor, Handle
+
+# Bytes that an engine keeps if it is not told otherwise.
+DEFAULT_BYTES = 256 << 20
+
+
+class CacheInfo(NamedTuple):
+    """What a cache did and holds.
+
+    Attributes
+    ----------
+    hits, misses : int
+        Values that were needed and there; that had to be computed.
+    bytes, limit : int
+        Of all values held; of those that may be held.
+    values : int
+        Number of values held.
+    """
+
+    hits: int
+    misses: int
+    bytes: int
+    limit: int
+    values: int
+
+
+class Cache:
+    """Handles by content-addressed key.
+
+    Parameters
+    ----------
+    executor : Executor
+        Holds the values.
+    limit : int
+        Bytes; 0 keeps nothing.
+    """
+
+    def __init__(self, executor: Executor, limit: int = DEFAULT_BYTES):
+        self.executor = executor
+        self.limit = limit
+        self.held: OrderedDict[str, tuple[Handle, int]] = OrderedDict()
+        self.hits = self.misses = self.bytes = 0
+
+    def has(self, key: str) -> bool:
+        """Whether the value is there; counts as a use of it."""
+        if key in self.held:
+            self.held.move_to_end(key)
+            self.hits += 1
+            return True
+        self.misses += 1
+        return False
+
+    def add(self, handle: Handle, nbytes: int) -> None:
+        """Take over a handle. Nothing is dropped before `trim`."""
+        if handle.key in self.held:
+            self.executor.release([handle])
+            return
+        self.held[handle.key] = (handle, nbytes)
+        self.bytes += nbytes
+
+    def trim(self) -> None:
+        """Drop the least recently used values until the rest fits the limit."""
+        while self.bytes > self.limit:
+            _, (handle, nbytes) = self.held.popitem(last=False)
+            self.bytes -= nbytes
+            self.executor.release([handle])
+
+    def clear(self) -> None:
+        """Drop everything; the counts start again."""
+        self.executor.release([handle for handle, _ in self.held.values()])
+        self.held.clear()
+        self.hits = self.misses = self.bytes = 0
+
+    def info(self) -> CacheInfo:
+        """Return the counts."""
+        return CacheInfo(self.hits, self.misses, self.bytes, self.limit, len(self.held))

@@ -1,0 +1,61 @@
+"""Differentially private steps: clipped sums straight from the factors, noise at the update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowgrad.jacobian import Array
+from flowgrad.privacy import Privacy
+from flowgrad.program import Instr
+
+from .steps import Ends, run_all
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateStep:
+    """What an optimizer step needs besides its program.
+
+    Attributes
+    ----------
+    privacy : Privacy
+    instrs : tuple of Instr
+        Forward and backward up to the last edges, numbered: `leaves`, the seed, their results.
+    ends : Ends
+    leaves : tuple of int
+        Which inputs of the program they read.
+    loss : int
+    order : int array
+        For each entry of the flat parameter vector, its place in the order of the variables.
+    size : int
+        Entries of all variables.
+    """
+
+    privacy: Privacy
+    instrs: tuple[Instr, ...]
+    ends: Ends
+    leaves: tuple[int, ...]
+    loss: int
+    order: Array
+    size: int
+
+    def gradient(self, inputs: Sequence[Array], samples: int, batch: int) -> tuple[Array, float]:
+        """Return a shard's share of the clipped mean gradient, and of the mean loss of `batch` samples."""
+        dtype = inputs[0].dtype
+        env = run_all(self.instrs, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
+        loss = env[self.loss]
+        total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
+        if not self.ends.edges:
+            return np.zeros(len(self.order), dtype), total / batch
+        factors = self.ends.factors(0, samples, env)
+        norms = np.sqrt(np.maximum(factors.squared_norms(), 0))
+        clip = self.privacy.clip
+        weights = clip / np.maximum(norms, clip) / self.privacy.batch_size
+        return factors.sum(weights)[0], total / batch
+
+    def blurred(self, gradient: Array, update: int) -> Array:
+        """Return the mean gradient with the noise of update number `update`."""
+        noise = self.privacy.noise(self.size, update)[self.order]
+        return gradient + noise.astype(gradient.dtype)

@@ -1,0 +1,163 @@
+"""What the tasks of derivatives run: units of a program, then the last edges. Functions of a module, on plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from flowgrad.autodiff import Edge
+from flowgrad.errors import NodeFailed
+from flowgrad.factors import Factors, Share
+from flowgrad.jacobian import Array, LocalJacobian
+from flowgrad.program import Instr
+
+from . import buffers
+from .kernel import canonical, run_instr
+
+
+def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any) -> Any:
+    """Run instructions on what they read; return the result of the only one, or a list of all results.
+
+    Parameters
+    ----------
+    reads : sequence
+        Per variable that is read, which of `args` it is, or which of the results that are in it.
+    """
+    env: list[Any] = [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
+    for i in instrs:
+        env.append(run_instr(i, *(env[a] for a in i.args)))
+    return env[len(reads) :] if many else env[-1]
+
+
+def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
+    """Return the local Jacobian of a ``pull`` from the forward values that follow its cotangent."""
+    given: list[Any] = [None] * (i.arity + 1)
+    for need, value in zip(i.op.needs(i.slot, i.arity), values):
+        given[need] = value
+    try:
+        return i.op.jacobian(i.slot, given[-1], *given[:-1], **dict(i.attrs))
+    except Exception as error:
+        raise NodeFailed(f"jacobian of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The last edges of a recipe, numbered by what a task reads.
+
+    Attributes
+    ----------
+    edges : tuple of Edge
+        Their pulls read positions among the task's arguments.
+    sizes : tuple of int
+        Length of each variable that edges lead to.
+    rows : int
+        Rows of the seed.
+    token : str
+        Stands for all of it.
+    """
+
+    edges: tuple[Edge, ...]
+    sizes: tuple[int, ...]
+    rows: int
+    dtype: Any
+    token: str
+
+    def factors(self, wrt: int, samples: int, args: Sequence[Array]) -> Factors:
+        """Return the derivative by variable number `wrt` as factors."""
+        shares = []
+        for e in self.edges:
+            if e.wrt != wrt:
+                continue
+            entries = None if e.entries is None else np.array(e.entries)
+            for delta, row in _guarded(e.pull, args, lambda local, g: local.split(g)):
+                if row is not None and row.dtype != delta.dtype:
+                    row = row.astype(delta.dtype)
+                shares.append(Share(delta, row, e.start, entries))
+        return Factors(shares, self.rows, samples, self.sizes[wrt], self.dtype)
+
+    def write(self, wrt: int, lo: int, hi: int, out: Array, args: Sequence[Array]) -> None:
+        """Write the derivative by entries ``lo:hi`` of a variable into `out` ``(V, N, hi - lo)``."""
+        mine = [e for e in self.edges if e.wrt == wrt]
+        if len(mine) == 1 and mine[0].entries is None and mine[0].dim == self.sizes[wrt] == hi - lo:
+            # The only edge: the last product goes straight into the result.
+            _guarded(mine[0].pull, args, lambda local, g: _pull_into(local, g, out))
+        else:
+            self.factors(wrt, out.shape[1], args).write(lo, hi, out)
+
+
+def _pull_into(local: LocalJacobian, g: Array, out: Array) -> None:
+    own = type(local).__module__ == LocalJacobian.__module__
+    if own and g.shape[1] == out.shape[1]:
+        local.pull(g, out)
+    else:  # a kind of the user's own, or one cotangent for all samples
+        out[...] = local.pull(g)
+
+
+def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[LocalJacobian, Array], Any]) -> Any:
+    local = local_jacobian(pull, [args[a] for a in pull.args[1:]])
+    try:
+        return use(local, args[pull.args[0]])
+    except Exception as error:
+        raise NodeFailed(
+            f"pull of {pull.op.__name__} {pull.label!r} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def jacobian_block(ends: Ends, places: Sequence[tuple[int, int, int] | int], samples: int, *args: Array) -> list[Array]:
+    """Return the Jacobians ``(samples, V, dim)`` by several variables.
+
+    Parameters
+    ----------
+    places : sequence
+        Number of the variable and range in it; or, where the result does not depend on it, only the dim.
+    """
+    args = tuple(canonical(a) for a in args)
+    found = []
+    for place in places:
+        if isinstance(place, int):
+            found.append(np.zeros((samples, ends.rows, place), ends.dtype))
+            continue
+        wrt, lo, hi = place
+        out = buffers.empty((samples, ends.rows, hi - lo), ends.dtype)
+        ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
+        found.append(out)
+    return found
+
+
+def factors_block(ends: Ends, samples: int, *args: Array) -> list[Factors]:
+    """Return the derivative by each variable as factors."""
+    args = tuple(canonical(a) for a in args)
+    return [ends.factors(k, samples, args) for k in range(len(ends.sizes))]
+
+
+def jacobian_chunk(
+    instrs: tuple[Instr, ...],
+    ends: Ends,
+    place: tuple[int, int, int] | int,
+    rows: tuple[int, int],
+    samples: int,
+    *leaves: Array,
+) -> Array:
+    """Return rows of the Jacobians of some samples, from what is given on; `ends` reads all that the instructions have."""
+    first, last = rows
+    seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
+    env = run_all(instrs, *leaves, seed)
+    return jacobian_block(replace(ends, rows=last - first), [place], samples, *env)[0]
+
+
+def factors_chunk(instrs: tuple[Instr, ...], ends: Ends, seed: Array, samples: int, *leaves: Array) -> list[Factors]:
+    """Return the derivative by each variable as factors, from what is given on."""
+    return factors_block(ends, samples, *run_all(instrs, *leaves, seed))
+
+
+def run_all(instrs: tuple[Instr, ...], *given: Array) -> list[Array]:
+    """Return what is given and the results of all instructions."""
+    return [*given, *run_unit(instrs, [(k, None) for k in range(len(given))], True, *given)]
+
+
+def join(parts: list[list[Array]], k: int) -> Array:
+    """Return result number `k` of all blocks, one after the other."""
+    return parts[0][k] if len(parts) == 1 else np.concatenate([p[k] for p in parts])

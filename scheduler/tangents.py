@@ -1,0 +1,124 @@
+"""Forward mode: tangents through a program that may hold its own backward part.
+
+Through a forward part, tangents are what Jacobians push (jvp, Jacobians of few inputs). Through a backward part, they give second
+derivatives: the tangent of ``pull(g)`` is the pull of g's tangent plus the pull by the tangent of the local Jacobian, so the
+tangent of a gradient along `d` is the Hessian times `d` (B. Pearlmutter, *Fast exact multiplication by the Hessian*, 1994).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowgrad.errors import NodeFailed
+from flowgrad.jacobian import Array, LocalJacobian
+from flowgrad.program import Instr
+
+from .steps import local_jacobian
+
+# Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
+STEP = float(np.cbrt(np.finfo(np.float64).eps))
+
+Tangents = dict[int, Array]
+
+
+def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int], tangents: Tangents) -> Tangents:
+    """Return the tangents ``(V, N, dim)`` of everything that depends on what `tangents` holds.
+
+    Parameters
+    ----------
+    instrs : sequence of Instr
+    env : sequence
+        Values by variable, of all that the instructions' rules read.
+    dims : sequence of int
+        Length of each variable.
+    tangents : dict
+        By variable; variables that are not in it stand still.
+    """
+    tangents = dict(tangents)
+    for i in instrs:
+        try:
+            found = _tangent(i, env, dims, tangents)
+        except NodeFailed:
+            raise
+        except Exception as error:
+            raise NodeFailed(
+                f"tangent of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}"
+            ) from error
+        if found is not None:
+            tangents[i.out] = found
+    return tangents
+
+
+def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangents) -> Array | None:
+    if i.verb == "add":
+        return _sum([tangents.get(a) for a in i.args])
+    if i.verb == "scatter":
+        return _scatter(i, dims, tangents)
+    if i.verb == "apply":
+        parts = []
+        for slot, a in enumerate(i.args):
+            if a in tangents:
+                needs = [i.out if n < 0 else i.args[n] for n in i.op.needs(slot, i.arity)]
+                local = local_jacobian(i._replace(slot=slot), [env[v] for v in needs])
+                parts.append(local.push(tangents[a], dims[i.out]))
+        return _sum(parts)
+    g, values = i.args[0], [env[a] for a in i.args[1:]]
+    summed = i.verb == "pull_sum"
+    shares: list[Array | None] = []
+    if g in tangents:
+        shares.append(_pull(local_jacobian(i, values), tangents[g], summed))
+    if any(a in tangents for a in i.args[1:]):
+        shares.append(_bend(i, values, [tangents.get(a) for a in i.args[1:]], env[g], summed))
+    return _sum(shares)
+
+
+def _pull(local: LocalJacobian, g: Array, summed: bool) -> Array:
+    return local.pull_sum(g) if summed else local.pull(g)
+
+
+def _bend(i: Instr, values: Sequence[Array], moved: Sequence[Array | None], g: Array, summed: bool) -> Array | None:
+    """Return the pull of `g` by the tangent of the local Jacobian; the forward values move along one direction."""
+    needs = i.op.needs(i.slot, i.arity)
+    given: list[Any] = [None] * (i.arity + 1)
+    tangent: list[Any] = [None] * (i.arity + 1)
+    for need, value, t in zip(needs, values, moved):
+        given[need] = value
+        # A variable that stands still has tangent zero; samples that move make the others batched too.
+        tangent[need] = (
+            np.zeros_like(value) if t is None else np.broadcast_to(t[0], np.broadcast_shapes(t[0].shape, value.shape))
+        )
+    rule = i.op.jacobian_tangent
+    if rule is not None:
+        local = rule(i.slot, (given[-1], *given[:-1]), (tangent[-1], *tangent[:-1]), **dict(i.attrs))
+        return None if local is None else _pull(local, g, summed)
+    wide = np.float64
+    h = STEP * max(1.0, *(float(np.abs(v).max()) for v in values)) / max(
+        1e-30, *(float(np.abs(tangent[n]).max()) for n in needs))  # fmt: skip
+    ends = []
+    for sign in (1.0, -1.0):
+        at = [given[n].astype(wide) + sign * h * tangent[n].astype(wide) for n in needs]
+        ends.append(_pull(local_jacobian(i, at), g.astype(wide), summed))
+    return ((ends[0] - ends[1]) / (2 * h)).astype(g.dtype)
+
+
+def _scatter(i: Instr, dims: Sequence[int], tangents: Tangents) -> Array | None:
+    attrs = dict(i.attrs)
+    parts = [(start, tangents[a]) for start, a in zip(attrs["starts"], i.args) if a in tangents]
+    if not parts:
+        return None
+    first = parts[0][1]
+    out = np.zeros((len(first), max(t.shape[1] for _, t in parts), attrs["dim"]), first.dtype)
+    for start, t in parts:
+        out[:, :, start : start + t.shape[2]] += t
+    return out
+
+
+def _sum(parts: Sequence[Array | None]) -> Array | None:
+    total: Array | None = None
+    for part in parts:
+        if part is not None:
+            total = part if total is None else total + part
+    return total

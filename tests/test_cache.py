@@ -1,0 +1,185 @@
+"""What is cached: counted by the tasks that run, on threads and on workers."""
+
+import derivatives
+import numpy as np
+import pytest
+from distributed.diagnostics.plugin import SchedulerPlugin
+from test_jacobians import Net, same
+
+import flowgrad as fg
+
+
+class CountTasks(SchedulerPlugin):
+    """Remembers the keys of the tasks that finished in the scheduler's process, which is this one."""
+
+    name = "flowgrad-count"
+
+    def __init__(self):
+        self.ran = []
+
+    def transition(self, key, start, finish, *args, **kwargs):
+        if start == "processing" and finish == "memory":
+            self.ran.append(str(key))
+
+    def take(self):
+        ran, self.ran = self.ran, []
+        return [key for key in ran if not key.startswith(("value-", "feed-", "seed-"))]
+
+
+@pytest.fixture(params=["threads", pytest.param("distributed", marks=pytest.mark.distributed)])
+def counted(request):
+    """An engine and a function that returns the keys of the tasks since the last time."""
+    if request.param == "threads":
+        executor = derivatives.Counting()
+        yield fg.Engine(executor), executor.take
+        return
+    client = request.getfixturevalue("client")
+    plugin = CountTasks()
+    scheduler = client.cluster.scheduler
+    scheduler.add_plugin(plugin)
+    engine = fg.Engine(client)
+    yield engine, plugin.take
+    engine.clear_cache()
+    scheduler.remove_plugin(plugin.name)
+
+
+def prefixes(keys):
+    return sorted(key.rsplit("-", 1)[0] for key in keys)
+
+
+def test_the_same_request_again_runs_the_last_task_only(counted):
+    engine, take = counted
+    net = Net()
+    first = engine.jacobian(net.probabilities, net.x, net.feeds)
+    assert len(take()) > 5
+    again = engine.jacobian(net.probabilities, net.x, {net.x: net.feeds[net.x].copy()})
+    assert prefixes(take()) in (["jacobian"], [])  # a cluster may still know the last one
+    np.testing.assert_array_equal(first, again)
+
+
+def test_a_second_node_upstream_computes_only_what_is_new(counted):
+    engine, take = counted
+    net = Net()
+    last_layer = [v for v in net.parameters if v.dim == 5]
+    engine.jacobian(net.probabilities, last_layer, net.feeds)
+    first = prefixes(take())
+    assert {"matvec", "tanh", "softmax", "pull-softmax"} <= set(first)
+    engine.jacobian(net.probabilities, net.x, net.feeds)
+    second = prefixes(take())
+    assert second == ["jacobian", "pull-matvec", "pull-tanh"]
+    engine.per_sample_gradients(net.probabilities[0:1], net.feeds).norms()  # other cotangents, the same values
+    assert not {"matvec", "tanh", "softmax"} & set(prefixes(take()))
+
+
+def test_after_set_value_only_what_lies_downstream_is_computed(counted):
+    engine, take = counted
+    net = Net()
+    engine.jacobian(net.probabilities, net.x, net.feeds)
+    before = prefixes(take())
+    assert before.count("matvec") == 2
+    w = next(v for v in net.parameters if v.dim == 5)  # of the last layer
+    w.set_value(w.value + 0.1)
+    found = engine.jacobian(net.probabilities, net.x, net.feeds)
+    after = prefixes(take())
+    assert after.count("matvec") == 1
+    assert "tanh" not in after
+    same(found, fg.Engine("sync").jacobian(net.probabilities, net.x, net.feeds))
+    w.set_value(w.value - 0.1)
+
+
+def test_a_feed_that_was_changed_in_place_is_another_feed(counted):
+    engine, _ = counted
+    net = Net()
+    feeds = {net.x: net.feeds[net.x].copy()}
+    for _ in range(3):
+        same(engine.jacobian(net.logits, net.x, feeds), fg.Engine("sync").jacobian(net.logits, net.x, feeds))
+        feeds[net.x][2, 1] += 0.5
+
+
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda a: a[:, ::-1][:, ::-1], lambda a: a.astype(np.float32)])
+def test_feeds_of_any_layout_are_compared_by_content(layout):
+    net = Net()
+    engine = fg.Engine("sync")
+    feeds = {net.x: layout(net.feeds[net.x].copy())}
+    before = engine.jacobian(net.logits, net.x, feeds)
+    again = engine.jacobian(net.logits, net.x, {net.x: layout(net.feeds[net.x].copy())})
+    np.testing.assert_array_equal(before, again)
+    feeds[net.x][0, 0] = 9.0
+    changed = engine.jacobian(net.logits, net.x, feeds)
+    assert (changed[0] != before[0]).any()
+    np.testing.assert_array_equal(changed[1:], before[1:])
+
+
+def test_results_are_the_callers_own(counted):
+    engine, _ = counted
+    net = Net()
+    wrt = [net.x, net.hidden, *net.parameters, net.probabilities]
+    first = engine.jacobian(net.probabilities, wrt, net.feeds)
+    kept = {node: a.copy() for node, a in first.items()}
+    for array in first.values():
+        array += 1.0
+    for node, array in engine.jacobian(net.probabilities, wrt, net.feeds).items():
+        np.testing.assert_array_equal(array, kept[node])
+
+
+def test_it_counts_and_is_bounded(counted):
+    engine, _ = counted
+    net = Net()
+    engine.jacobian(net.probabilities, net.x, net.feeds)
+    info = engine.cache_info()
+    assert info.misses > 0
+    assert 0 < info.bytes <= info.limit
+    assert info.values > 0
+    engine.jacobian(net.probabilities, net.x, net.feeds)
+    assert engine.cache_info().hits > info.hits
+    assert engine.cache_info().misses == info.misses
+    engine.clear_cache()
+    assert engine.cache_info()[:3] == (0, 0, 0)
+    engine.cache.limit = 1000
+    for samples in (1, 3, 7):
+        engine.jacobian(net.probabilities, net.x, {net.x: net.feeds[net.x][:samples]})
+        assert engine.cache_info().bytes <= 1000
+    engine.cache.limit = 256 << 20
+
+
+def test_the_least_recently_used_goes_first():
+    net = Net()
+    executor = derivatives.Counting()
+    engine = fg.Engine(executor)
+    a, b = ({net.x: net.feeds[net.x] + k} for k in range(2))
+    engine.jacobian(net.logits, net.x, a)
+    engine.cache.limit = engine.cache_info().bytes  # room for one of them
+    engine.jacobian(net.logits, net.x, b)
+    executor.take()
+    engine.jacobian(net.logits, net.x, b)
+    assert prefixes(executor.take()) == ["jacobian"]
+    engine.jacobian(net.logits, net.x, a)
+    assert len(executor.take()) > 1
+
+
+def test_nothing_is_kept_if_nothing_may_be():
+    net = Net()
+    executor = derivatives.Counting()
+    engine = fg.Engine(executor, cache_bytes=0)
+    first = engine.jacobian(net.logits, net.x, net.feeds)
+    ran = len(executor.take())
+    np.testing.assert_array_equal(engine.jacobian(net.logits, net.x, net.feeds), first)
+    assert len(executor.take()) == ran
+    assert engine.cache_info().values == 0
+    assert not executor._held
+    with pytest.raises(fg.FlowgradError, match="cache_bytes"):
+        fg.Engine("sync", cache_bytes=-1)
+
+
+@pytest.mark.distributed
+def test_values_stay_on_the_workers_and_leave_them(client):
+    net = Net()
+    engine = fg.Engine(client)
+    future = engine.jacobian(net.logits, net.x, net.feeds, compute=False)
+    assert type(future).__name__ == "Future"
+    same(future.result(), fg.Engine("sync").jacobian(net.logits, net.x, net.feeds))
+    held = set(engine.cache.held)
+    assert held
+    assert held <= {str(key) for keys in client.has_what().values() for key in keys}
+    engine.clear_cache()
+    assert not engine.cache.held

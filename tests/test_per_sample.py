@@ -1,0 +1,233 @@
+"""Per-sample gradients as factors against the explicit ones of HIPS autograd, and what follows from them."""
+
+import derivatives
+import numpy as np
+import pytest
+import strategies
+from dask import array as da
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_jacobians import same
+
+import flowgrad as fg
+from flowgrad.factors import Factors, Share, projection
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
+plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
+
+
+def explicit(made, wrt):
+    """Return the gradients by HIPS autograd, laid end to end, ``(N, P)``."""
+    return np.concatenate([derivatives.jacobians(made, made.loss, v)[:, 0] for v in wrt], axis=1)
+
+
+@settings(max_examples=100)
+@given(made=strategies.graphs(), plan=plans, data=st.data())
+def test_random_graphs(made, plan, data):
+    grain, shards = plan
+    nodes = made.graph.nodes[: made.loss.index + 1]
+    wrt = data.draw(st.lists(st.sampled_from([*made.parameters, *nodes]), min_size=1, max_size=4, unique=True))
+    agree(
+        fg.Engine("sync", grain=grain, shards=shards).per_sample_gradients(made.loss, made.feeds, wrt),
+        explicit(made, wrt),
+    )
+
+
+def agree(found, g):
+    same(found.array(), g)
+    start = 0
+    for node in found.wrt:
+        same(found.array(node), g[:, start : start + node.dim])
+        start += node.dim
+    # A norm is the root of a sum of squares that may cancel: compare squares.
+    same(found.norms() ** 2, (g * g).sum(axis=1))
+    same(found.gram(), g @ g.T)
+    same(found.dot(found), g @ g.T)
+    laid(found, found.mean(), g.mean(axis=0))
+    norms = np.linalg.norm(g, axis=1)
+    limit = float(np.median(norms)) + 1e-3
+    clipped = (g * np.minimum(1, limit / np.maximum(norms, 1e-300))[:, None]).sum(axis=0)
+    laid(found, found.clipped_sum(limit), clipped)
+    drawn = [
+        np.concatenate([projection(k, b, min(4096, v.dim - a), 3, 7) for b, a in enumerate(range(0, v.dim, 4096))])
+        for k, v in enumerate(found.wrt)
+    ]
+    same(found.project(3, seed=7), g @ np.concatenate(drawn))
+    laid(found, found._squares(), (g * g).mean(axis=0))
+
+
+def laid(found, by_node, expected):
+    assert list(by_node) == list(found.wrt)
+    same(np.concatenate(list(by_node.values())), expected)
+
+
+# -- factors by themselves --
+
+
+@st.composite
+def shares(draw):
+    """Shares at places that coincide, overlap and lie apart; some with entries in any order."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    samples, rows = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    found = []
+    for _ in range(draw(st.integers(0, 4))):
+        k, n = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        delta = rng.normal(size=(rows, draw(st.sampled_from([1, samples])), k))
+        row = rng.normal(size=(draw(st.sampled_from([1, samples])), n)) if draw(st.booleans()) else None
+        size = k * n if row is not None else k
+        entries = rng.integers(0, 12, size) if draw(st.booleans()) and draw(st.booleans()) else None
+        found.append(Share(delta, row, draw(st.integers(0, 12 - size)), entries))
+    return Factors(found, rows, samples, 12, float)
+
+
+def dense(factors):
+    """Return the derivative ``(V, N, size)`` entry by entry."""
+    out = np.zeros((factors.rows, factors.samples, factors.size))
+    for s in factors.shares:
+        for v in range(factors.rows):
+            for n in range(factors.samples):
+                delta = s.delta[v, n % s.delta.shape[1]]
+                row = np.ones(1) if s.row is None else s.row[n % len(s.row)]
+                for j, value in enumerate(np.outer(delta, row).ravel()):
+                    out[v, n, s.start + j if s.entries is None else s.entries[j]] += value
+    return out
+
+
+@settings(max_examples=300)
+@given(factors=shares(), lo=st.integers(0, 11), width=st.integers(1, 12), weights=st.booleans())
+def test_factors_are_what_they_stand_for(factors, lo, width, weights):
+    g = dense(factors)
+    hi = min(12, lo + width)
+    same(factors.block(lo, hi), g[:, :, lo:hi])
+    same(factors.squared_norms(), (g**2).sum(axis=(0, 2)))
+    w = np.arange(1.0, factors.samples + 1) if weights else None
+    same(factors.sum(w), np.einsum("vnp,n->vp", g, np.ones(factors.samples) if w is None else w))
+    same(factors.square_sum(), (g**2).sum(axis=(0, 1)))
+    same(factors.dot(), g[0] @ g[0].T)
+
+
+@settings(max_examples=200)
+@given(a=shares(), b=shares())
+def test_scalar_products_of_two_sets(a, b):
+    same(a.dot(b), dense(a)[0] @ dense(b)[0].T)
+
+
+def test_many_samples_are_multiplied_in_tiles():
+    rng = np.random.default_rng(0)
+    d, x = rng.normal(size=(1, 700, 3)), rng.normal(size=(700, 5))
+    factors = Factors([Share(d, x, 0), Share(d, None, 15)], 1, 700, 18, float)
+    g = factors.block(0, 18)[0]
+    same(factors.dot(), g @ g.T)
+    assert (factors.dot() == factors.dot().T).all()
+    other = Factors([Share(d[:, :300], x[:300], 0), Share(d[:, :300], None, 15)], 1, 300, 18, float)
+    same(factors.dot(other), g @ g[:300].T)
+
+
+# -- shared weights --
+
+
+class Shared:
+    """Four patches share weights and biases; a dense layer follows. 9 samples."""
+
+    def __init__(self, units):
+        rng = np.random.default_rng(0)
+        self.samples = 9
+        with fg.Graph(seed=0) as self.graph:
+            self.x = [fg.Variable(5, trainable=False) for _ in range(4)]
+            self.label = fg.Variable(2, trainable=False)
+            w = [fg.Variable(5, rng.normal(size=5)) for _ in range(units)]
+            b = fg.Variable(1, [0.3])
+            hidden = fg.Tanh(fg.Vectorize(*(fg.Dot(wj, x) + b for wj in w for x in self.x)))
+            out = fg.Vectorize(
+                *(fg.Dot(fg.Variable(hidden.dim, rng.normal(size=hidden.dim)), hidden) for _ in range(2))
+            )
+            self.loss = fg.CrossEntropyWithSoftMax(out, self.label)
+        self.feeds = {x: rng.normal(size=(9, 5)) for x in self.x} | {self.label: np.eye(2)[rng.integers(0, 2, 9)]}
+
+    @property
+    def variables(self):
+        every = [v for v in self.graph.nodes if isinstance(v, fg.Variable)]
+        return {v: self.feeds[v] if v in self.feeds else v.value[None] for v in every}
+
+
+@pytest.mark.parametrize("units", [1, 3, 6])
+@pytest.mark.parametrize("grain", ["node", "shard"])
+def test_shared_weights_count_their_cross_terms(units, grain):
+    made = Shared(units)
+    found = fg.Engine("sync", grain=grain).per_sample_gradients(made.loss, made.feeds)
+    agree(found, explicit(made, found.wrt))
+
+
+# -- every executor, futures, dask arrays --
+
+
+def test_on_every_executor_and_lazily(executor):
+    made = Shared(3)
+    engine = fg.Engine(executor, shards=3)
+    found = engine.per_sample_gradients(made.loss, made.feeds)
+    g = explicit(made, found.wrt)
+    agree(found, g)
+    for name, expected in {"norms": np.linalg.norm(g, axis=1), "gram": g @ g.T, "array": g}.items():
+        lazy = getattr(found, name)(compute=False)
+        assert isinstance(lazy, da.Array)
+        assert len(lazy.chunks[0]) == 3
+        same(engine.executor.compute(lazy), expected)
+    assert all(isinstance(a, da.Array) for a in found.mean(compute=False).values())
+
+
+@pytest.mark.parametrize("chunks", [2, 4, 9])
+def test_dask_feeds_are_read_chunk_by_chunk(executor, chunks):
+    made = Shared(2)
+    lazy = {v: da.from_array(a, chunks=(chunks, 3)) for v, a in made.feeds.items()}
+    lazy[made.label] = da.from_array(made.feeds[made.label].argmax(axis=1), chunks=3)
+    lazy[made.x[0]] = made.feeds[made.x[0]]  # one of them in memory
+    engine = fg.Engine(executor)
+    found = engine.per_sample_gradients(made.loss, lazy)
+    agree(found, explicit(made, found.wrt))
+    some = engine.per_sample_gradients(made.loss, {v: a[:2] for v, a in made.feeds.items()})
+    g = explicit(made, found.wrt)
+    same(some.dot(found), g[:2] @ g.T)
+
+
+def test_a_chunk_that_cannot_be_used_names_the_variable():
+    made = Shared(1)
+    feeds = {v: da.from_array(a, chunks=3) for v, a in made.feeds.items()}
+    feeds[made.x[1]] = da.where(da.arange(9, chunks=3)[:, None] == 7, np.nan, feeds[made.x[1]])
+    found = fg.Engine("sync").per_sample_gradients(made.loss, feeds)
+    with pytest.raises(fg.errors.FeedError, match=f"{made.x[1].name}.*not finite"):
+        found.norms()
+
+
+def test_wrong_requests_are_told():
+    made = Shared(1)
+    engine = fg.Engine("sync")
+    with pytest.raises(fg.errors.GraphError, match="not a scalar"):
+        engine.per_sample_gradients(made.loss.parents[0], made.feeds)
+    short = {**made.feeds, made.label: made.feeds[made.label][:5]}
+    for feeds in (short, {v: da.from_array(a) for v, a in short.items()}):
+        with pytest.raises(fg.errors.FeedError, match=r"differ.*9.*5"):
+            engine.per_sample_gradients(made.loss, feeds)
+    found = engine.per_sample_gradients(made.loss, made.feeds)
+    for call in (
+        lambda: found.clipped_sum(0.0),
+        lambda: found.project(0),
+        lambda: found.dot(3),
+        lambda: found.array(made.label),
+    ):
+        with pytest.raises(fg.errors.GraphError):
+            call()
+    unknown = da.from_array(made.feeds[made.label], chunks=3)
+    unknown = unknown[unknown[:, 0] >= 0]
+    with pytest.raises(fg.errors.FeedError, match="compute_chunk_sizes"):
+        engine.per_sample_gradients(made.loss, {**made.feeds, made.label: unknown})
+
+
+def test_a_loss_that_reaches_no_parameter_has_zero_gradients():
+    made = Shared(1)
+    with made.graph:
+        idle = fg.Variable(2, [1.0, 2.0])
+    with pytest.warns(UserWarning, match="does not depend"):
+        found = fg.Engine("sync").per_sample_gradients(made.loss, made.feeds, idle)
+    assert found.array().shape == (9, 2)
+    assert not found.norms().any()
+    assert not found.mean()[idle].any()

@@ -1,0 +1,184 @@
+"""vjp, jvp, hvp and the diagonals of curvature against HIPS autograd and finite differences."""
+
+import autograd
+import derivatives
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_jacobians import one_op, same
+from test_per_sample import Shared, explicit
+
+import flowgrad as fg
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
+plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
+
+
+@settings(max_examples=80)
+@given(made=strategies.graphs(), plan=plans)
+def test_vjp_and_jvp_of_random_graphs(made, plan):
+    grain, shards = plan
+    rng = np.random.default_rng(0)
+    engine = fg.Engine("sync", grain=grain, shards=shards)
+    variables = list(made.variables)
+    jacobians = {v: derivatives.jacobians(made, made.result, v) for v in variables}
+    u = rng.normal(size=(made.samples, made.result.dim))
+    pulled = engine.vjp(made.result, u, made.feeds, wrt=variables)
+    tangents = {v: rng.normal(size=(made.samples, v.dim) if v in made.feeds else v.dim) for v in variables}
+    pushed = engine.jvp(made.result, tangents, made.feeds)
+    expected = np.zeros_like(u)
+    for v in variables:
+        rows = np.einsum("nv,nvi->ni", u, jacobians[v])
+        same(pulled[v], rows if v in made.feeds else rows.sum(axis=0))
+        expected += np.einsum("nvi,ni->nv", jacobians[v], np.broadcast_to(tangents[v], (made.samples, v.dim)))
+    same(pushed, expected)
+    # They are adjoint: <u, J t> = <Jᵀ u, t>.
+    left, right = (u * pushed).sum(), sum((pulled[v] * tangents[v]).sum() for v in variables)
+    same(left, right)
+
+
+@settings(max_examples=80)
+@given(made=strategies.graphs(max_moves=5), plan=plans)
+def test_hessian_times_vector_of_random_graphs(made, plan):
+    """Exact: against central differences of the engine's own gradient, to fourth order."""
+    grain, shards = plan
+    engine = fg.Engine("sync", grain=grain, shards=shards)
+    wrt = [v for v in made.variables if v not in made.feeds]
+    rng = np.random.default_rng(1)
+    direction = {v: rng.normal(size=v.dim) for v in wrt}
+    found = engine.hvp(made.loss, direction, made.feeds)
+    before = {v: v.value for v in wrt}
+
+    def gradient(h):
+        for v in wrt:
+            v.set_value(before[v] + h * direction[v])
+        values = engine.gradient(made.loss, made.feeds, wrt=wrt)
+        return np.concatenate([values[v] for v in wrt])
+
+    h = 1e-3
+    try:
+        numeric = (8 * (gradient(h) - gradient(-h)) - (gradient(2 * h) - gradient(-2 * h))) / (12 * h)
+    finally:
+        for v in wrt:
+            v.set_value(before[v])
+    same(np.concatenate([found[v] for v in wrt]), numeric, 1e-5)
+
+
+SECOND = ["Multiply", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Dot", "RowDot", "MatVec", "SoftMax",
+          "MeanSquaredError", "CrossEntropyWithSoftMax", "Vectorize", "Gather"]  # fmt: skip
+
+
+@pytest.mark.parametrize("fed", ["a", "b", "m", ""])
+@pytest.mark.parametrize("op", SECOND)
+def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, monkeypatch):
+    monkeypatch.setitem(derivatives.FUNCTIONS, "CrossEntropyWithSoftMax", derivatives.plain_cross_entropy)
+    made, variables = one_op(op, fed)
+    with made.graph:  # squares make the second derivative see the first one too
+        loss = fg.Dot(made.result, made.result)
+    wrt = [v for v in variables.values() if v in made.result.parents and v not in made.feeds]
+    if not wrt:
+        return
+    rng = np.random.default_rng(2)
+    flat = np.concatenate([v.value for v in wrt])
+    d = rng.normal(size=flat.size)
+    hvp = autograd.hessian_vector_product(lambda x: derivatives.mean_loss(made, loss, x, wrt))
+    starts = np.cumsum([0, *(v.dim for v in wrt)])
+    direction = {v: d[a : a + v.dim] for v, a in zip(wrt, starts)}
+    found = fg.Engine("sync").hvp(loss, direction, made.feeds)
+    # The cross entropy's Jacobian by the logits leaves the 1e-10 under the logarithm out, HIPS's does not.
+    tolerance = 1e-7 if op == "CrossEntropyWithSoftMax" else 1e-10
+    same(np.concatenate([found[v] for v in wrt]), hvp(flat, d), tolerance)
+
+
+def test_a_wrong_second_rule_is_noticed():
+    """The comparison above is worth something: a rule that is off by one in a thousand fails it."""
+    made, variables = one_op("Tanh", "")
+
+    class Bent(fg.Tanh):
+        @staticmethod
+        def jacobian_tangent(slot, values, tangents):
+            return fg.Diagonal(-2.002 * values[0] * tangents[0])
+
+    with made.graph:
+        loss, right = (fg.Sum(op(variables["a"])) for op in (Bent, fg.Tanh))
+    d = {variables["a"]: np.ones(4)}
+    engine = fg.Engine("sync")
+    wrong, good = (engine.hvp(node, d)[variables["a"]] for node in (loss, right))
+    with pytest.raises(AssertionError):
+        same(wrong, good, 1e-5)
+
+
+def test_an_op_without_a_second_rule_is_differentiated_by_differences():
+    class Cube(fg.Op):
+        @staticmethod
+        def apply(a):
+            return a**3
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            return fg.Diagonal(3 * a * a)
+
+    with fg.Graph():
+        x, w = fg.Variable(3, trainable=False), fg.Variable(3, [1.0, -2.0, 0.5])
+        loss = fg.Sum(Cube(w * x))
+    feeds = {x: np.array([[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]])}
+    found = fg.Engine("sync").hvp(loss, {w: [1.0, 2.0, -1.0]}, feeds)[w]
+    exact = (6 * w.value * feeds[x] ** 3 * [1.0, 2.0, -1.0]).mean(axis=0)
+    same(found, exact, 1e-8)
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_diagonals(executor, units):
+    made = Shared(units)
+    engine = fg.Engine(executor, shards=2)
+    fisher = engine.fisher_diagonal(made.loss, made.feeds)
+    wrt = list(fisher)
+    same(np.concatenate(list(fisher.values())), (explicit(made, wrt) ** 2).mean(axis=0))
+    logits = made.loss.parents[0]
+    j = np.concatenate([derivatives.jacobians(made, logits, v) for v in wrt], axis=2)
+    z = np.stack(
+        [derivatives.evaluate(logits, {v: a[i % len(a)] for v, a in made.variables.items()}) for i in range(9)]
+    )
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    h = np.stack([np.diag(pi) - np.outer(pi, pi) for pi in p])
+    ggn = engine.ggn_diagonal(made.loss, made.feeds)
+    same(np.concatenate([ggn[v] for v in wrt]), np.einsum("nvi,nvw,nwi->i", j, h, j) / 9)
+    with made.graph:
+        squares = fg.MeanSquaredError(logits, made.label)
+    ggn = engine.ggn_diagonal(squares, made.feeds)
+    same(np.concatenate([ggn[v] for v in wrt]), np.einsum("nvi,nvi->i", j, j) * 2 / 2 / 9)
+
+
+def test_on_every_executor(executor):
+    made = Shared(2)
+    engine, other = fg.Engine(executor, shards=3), fg.Engine("sync")
+    wrt = [v for v in made.variables if v not in made.feeds]
+    direction = {v: np.cos(np.arange(v.dim)) for v in wrt}
+    for name, args in {"hvp": (made.loss, direction), "jvp": (made.loss, direction), "vjp": (made.loss, [1.0])}.items():
+        found, expected = (getattr(e, name)(*args, made.feeds) for e in (engine, other))
+        for a, b in zip(found.values(), expected.values()) if isinstance(found, dict) else [(found, expected)]:
+            same(a, b)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda e, m: e.hvp(m.loss.parents[0], {m.w: np.ones(5)}, m.feeds), "not a scalar"),
+        (lambda e, m: e.hvp(m.loss, {m.x[0]: np.ones(5)}, m.feeds), "is fed"),
+        (lambda e, m: e.hvp(m.loss, {}, m.feeds), "at least one"),
+        (lambda e, m: e.hvp(m.loss, {m.w: np.ones(4)}, m.feeds), r"\(4,\)"),
+        (lambda e, m: e.jvp(m.loss, {m.loss: np.ones(1)}, m.feeds), "variable"),
+        (lambda e, m: e.jvp(m.loss, {m.w: np.ones((9, 5))}, m.feeds), "shared by all samples"),
+        (lambda e, m: e.jvp(m.loss, {m.w: "no"}, m.feeds), "not an array"),
+        (lambda e, m: e.vjp(m.loss, np.ones((3, 1)), m.feeds), r"\(3, 1\).*\(9, 1\)"),
+        (lambda e, m: e.ggn_diagonal(fg.Sum(m.loss), m.feeds), "CrossEntropyWithSoftMax"),
+        (lambda e, m: e.fisher_diagonal(m.loss.parents[0], m.feeds), "not a scalar"),
+    ],
+)
+def test_wrong_requests_are_told(call, match):
+    made = Shared(1)
+    made.w = next(v for v in made.graph.nodes if isinstance(v, fg.Variable) and v.trainable)
+    with pytest.raises(fg.FlowgradError, match=match):
+        call(fg.Engine("sync"), made)
