@@ -19,9 +19,11 @@ def _matvec(w, x, **_):
 
 
 def _cross_entropy(a, y):
-    """The 1e-10 under the logarithm counts in the Jacobian by the labels; that by the logits leaves it out."""
+    """The 1e-10 under the logarithm counts in the value and in the Jacobian by the labels; that by the logits leaves it out."""
     p, fixed = _softmax(a), getval(y)
-    return -anp.sum(fixed * anp.log(p)) - anp.sum((y - fixed) * anp.log(getval(p) + 1e-10))
+    there = np.log(getval(p) + 1e-10)
+    left_out = getval(fixed) * (np.log(getval(p)) - there)
+    return -anp.sum(fixed * anp.log(p)) - anp.sum((y - fixed) * there) + np.sum(left_out)
 
 
 def plain_cross_entropy(a, y):

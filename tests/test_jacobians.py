@@ -40,7 +40,7 @@ OPS = {
     "CrossEntropyWithSoftMax": ("ab",), "Negative": ("a",), "Exp": ("a",), "Log": ("a",), "Reciprocal": ("a",),
     "Logistic": ("a",), "Tanh": ("a",), "ReLU": ("a",), "Sum": ("a",), "SoftMax": ("a",), "Scale": ("a", -1.5),
     "Slice": ("a", 1, 3), "Gather": ("a", (2, 0, 2)), "RowDot": ("ab", 2), "MatVec": ("ma",), "Vectorize": ("aba",),
-    "BatchMatVec": ("ma", 3),
+    "BatchMatVec": ("ma", 2),
 }  # fmt: skip
 
 
