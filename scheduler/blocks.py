@@ -149,17 +149,17 @@ def _compiled(step: Step, rule: Rule, state: State) -> Any:
 
 
 def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
-    """Return the inputs of a program in its order."""
+    """Return the inputs of a program in its order, aligned as the bits of the result need it."""
     given = iter(feeds)
     inputs: list[Array] = []
     for i in program.inputs:
         if i.role == "feed":
-            inputs.append(next(given))
+            inputs.append(canonical(next(given)))
         elif i.role == "param":
-            inputs.append(weights(state))
+            inputs.append(canonical(weights(state)))
         elif i.role == "const":
             assert const is not None
-            inputs.append(const)
+            inputs.append(canonical(const))
     return inputs
 
 
@@ -211,7 +211,7 @@ def run_round(
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:
     """Return the sum of the losses, the number of right classes (-1 without classes) and the number of samples."""
     samples = max(map(len, feeds))
-    found = kernel_of(program)(arrange(program, state, const, [canonical(f) for f in feeds]))
+    found = kernel_of(program)(arrange(program, state, const, feeds))
     loss = found["0"]
     total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
     right = -1

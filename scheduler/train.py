@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,32 @@ class Trainer:
         finally:
             run.close()
 
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that stand for the weights and the state of the optimizer.
+
+        They are the same after the same training, on any number of workers, whatever happened to them meanwhile.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     w = fg.Variable(1, [2.0])
+        >>> trainer = fg.Trainer(fg.Adam(graph, w * w), fg.Engine("sync"))
+        >>> before = trainer.fingerprint()
+        >>> w.set_value([3.0])
+        >>> before != trainer.fingerprint() and len(before) == 32
+        True
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for v in self.optimizer.variables():
+            digest.update(f"{v.index} {v.dim};".encode())
+            digest.update(b"" if v.value is None else np.ascontiguousarray(v.value, "<f8").data)
+        for name, array in sorted((self.optimizer.state or {}).items()):
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{name} {little.dtype.str};".encode())
+            digest.update(little.data)
+        return digest.hexdigest()
+
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.
 
@@ -125,10 +152,10 @@ class Trainer:
             ``"loss"`` and, where the loss is `CrossEntropyWithSoftMax`, ``"accuracy"`` between 0 and 1.
         """
         target = self.optimizer.target
-        checked = check_feeds(target.graph, feeds, self.engine.dtype)
+        checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True)
         evaluation = Evaluation(self.engine.executor, target, checked)
         try:
-            return evaluation.result(evaluation.submit(None))
+            return evaluation.scores(None)
         finally:
             evaluation.close()
 
