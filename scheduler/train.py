@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,24 @@ from .evaluate import Evaluation
 from .feeds import check_feeds
 from .history import History
 from .run import Run, Settings
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit` meanwhile, where it would end the process on the spot."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Trainer:
@@ -87,7 +109,7 @@ class Trainer:
         validation : dict, optional
             Feeds to evaluate before the first and after each epoch.
         checkpoint : path, optional
-            A folder; after each epoch a checkpoint is written there.
+            A folder; after each epoch a checkpoint is written there, and when training is interrupted by Ctrl-C or SIGTERM.
         resume : bool
             Go on from the last checkpoint in that folder, if there is one.
 
@@ -107,11 +129,12 @@ class Trainer:
         if resume and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
         folder = None if checkpoint is None else prepare_folder(Path(checkpoint))
-        run = Run(self.settings, feeds, validation, folder, int(epochs))
-        try:
-            return run.train(resume)
-        finally:
-            run.close()
+        with terminated_like_interrupted():
+            run = Run(self.settings, feeds, validation, folder, int(epochs))
+            try:
+                return run.train(resume)
+            finally:
+                run.close()
 
     def fingerprint(self) -> str:
         """Return 32 hex digits that stand for the weights and the state of the optimizer.

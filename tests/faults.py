@@ -5,6 +5,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 
@@ -64,10 +65,8 @@ def pids(client):
 def kill(client, count=None):
     """Kill -9 some workers, or all; nannies bring them back."""
     for pid in list(pids(client).values())[:count]:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def pause(client, seconds):
@@ -89,11 +88,9 @@ class Killer(threading.Thread):
         while self.killed < self.kills and not self.stop.wait(self.random.uniform(0.1, self.longest)):
             there = list(pids(self.client).values())
             if there:
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(self.random.choice(there), signal.SIGKILL)
                     self.killed += 1
-                except ProcessLookupError:
-                    pass
 
     def __enter__(self):
         self.start()

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_a_tree_in_parts_is_the_tree(shards, cuts):
     whole = tree.reduce_tree([f"{k}." for k in range(shards)], combine)
     ends = sorted({0, shards, *(min(c, shards) for c in cuts)})
     nodes = {}
-    for first, stop in zip(ends, ends[1:]):
+    for first, stop in pairwise(ends):
         nodes |= tree.reduce_some({(0, k): f"{k}." for k in range(first, stop)}, shards, combine)
     assert list(tree.reduce_some(nodes, shards, combine).values()) == [whole]
 

@@ -1,9 +1,11 @@
 """Workers are killed at random moments, many times over; every fingerprint is that of an undisturbed run."""
 
+import conftest
 import pytest
-from conftest import local_cluster
 from distributed import Client
 from faults import Killer, train
+
+from flowgrad.cli.cluster import local_cluster
 
 pytestmark = pytest.mark.distributed
 EPOCHS = 140
@@ -22,9 +24,8 @@ def expected():
 
 
 def test_two_random_kills(expected):
-    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
-        with Killer(client, 2, seed=1, longest=0.6) as killer:
-            found = train(client, 25)
+    with local_cluster(2, 1, dashboard=False, memory_limit=0) as client, Killer(client, 2, seed=1, longest=0.6) as killer:
+        found = train(client, 25)
     assert killer.killed == 2
     assert found[:2] == expected("shard", 25)
 
@@ -36,7 +37,7 @@ def test_two_random_kills(expected):
 def test_random_kills(expected, grain, workers, threads, kills):
     # Rounds are fast: more of them for as many kills.
     epochs = EPOCHS if grain == "shard" else 40 * EPOCHS
-    with local_cluster(workers, threads) as cluster, Client(cluster, set_as_default=False) as client:
+    with local_cluster(workers, threads, dashboard=False, memory_limit=0) as client:
         with Killer(client, kills, seed=workers, longest=0.8) as killer:
             found = train(client, epochs, grain=grain)
     assert killer.killed == kills
@@ -48,5 +49,5 @@ def test_random_kills(expected, grain, workers, threads, kills):
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize("grain", ["shard", "round"])
 def test_workers_in_one_process(expected, grain, workers):
-    with local_cluster(workers, processes=False) as cluster, Client(cluster, set_as_default=False) as client:
+    with conftest.local_cluster(workers, processes=False) as cluster, Client(cluster, set_as_default=False) as client:
         assert train(client, 5, grain=grain)[:2] == expected(grain, 5)

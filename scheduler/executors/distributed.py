@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import dask
@@ -47,7 +48,7 @@ class DistributedExecutor(Executor):
         self.client = client
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
-    @property
+    @cached_property
     def own(self) -> bool:
         """Whether flowgrad started this cluster, for itself alone."""
         return bool(self.client.get_metadata(MARK, default=False))
@@ -69,6 +70,7 @@ class DistributedExecutor(Executor):
         start = time.monotonic()
         while True:
             found = self._known()
+            self._bring_back(len(found))
             running = {a: w for a, w in found.items() if w.get("status") == "running"} or found
             kept = {a: w for a, w in running.items() if a not in avoid} or running
             if kept:
@@ -88,6 +90,12 @@ class DistributedExecutor(Executor):
         if self.client.status != "running":
             raise self._scheduler_gone()
         return workers
+
+    def _bring_back(self, count: int) -> None:
+        """On a cluster of our own, start workers whose nanny gave up, as it does when they die while they start."""
+        wanted = len(getattr(self.client.cluster, "worker_spec", ())) if self.own else 0
+        if count < wanted:
+            self.client.cluster.scale(wanted)
 
     def _scheduler_gone(self) -> ClusterError:
         return ClusterError(
