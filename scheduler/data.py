@@ -22,7 +22,6 @@ from .daskgraph import Load
 from .executors import Executor, Handle, Worker
 from .lower_train import Lane
 from .tasks import Ref, TaskGraph, token
-from .tree import bounds
 
 # Of a worker's memory: feeds that take more are not kept whole; buckets, of which a few are there at a time, take less.
 WHOLE_SHARE = 0.4
@@ -71,21 +70,19 @@ class Placement:
     def lanes(self, workers: Sequence[Worker], shards: int, single: bool, alone: int) -> list[Lane]:
         """Return lanes for `shards` on the workers, and place what they need.
 
-        Lanes are as many as threads, at most one per shard; with `single`, one that has `alone` threads. What is on workers that
+        A lane per worker, with shards by its threads; with `single`, one lane that has `alone` threads. What is on workers that
         have no lane is let go.
         """
-        turns = range(max(w.threads for w in workers))
-        seats = [k for turn in turns for k, w in enumerate(workers) if turn < w.threads]
-        seats = sorted(seats[: 1 if single else shards])
+        seats = [(0, 0, shards, alone)] if single else share_out(workers, shards)
         whole = not self.bucketed(workers)
-        used = {workers[k].address for k in seats}
+        used = {workers[k].address for k, *_ in seats}
         for address in set(self._placed) - used:
             self.executor.release(self._placed.pop(address).values())
         found = []
-        for k, (first, stop) in zip(seats, bounds(shards, len(seats))):
+        for k, first, stop, threads in seats:
             refs = self._at(workers[k].address, whole)
             feeds = [refs[f"feed-{i}"] for i in range(len(self.feeds))] if whole else []
-            found.append(Lane(k, refs["program"], refs.get("const"), feeds, first, stop, alone))
+            found.append(Lane(k, refs["program"], refs.get("const"), feeds, first, stop, threads))
         return found
 
     def _at(self, address: str, whole: bool) -> dict[str, Ref]:
@@ -202,6 +199,27 @@ class Placement:
             self.executor.release(there.values())
         self._placed = {}
         self.doubt()
+
+
+def share_out(workers: Sequence[Worker], shards: int) -> list[tuple[int, int, int, int]]:
+    """Return worker, first and last shard, and threads of each lane.
+
+    Examples
+    --------
+    >>> share_out([Worker("a", 1), Worker("b", 3)], 4)
+    [(0, 0, 1, 1), (1, 1, 4, 3)]
+    >>> share_out([Worker("a", 1), Worker("b", 1), Worker("c", 1)], 2)
+    [(0, 0, 1, 1), (1, 1, 2, 1)]
+    """
+    used = workers[:shards]
+    every, found, before, first = sum(w.threads for w in used), [], 0, 0
+    for k, w in enumerate(used):
+        before += w.threads
+        stop = (2 * shards * before + every) // (2 * every)
+        if stop > first:
+            found.append((k, first, stop, w.threads))
+        first = max(first, stop)
+    return found
 
 
 def load_chunk(load: Any, salt: str) -> Any:

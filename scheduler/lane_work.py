@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
 from .blocks import Gradient, State, Step, add_gradients, shard_step, update
+from .cost import flops
 from .kernel import canonical
 from .tree import reduce_some
 
+# Operations of a shard from which on a thread of its own pays.
+THREAD_FLOPS = 2e7
 # What a lane has of the tree of gradients, by level and index.
 Shares = dict[tuple[int, int], Gradient]
 
@@ -26,12 +30,15 @@ class Part(NamedTuple):
         Index of the first of these shards.
     shards, batch : int
         Shards and samples of the whole mini-batch.
+    threads : int
+        How many may share the work.
     """
 
     rows: list[Array]
     first: int
     shards: int
     batch: int
+    threads: int = 1
 
 
 class Carry(NamedTuple):
@@ -53,12 +60,19 @@ class Carry(NamedTuple):
 
 
 def gradients(step: Step, rule: Rule, state: State, const: Array | None, feeds: list[Array], part: Part) -> Shares:
-    """Compute the gradients of a lane's shards."""
-    shares = {
-        (0, part.first + k): shard_step(step, rule, state, const, feeds, rows, part.batch)
-        for k, rows in enumerate(part.rows)
-    }
-    return reduce_some(shares, part.shards, add_gradients)
+    """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
+
+    def compute(rows: Array) -> Gradient:
+        return shard_step(step, rule, state, const, feeds, rows, part.batch)
+
+    threads = min(part.threads, len(part.rows))
+    fixed, each = flops(step.program)
+    if threads > 1 and fixed + each * len(part.rows[0]) >= THREAD_FLOPS:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(compute, part.rows))
+    else:
+        found = [compute(rows) for rows in part.rows]
+    return reduce_some({(0, part.first + k): share for k, share in enumerate(found)}, part.shards, add_gradients)
 
 
 def total(lanes: Sequence[Shares], shards: int) -> Gradient:

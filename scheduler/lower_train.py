@@ -39,7 +39,7 @@ class Lane:
     first, stop : int
         Its shards: neighbours, so that all lanes' shards in order are the shards in order.
     threads : int
-        Threads of a task that runs alone.
+        Threads that its tasks may use.
     """
 
     worker: int
@@ -128,7 +128,7 @@ def _home(graph: TaskGraph, ref: Ref) -> int | None:
 
 def _parts(lanes: Sequence[Lane], shards: list[Array]) -> list[Part]:
     batch = sum(map(len, shards))
-    return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch) for lane in lanes]
+    return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
 def _lane_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref, steps: Sequence[list[Array]]) -> Ref:

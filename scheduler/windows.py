@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from flowgrad.jacobian import Array
@@ -166,17 +167,16 @@ class Windows:
         workers = self.executor.workers(self.recovery.avoid)
         lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", self.executor.threads)
         slices = choose_slices(self.plan.grain, self.state["w"].nbytes, len(lanes))
-        self._estimate(workers, lanes)
+        self._estimate(workers)
         return Site(workers, lanes, slices)
 
-    def _estimate(self, workers: list[Worker], lanes: list[Lane]) -> None:
+    def _estimate(self, workers: list[Worker]) -> None:
         state = sum(v.nbytes for v in self.state.values())
         feeds = self.placement.samples * self.placement.row_bytes
         if self.placement.bucketed(workers):
             feeds = self.placement.bucket_rows(workers, 1) * self.placement.row_bytes * (LOOK_AHEAD + 1)
-        per_worker = max(sum(lane.worker == k for lane in lanes) for k in range(len(workers)))
-        # Of each lane: the state and gradient before a step and after it.
-        self.worker_bytes = max(self.worker_bytes, feeds + 2 * per_worker * (state + self.state["w"].nbytes))
+        # Of a lane: the state and its part of the gradient, before a step and after it.
+        self.worker_bytes = max(self.worker_bytes, feeds + 2 * (state + self.state["w"].nbytes))
 
     def _pieces(self, batches: Sequence[Batch], site: Site) -> Iterator[Sequence[Batch]]:
         plan = self.plan
@@ -184,8 +184,10 @@ class Windows:
         if self.placement.bucketed(site.workers):
             rows = self.placement.bucket_rows(site.workers, len(site.lanes))
             size = max(1, min(size, rows // max(len(b.rows) for b in batches)))
-        for k in range(0, len(batches), size):
-            yield batches[k : k + size]
+        for _, epoch in groupby(batches, lambda b: b.epoch):  # so that the time of an epoch can be told
+            part = list(epoch)
+            for k in range(0, len(part), size):
+                yield part[k : k + size]
 
     def _submit(
         self, graph: TaskGraph, site: Site, before: list[Handle], batches: Sequence[Batch]

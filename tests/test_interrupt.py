@@ -70,7 +70,9 @@ def test_in_the_middle_of_an_epoch(tmp_path, expected, monkeypatch):
     from flowgrad.scheduler import run as run_module
 
     original = run_module.choose_plan
-    monkeypatch.setattr(run_module, "choose_plan", lambda *args: run_module.replace(original(*args), steps_per_window=4))
+    monkeypatch.setattr(
+        run_module, "choose_plan", lambda *args: run_module.replace(original(*args), steps_per_window=4)
+    )
     interrupted(KeyboardInterrupt, "sync", tmp_path, 22)
     _, about = read_checkpoint(tmp_path)
     assert about["epoch"] == 1
@@ -82,7 +84,11 @@ def test_in_the_middle_of_an_epoch(tmp_path, expected, monkeypatch):
 def start(where, folder):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, where, str(folder)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, where, str(folder)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for _ in range(3):
         assert process.stdout.readline(), process.stderr.read()

@@ -88,7 +88,21 @@ class Network:
                 space, here, there = self.space(name), f"v{self.tag}{k}", f"p{self.tag}{k}"
                 run("ip", "netns", "add", space)
                 stack.callback(run, "ip", "netns", "del", space)
-                run("ip", "link", "add", here, "netns", space, "type", "veth", "peer", "name", there, "netns", self.bridge)
+                run(
+                    "ip",
+                    "link",
+                    "add",
+                    here,
+                    "netns",
+                    space,
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    there,
+                    "netns",
+                    self.bridge,
+                )
                 inside(self.bridge, "ip", "link", "set", there, "master", "br0", "up")
                 inside(space, "ip", "addr", "add", f"{NET}.{k}/24", "dev", here)
                 inside(space, "ip", "link", "set", here, "up")
@@ -106,7 +120,9 @@ class Network:
         """Delay every packet by a millisecond; return whether the kernel allows it."""
         try:
             for k, name in enumerate(self.names, 1):
-                inside(self.space(name), "tc", "qdisc", "add", "dev", f"v{self.tag}{k}", "root", "netem", "delay", "1ms")
+                inside(
+                    self.space(name), "tc", "qdisc", "add", "dev", f"v{self.tag}{k}", "root", "netem", "delay", "1ms"
+                )
         except (subprocess.CalledProcessError, FileNotFoundError):
             return False
         return True
@@ -158,10 +174,20 @@ def test_a_link_is_cut(network, cut):
         network.start(stack, "scheduler", *scheduler, **quiet)
         time.sleep(2)
         for k, name in enumerate(("one", "two"), 2):
-            worker = ("distributed.cli.dask_worker", address, "--host", f"{NET}.{k}", "--nthreads", "1", "--no-dashboard")
+            worker = (
+                "distributed.cli.dask_worker",
+                address,
+                "--host",
+                f"{NET}.{k}",
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+            )
             network.start(stack, name, *worker, **quiet)
         command = network.cut("one") if cut else []
-        client = network.start(stack, "client", "netns", address, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        client = network.start(
+            stack, "client", "netns", address, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         out, errors = client.communicate(timeout=180)
     assert client.returncode == 0, errors[-3000:]
     found = json.loads(out.splitlines()[-1])

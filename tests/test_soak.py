@@ -24,7 +24,10 @@ def expected():
 
 
 def test_two_random_kills(expected):
-    with local_cluster(2, 1, dashboard=False, memory_limit=0) as client, Killer(client, 2, seed=1, longest=0.6) as killer:
+    with (
+        local_cluster(2, 1, dashboard=False, memory_limit=0) as client,
+        Killer(client, 2, seed=1, longest=0.6) as killer,
+    ):
         found = train(client, 25)
     assert killer.killed == 2
     assert found[:2] == expected("shard", 25)
@@ -36,10 +39,12 @@ def test_two_random_kills(expected):
 @pytest.mark.parametrize("grain", ["shard", "round"])
 def test_random_kills(expected, grain, workers, threads, kills):
     # Rounds are fast: more of them for as many kills.
-    epochs = EPOCHS if grain == "shard" else 40 * EPOCHS
-    with local_cluster(workers, threads, dashboard=False, memory_limit=0) as client:
-        with Killer(client, kills, seed=workers, longest=0.8) as killer:
-            found = train(client, epochs, grain=grain)
+    epochs = EPOCHS if grain == "shard" else 20 * EPOCHS
+    with (
+        local_cluster(workers, threads, dashboard=False, memory_limit=0) as client,
+        Killer(client, kills, seed=workers, longest=0.8) as killer,
+    ):
+        found = train(client, epochs, grain=grain)
     assert killer.killed == kills
     assert found[:2] == expected(grain, epochs)
     assert kills == 0 or len(found[2].recoveries) >= 1
