@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from .cluster import cluster_report
 from .derivatives import derivatives_report
 from .fusion import fusion_report
 from .lowering import lowering_report
@@ -21,7 +22,7 @@ from .training import measure_training, same_weights, training_table
 from .turns import FORCED
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-SUBJECTS = ("training", "lowering", "fusion", "derivatives", "mainjob")
+SUBJECTS = ("training", "lowering", "fusion", "derivatives", "mainjob", "cluster")
 ABOUT_TRAINING = """\
 784-90-10 net, float32, Adam, every epoch in a new order. flowgrad: `Trainer` on threads, grain `round`, the rate from its
 history; peers: the loop that their own users would write for speed, the better of one and two threads. All take turns, A B C
@@ -70,6 +71,8 @@ def main(
         ]
     if "mainjob" in wanted:
         parts += ["## The main job\n\n`flowgrad train mnist`: 6 epochs, start-up, report.", mainjob_report(tell)]
+    if "cluster" in wanted:
+        parts += ["## On a cluster\n\nWorker processes on this machine.", cluster_report(tell)]
     text = "\n\n".join(filter(None, parts)) + "\n"
     click.echo(text)
     if write:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 EPOCHS = 2
+CLUSTER = ("flowgrad-cluster", "ddp")  # two processes each
 
 
 Rates = dict[str, list[float]]
@@ -27,6 +28,10 @@ def contender(name: str, batch: int, threads: int) -> tuple[Callable[[], Rates],
 
     if name.endswith("-numpy"):
         sys.modules["numba"] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
+    if name in CLUSTER:
+        from .cluster_peers import cluster_contender
+
+        return cluster_contender(name, batch)
     task = load_task(batch)
     if name.startswith("flowgrad"):
         from .own import OWN, Own

@@ -1,4 +1,4 @@
-"""Checkpoints: one verified safetensors file per epoch in a folder, written atomically, pruned to the last few."""
+"""Checkpoints: verified safetensors files in a folder, written atomically, pruned to the last few."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from flowgrad.jacobian import Array
 KEEP = 3
 
 
-def write_checkpoint(
-    folder: Path, epoch: int, state: dict[str, Array], about: dict[str, Any], keep: int = KEEP
-) -> Path:
-    """Write the state after an epoch and remove all but the last `keep` files."""
-    path = folder / f"epoch-{epoch:05d}.safetensors"
+def write_checkpoint(folder: Path, step: int, state: dict[str, Array], about: dict[str, Any], keep: int = KEEP) -> Path:
+    """Write the state after so many steps and remove all but the last `keep` files."""
+    path = folder / f"step-{step:09d}.safetensors"
     write_arrays(path, state, about)
-    for old in sorted(folder.glob("epoch-*.safetensors"))[:-keep]:
+    for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
@@ -35,7 +33,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Array], dict[str, Any]] | N
         If there are files and none can be read.
     """
     problems = []
-    for path in sorted(folder.glob("epoch-*.safetensors"), reverse=True):
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             found = read_arrays(path)
         except DataError as error:

@@ -184,7 +184,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowgrad"
 
 
+_loading = threading.RLock()
+
+
 def _load(text: str) -> ModuleType:
+    with _loading:  # two tasks of one worker may want the same kernel at once
+        return _loaded(text)
+
+
+def _loaded(text: str) -> ModuleType:
     name = f"flowgrad_kernel_{token(text, sys.version)}"
     if name in sys.modules:
         return sys.modules[name]

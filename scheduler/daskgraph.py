@@ -1,21 +1,78 @@
-"""Task records as a dask graph; the only file that uses dask's task specification."""
+"""Task records as a dask graph, a dask array's chunks for records; the only file that uses dask's task specification."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import dask.local
+from dask.core import flatten
+from dask.optimization import cull
 from dask.task_spec import DataNode, GraphNode, List, TaskRef
 from dask.task_spec import Task as DaskTask
 
 from .tasks import Data, Record, Ref
 
 
-def to_dask(records: dict[str, Record]) -> dict[str, GraphNode]:
-    """Return `records` as a dask graph with the same keys."""
-    return {
-        key: DataNode(key, r.value) if isinstance(r, Data) else DaskTask(key, r.func, *map(_argument, r.args))
-        for key, r in records.items()
-    }
+def to_dask(records: dict[str, Record], run: Callable[..., Any] | None = None) -> dict[str, GraphNode]:
+    """Return `records` as a dask graph with the same keys; with `run`, tasks call ``run(func, *args)``."""
+    first = () if run is None else (run,)
+    graph: dict[str, GraphNode] = {}
+    for key, r in records.items():
+        if isinstance(r, Data):
+            graph[key] = DataNode(key, r.value)
+        else:
+            graph[key] = DaskTask(key, *first, r.func, *map(_argument, r.args))
+    return graph
+
+
+class Load:
+    """How a chunk of a dask array is loaded, again and again, without any other task.
+
+    Parameters
+    ----------
+    key : hashable
+        Of the chunk.
+    graph : dict
+        What is needed for it.
+    """
+
+    def __init__(self, key: Any, graph: dict[Any, GraphNode]):
+        self.key = key
+        self.graph = graph
+
+    def __repr__(self) -> str:
+        return f"Load({self.key!r})"
+
+    def __call__(self) -> Any:
+        """Load the chunk."""
+        return dask.local.get_sync(self.graph, self.key)
+
+
+def row_chunks(x: Any) -> list[Any]:
+    """Return the chunks of a dask array along its rows: an array where the client has it, a future, or a `Load`."""
+    if x.ndim == 2 and len(x.chunks[1]) > 1:
+        x = x.rechunk({1: -1})
+    keys = list(flatten(x.__dask_keys__()))
+    graph = dict(x.__dask_graph__())
+    if not all(_is_future(graph.get(key)) for key in keys):
+        (x,) = dask.optimize(x)
+        graph = dict(x.__dask_graph__())
+    return [_chunk(key, graph) for key in keys]
+
+
+def _chunk(key: Any, graph: dict[Any, Any]) -> Any:
+    node = graph[key]
+    if _is_future(node):
+        return node
+    if isinstance(node, DataNode):
+        return node.value
+    return Load(key, cull(graph, [key])[0])
+
+
+def _is_future(node: Any) -> bool:
+    value = node.value if isinstance(node, DataNode) else node
+    return hasattr(value, "client") and hasattr(value, "key")
 
 
 def _argument(arg: Any) -> Any:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 
 from . import blocks
-from .executors import Executor, Handle
+from .chunks import Chunked
+from .data import Placement
+from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .feeds import Feeds
 from .fuse import Layout
 from .lower import flat_values
 from .lower_train import compile_evaluation
+from .recovery import Recovery
 from .tasks import Ref, TaskGraph, token
 from .tree import bounds
 
 # Samples in one task.
 SHARD_SAMPLES = 5000
+# Tasks on chunks under way at a time.
+AHEAD = 16
 
 
 class Evaluation:
@@ -47,44 +56,92 @@ class Evaluation:
     ):
         self.executor = executor
         self.samples = feeds.samples
-        self.step = compile_evaluation(target, feeds, variables, layout)
-        salt = uuid.uuid4().hex
-        values: dict[str, Any] = {f"program-{token(salt)}": self.step.program}
+        step = compile_evaluation(target, feeds, variables, layout)
         const = None
-        if self.step.program.size("const"):
-            const = flat_values(self.step.program, target.graph, "const", feeds.dtype)
-            values[f"const-{token(salt)}"] = const
-        self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
+        if step.program.size("const"):
+            const = flat_values(step.program, target.graph, "const", feeds.dtype)
         nodes = target.graph.nodes
-        for v in (n for n in (nodes[k] for k in self.step.fed) if isinstance(n, Variable)):
-            for start, stop in self.shards:
-                values[f"feed-{token(salt, v.index, start)}"] = feeds.arrays[v][start:stop]
-        self.handles = self.executor.put(values)
-        refs = [Ref(h.key) for h in self.handles]
-        self.program = refs.pop(0)
-        self.const = refs.pop(0) if const is not None else None
-        n = len(self.shards)
-        self.feeds = [[refs[k * n + s] for k in range(len(self.step.fed))] for s in range(n)]
+        fed = [v for v in (nodes[k] for k in step.fed) if isinstance(v, Variable)]
+        self.placement = Placement(executor, step.program, const, [feeds.arrays[v] for v in fed])
+        self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
+        self.values: dict[str, Any] = {"program": step.program} | ({} if const is None else {"const": const})
+        self.recovery = Recovery()
+        self._here: dict[str, Handle] = {}
 
-    def submit(self, state: Ref | None) -> list[Handle]:
-        """Start evaluating at a state; None: the program has no parameters."""
-        graph = TaskGraph()
-        keys = [
-            graph.task("evaluate", blocks.evaluate_shard, self.program, state, self.const, feeds).key
-            for feeds in self.feeds
-        ]
-        return self.executor.submit(graph.records, keys)
+    def scores(self, state: dict[str, Array] | None) -> dict[str, float]:
+        """Return the mean loss, and the accuracy where there are classes, at a state; None: the program has no parameters.
 
-    def result(self, handles: list[Handle]) -> dict[str, float]:
-        """Wait for the shards and add them up."""
-        parts = self.executor.result(handles)
-        self.executor.release(handles)
+        What is lost with a worker meanwhile is computed again.
+        """
+        while True:
+            held: list[Handle] = []
+            try:
+                parts = self._attempt(state, held)
+            except (Lost, TaskFailed) as error:
+                failure = error.with_traceback(None)
+            else:
+                break
+            finally:
+                self.executor.release(held)
+            pause = self.recovery.judge(failure, len(self.executor.workers(self.recovery.avoid)))
+            self.placement.doubt()
+            time.sleep(pause)
+        self.recovery.progress()
         scores = {"loss": math.fsum(p[0] for p in parts) / self.samples}
         if all(p[1] >= 0 for p in parts):
             scores["accuracy"] = sum(p[1] for p in parts) / self.samples
         return scores
 
+    def _attempt(self, state: dict[str, Array] | None, held: list[Handle]) -> list[tuple[float, int, int]]:
+        workers = self.executor.workers(self.recovery.avoid)
+        addresses, only = [w.address for w in workers], bool(self.recovery.avoid)
+        salt = uuid.uuid4().hex
+        at: Ref | None = None
+        if state is not None:
+            held += self.executor.put({f"state-{token(salt)}": state}, addresses[0])
+            at = Ref(held[-1].key)
+        program, const = self._place("program"), self._place("const") if "const" in self.values else None
+        size = AHEAD * len(workers) if self.placement.chunked else len(self.shards)
+        parts: list[tuple[float, int, int]] = []
+        for first in range(0, len(self.shards), size):
+            graph = TaskGraph()
+            keys: list[str] = []
+            sent: list[Handle] = []
+            for k in range(first, min(first + size, len(self.shards))):
+                feeds = self._feeds(graph, k, workers, salt, sent)
+                where = k % len(workers)
+                keys.append(graph.task("evaluate", blocks.evaluate_shard, program, at, const, feeds, worker=where).key)
+            handles = self.executor.submit(graph.records, keys, addresses, only)
+            try:
+                parts += self.executor.outcome(handles, set(addresses))
+            finally:
+                self.executor.release([*handles, *sent])
+        return parts
+
+    def _place(self, name: str, value: Any = None, worker: str | None = None) -> Ref:
+        """Return the reference to a value that is placed once."""
+        if name not in self._here or not self.executor.alive(self._here[name]):
+            value = self.values[name] if value is None else value
+            key = f"{name.split('-')[0]}-{token(uuid.uuid4().hex, name)}"
+            self._here[name] = self.executor.put({key: value}, worker)[0]
+        return Ref(self._here[name].key)
+
+    def _feeds(self, graph: TaskGraph, k: int, workers: list[Worker], salt: str, sent: list[Handle]) -> list[Ref]:
+        """Return the references to shard `k` of every feed."""
+        start, stop = self.shards[k]
+        where = k % len(workers)
+        found = []
+        for i, feed in enumerate(self.placement.feeds):
+            if isinstance(feed, Chunked):
+                ref, handles = self.placement.rows(graph, i, np.arange(start, stop), where, workers, salt)
+                sent += handles
+            else:
+                ref = self._place(f"feed-{i}-{k}", feed[start:stop], workers[where].address)
+            found.append(ref)
+        return found
+
     def close(self) -> None:
         """Let go of the feeds."""
-        self.executor.release(self.handles)
-        self.handles = []
+        self.executor.release(self._here.values())
+        self._here = {}
+        self.placement.close()

@@ -13,6 +13,8 @@ from flowgrad.graph import Graph
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 
+from .chunks import chunked, is_chunked
+
 
 @dataclass(frozen=True)
 class Feeds:
@@ -21,18 +23,18 @@ class Feeds:
     Attributes
     ----------
     arrays : dict
-        ``(N, dim)`` by variable, of one float dtype.
+        ``(N, dim)`` by variable, of one float dtype; a `Chunked` where the feed stays where it is.
     samples : int
         N; 1 without feeds.
     dtype : numpy dtype
     """
 
-    arrays: dict[Variable, Array]
+    arrays: dict[Variable, Any]
     samples: int
     dtype: np.dtype[Any]
 
 
-def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None) -> Feeds:
+def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None, lazy: bool = False) -> Feeds:
     """Check feeds against a graph and bring them to ``(N, dim)``.
 
     Parameters
@@ -43,6 +45,8 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
         dask arrays are computed.
     dtype : optional
         Of the result; by default that of the feeds (float64 for integers).
+    lazy : bool
+        Leave dask arrays and memory-mapped files where they are; their values are checked when they are read.
 
     Raises
     ------
@@ -53,11 +57,12 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
         return Feeds({}, 1, np.dtype(dtype or np.float64))
     if not isinstance(feeds, Mapping):
         raise FeedError(f"feeds must be a dict {{variable: array}}, not {type(feeds).__name__}")
-    raw = {fed_variable(graph, v): _numeric(v, a) for v, a in feeds.items()}
-    samples = check_lengths({v: len(a) for v, a in raw.items()})
+    raw = {fed_variable(graph, v): a if lazy and is_chunked(a) else _numeric(v, a) for v, a in feeds.items()}
+    for v, a in raw.items():
+        _check_shape(v, a)
+    samples = check_lengths({v: a.shape[0] for v, a in raw.items()})
     dtype = common_dtype((a.dtype for a in raw.values()), dtype)
-    arrays = {v: _shaped(v, a, dtype) for v, a in raw.items()}
-    return Feeds(arrays, samples, dtype)
+    return Feeds({v: _fed(v, a, dtype, lazy) for v, a in raw.items()}, samples, dtype)
 
 
 def check_array(variable: Any, array: Any, dtype: Any) -> Array:
@@ -134,12 +139,7 @@ def _numeric(v: Variable, value: Any) -> Array:
         raise FeedError(
             f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})"
         ) from None
-    if array.dtype.kind not in "fiub":
-        raise FeedError(
-            f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
-        )
-    if array.ndim == 0 or array.ndim > 2 or (array.ndim == 2 and array.shape[1] != v.dim):
-        raise FeedError(f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim})")
+    _check_shape(v, array)
     if array.ndim == 1 and v.dim > 1:
         _check_labels(v, array)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -150,12 +150,32 @@ def _numeric(v: Variable, value: Any) -> Array:
     return array
 
 
-def _check_labels(v: Variable, array: Array) -> None:
-    if array.dtype.kind not in "iu":
+def _check_shape(v: Variable, array: Any) -> None:
+    if array.shape and array.shape[0] != array.shape[0]:
+        raise FeedError(
+            f"the feed for {v.name!r} is a dask array of unknown length: call its compute_chunk_sizes() first"
+        )
+    if array.dtype.kind not in "fiub":
+        raise FeedError(
+            f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
+        )
+    if array.ndim == 0 or array.ndim > 2 or (array.ndim == 2 and array.shape[1] != v.dim):
+        raise FeedError(f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim})")
+    if array.ndim == 1 and v.dim > 1 and array.dtype.kind not in "iu":
         raise FeedError(
             f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: "
             f"give (N, {v.dim}), or integer class indices (N,)"
         )
+
+
+def _fed(v: Variable, value: Any, dtype: np.dtype[Any], lazy: bool) -> Any:
+    if not (lazy and is_chunked(value)):
+        return _shaped(v, value, dtype)
+    found = chunked(v, value, dtype)
+    return _shaped(v, _numeric(v, found), dtype) if isinstance(found, np.ndarray) else found
+
+
+def _check_labels(v: Variable, array: Array) -> None:
     if array.size and (array.min() < 0 or array.max() >= v.dim):
         bad = int(np.flatnonzero((array < 0) | (array >= v.dim))[0])
         raise FeedError(

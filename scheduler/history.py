@@ -20,17 +20,34 @@ class History:
         Number of the step, from 1, and the mean loss of its mini-batch before the update.
     plan : dict
         Grain, shards, steps per task and window, and the reason.
+    window : dict
+        What bounds the work ahead: ``steps`` and ``tasks`` of a window, and an estimate of the memory that it takes on a worker,
+        ``worker_bytes``.
+    recoveries : list of dict
+        Failures that were got over: ``step`` that was the last one done, ``again`` (steps that were done a second time), ``cause``.
     """
 
     plan: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: list[tuple[int, float]] = field(default_factory=list)
+    window: dict[str, int] = field(default_factory=dict)
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for JSON."""
-        return {"plan": self.plan, "epochs": self.epochs, "steps": [list(s) for s in self.steps]}
+        steps = [list(s) for s in self.steps]
+        return {
+            "plan": self.plan,
+            "epochs": self.epochs,
+            "steps": steps,
+            "window": self.window,
+            "recoveries": self.recoveries,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
         """Return the history that `as_dict` wrote."""
-        return cls(values["plan"], values["epochs"], [(int(k), float(loss)) for k, loss in values["steps"]])
+        steps = [(int(k), float(loss)) for k, loss in values["steps"]]
+        return cls(
+            values["plan"], values["epochs"], steps, dict(values.get("window", {})), list(values.get("recoveries", []))
+        )

@@ -15,27 +15,43 @@ from flowgrad.optim import Rule
 from flowgrad.privacy import Privacy
 from flowgrad.program import Program
 
-from . import blocks
+from . import blocks, lane_work, slices
 from .blocks import Step
 from .feeds import Feeds
 from .fuse import Layout
+from .lane_work import Part
 from .lower import compile_forward, input_var, lower_share
 from .passes import backward_passes, run_passes
 from .plan import Plan
 from .private import PrivateStep
 from .recipe import Recipe, work_of
 from .steps import Ends
-from .tasks import Ref, TaskGraph
-from .tree import bounds, reduce_tree
+from .tasks import Ref, Task, TaskGraph
+from .tree import reduce_tree
 
 
 @dataclass(frozen=True)
-class Given:
-    """References to what every step reads."""
+class Lane:
+    """Where some of a mini-batch's shards are computed, and references to what their tasks read there.
 
+    Attributes
+    ----------
+    worker : int
+        Index into the workers of the submission.
+    step, const, feeds
+        The program, the constants and the feeds on that worker.
+    first, stop : int
+        Its shards: neighbours, so that all lanes' shards in order are the shards in order.
+    threads : int
+        Threads that its tasks may use.
+    """
+
+    worker: int
     step: Ref
     const: Ref | None
     feeds: list[Ref]
+    first: int
+    stop: int
     threads: int = 1
 
 
@@ -84,55 +100,152 @@ def _fed(program: Program) -> tuple[int, ...]:
     return tuple(i.node for i in program.inputs if i.role == "feed")
 
 
-def lower_window(
-    graph: TaskGraph, step: Step, plan: Plan, rule: Rule, given: Given, state: Ref, batches: Sequence[Array]
-) -> tuple[Ref, Ref]:
+def lower_steps(
+    graph: TaskGraph,
+    plan: Plan,
+    rule: Rule,
+    lanes: Sequence[Lane],
+    state: list[Ref],
+    steps: Sequence[list[Array]],
+    program: Step,
+) -> tuple[list[Ref], Ref]:
     """Lower consecutive steps.
 
     Parameters
     ----------
     graph : TaskGraph
         Receives the tasks.
-    batches : sequence of int array
-        The rows of each step's mini-batch.
+    plan, rule
+        What the arithmetic is.
+    lanes : sequence of Lane
+        Where shards are computed; changes no bit.
+    state : list of Ref
+        The state before the first step: one, or a slice each.
+    steps : sequence of list of int array
+        Per step the rows of each shard in its lane's feeds.
+    program : Step
+        The program itself, for grain ``"node"``.
 
     Returns
     -------
-    (Ref, Ref)
-        The state after the last step; the list of the steps' mean losses.
+    (list of Ref, Ref)
+        The state after the last step, as it was given; the list of the steps' mean losses.
     """
-    steps = [[rows[start:stop] for start, stop in bounds(len(rows), plan.shards)] for rows in batches]
-    if plan.grain == "round":
-        done = graph.task(
-            "round", blocks.run_round, given.step, rule, state, given.const, given.feeds, steps, given.threads
-        )
-        return graph.task("state", blocks.pick, done, 0), graph.task("loss", blocks.pick, done, 1)
+    home = lanes[0].worker
+    if plan.grain not in ("round", "shard"):
+        return _fine_steps(graph, plan, rule, lanes, state[0], steps, program)
+    if plan.grain == "shard" and len(state) > 1:
+        done = _sliced_steps(graph, rule, lanes, state, steps)
+    elif plan.grain == "shard":
+        done = [_lane_steps(graph, rule, lanes, state[0], steps)]
+    else:
+        lane = lanes[0]
+        args = (lane.step, rule, state[0], lane.const, lane.feeds, list(steps), lane.threads)
+        done = [graph.task("round", blocks.run_round, *args, worker=home)]
+    # Taken apart where they were computed: the next steps begin there.
+    after = [graph.task("state", blocks.pick, d, 0, worker=_home(graph, d)) for d in done]
+    return after, graph.task("loss", blocks.pick, done[0], 1, worker=home)
+
+
+def _home(graph: TaskGraph, ref: Ref) -> int | None:
+    record = graph.records[ref.key]
+    return record.worker if isinstance(record, Task) else None
+
+
+def _parts(lanes: Sequence[Lane], shards: list[Array]) -> list[Part]:
+    batch = sum(map(len, shards))
+    return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
+
+
+def _lane_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref, steps: Sequence[list[Array]]) -> Ref:
+    """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
+
+    Every lane makes the same update, so that a step waits for one hop between workers and not for two.
+    """
+    carries: list[Ref] = []
+    before = 0
+    for shards in steps:
+        new = []
+        for k, (lane, part) in enumerate(zip(lanes, _parts(lanes, shards))):
+            reads = (lane.const, lane.feeds, part)
+            if carries:
+                args = (lane.step, rule, k, carries, before, *reads)
+                new.append(graph.task("update-gradient", lane_work.update_gradient, *args, worker=lane.worker))
+            else:
+                first = (lane.step, rule, state, *reads)
+                new.append(graph.task("gradient", lane_work.first_gradient, *first, worker=lane.worker))
+        carries, before = new, len(shards)
+    return graph.task("update", lane_work.last_update, lanes[0].step, rule, carries, before, worker=lanes[0].worker)
+
+
+def _sliced_steps(
+    graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Sequence[Ref], steps: Sequence[list[Array]]
+) -> list[Ref]:
+    """Give each slice of the parameters an update of its own, on a worker of its own."""
+    n = len(state)
+    homes = [lanes[k * len(lanes) // n] for k in range(n)]
+    done = [graph.task("update", slices.begin_slice, s, worker=home.worker) for s, home in zip(state, homes)]
+    for shards in steps:
+        weights = [graph.task("weights", slices.pick_weights, d, worker=h.worker) for d, h in zip(done, homes)]
+        shares = [
+            graph.task(
+                "gradient", slices.sliced_gradient, x.step, rule, weights, x.const, x.feeds, part, worker=x.worker
+            )
+            for x, part in zip(lanes, _parts(lanes, shards))
+        ]
+        for k, home in enumerate(homes):
+            cuts = [graph.task("cut", slices.cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
+            args = (home.step, rule, done[k], cuts, len(shards))
+            done[k] = graph.task("update", slices.update_slice, *args, worker=home.worker)
+    return done
+
+
+def _fine_steps(
+    graph: TaskGraph,
+    plan: Plan,
+    rule: Rule,
+    lanes: Sequence[Lane],
+    state: Ref,
+    steps: Sequence[list[Array]],
+    program: Step,
+) -> tuple[list[Ref], Ref]:
+    """Grains ``"node"`` and ``"sample"``: a task for everything that people want to see."""
     losses = []
+    step, home = lanes[0].step, lanes[0].worker
     for shards in steps:
         batch = sum(map(len, shards))
-        shares = [_share(graph, step, plan, rule, given, state, rows, batch) for rows in shards]
-        mean = reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group))
-        state = graph.task("update", blocks.update, given.step, rule, state, mean)
-        losses.append(graph.task("loss", blocks.pick, mean, 1))
-    return state, graph.task("losses", blocks.collect, *losses)
+        shares = [
+            _share(graph, program, plan, rule, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)
+        ]
+        mean = reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group, worker=home))
+        state = graph.task("update", blocks.update, step, rule, state, mean, worker=home)
+        losses.append(graph.task("loss", blocks.pick, mean, 1, worker=home))
+    return [state], graph.task("losses", blocks.collect, *losses, worker=home)
 
 
 def _share(
-    graph: TaskGraph, step: Step, plan: Plan, rule: Rule, given: Given, state: Ref, rows: Array, batch: int
+    graph: TaskGraph, step: Step, plan: Plan, rule: Rule, lane: Lane, state: Ref, rows: Array, batch: int
 ) -> Ref:
+    at = lane.worker
     if plan.grain != "node" or step.private is not None:
-        return graph.task("gradient", blocks.shard_step, given.step, rule, state, given.const, given.feeds, rows, batch)
-    feeds = iter(given.feeds)
+        args = (lane.step, rule, state, lane.const, lane.feeds, rows, batch)
+        return graph.task("gradient", blocks.shard_step, *args, worker=at)
+    feeds = iter(lane.feeds)
     inputs: dict[int, Ref] = {}
     for i in step.program.inputs:
         if i.role == "feed":
-            inputs[i.var] = graph.task("take", blocks.take, next(feeds), rows)
+            inputs[i.var] = graph.task("take", blocks.take, next(feeds), rows, worker=at)
         elif i.role == "param":
-            inputs[i.var] = graph.task("weights", blocks.weights, state)
+            inputs[i.var] = graph.task("weights", blocks.weights, state, worker=at)
         elif i.role == "const":
-            assert given.const is not None
-            inputs[i.var] = given.const
+            assert lane.const is not None
+            inputs[i.var] = lane.const
     return lower_share(graph, step.program, step.names, inputs, len(rows), batch)
+
+
+def lane_of(lanes: Sequence[Lane], shard: int) -> Lane:
+    """Return the lane that computes a shard."""
+    return next(lane for lane in lanes if lane.first <= shard < lane.stop)
 
 
 def epoch_batches(samples: int, batch_size: int, shuffle: bool, seed: int, epoch: int) -> list[Array]:

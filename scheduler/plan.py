@@ -9,6 +9,8 @@ from flowgrad.errors import GraphError
 
 # A round should last about this long: long against the cost of its task, short enough to watch.
 ROUND_SECONDS = 0.25
+# Rounds from one state that the client has to the next.
+ROUNDS_PER_WINDOW = 8
 # Tasks in one submission to the scheduler.
 WINDOW_TASKS = 1500
 # From this many task costs on, one step is worth spreading over tasks.
@@ -35,7 +37,7 @@ class Plan:
     steps_per_task : int
         Steps in one task (grain ``"round"``), else 1.
     steps_per_window : int
-        Steps in one submission.
+        Steps from one state that the client has to the next: what is submitted ahead, and at most done again.
     reason : str
         Why, in words.
     """
@@ -119,6 +121,6 @@ def choose_plan(
     reason += f"; kernel {kernel[0]}: {kernel[1]}"
     if grain == "round":
         steps = max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))
-        return Plan(grain, shards, kernel[0], steps, steps, reason)
+        return Plan(grain, shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason)
     per_step = shards * (step_tasks if grain == "node" else 1) + 2
     return Plan(grain, shards, kernel[0], 1, max(1, WINDOW_TASKS // per_step), reason)

@@ -1,11 +1,10 @@
-"""One call of `fit`: what is placed on the executor, and the state that moves on, window by window."""
+"""One call of `fit`: what it is given, its plan, and the course of its epochs."""
 
 from __future__ import annotations
 
 import math
 import time
-import uuid
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,18 @@ from flowgrad.optimizers import Optimizer, warn_independent
 from . import blocks, compiled
 from .blas import one_thread
 from .checkpoint import read_checkpoint, write_checkpoint
+from .chunks import Chunked
 from .cost import flops
+from .data import Placement
 from .engine import Engine
 from .evaluate import Evaluation
-from .executors import Handle
 from .feeds import check_feeds
 from .history import History
 from .lower import flat_values
-from .lower_train import Given, compile_private, compile_step, epoch_batches, lower_window
+from .lower_train import compile_private, compile_step, epoch_batches
 from .plan import Plan, choose_kernel, choose_plan, choose_shards
-from .tasks import Ref, TaskGraph, token
 from .tree import bounds
-
-# Windows that are submitted before the first of them is waited for.
-LOOK_AHEAD = 3
+from .windows import Batch, Windows
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,13 @@ class Settings:
 
 
 class Run:
-    """One call of `fit`: what is placed on the executor, and the state that moves on."""
+    """One call of `fit`.
+
+    Attributes
+    ----------
+    epoch, position : int
+        Where `windows.state` stands: epochs that are complete, and steps of the next one.
+    """
 
     def __init__(self, settings: Settings, feeds: Any, validation: Any, folder: Path | None, epochs: int):
         self.settings, self.folder, self.epochs = settings, folder, epochs
@@ -63,17 +66,15 @@ class Run:
         self.rule = optimizer.rule
         self.executor = settings.engine.executor
         graph, target = optimizer.graph, optimizer.target
-        self.feeds = check_feeds(graph, feeds, settings.engine.dtype)
+        self.feeds = check_feeds(graph, feeds, settings.engine.dtype, lazy=True)
         if self.feeds.samples < optimizer.batch_size:
             raise FeedError(
                 f"the batch size {optimizer.batch_size} is larger than the data: {self.feeds.samples} samples; "
                 f"choose at most {self.feeds.samples}"
             )
-        checked = None if validation is None else check_feeds(graph, validation, self.feeds.dtype)
+        checked = None if validation is None else check_feeds(graph, validation, self.feeds.dtype, lazy=True)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(target, self.variables)
-        self.salt = uuid.uuid4().hex
-        self.held: list[Handle] = []
         self.step = compile_step(target, self.feeds, self.variables, "shard")
         self.step = compile_private(self.step, target, self.feeds, self.variables, optimizer.privacy)
         layout = self.step.program.layout
@@ -82,14 +83,14 @@ class Run:
         if self.plan.grain == "node":
             private = self.step.private
             self.step = replace(compile_step(target, self.feeds, self.variables, "node", layout), private=private)
-        self.given = self._place()
+        self.placement = Placement(self.executor, self.step, self._const(), [self.feeds.arrays[v] for v in self._fed()])
         self.evaluation = (
             None if checked is None else Evaluation(self.executor, target, checked, self.variables, layout)
         )
-        self.state_handle = self._hold({f"state-{token(self.salt)}": self.state})[0]
-        self.state_ref = Ref(self.state_handle.key)
+        self.epoch = self.position = 0
+        self.history = History(self.plan.as_dict())
 
-    # -- what is placed -----------------------------------------------------------------------------------------
+    # -- what it begins with ------------------------------------------------------------------------------------
 
     def _first_state(self) -> dict[str, Array]:
         w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
@@ -131,7 +132,8 @@ class Run:
 
     def _step_seconds(self, shards: list[Array]) -> float:
         """Measure one optimizer step in one task; several at a time where one is too short to measure."""
-        arrays = [self.feeds.arrays[v] for v in self._fed()]
+        rows = sum(map(len, shards))
+        arrays = [_sample(self.feeds.arrays[v], rows, self.feeds.dtype) for v in self._fed()]
         best, steps = math.inf, 1
         for _ in range(5):
             start = time.perf_counter()
@@ -151,26 +153,9 @@ class Run:
             return None
         return flat_values(self.step.program, self.settings.optimizer.graph, "const", self.feeds.dtype)
 
-    def _place(self) -> Given:
-        values: dict[str, Any] = {f"program-{token(self.salt)}": self.step}
-        const = self._const()
-        if const is not None:
-            values[f"const-{token(self.salt)}"] = const
-        for v in self._fed():
-            values[f"feed-{token(self.salt, v.index)}"] = self.feeds.arrays[v]
-        refs = [Ref(h.key) for h in self._hold(values, replicate=True)]
-        rest = refs[1:]
-        return Given(refs[0], rest.pop(0) if const is not None else None, rest, self.executor.threads)
-
-    def _hold(self, values: dict[str, Any], replicate: bool = False) -> list[Handle]:
-        handles = self.executor.put(values, replicate)
-        self.held += handles
-        return handles
-
     def close(self) -> None:
         """Let go of everything that is kept on the executor."""
-        self.executor.release(self.held)
-        self.held = []
+        self.placement.close()
         if self.evaluation is not None:
             self.evaluation.close()
 
@@ -178,62 +163,74 @@ class Run:
 
     def train(self, resume: bool) -> History:
         """Run the epochs that are left."""
-        epochs = self.epochs
-        history = History(self.plan.as_dict())
-        first = 0
         if resume and self.folder is not None:
             found = read_checkpoint(self.folder)
             if found is not None:
-                history, first = self._resume(*found)
-        batches = -(-self.feeds.samples // self.settings.optimizer.batch_size)
-        info = {"plan": history.plan, "samples": self.feeds.samples, "epochs": epochs, "steps": batches * epochs}
-        self.settings.notify("on_train_begin", info)
-        self.start = time.perf_counter()
-        if self.evaluation is not None and not history.epochs:
-            scores = self.evaluation.result(self.evaluation.submit(self.state_ref))
-            self._record(history, 0, math.nan, scores, 0.0)
-        for epoch in range(first + 1, epochs + 1):
-            self._epoch(history, epoch, info)
+                self._resume(*found)
+        history = self.history
+        self.steps_per_epoch = -(-self.feeds.samples // self.settings.optimizer.batch_size)
+        steps = self.steps_per_epoch * self.epochs
+        self.info = {"plan": history.plan, "samples": self.feeds.samples, "epochs": self.epochs, "steps": steps}
+        self.settings.notify("on_train_begin", self.info)
+        self.start = self.began = time.perf_counter()
+        # Made last: it holds the state that moves on.
+        self.windows = Windows(
+            self.executor, self.placement, self.plan, self.rule, self.step, self.state, self._report, self._recovered
+        )
+        try:
+            self._epochs()
+        except (KeyboardInterrupt, SystemExit):
+            if self.folder is not None:
+                self._checkpoint()
+            raise
         self._store()
         self.settings.notify("on_train_end", history)
         return history
 
-    def _epoch(self, history: History, epoch: int, info: dict[str, Any]) -> None:
-        began = time.perf_counter()
-        rows = epoch_batches(
-            self.feeds.samples, self.settings.optimizer.batch_size, self.settings.shuffle, self.settings.seed, epoch
-        )
-        waiting: deque[tuple[Handle, list[Array]]] = deque()
-        size = self.plan.steps_per_window
-        for k in range(0, len(rows), size):
-            waiting.append((self._submit(rows[k : k + size]), rows[k : k + size]))
-            if len(waiting) > LOOK_AHEAD:
-                self._finish(history, epoch, info, *waiting.popleft())
-        while waiting:
-            self._finish(history, epoch, info, *waiting.popleft())
-        scores = {} if self.evaluation is None else self.evaluation.result(self.evaluation.submit(self.state_ref))
-        loss = math.fsum(loss * len(batch) for (_, loss), batch in zip(history.steps[-len(rows) :], rows))
-        rate = self.feeds.samples / (time.perf_counter() - began)
-        self._record(history, epoch, loss / self.feeds.samples, scores, rate)
-        if self.folder is not None:
-            self._checkpoint(history, epoch)
+    def _epochs(self) -> None:
+        if self.evaluation is not None and not self.history.epochs:
+            self._record(0, math.nan, self.evaluation.scores(self.state), 0.0)
+        self.began = time.perf_counter()
+        # Where the state at the end of an epoch is wanted, a window ends with it.
+        stops = self.evaluation is not None or self.folder is not None
+        window: list[Batch] = []
+        for epoch in range(self.epoch + 1, self.epochs + 1):
+            optimizer, settings = self.settings.optimizer, self.settings
+            rows = epoch_batches(self.feeds.samples, optimizer.batch_size, settings.shuffle, settings.seed, epoch)
+            for batch in rows[self.position if epoch == self.epoch + 1 else 0 :]:
+                window.append(Batch(epoch, batch))
+                if len(window) == self.plan.steps_per_window:
+                    self._window(window)
+                    window = []
+            if stops:
+                self._window(window)
+                window = []
+                self._end_of_epoch(epoch)
+        self._window(window)
 
-    def _submit(self, batches: list[Array]) -> Handle:
-        graph = TaskGraph()
-        state, losses = lower_window(graph, self.step, self.plan, self.rule, self.given, self.state_ref, batches)
-        handle, loss = self.executor.submit(graph.records, [state.key, losses.key])
-        self.held.append(handle)
-        self.held.remove(self.state_handle)
-        self.executor.release([self.state_handle])
-        self.state_handle, self.state_ref = handle, state
-        return loss
+    def _window(self, batches: Sequence[Batch]) -> None:
+        if not batches:
+            return
+        self.windows.run(batches)
+        done = self.epoch * self.steps_per_epoch + self.position + len(batches)
+        self.epoch, self.position = divmod(done, self.steps_per_epoch)
+        self.history.window = {
+            "steps": max(len(batches), self.history.window.get("steps", 0)),
+            "tasks": self.windows.tasks,
+            "worker_bytes": self.windows.worker_bytes,
+        }
 
-    def _finish(self, history: History, epoch: int, info: dict[str, Any], handle: Handle, batches: list[Array]) -> None:
-        """Wait for the losses of a window."""
-        losses = self.executor.result([handle])[0]
-        self.executor.release([handle])
-        step = len(history.steps)
-        for k, loss in enumerate(losses, step + 1):
+    def _report(self, batches: Sequence[Batch], losses: list[float]) -> None:
+        """Take the losses of steps that are done."""
+        while batches:
+            epoch = batches[0].epoch
+            count = sum(b.epoch == epoch for b in batches)
+            self._steps(epoch, batches[:count], losses[:count])
+            batches, losses = batches[count:], losses[count:]
+
+    def _steps(self, epoch: int, batches: Sequence[Batch], losses: list[float]) -> None:
+        history = self.history
+        for k, loss in enumerate(losses, len(history.steps) + 1):
             if not math.isfinite(loss):
                 raise FlowgradError(
                     f"the loss became {loss} at step {k} (epoch {epoch}): try a smaller learning rate or check the feeds; "
@@ -244,15 +241,33 @@ class Run:
             "on_steps",
             {
                 "step": len(history.steps),
-                "steps": info["steps"],
+                "steps": self.info["steps"],
                 "epoch": epoch,
-                "samples": sum(map(len, batches)),
+                "samples": sum(len(b.rows) for b in batches),
                 "loss": float(np.mean(losses)),
                 "seconds": time.perf_counter() - self.start,
             },
         )
+        if len(history.steps) % self.steps_per_epoch == 0 and self.evaluation is None and self.folder is None:
+            self._end_of_epoch(epoch)
 
-    def _record(self, history: History, epoch: int, loss: float, scores: dict[str, float], rate: float) -> None:
+    def _recovered(self, about: dict[str, Any]) -> None:
+        record = {"step": len(self.history.steps), **about}
+        self.history.recoveries.append(record)
+        self.settings.notify("on_recovery", dict(record))
+
+    def _end_of_epoch(self, epoch: int) -> None:
+        scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
+        size, samples = self.settings.optimizer.batch_size, self.feeds.samples
+        sizes = [min(size, samples - k) for k in range(0, samples, size)]
+        losses = [loss for _, loss in self.history.steps[-len(sizes) :]]
+        rate = samples / (time.perf_counter() - self.began)
+        self._record(epoch, math.fsum(map(float.__mul__, losses, map(float, sizes))) / samples, scores, rate)
+        self.began = time.perf_counter()
+        if self.folder is not None:
+            self._checkpoint()
+
+    def _record(self, epoch: int, loss: float, scores: dict[str, float], rate: float) -> None:
         record = {
             "epoch": epoch,
             "loss": loss,
@@ -261,14 +276,14 @@ class Run:
             "seconds": time.perf_counter() - self.start,
             "samples_per_second": rate,
         }
-        history.epochs.append(record)
+        self.history.epochs.append(record)
         self.settings.notify("on_epoch", dict(record))
 
     # -- results ------------------------------------------------------------------------------------------------
 
     def _store(self) -> None:
-        """Bring the final state here and give it to the variables and the optimizer."""
-        state = self.executor.result([self.state_handle])[0]
+        """Give the final state to the variables and the optimizer."""
+        state = self.windows.state
         for v in self.variables:
             if v.index in self.step.program.layout:
                 _, start, stop = self.step.program.layout[v.index]
@@ -280,18 +295,34 @@ class Run:
             self._copy(ordered[slot], state[slot], back=True)
         self.settings.optimizer.state = {**ordered, "t": state["t"].copy()}
 
-    def _checkpoint(self, history: History, epoch: int) -> None:
+    def _checkpoint(self) -> None:
+        """Write the state after the last window, with what it takes to go on from there."""
         assert self.folder is not None
-        about = {"epoch": epoch, "seed": self.settings.seed, "history": history.as_dict(), "plan": self.plan.as_dict()}
-        write_checkpoint(self.folder, epoch, self.executor.result([self.state_handle])[0], about)
+        state = self.windows.state
+        done = self.epoch * self.steps_per_epoch + self.position
+        history = self.history.as_dict()
+        about = {
+            "epoch": self.epoch,
+            "position": self.position,
+            "seed": self.settings.seed,
+            "history": {**history, "steps": history["steps"][:done]},
+            "plan": self.plan.as_dict(),
+        }
+        write_checkpoint(self.folder, done, state, about)
 
-    def _resume(self, state: dict[str, Array], about: dict[str, Any]) -> tuple[History, int]:
+    def _resume(self, state: dict[str, Array], about: dict[str, Any]) -> None:
         same = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in self.state.items()}
         if not same or about["seed"] != self.settings.seed:
             raise GraphError(
                 f"the checkpoint in {self.folder} is of another model, optimizer or seed; choose another folder"
             )
         self.plan = replace(self.plan, **about["plan"])
-        handle = self._hold({f"state-{token(self.salt, about['epoch'])}": state})[0]
-        self.state_handle, self.state_ref = handle, Ref(handle.key)
-        return History.from_dict(about["history"]), about["epoch"]
+        self.state, self.history = state, History.from_dict(about["history"])
+        self.epoch, self.position = about["epoch"], about["position"]
+
+
+def _sample(feed: Any, rows: int, dtype: Any) -> Array:
+    """Return as many rows as a step has, for measuring: the feed's own, or zeros where they are elsewhere."""
+    if isinstance(feed, Chunked):
+        return np.zeros((rows, feed.form.dim), dtype)
+    return feed

@@ -58,7 +58,7 @@ def update_in_place(rule: Rule, state: dict[str, Array], gradient: Array) -> Non
 @contextmanager
 def shard_threads(program: Program, steps: list[list[Array]], threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a ``map`` over shards: in several threads, where shards are worth it."""
-    shards, largest = max(map(len, steps)), max(len(rows) for rows in steps[0])
+    shards, largest = max(map(len, steps)), max(map(len, steps[0]), default=0)
     fixed, each = flops(program)
     if min(threads, shards) < 2 or fixed + each * largest < THREAD_FLOPS:
         yield map

@@ -26,10 +26,14 @@ class Ref(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Call `func` on `args`; a `Ref` in `args`, or in a list in `args`, stands for the value of its key."""
+    """Call `func` on `args`; a `Ref` in `args`, or in a list in `args`, stands for the value of its key.
+
+    `worker` is where it should run: an index into the workers of the submission, no part of the key.
+    """
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
+    worker: int | None = None
 
 
 class Data(NamedTuple):
@@ -60,10 +64,10 @@ class TaskGraph:
         self.records.setdefault(key, Data(value))
         return Ref(key)
 
-    def task(self, prefix: str, func: Callable[..., Any], *args: Any) -> Ref:
+    def task(self, prefix: str, func: Callable[..., Any], *args: Any, worker: int | None = None) -> Ref:
         """Add a task and return the reference to its result."""
         key = f"{prefix}-{token(func, *args)}"
-        self.records.setdefault(key, Task(func, args))
+        self.records.setdefault(key, Task(func, args, worker))
         return Ref(key)
 
 
@@ -99,7 +103,7 @@ def _feed(digest: Any, part: Any) -> None:
     elif isinstance(part, Program):
         digest.update(program_token(part).encode())
     elif isinstance(part, Ref):
-        digest.update(part.key.encode())
+        digest.update(str(part.key).encode())
     elif isinstance(part, type) and issubclass(part, Op):
         digest.update(_op_token(part).encode())  # type: ignore[arg-type]
     elif isinstance(part, (list, tuple)):
@@ -111,7 +115,7 @@ def _feed(digest: Any, part: Any) -> None:
             _feed(digest, item)
     elif isinstance(part, dict):
         _feed(digest, list(part.items()))
-    elif callable(part):
+    elif callable(part) and hasattr(part, "__qualname__"):
         digest.update(f"{part.__module__}.{part.__qualname__};".encode())
     else:
         digest.update(f"{part!r};".encode())

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,24 @@ from .evaluate import Evaluation
 from .feeds import check_feeds
 from .history import History
 from .run import Run, Settings
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit` meanwhile, where it would end the process on the spot."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Trainer:
@@ -86,7 +109,7 @@ class Trainer:
         validation : dict, optional
             Feeds to evaluate before the first and after each epoch.
         checkpoint : path, optional
-            A folder; after each epoch a checkpoint is written there.
+            A folder; after each epoch a checkpoint is written there, and when training is interrupted by Ctrl-C or SIGTERM.
         resume : bool
             Go on from the last checkpoint in that folder, if there is one.
 
@@ -106,11 +129,38 @@ class Trainer:
         if resume and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
         folder = None if checkpoint is None else prepare_folder(Path(checkpoint))
-        run = Run(self.settings, feeds, validation, folder, int(epochs))
-        try:
-            return run.train(resume)
-        finally:
-            run.close()
+        with terminated_like_interrupted():
+            run = Run(self.settings, feeds, validation, folder, int(epochs))
+            try:
+                return run.train(resume)
+            finally:
+                run.close()
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that stand for the weights and the state of the optimizer.
+
+        They are the same after the same training, on any number of workers, whatever happened to them meanwhile.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     w = fg.Variable(1, [2.0])
+        >>> trainer = fg.Trainer(fg.Adam(graph, w * w), fg.Engine("sync"))
+        >>> before = trainer.fingerprint()
+        >>> w.set_value([3.0])
+        >>> before != trainer.fingerprint() and len(before) == 32
+        True
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for v in self.optimizer.variables():
+            digest.update(f"{v.index} {v.dim};".encode())
+            digest.update(b"" if v.value is None else np.ascontiguousarray(v.value, "<f8").data)
+        for name, array in sorted((self.optimizer.state or {}).items()):
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{name} {little.dtype.str};".encode())
+            digest.update(little.data)
+        return digest.hexdigest()
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.
@@ -125,10 +175,10 @@ class Trainer:
             ``"loss"`` and, where the loss is `CrossEntropyWithSoftMax`, ``"accuracy"`` between 0 and 1.
         """
         target = self.optimizer.target
-        checked = check_feeds(target.graph, feeds, self.engine.dtype)
+        checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True)
         evaluation = Evaluation(self.engine.executor, target, checked)
         try:
-            return evaluation.result(evaluation.submit(None))
+            return evaluation.scores(None)
         finally:
             evaluation.close()
 

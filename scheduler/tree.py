@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
 T = TypeVar("T")
 
-# How many neighbours one reduction adds up; part of the arithmetic, so part of every fingerprint.
-FAN_IN = 8
+# How many neighbours one reduction adds up; part of the arithmetic, so part of every fingerprint. With two, a lane that has
+# neighbouring shards can add up most of them before anything travels.
+FAN_IN = 2
 
 
 def reduce_tree(items: Sequence[T], combine: Callable[[list[T]], T]) -> T:
@@ -24,8 +25,8 @@ def reduce_tree(items: Sequence[T], combine: Callable[[list[T]], T]) -> T:
 
     Examples
     --------
-    >>> reduce_tree(list(range(10)), sum)
-    45
+    >>> reduce_tree(list("abcde"), lambda pair: f"({pair[0]}{pair[1]})")
+    '(((ab)(cd))e)'
     """
     level = list(items)
     while len(level) > 1:
@@ -34,6 +35,41 @@ def reduce_tree(items: Sequence[T], combine: Callable[[list[T]], T]) -> T:
             for group in (level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN))
         ]
     return level[0]
+
+
+def reduce_some(
+    nodes: Mapping[tuple[int, int], T], shards: int, combine: Callable[[list[T]], T]
+) -> dict[tuple[int, int], T]:
+    """Combine what can be combined of a tree of which only some nodes are here.
+
+    Parameters
+    ----------
+    nodes : mapping
+        Values by level and index; shards are level 0.
+    shards : int
+        How many shards the whole tree has.
+    combine : callable
+
+    Returns
+    -------
+    dict
+        The nodes that are left. With nothing missing it is one, the value of `reduce_tree`.
+
+    Examples
+    --------
+    >>> reduce_some({(0, 0): 1, (0, 1): 2, (0, 2): 4}, 4, sum)
+    {(0, 2): 4, (1, 0): 3}
+    """
+    left, level = dict(nodes), 0
+    while shards > 1:
+        parents = -(-shards // FAN_IN)
+        for p in range(parents):
+            children = [(level, k) for k in range(p * FAN_IN, min((p + 1) * FAN_IN, shards))]
+            if all(c in left for c in children):
+                group = [left.pop(c) for c in children]
+                left[level + 1, p] = group[0] if len(group) == 1 else combine(group)
+        level, shards = level + 1, parents
+    return left
 
 
 def bounds(n: int, shards: int) -> list[tuple[int, int]]:

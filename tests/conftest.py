@@ -46,15 +46,15 @@ def shared():
     return SHARED
 
 
-def local_cluster(workers):
-    """Return a cluster of processes with one thread each, on this machine only, without a dashboard."""
+def local_cluster(workers, threads=1, **settings):
+    """Return a cluster of processes, on this machine only, without a dashboard."""
     return LocalCluster(
         n_workers=workers,
-        threads_per_worker=1,
+        threads_per_worker=threads,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": False},
-        memory_limit=0,
+        **{"memory_limit": 0, **settings},
     )
 
 

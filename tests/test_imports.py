@@ -18,7 +18,7 @@ LIMIT = 450  # lines in a file
 # What a function may import for itself: packages that are optional or slow to load.
 LATE = {"graphviz", "matplotlib", "networkx", "numba", "pandas", "rich", "sklearn", "uvloop"}
 # The only files that know these.
-DISTRIBUTED = {"scheduler/executors/distributed.py"}
+DISTRIBUTED = {"scheduler/executors/distributed.py", "scheduler/latency.py"}
 TASK_SPEC = {"scheduler/daskgraph.py"}
 DOORS = {"flowgrad/__init__.py"}  # and everything in flowgrad/cli/
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ClusterError
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 TIMEOUT = 10.0  # seconds
-# Workers give freed memory back at once by default; then every temporary array of a step costs fresh pages.
-KEEP_MEMORY = {
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
-}
 
 
 def default_workers() -> int:
@@ -33,8 +28,10 @@ def default_workers() -> int:
 
 
 @contextmanager
-def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterator[Client]:
-    """Start worker processes on this machine that only this machine can reach, and close them at the end.
+def local_cluster(
+    workers: int, threads: int, dashboard: bool = True, host: str = "127.0.0.1", **more: Any
+) -> Iterator[Client]:
+    """Start worker processes on this machine and close them at the end; messages between them go out at once.
 
     Parameters
     ----------
@@ -42,6 +39,10 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
         Worker processes, and threads in each.
     dashboard : bool
         Whether to serve dask's dashboard: on port 8787, or another one when that is taken.
+    host : str
+        Address of this machine under which scheduler, workers and dashboard are reached; by default only from this machine.
+    **more
+        Passed on to ``distributed.LocalCluster``.
 
     Yields
     ------
@@ -55,26 +56,35 @@ def local_cluster(workers: int, threads: int, dashboard: bool = True) -> Iterato
     import dask
     from distributed import Client, LocalCluster
 
+    from ..scheduler.latency import MARK, PromptScheduler, PromptWorker, settings
+
     # The scheduler serves its health page in any case; without an address it would take port 8787 for it.
-    address = "127.0.0.1:8787" if dashboard else "127.0.0.1:0"
+    address = f"{host}:8787" if dashboard else f"{host}:0"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:
-            with dask.config.set(KEEP_MEMORY), _signals_held_back() as came:
+            with dask.config.set(settings()), _signals_held_back() as came:
                 cluster = LocalCluster(
                     n_workers=workers,
                     threads_per_worker=threads,
-                    host="127.0.0.1",
+                    host=host,
                     dashboard_address=address,
                     scheduler_kwargs={"dashboard": dashboard},
                     silence_logs=logging.CRITICAL,
+                    **more,
                 )
         except (OSError, RuntimeError) as error:
             raise ClusterError(f"cannot start {workers} workers on this machine: {_brief(error)}") from error
     with cluster:
         for number in came[:1]:
             signal.raise_signal(number)
-        with Client(cluster, set_as_default=False) as client, _quiet_when_interrupted():
+        with (
+            Client(cluster, set_as_default=False, direct_to_workers=True) as client,
+            _quiet_when_interrupted(),
+        ):
+            client.register_plugin(PromptScheduler())
+            client.register_plugin(PromptWorker())
+            client.set_metadata(MARK, True)
             yield client
 
 

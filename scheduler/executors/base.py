@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from flowgrad.errors import ClusterError, FlowgradError
 
 from ..tasks import Record
 
@@ -41,6 +43,45 @@ class Done:
         return f"<Done: {self.key}>"
 
 
+class Worker(NamedTuple):
+    """Somewhere tasks run: its address, its threads, its memory in bytes (0: not limited)."""
+
+    address: str
+    threads: int
+    memory: int = 0
+
+
+class Lost(ClusterError):
+    """Values are gone with the worker that held them; the same work can be asked for again, under other keys.
+
+    Attributes
+    ----------
+    killed : str
+        The task that workers died of, as far as dask can tell; else empty.
+    """
+
+    def __init__(self, reason: str, killed: str = ""):
+        super().__init__(reason)
+        self.killed = killed
+
+
+class TaskFailed(FlowgradError):
+    """A task raised an exception.
+
+    Attributes
+    ----------
+    error : BaseException
+        What it raised.
+    worker : str
+        Address of the worker on which it did; empty if not known.
+    """
+
+    def __init__(self, error: BaseException, worker: str):
+        super().__init__(str(error))
+        self.error = error
+        self.worker = worker
+
+
 class Executor(ABC):
     """Runs task records.
 
@@ -51,7 +92,7 @@ class Executor(ABC):
     threads : int
         Threads that a task may use when it runs alone.
     remote : bool
-        Whether values leave this process.
+        Whether values are on other machines or processes, and so may be lost.
     """
 
     name: str
@@ -59,12 +100,28 @@ class Executor(ABC):
     remote: bool = False
 
     @abstractmethod
-    def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
-        """Place values under their keys; with `replicate`, on every worker."""
+    def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
+        """Return the workers there are, in a fixed order, without those to avoid; wait for one if there is none."""
 
     @abstractmethod
-    def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
-        """Start computing `keys`. References may name keys in `records` or keys that are held."""
+    def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
+        """Place values under their keys on one worker, or wherever there is room."""
+
+    @abstractmethod
+    def submit(
+        self, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = (), only: bool = False
+    ) -> list[Handle]:
+        """Start computing `keys`. References may name keys in `records` or keys that are held.
+
+        Parameters
+        ----------
+        records : dict
+        keys : sequence of str
+        workers : sequence of str
+            What the records' ``worker`` counts into. A task runs there while that worker lives.
+        only : bool
+            Whether tasks must run on one of `workers`, whichever it is.
+        """
 
     def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
         """Like `submit`, for records in which hardly anything can run side by side; they stand in their order."""
@@ -80,7 +137,29 @@ class Executor(ABC):
 
     @abstractmethod
     def result(self, handles: Sequence[Handle]) -> list[Any]:
-        """Wait for values and bring them here."""
+        """Wait for values and bring them here; the exception of a task is raised as it was."""
+
+    def outcome(self, handles: Sequence[Handle], workers: Collection[str] = ()) -> list[Any]:
+        """Wait for values that may get lost.
+
+        Parameters
+        ----------
+        handles : sequence of Handle
+        workers : collection of str
+            The only workers that may compute them; empty: any.
+
+        Raises
+        ------
+        Lost
+            If workers went away with values that are needed.
+        TaskFailed
+            If a task raised an exception.
+        """
+        return self.result(handles)
+
+    def alive(self, handle: Handle) -> bool:
+        """Return whether the value of a handle from `put` is still there."""
+        return True
 
     @abstractmethod
     def release(self, handles: Iterable[Handle]) -> None:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
-from distributed import Client, get_client
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
+from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
+from ..blas import one_thread
 from ..blocks import pick
 from ..daskgraph import to_dask
+from ..latency import MARK
 from ..tasks import Data, Record, Ref, Task
-from .base import Executor, Handle
+from .base import Executor, Handle, Lost, TaskFailed, Worker
 
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.
 EMBED_BYTES = 1 << 20
+# How long to wait for a worker when there is none: nannies bring theirs back within seconds.
+WORKERS_SECONDS = 60.0
+# A worker of a submission that has been gone for so long took something with it that nobody told of.
+GONE_SECONDS = 5.0
+POLL_SECONDS = 1.0
 
 
 class DistributedExecutor(Executor):
@@ -35,17 +48,75 @@ class DistributedExecutor(Executor):
         self.client = client
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
+    @cached_property
+    def own(self) -> bool:
+        """Whether flowgrad started this cluster, for itself alone."""
+        return bool(self.client.get_metadata(MARK, default=False))
+
     @property
     def threads(self) -> int:  # type: ignore[override]
-        """Threads of the smallest worker."""
-        return min(self.client.nthreads().values(), default=1)
+        """Threads of the smallest worker; on a cluster of our own, where nothing else runs meanwhile, of all of them."""
+        counts = self.client.nthreads().values()
+        return min(sum(counts), CPU_COUNT) if counts and self.own else min(counts, default=1)
 
-    def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
-        """Scatter the values to workers; with `replicate`, to all of them."""
-        futures = self.client.scatter(data, broadcast=replicate, hash=False)
+    def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
+        """Return the workers that run, in the order of their names; wait for one if there is none.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler is gone, or no worker comes within a minute.
+        """
+        start = time.monotonic()
+        while True:
+            found = self._known()
+            self._bring_back(len(found))
+            running = {a: w for a, w in found.items() if w.get("status") == "running"} or found
+            kept = {a: w for a, w in running.items() if a not in avoid} or running
+            if kept:
+                ordered = sorted(kept.items(), key=lambda item: (str(item[1].get("name")), item[0]))
+                return [Worker(a, int(w["nthreads"]), int(w.get("memory_limit") or 0)) for a, w in ordered]
+            if time.monotonic() - start > WORKERS_SECONDS:
+                raise ClusterError(
+                    f"no worker has been there for {WORKERS_SECONDS:g} s on {self.name}: start workers, then go on with resume=True"
+                )
+            time.sleep(0.1)
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
+            raise self._scheduler_gone() from error
+        if self.client.status != "running":
+            raise self._scheduler_gone()
+        return workers
+
+    def _bring_back(self, count: int) -> None:
+        """On a cluster of our own, start workers whose nanny gave up, as it does when they die while they start."""
+        wanted = len(getattr(self.client.cluster, "worker_spec", ())) if self.own else 0
+        if count < wanted:
+            self.client.cluster.scale(wanted)
+
+    def _scheduler_gone(self) -> ClusterError:
+        return ClusterError(
+            f"the scheduler of {self.name} does not answer any more: start it again, then go on from the last checkpoint "
+            f"with resume=True"
+        )
+
+    def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
+        """Scatter the values to one worker, or wherever there is room."""
+        targets = None if worker is None else [worker]
+        try:
+            futures = self.client.scatter(data, workers=targets, hash=False, timeout=10)
+        except (OSError, TimeoutError, ValueError, KeyError) as error:
+            if self.client.status != "running":
+                raise self._scheduler_gone() from error
+            raise Lost(f"a worker went away while values were sent to it ({type(error).__name__})") from error
         return [Handle(key, futures[key]) for key in data]
 
-    def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
+    def submit(
+        self, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = (), only: bool = False
+    ) -> list[Handle]:
         """Send the graph to the scheduler and return at once."""
         large = {
             key: r.value
@@ -53,9 +124,10 @@ class DistributedExecutor(Executor):
             if isinstance(r, Data) and getattr(r.value, "nbytes", 0) > EMBED_BYTES
         }
         placed = {h.key: h for h in self.put(large)} if large else {}
-        graph = to_dask({key: r for key, r in records.items() if key not in large})
+        graph = to_dask({key: r for key, r in records.items() if key not in large}, run_task)
         wanted = [key for key in keys if key not in placed]
-        futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False)))
+        with dask.annotate(**_where(records, workers, only)):
+            futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False)))
         # The scheduler keeps what its tasks wait for; the placed values may go when the tasks are done.
         with_placed = list(placed.values())
         return [placed[key] if key in placed else Handle(key, (futures[key], with_placed)) for key in keys]
@@ -72,6 +144,49 @@ class DistributedExecutor(Executor):
         """Return the dask Future."""
         return _future(handle)
 
+    def outcome(self, handles: Sequence[Handle], workers: Collection[str] = ()) -> list[Any]:
+        """Gather values that may get lost."""
+        futures = [_future(h) for h in handles]
+        self._wait(futures, set(workers))
+        for future in futures:
+            if future.status == "error":
+                error = future.exception()
+                if isinstance(error, KilledWorker):
+                    raise Lost(str(error), killed=str(error.task))
+                raise TaskFailed(error, getattr(error, "flowgrad_worker", ""))
+            if future.status != "finished":
+                raise Lost(f"{future.key} was lost with its worker")
+        try:
+            return list(self.client.gather(futures))
+        except (CancelledError, OSError, TimeoutError) as error:
+            raise Lost(f"values were lost on their way here ({type(error).__name__})") from None
+
+    def _wait(self, futures: list[Any], workers: set[str]) -> None:
+        """Wait until all are done, or the workers they need have been gone for a while."""
+        since: float | None = None
+        left = list(futures)
+        while left:
+            with suppress(CancelledError):  # their status tells
+                try:
+                    left[-1].exception(timeout=POLL_SECONDS)
+                except TimeoutError:
+                    since = self._gone(workers, since)
+                    continue
+            left.pop()
+
+    def _gone(self, workers: set[str], since: float | None) -> float | None:
+        """Return since when one of these workers has been gone, None if none is; raise when it is for too long."""
+        gone = workers - set(self._known())
+        if not gone:
+            return None
+        if since is not None and time.monotonic() - since > GONE_SECONDS:
+            raise Lost(f"worker {min(gone)} went away")
+        return since or time.monotonic()
+
+    def alive(self, handle: Handle) -> bool:
+        """Return whether a scattered value is still there."""
+        return handle.future is not None and _future(handle).status == "finished"
+
     def release(self, handles: Iterable[Handle]) -> None:
         """Drop the futures."""
         for h in handles:
@@ -86,6 +201,31 @@ class DistributedExecutor(Executor):
         start = time.perf_counter()
         self.result(self.submit(chain, [f"hop-{name}-{n}"]))
         return (time.perf_counter() - start) / n
+
+
+def run_task(func: Callable[..., Any], *args: Any) -> Any:
+    """Run a task with one BLAS thread; an exception learns which worker raised it."""
+    try:
+        with one_thread():
+            return func(*args)
+    except Exception as error:
+        with suppress(Exception):
+            error.flowgrad_worker = get_worker().address  # type: ignore[attr-defined]
+        raise
+
+
+def _where(records: dict[str, Record], workers: Sequence[str], only: bool) -> dict[str, Any]:
+    """Return annotations: preferred workers by key; with `only`, any of `workers` and no other."""
+    if not workers:
+        return {}
+    if only:
+        return {"workers": list(workers), "allow_other_workers": False}
+    wanted = {
+        k: [workers[r.worker % len(workers)]]
+        for k, r in records.items()
+        if isinstance(r, Task) and r.worker is not None
+    }
+    return {"workers": lambda key: wanted.get(key, []), "allow_other_workers": True} if wanted else {}
 
 
 def _future(handle: Handle) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import dask.local
@@ -14,7 +14,7 @@ from ..blas import one_thread
 from ..blocks import pick
 from ..daskgraph import to_dask
 from ..tasks import Data, Record, Ref, Task, references
-from .base import Done, Executor, Handle
+from .base import Done, Executor, Handle, Worker
 
 
 class LocalExecutor(Executor):
@@ -33,11 +33,17 @@ class LocalExecutor(Executor):
         self._held: dict[str, Any] = {}
         self._uses: dict[str, int] = {}
 
-    def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
-        """Hold the values; there is one memory, so `replicate` makes no difference."""
+    def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
+        """Return this process."""
+        return [Worker("here", self.threads)]
+
+    def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
+        """Hold the values."""
         return [self._hold(key, value) for key, value in data.items()]
 
-    def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
+    def submit(
+        self, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = (), only: bool = False
+    ) -> list[Handle]:
         """Compute `keys` now."""
         known = {key: Data(self._held[key]) for key in references(records.values()) if key in self._held}
         graph = to_dask({**records, **known})

@@ -1,0 +1,179 @@
+"""Feeds that are not in the client's memory: dask arrays and memory-mapped files, chunk by chunk, rows when they are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import numpy as np
+
+from flowgrad.errors import FeedError
+from flowgrad.jacobian import Array
+from flowgrad.node import Variable
+
+from .daskgraph import row_chunks
+
+# Rows of a file are read by tasks that cover about so much of it.
+FILE_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of a file of numbers, which every worker can open; called, it maps them without reading.
+
+    Attributes
+    ----------
+    name, dtype : str
+    offset : int
+        Of the first row, in bytes.
+    shape : tuple of int
+    """
+
+    name: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+
+    def __call__(self) -> Array:
+        """Map the rows."""
+        return np.memmap(self.name, self.dtype, "r", self.offset, self.shape)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What rows become: ``(n, dim)`` of a dtype.
+
+    Attributes
+    ----------
+    name : str
+        Of the variable, for messages.
+    dim : int
+    dtype : numpy dtype
+    """
+
+    name: str
+    dim: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunked:
+    """A feed in chunks.
+
+    Attributes
+    ----------
+    form : Shape
+    starts : tuple of int
+        First row of each chunk, and the number of rows.
+    chunks : list
+        Each an array, a future of dask's, or something to call that loads it.
+    nbytes : int
+        Of all chunks as they are.
+    """
+
+    form: Shape
+    starts: tuple[int, ...]
+    chunks: list[Any]
+    nbytes: int
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+
+def is_chunked(value: Any) -> bool:
+    """Return whether a feed is a dask array or a memory-mapped file."""
+    if isinstance(value, np.memmap):
+        return value.flags.c_contiguous and getattr(value, "_mmap", None) is not None and value.ndim > 0
+    return bool(dask.is_dask_collection(value)) and hasattr(value, "chunks") and hasattr(value, "dtype")
+
+
+def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a dask array or a memory map as a `Chunked`; as an array if the client has it all.
+
+    Parameters
+    ----------
+    v : Variable
+    value : dask array or numpy.memmap
+        Its shape was checked.
+    dtype : numpy dtype
+        Of the rows as they are fed.
+    """
+    form = Shape(v.name, v.dim, dtype)
+    if isinstance(value, np.memmap):
+        return _file(form, value)
+    sizes = value.chunks[0]
+    chunks = row_chunks(value)
+    if all(isinstance(c, np.ndarray) for c in chunks):
+        return np.concatenate(chunks)
+    starts = (0, *(int(n) for n in np.cumsum(sizes)))
+    return Chunked(form, starts, chunks, int(value.nbytes))
+
+
+def _file(form: Shape, x: np.memmap[Any, Any]) -> Chunked:
+    root = x
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    offset = int(root.offset) + x.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    row = x.nbytes // max(1, len(x))
+    step = max(1, FILE_CHUNK_BYTES // max(1, row))
+    starts = [*range(0, len(x), step), len(x)]
+    chunks = [
+        FileRows(
+            str(root.filename), x.dtype.str, offset + start * row, (min(start + step, len(x)) - start, *x.shape[1:])
+        )
+        for start in starts[:-1]
+    ]
+    return Chunked(form, tuple(starts), chunks, x.nbytes)
+
+
+def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Array:
+    """Return some rows of a chunk, checked and as they are fed; the rest of the chunk is let go.
+
+    Parameters
+    ----------
+    source : array, or callable
+        The chunk, or what loads it.
+    rows : int array
+        Within the chunk.
+    form : Shape
+    start : int
+        First row of the chunk among all, for messages.
+    salt : str
+        Tells one asking from another.
+    """
+    found = np.asarray((source() if callable(source) else source)[rows])
+    if found.ndim == 1 and form.dim > 1:
+        return _one_hot(found, rows, form, start)
+    found = found.reshape(len(rows), form.dim)
+    with np.errstate(over="ignore"):
+        shaped = np.ascontiguousarray(found, form.dtype)
+    if not np.isfinite(shaped).all():
+        sample, entry = np.argwhere(~np.isfinite(shaped))[0]
+        raise FeedError(
+            f"the feed for {form.name!r} is not finite as {form.dtype}: sample {start + rows[sample]} holds "
+            f"{found[sample, entry]}; remove or impute such samples"
+        )
+    return shaped
+
+
+def _one_hot(labels: Array, rows: Array, form: Shape, start: int) -> Array:
+    wrong = np.flatnonzero((labels < 0) | (labels >= form.dim))
+    if len(wrong):
+        raise FeedError(
+            f"label out of range: sample {start + rows[wrong[0]]} of the feed for {form.name!r} has class {labels[wrong[0]]}, "
+            f"but its dim {form.dim} allows 0 to {form.dim - 1}"
+        )
+    hot = np.zeros((len(labels), form.dim), form.dtype)
+    hot[np.arange(len(labels)), labels] = 1
+    return hot
+
+
+def join_rows(parts: list[Array], places: list[Array]) -> Array:
+    """Put rows that come from several chunks into the order in which they are wanted."""
+    if len(parts) == 1 and np.array_equal(places[0], np.arange(len(parts[0]))):
+        return parts[0]
+    out = np.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
+    for part, place in zip(parts, places):
+        out[place] = part
+    return out

@@ -1,0 +1,83 @@
+"""What to do when work fails: again elsewhere, or end the run. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flowgrad.errors import ClusterError, FeedError, FlowgradError
+
+from .executors import Lost, TaskFailed
+
+# Failures in a row, without a step in between, after which a run gives up.
+MAX_LOSSES = 30
+MAX_KILLS = 2
+MAX_FAILURES = 4
+LONGEST_PAUSE = 2.0  # seconds
+
+
+@dataclass
+class Recovery:
+    """Judges failures, one after the other.
+
+    Values that are lost with a worker are computed again. A task that raises is tried on other workers, without the one on which
+    it did; if it raises on a second one too, the fault is not the worker's.
+
+    Attributes
+    ----------
+    avoid : set of str
+        Addresses of workers on which a task raised.
+    """
+
+    avoid: set[str] = field(default_factory=set)
+    losses: int = 0
+    kills: int = 0
+    failures: list[TaskFailed] = field(default_factory=list)
+
+    def progress(self) -> None:
+        """Note that steps were done."""
+        self.losses = self.kills = 0
+        self.failures = []
+
+    def judge(self, error: Lost | TaskFailed, workers: int) -> float:
+        """Return how many seconds to wait before the work is done again.
+
+        Parameters
+        ----------
+        error : Lost or TaskFailed
+        workers : int
+            How many could do it.
+
+        Raises
+        ------
+        FlowgradError
+            When it would be no use: the original exception of a task, or a `ClusterError`.
+        """
+        if isinstance(error, TaskFailed):
+            return self._failed(error, workers)
+        self.losses += 1
+        self.kills += bool(error.killed)
+        if self.kills > MAX_KILLS:
+            raise ClusterError(
+                f"workers died again and again while they ran {error.killed}: it may need more memory than they have, or crash; "
+                f"look at the workers' logs, or take smaller batches"
+            ) from error
+        if self.losses > MAX_LOSSES:
+            raise ClusterError(f"workers went away {self.losses} times without one step done: {error}") from error
+        return min(LONGEST_PAUSE, 0.05 * 2 ** (self.losses - 1))
+
+    def _failed(self, failed: TaskFailed, workers: int) -> float:
+        first = self.failures[0] if self.failures else failed
+        self.failures.append(failed)
+        elsewhere = {f.worker for f in self.failures}
+        hopeless = isinstance(failed.error, FeedError) or not failed.worker or workers < 2
+        if hopeless or len(elsewhere) > 1 or len(self.failures) >= MAX_FAILURES:
+            raise first.error
+        self.avoid.add(failed.worker)
+        return 0.0
+
+
+def told(error: FlowgradError) -> str:
+    """Return a failure in words, for the history."""
+    if isinstance(error, TaskFailed):
+        return f"{type(error.error).__name__} on {error.worker}: {error.error}"
+    return str(error)

@@ -1,0 +1,237 @@
+"""Windows of steps: submitted ahead in pieces, ended by a state that the client has, done again where a worker got lost."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from flowgrad.jacobian import Array
+from flowgrad.optim import Rule
+
+from .blocks import State, Step
+from .data import Placement
+from .executors import Executor, Handle, Lost, TaskFailed, Worker
+from .lower_train import Lane, lower_steps
+from .plan import Plan
+from .recovery import Recovery, told
+from .slices import choose_slices, cut_state, join_state
+from .tasks import Ref, TaskGraph, token
+from .tree import bounds
+
+# Pieces of a window; of these so many are submitted before the first of them is waited for.
+PIECES = 8
+LOOK_AHEAD = 3
+
+
+class Batch(NamedTuple):
+    """A step that is to be done: its epoch, the rows of its mini-batch."""
+
+    epoch: int
+    rows: Array
+
+
+class Piece(NamedTuple):
+    """A submission that is under way."""
+
+    loss: Handle
+    kept: list[Handle]
+    batches: Sequence[Batch]
+
+
+@dataclass
+class Site:
+    """Where a window runs."""
+
+    workers: list[Worker]
+    lanes: list[Lane]
+    slices: int
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of the workers."""
+        return [w.address for w in self.workers]
+
+
+class Windows:
+    """Runs steps from state to state.
+
+    Between two windows the state is here and nothing of the past is on the executor, which bounds what the scheduler has to
+    remember and what has to be computed again: at most one window.
+
+    Parameters
+    ----------
+    executor : Executor
+    placement : Placement
+    plan : Plan
+    rule : Rule
+    step : Step
+    state : dict
+        Before the first step.
+    report : callable
+        Receives steps that are done and their losses, each step once and in order.
+    recovered : callable
+        Receives a dict that tells of a failure that was got over.
+
+    Attributes
+    ----------
+    state : dict
+        After the last window; never on its way.
+    tasks, worker_bytes : int
+        The largest window so far: its tasks, and an estimate of the memory that it takes on a worker.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        placement: Placement,
+        plan: Plan,
+        rule: Rule,
+        step: Step,
+        state: State,
+        report: Callable[[Sequence[Batch], list[float]], None],
+        recovered: Callable[[dict[str, Any]], None],
+    ):
+        self.executor, self.placement, self.plan, self.rule, self.step = executor, placement, plan, rule, step
+        self.state, self.report, self.recovered = state, report, recovered
+        self.recovery = Recovery()
+        self.tasks = self.worker_bytes = 0
+        self._held: list[Handle] = []
+        self._reported = 0
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Do a window of steps, whatever happens to workers meanwhile.
+
+        Raises
+        ------
+        Exception
+            What a task raised that raises wherever it runs.
+        ClusterError
+            If there is no scheduler or no worker any more.
+        """
+        self._reported = 0
+        while True:
+            before = self._reported
+            try:
+                state = self._attempt(batches)
+            except (Lost, TaskFailed) as error:
+                failure = error.with_traceback(None)  # it would keep keys alive
+            else:
+                break
+            finally:
+                self._drop(list(self._held))
+            if self._reported > before:
+                self.recovery.progress()
+            self._recover(failure)
+        self.state = state
+        self.recovery.progress()
+
+    def _recover(self, failure: Lost | TaskFailed) -> None:
+        pause = self.recovery.judge(failure, len(self.executor.workers(self.recovery.avoid)))
+        self.placement.doubt()
+        self.recovered({"again": self._reported, "cause": told(failure)})
+        time.sleep(pause)
+
+    # -- one attempt --------------------------------------------------------------------------------------------
+
+    def _attempt(self, batches: Sequence[Batch]) -> State:
+        site = self._site()
+        slices = cut_state(self.state, site.slices)
+        owners = [site.lanes[k * len(site.lanes) // len(slices)].worker for k in range(len(slices))]
+        handles = []
+        for k, (part, worker) in enumerate(zip(slices, owners)):
+            handles += self._hold(self.executor.put({f"state-{token(site.salt, k)}": part}, site.addresses[worker]))
+        waiting: deque[Piece] = deque()
+        done = tasks = 0
+        for part_of in self._pieces(batches, site):
+            graph = TaskGraph()
+            handles, piece = self._submit(graph, site, handles, part_of)
+            waiting.append(piece)
+            tasks += len(graph.records)
+            if len(waiting) > LOOK_AHEAD:
+                done = self._finish(waiting.popleft(), site, done)
+        self.tasks = max(self.tasks, tasks)
+        while len(waiting) > 1:
+            done = self._finish(waiting.popleft(), site, done)
+        # The last losses and the state come together: the next window waits for them.
+        losses, *parts = self.executor.outcome([waiting[0].loss, *handles], self._needed(site))
+        self._tell(waiting[0], losses, done)
+        return join_state(parts)
+
+    def _site(self) -> Site:
+        workers = self.executor.workers(self.recovery.avoid)
+        lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", self.executor.threads)
+        # The noise of a private step is drawn for the whole vector at once.
+        size = 0 if self.step.private is not None else self.state["w"].nbytes
+        slices = choose_slices(self.plan.grain, size, len(lanes))
+        self._estimate(workers)
+        return Site(workers, lanes, slices)
+
+    def _estimate(self, workers: list[Worker]) -> None:
+        state = sum(v.nbytes for v in self.state.values())
+        feeds = self.placement.samples * self.placement.row_bytes
+        if self.placement.bucketed(workers):
+            feeds = self.placement.bucket_rows(workers, 1) * self.placement.row_bytes * (LOOK_AHEAD + 1)
+        # Of a lane: the state and its part of the gradient, before a step and after it.
+        self.worker_bytes = max(self.worker_bytes, feeds + 2 * (state + self.state["w"].nbytes))
+
+    def _pieces(self, batches: Sequence[Batch], site: Site) -> Iterator[Sequence[Batch]]:
+        plan = self.plan
+        size = plan.steps_per_task if plan.grain == "round" else -(-plan.steps_per_window // PIECES)
+        if self.placement.bucketed(site.workers):
+            rows = self.placement.bucket_rows(site.workers, len(site.lanes))
+            size = max(1, min(size, rows // max(len(b.rows) for b in batches)))
+        for _, epoch in groupby(batches, lambda b: b.epoch):  # so that the time of an epoch can be told
+            part = list(epoch)
+            for k in range(0, len(part), size):
+                yield part[k : k + size]
+
+    def _submit(
+        self, graph: TaskGraph, site: Site, before: list[Handle], batches: Sequence[Batch]
+    ) -> tuple[list[Handle], Piece]:
+        steps = [[b.rows[start:stop] for start, stop in bounds(len(b.rows), self.plan.shards)] for b in batches]
+        lanes = site.lanes
+        kept: list[Handle] = []
+        if self.placement.bucketed(site.workers):
+            lanes, steps, kept = self.placement.bucket(graph, lanes, site.workers, steps, site.salt)
+            self._hold(kept)
+        refs = [Ref(h.key) for h in before]
+        state, losses = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step)
+        keys = [losses.key, *(ref.key for ref in state)]
+        loss, *after = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
+        self._drop(before)
+        return after, Piece(loss, kept, batches)
+
+    def _needed(self, site: Site) -> set[str]:
+        """Return the workers without which a window cannot end."""
+        return {site.workers[lane.worker].address for lane in site.lanes}
+
+    def _finish(self, piece: Piece, site: Site, done: int) -> int:
+        (losses,) = self.executor.outcome([piece.loss], self._needed(site))
+        self._drop([piece.loss, *piece.kept])
+        return self._tell(piece, losses, done)
+
+    def _tell(self, piece: Piece, losses: list[float], done: int) -> int:
+        """Report the steps of a piece that were not reported by an attempt before."""
+        skip = max(0, self._reported - done)
+        stop = done + len(losses)
+        if skip < len(losses):
+            self._reported = stop
+            self.report(piece.batches[skip:], losses[skip:])
+        return stop
+
+    # -- handles ------------------------------------------------------------------------------------------------
+
+    def _hold(self, handles: list[Handle]) -> list[Handle]:
+        self._held += handles
+        return handles
+
+    def _drop(self, handles: Sequence[Handle]) -> None:
+        gone = {id(h) for h in handles}
+        self._held = [h for h in self._held if id(h) not in gone]
+        self.executor.release(handles)

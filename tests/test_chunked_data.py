@@ -1,0 +1,173 @@
+"""Feeds in chunks: dask arrays and memory-mapped files stay where they are, and the result is that of arrays in memory."""
+
+import numpy as np
+import pytest
+from dask import array as da
+from faults import BATCH, SAMPLES, Net
+
+from flowgrad.errors import FeedError
+from flowgrad.scheduler import data as data_room
+from flowgrad.scheduler.chunks import Chunked
+from flowgrad.scheduler.feeds import check_feeds
+
+
+def as_stack(folder, name, array, rows):
+    da.to_npy_stack(str(folder / name), da.from_array(array, chunks=(rows, *array.shape[1:])))
+    return da.from_npy_stack(str(folder / name))
+
+
+def as_file(folder, name, array, rows):
+    np.save(folder / f"{name}.npy", array)
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+def as_part_of_a_file(folder, name, array, rows):
+    np.save(folder / f"{name}.npy", np.concatenate([array[:7], array]))
+    return np.load(folder / f"{name}.npy", mmap_mode="r")[7:]
+
+
+def computed(folder, name, array, rows):
+    """A dask array that has to be computed, in chunks along both axes."""
+    stack = as_stack(folder, name, array, rows)
+    return (stack + 0).rechunk({axis: -(-n // 2) for axis, n in enumerate(array.shape)})
+
+
+WAYS = (as_stack, as_file, as_part_of_a_file, computed)
+
+
+def fit(where, feeds_of=None, validation=None, grain="shard", shards=3, epochs=2, **settings):
+    net = Net()
+    feeds = net.feeds if feeds_of is None else feeds_of(net)
+    trainer = net.trainer(where, grain, shards if grain != "sample" else None, **settings)
+    history = trainer.fit(feeds, epochs=epochs, validation=None if validation is None else validation(net))
+    return trainer.fingerprint(), history.steps, [r["validation_loss"] for r in history.epochs]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {grain: fit("sync", grain=grain) for grain in ("node", "sample", "shard", "round")}
+
+
+def chunked_feeds(folder, way, labels=True):
+    def feeds(net):
+        return {
+            net.x: way(folder, "x", net.feeds[net.x], 70),
+            net.label: way(folder, "label", net.feeds[net.label], 50) if labels else net.feeds[net.label],
+        }
+
+    return feeds
+
+
+@pytest.mark.parametrize("grain", ["shard", "round"])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_bits_are_those_of_arrays_in_memory(tmp_path, executor, expected, way, grain):
+    assert fit(executor, chunked_feeds(tmp_path, way), grain=grain) == expected[grain]
+
+
+@pytest.mark.parametrize("grain", ["node", "sample"])
+def test_fine_grains(tmp_path, expected, grain):
+    assert fit("sync", chunked_feeds(tmp_path, as_stack), grain=grain) == expected[grain]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_small_buckets(tmp_path, executor, expected, monkeypatch, labels):
+    """Two steps in a bucket; labels in chunks too, or in memory."""
+    monkeypatch.setattr(data_room, "BUCKET_BYTES", BATCH * 25 * 4)
+    monkeypatch.setattr(data_room, "RESIDENT_BYTES", 0)
+    assert fit(executor, chunked_feeds(tmp_path, as_stack, labels)) == expected["shard"]
+
+
+@pytest.mark.distributed
+def test_arrays_of_the_client_that_are_too_large_for_workers(client, expected, monkeypatch):
+    monkeypatch.setattr(data_room.Placement, "bucketed", lambda self, workers: True)
+    monkeypatch.setattr(data_room, "SENT_BYTES", 100)
+    assert fit(client) == expected["shard"]
+
+
+@pytest.mark.parametrize("way", [as_stack, as_file])
+def test_validation_and_evaluation(tmp_path, executor, way):
+    feeds = chunked_feeds(tmp_path, way)
+    found = fit(executor, feeds, validation=feeds)
+    whole = fit("sync", validation=lambda net: net.feeds)
+    assert found == whole
+    net = Net()
+    trainer = net.trainer(executor)
+    assert trainer.evaluate(feeds(net)) == trainer.evaluate(net.feeds)
+
+
+@pytest.mark.distributed
+def test_an_array_that_the_user_keeps_on_the_workers(tmp_path, client, expected):
+    kept = []
+
+    def feeds(net):
+        kept.extend(client.persist([as_stack(tmp_path, "x", net.feeds[net.x], 70)]))
+        return {net.x: kept[0], net.label: net.feeds[net.label]}
+
+    assert fit(client, feeds) == expected["shard"]
+    np.testing.assert_array_equal(client.compute(kept[0]).result(), next(iter(Net().feeds.values())))  # still theirs
+
+
+def test_bytes_become_numbers_of_the_right_type(tmp_path, executor):
+    def small(net):
+        return (np.arange(SAMPLES * 20).reshape(SAMPLES, 20) % 251).astype(np.uint8)
+
+    def memory(net):
+        return {net.x: small(net), net.label: net.feeds[net.label]}
+
+    def file(net):
+        return {net.x: as_file(tmp_path, "x", small(net), 0), net.label: net.feeds[net.label]}
+
+    assert fit(executor, file, dtype="float32") == fit("sync", memory, dtype="float32")
+
+
+def test_nothing_is_computed_before_training(tmp_path):
+    """Checking looks at shapes alone."""
+
+    def load(block):
+        raise AssertionError("computed")
+
+    x = da.zeros((SAMPLES, 20), chunks=(100, 20)).map_blocks(load, dtype=np.float32, meta=np.zeros((0, 20), np.float32))
+    net = Net()
+    checked = check_feeds(net.graph, {net.x: x, net.label: net.feeds[net.label]}, lazy=True)
+    assert isinstance(checked.arrays[net.x], Chunked)
+    assert checked.dtype == np.float32
+
+
+# -- what does not fit --
+
+
+def bad(value, label=None):
+    net = Net()
+    feeds = {net.x: value(net.feeds[net.x]), net.label: net.feeds[net.label] if label is None else label}
+    return net.trainer("sync").fit(feeds, epochs=1)
+
+
+def test_a_wrong_shape_is_told_before_anything_runs(tmp_path):
+    with pytest.raises(FeedError, match=r"'x' has shape \(480, 19\).*\(N, 20\)"):
+        bad(lambda x: as_stack(tmp_path, "x", x[:, :19], 70))
+
+
+def test_an_unknown_length_is_told():
+    def unknown(x):
+        y = da.from_array(x, chunks=(70, 20))
+        return y[y[:, 0] > -100]
+
+    with pytest.raises(FeedError, match="compute_chunk_sizes"):
+        bad(unknown)
+
+
+def test_a_value_that_is_not_finite_is_told_with_its_sample(tmp_path):
+    def poisoned(x):
+        x = x.copy()
+        x[301, 4] = np.nan
+        return as_stack(tmp_path, "x", x, 70)
+
+    with pytest.raises(FeedError, match=r"'x' is not finite.*sample 301 holds nan"):
+        bad(poisoned)
+
+
+def test_a_label_out_of_range_is_told_with_its_sample(tmp_path):
+    label = np.zeros(SAMPLES, int)
+    label[222] = 5
+    with pytest.raises(FeedError, match="sample 222 of the feed for 'label' has class 5"):
+        bad(lambda x: x, as_stack(tmp_path, "label", label, 70))

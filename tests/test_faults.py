@@ -1,0 +1,165 @@
+"""Workers die, pause, leave and join while a net is trained: the result is that of an undisturbed run, bit for bit."""
+
+import os
+
+import pytest
+from conftest import local_cluster
+from distributed import Client
+from faults import At, Net, kill, pause, pids, train, wait_for
+
+import flowgrad as fg
+from flowgrad.errors import NodeFailed
+
+pytestmark = pytest.mark.distributed
+GRAINS = ("shard", "round")
+
+
+@pytest.fixture(scope="module")
+def hurt():
+    """A cluster for hurting: two workers, more than one of which may die during one task."""
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+        client.run_on_scheduler(lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def two_workers(hurt):
+    """Every test begins with two workers."""
+    wait_for(lambda: len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2)
+    return hurt
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {grain: train("sync", grain=grain) for grain in GRAINS}
+
+
+def check(expected, client, grain, action, at=12, recovered=True, **settings):
+    disturbance = At(at, action)
+    fingerprint, steps, history = train(client, grain=grain, callbacks=[disturbance], **settings)
+    assert disturbance.done
+    assert fingerprint == expected[grain][0]
+    assert steps == expected[grain][1]
+    if recovered:
+        assert history.recoveries
+        assert all(r["again"] <= history.plan["steps_per_window"] for r in history.recoveries)
+
+
+def small_windows(monkeypatch, steps=10):
+    """Cut a run into windows of a few steps, so that a disturbance meets one in the middle."""
+    from flowgrad.scheduler import run as run_module
+
+    original = run_module.choose_plan
+
+    def choose(*args):
+        plan = original(*args)
+        return run_module.replace(plan, steps_per_task=min(plan.steps_per_task, 3), steps_per_window=steps)
+
+    monkeypatch.setattr(run_module, "choose_plan", choose)
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_a_worker_is_killed(hurt, expected, monkeypatch, grain):
+    small_windows(monkeypatch)
+    check(expected, hurt, grain, lambda: kill(hurt, 1), recovered=grain == "shard")
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_all_workers_are_killed(hurt, expected, monkeypatch, grain):
+    small_windows(monkeypatch)
+    check(expected, hurt, grain, lambda: kill(hurt))
+
+
+def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
+    from flowgrad.scheduler import evaluate
+
+    original, killed = evaluate.Evaluation._attempt, []
+
+    def attempt(self, *args):
+        if len(killed) < 3:
+            killed.append(kill(hurt))
+        return original(self, *args)
+
+    monkeypatch.setattr(evaluate.Evaluation, "_attempt", attempt)
+    fingerprint, steps, history = train(hurt, epochs=2, validation=True)
+    monkeypatch.undo()
+    undisturbed = train("sync", epochs=2, validation=True)
+    assert len(killed) == 3
+    assert (fingerprint, steps) == undisturbed[:2]
+    scores = [r["validation_loss"] for r in history.epochs]
+    assert scores == [r["validation_loss"] for r in undisturbed[2].epochs]
+
+
+def test_a_worker_is_paused(hurt, expected):
+    check(expected, hurt, "shard", lambda: pause(hurt, 3), recovered=False)
+
+
+@pytest.mark.slow
+def test_a_worker_is_paused_for_long(hurt, expected):
+    check(expected, hurt, "shard", lambda: pause(hurt, 20), recovered=False)
+
+
+def test_a_worker_joins_and_one_retires(expected, monkeypatch):
+    small_windows(monkeypatch)
+    with local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+        first = next(iter(pids(client)))
+
+        def join():
+            cluster.scale(2)
+            client.wait_for_workers(2)
+
+        def retire():
+            client.retire_workers([first])
+
+        for k, action in enumerate((join, retire)):
+            check(expected, client, "shard", action, recovered=False)
+            assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2 - k
+
+
+class RaisesOnOneWorker(fg.Op):
+    """The identity; raises in the process whose number the file tells."""
+
+    kinds = (fg.Identity,)
+
+    @staticmethod
+    def shape(a, *, path):
+        return a
+
+    @staticmethod
+    def apply(a, *, path):
+        with open(path) as file:
+            if file.read() in (str(os.getpid()), "all"):
+                raise MemoryError("on purpose")
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a, *, path):
+        return fg.Identity()
+
+
+def with_raising_op(path, where):
+    net = Net(lambda node: RaisesOnOneWorker(node, path=str(path)))
+    trainer = net.trainer(where)
+    return trainer.fit(net.feeds, epochs=2), trainer.fingerprint()
+
+
+def test_a_task_raises_on_one_worker_only(hurt, tmp_path):
+    path = tmp_path / "pid"
+    path.write_text("none")
+    _, expected = with_raising_op(path, "sync")
+    path.write_text(str(next(iter(pids(hurt).values()))))
+    history, fingerprint = with_raising_op(path, hurt)
+    assert fingerprint == expected
+    assert "on purpose" in history.recoveries[0]["cause"]
+
+
+def test_a_task_that_raises_everywhere_ends_the_run(hurt, tmp_path):
+    path = tmp_path / "pid"
+    path.write_text("none")
+    before = Net(lambda node: RaisesOnOneWorker(node, path=str(path))).trainer("sync").fingerprint()
+    path.write_text("all")
+    net = Net(lambda node: RaisesOnOneWorker(node, path=str(path)))
+    trainer = net.trainer(hurt)
+    with pytest.raises(NodeFailed, match=r"RaisesOnOneWorker.*MemoryError: on purpose"):
+        trainer.fit(net.feeds, epochs=1)
+    assert trainer.fingerprint() == before

@@ -1,0 +1,220 @@
+"""Where the parts of a step run: shards on all workers, slices of large parameters on workers of their own."""
+
+import os
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from faults import BATCH, Net, train
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowgrad as fg
+from flowgrad.optim import AdamRule
+from flowgrad.scheduler import slices, tree
+from flowgrad.scheduler.data import Placement
+from flowgrad.scheduler.executors import Executor, Handle, Worker
+from flowgrad.scheduler.lower_train import Lane, lower_steps
+from flowgrad.scheduler.plan import Plan
+from flowgrad.scheduler.tasks import Ref, Task, TaskGraph
+
+
+class Recording(Executor):
+    """Runs nothing; notes what is placed where."""
+
+    def __init__(self):
+        self.name, self.threads, self.placed, self.gone = "recording", 1, [], set()
+
+    def workers(self, avoid=()):
+        raise AssertionError("not needed")
+
+    def put(self, data, worker=None):
+        self.placed += [(key.split("-")[0], worker) for key in data]
+        return [Handle(key, worker) for key in data]
+
+    def submit(self, records, keys, workers=(), only=False):
+        raise AssertionError("planning computes nothing")
+
+    def result(self, handles):
+        raise AssertionError("planning computes nothing")
+
+    compute = future = result
+
+    def alive(self, handle):
+        return handle.future not in self.gone
+
+    def release(self, handles):
+        for h in handles:
+            h.future = None
+
+    def task_seconds(self):
+        return 1.0
+
+
+def workers(*threads, memory=0):
+    return [Worker(f"w{k}", n, memory) for k, n in enumerate(threads)]
+
+
+# -- planning --
+
+
+@pytest.mark.parametrize(
+    ("threads", "shards", "expected"),
+    [
+        ((1, 1), 4, [(0, 0, 2), (1, 2, 4)]),
+        ((1, 1), 1, [(0, 0, 1)]),
+        ((2,), 4, [(0, 0, 4)]),
+        ((3, 1), 4, [(0, 0, 3), (1, 3, 4)]),
+        ((8, 1), 4, [(0, 0, 4)]),
+        ((1, 1, 1), 2, [(0, 0, 1), (1, 1, 2)]),
+    ],
+)
+def test_lanes(threads, shards, expected):
+    placement = Placement(Recording(), "program", None, [np.zeros((6, 2))])
+    lanes = placement.lanes(workers(*threads), shards, False, 1)
+    assert [(lane.worker, lane.first, lane.stop) for lane in lanes] == expected
+
+
+def test_feeds_are_placed_once_per_worker_that_needs_them_and_again_when_lost():
+    executor = Recording()
+    placement = Placement(executor, "program", np.zeros((1, 1)), [np.zeros((6, 2)), np.zeros((6, 1))])
+    per_worker = ["program", "const", "feed", "feed"]
+    first = placement.lanes(workers(1, 1, 1), 2, False, 1)
+    assert executor.placed == [(name, w) for w in ("w0", "w1") for name in per_worker]
+    assert placement.lanes(workers(1, 1, 1), 2, False, 1) == first
+    assert len(executor.placed) == 8
+    executor.gone.add("w1")
+    again = placement.lanes(workers(1, 1, 1), 2, False, 1)
+    assert executor.placed[8:] == [(name, "w1") for name in per_worker]
+    assert again[0] == first[0]
+    assert not set(again[1].feeds) & set(first[1].feeds)  # new keys: the old ones are spoilt
+
+
+def test_one_lane_for_a_round():
+    executor = Recording()
+    (lane,) = Placement(executor, "program", None, [np.zeros((6, 2))]).lanes(workers(1, 1), 4, True, 2)
+    assert (lane.worker, lane.first, lane.stop, lane.threads) == (0, 0, 4, 2)
+    assert {w for _, w in executor.placed} == {"w0"}
+
+
+def test_feeds_larger_than_a_worker_are_read_by_the_bucket():
+    placement = Placement(Recording(), "program", None, [np.zeros((100, 10))])
+    assert not placement.bucketed(workers(1, memory=1 << 20))
+    assert placement.bucketed(workers(1, memory=10_000))
+    assert not placement.bucketed(workers(1))
+
+
+def lowered(state_slices, lanes=2, steps=3):
+    graph = TaskGraph()
+    plan = Plan("shard", 4, "numpy", 1, 10, "")
+    found = [Lane(k, Ref(f"p{k}"), None, [Ref(f"f{k}")], 2 * k, 2 * k + 2) for k in range(lanes)]
+    rows = [[np.arange(s, s + 2) for s in range(4)] for _ in range(steps)]
+    state = [Ref(f"s{k}") for k in range(state_slices)]
+    after, losses = lower_steps(graph, plan, AdamRule(), found, state, rows, None)
+    return graph.records, after, losses
+
+
+def kinds(records):
+    return Counter((key.rsplit("-", 1)[0], r.worker) for key, r in records.items() if isinstance(r, Task))
+
+
+def test_a_step_is_one_task_per_lane():
+    records, after, _ = lowered(1)
+    assert len(after) == 1
+    assert kinds(records) == {
+        ("gradient", 0): 1,
+        ("gradient", 1): 1,
+        ("update-gradient", 0): 2,
+        ("update-gradient", 1): 2,
+        ("update", 0): 1,
+        ("state", 0): 1,
+        ("loss", 0): 1,
+    }
+
+
+def test_slices_are_updated_on_workers_of_their_own():
+    records, after, _ = lowered(2)
+    assert len(after) == 2
+    found = kinds(records)
+    for worker in (0, 1):
+        assert found["update", worker] == 1 + 3
+        assert found["weights", worker] == found["gradient", worker] == 3
+        assert found["cut", worker] == 2 * 3
+        assert found["state", worker] == 1
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0, 40), max_size=4))
+def test_a_tree_in_parts_is_the_tree(shards, cuts):
+    """Each lane adds up what it can; the rest comes to the same sum, in the same order."""
+
+    def combine(group):
+        return "(" + "".join(group) + ")"
+
+    whole = tree.reduce_tree([f"{k}." for k in range(shards)], combine)
+    ends = sorted({0, shards, *(min(c, shards) for c in cuts)})
+    nodes = {}
+    for first, stop in pairwise(ends):
+        nodes |= tree.reduce_some({(0, k): f"{k}." for k in range(first, stop)}, shards, combine)
+    assert list(tree.reduce_some(nodes, shards, combine).values()) == [whole]
+
+
+@given(st.integers(1, 50), st.integers(1, 6))
+def test_a_state_in_slices_is_the_state(size, n):
+    n = min(n, size)
+    state = {"w": np.arange(size), "v": -np.arange(size), "t": np.array([7])}
+    parts = slices.cut_state(state, n)
+    assert len(parts) == n
+    assert {k: v.tolist() for k, v in slices.join_state(parts).items()} == {k: v.tolist() for k, v in state.items()}
+
+
+# -- on workers --
+
+
+class NotesProcess(fg.Op):
+    """The identity; notes in which process it ran."""
+
+    kinds = (fg.Identity,)
+
+    @staticmethod
+    def shape(a, *, path):
+        return a
+
+    @staticmethod
+    def apply(a, *, path):
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a, *, path):
+        return fg.Identity()
+
+
+@pytest.mark.distributed
+def test_gradients_run_on_both_workers(client, tmp_path):
+    """They read the same state and are cheap: dask alone would run them all where the state is."""
+    path = tmp_path / "pids"
+    net = Net(lambda node: NotesProcess(node, path=str(path)))
+    trainer = net.trainer(client, shards=4)
+    path.write_text("")
+    trainer.fit(net.feeds, epochs=2)
+    counts = Counter(path.read_text().split())
+    counts.pop(str(os.getpid()), None)  # measured here before
+    steps = 2 * len(range(0, 480, BATCH))
+    assert list(counts.values()) == [2 * steps, 2 * steps]
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4])
+def test_slices_change_no_bit(executor, monkeypatch, shards):
+    expected = train("sync", 2, shards=shards)[:2]
+    chosen = []
+
+    def choose(*args):
+        chosen.append(slices.choose_slices(*args))
+        return chosen[-1]
+
+    monkeypatch.setattr(slices, "SLICE_BYTES", 500)
+    monkeypatch.setattr("flowgrad.scheduler.windows.choose_slices", choose)
+    assert train(executor, 2, shards=shards)[:2] == expected
+    assert set(chosen) == {1 if executor in ("sync", "threads") else 2}
