@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -12,6 +13,17 @@ from .graph import Graph
 from .jacobian import Array
 from .node import Node, Variable, ancestors
 from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule, Rule, State
+
+
+# A learning rate: a number or a schedule.
+Rate = float | Callable[[int], float]
+
+
+class Common(TypedDict, total=False):
+    """Keywords that every optimizer takes; see `Optimizer`."""
+
+    weight_decay: float
+    clip_norm: float | None
 
 
 class Optimizer:
@@ -27,6 +39,18 @@ class Optimizer:
         The pure update rule.
     batch_size : int
         Number of samples whose mean gradient makes one update.
+
+    Notes
+    -----
+    Every optimizer takes, in place of `rule`, its own hyperparameters and these keywords:
+
+    ``learning_rate``
+        A number, or a schedule such as `CosineDecay`: a function of the update's number, from 1.
+    ``weight_decay=0.0``
+        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay
+        as they are.
+    ``clip_norm=None``
+        The mean gradient of all variables together is scaled down to this Euclidean norm, where it is longer.
 
     Attributes
     ----------
@@ -100,13 +124,18 @@ class Optimizer:
         return loss
 
     def _update(self, variables: list[Variable], gradient: Array) -> None:
-        values = np.concatenate([np.zeros(v.dim) if v.value is None else v.value for v in variables] or [np.zeros(0)])
+        # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.
+        used = ancestors(self.target)
+        moved = [v.value if v in used and v.value is not None else None for v in variables]
+        values = np.concatenate(
+            [np.zeros(v.dim) if x is None else x for v, x in zip(variables, moved)] or [np.zeros(0)]
+        )
         if self.state is None:
             self.state = self.rule.init(values)
         values, self.state = self.rule.update(values, gradient, self.state)
         start = 0
-        for variable in variables:
-            if variable.value is not None:
+        for variable, value in zip(variables, moved):
+            if value is not None:
                 variable._assign(values[None, start : start + variable.dim])
             start += variable.dim
 
@@ -131,13 +160,15 @@ class GradientDescent(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+    learning_rate : float or schedule
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32):
-        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size)
+    def __init__(
+        self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
+    ):
+        super().__init__(graph, target, GradientDescentRule(learning_rate, **common), batch_size)
 
 
 class Momentum(Optimizer):
@@ -145,17 +176,23 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+    learning_rate : float or schedule
     momentum : float
         At least 0, below 1.
     """
 
     def __init__(
-        self, graph: Graph, target: Node, learning_rate: float = 0.01, momentum: float = 0.9, batch_size: int = 32
+        self,
+        graph: Graph,
+        target: Node,
+        learning_rate: Rate = 0.01,
+        momentum: float = 0.9,
+        batch_size: int = 32,
+        **common: Unpack[Common],
     ):
-        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size)
+        super().__init__(graph, target, MomentumRule(learning_rate, momentum, **common), batch_size)
 
 
 class AdaGrad(Optimizer):
@@ -163,13 +200,15 @@ class AdaGrad(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+    learning_rate : float or schedule
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32):
-        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size)
+    def __init__(
+        self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
+    ):
+        super().__init__(graph, target, AdaGradRule(learning_rate, **common), batch_size)
 
 
 class RMSProp(Optimizer):
@@ -177,17 +216,23 @@ class RMSProp(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+    learning_rate : float or schedule
     beta : float
         At least 0, below 1.
     """
 
     def __init__(
-        self, graph: Graph, target: Node, learning_rate: float = 0.01, beta: float = 0.9, batch_size: int = 32
+        self,
+        graph: Graph,
+        target: Node,
+        learning_rate: Rate = 0.01,
+        beta: float = 0.9,
+        batch_size: int = 32,
+        **common: Unpack[Common],
     ):
-        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size)
+        super().__init__(graph, target, RMSPropRule(learning_rate, beta, **common), batch_size)
 
 
 class Adam(Optimizer):
@@ -195,9 +240,9 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size
-        See `Optimizer`.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+    learning_rate : float or schedule
     beta_1, beta_2 : float
         At least 0, below 1.
     bias_correction : bool
@@ -209,10 +254,12 @@ class Adam(Optimizer):
         self,
         graph: Graph,
         target: Node,
-        learning_rate: float = 0.01,
+        learning_rate: Rate = 0.01,
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         batch_size: int = 32,
         bias_correction: bool = False,
+        **common: Unpack[Common],
     ):
-        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size)
+        rule = AdamRule(learning_rate, beta_1, beta_2, bias_correction, **common)
+        super().__init__(graph, target, rule, batch_size)

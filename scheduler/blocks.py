@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from flowgrad.program import Program
 from . import compiled
 from .kernel import canonical, kernel_of
 from .scratch import Scratch, shard_threads, update_in_place
-from .tree import reduce_tree
+from .tree import SIDE_BY_SIDE, fold_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,13 +196,16 @@ def add_gradients(shares: list[Gradient]) -> Gradient:
     return gradient, loss
 
 
-def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
-    """Return the state after one update by the mean gradient."""
+def update(step: Step, rule: Rule, state: State, mean: Gradient, norms: Array | None = None) -> State:
+    """Return the state after one update by the mean gradient.
+
+    Of a slice that begins at a multiple of `NORM_BLOCK`, given the `block_norms` of the whole gradient.
+    """
     state = {k: canonical(v) for k, v in state.items()}
     if step.compiled:
-        return _compiled(step, rule, state).update(state, canonical(mean[0]))
+        return _compiled(step, rule, state).update(state, canonical(mean[0]), norms)
     state = {k: v.copy() for k, v in state.items()}
-    update_in_place(rule, state, canonical(mean[0]))
+    update_in_place(rule, state, canonical(mean[0]), norms)
     return state
 
 
@@ -222,20 +226,28 @@ def run_round(
     if step.compiled:
         return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
-    scratches = [Scratch() for _ in range(max(map(len, steps)))]
+    scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
     with shard_threads(step.program, steps, threads) as each:
         for shards in steps:
             batch = sum(map(len, shards))
-            shares = each(
-                lambda rows, scratch, n=batch: shard_step(step, rule, state, const, feeds, rows, n, scratch),
-                shards,
-                scratches,
-            )
-            gradient, loss = reduce_tree(list(shares), add_gradients)
+
+            def share(rows: Array, scratch: Scratch, batch: int = batch) -> Gradient:
+                return shard_step(step, rule, state, const, feeds, rows, batch, scratch)
+
+            gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
             update_in_place(rule, state, gradient)
             losses.append(loss)
     return state, losses
+
+
+def _shares(each: Any, share: Any, shards: list[Array], scratches: list[Scratch]) -> Iterator[Gradient]:
+    """Give the gradients of shards in their order, as many at a time as there are scratches."""
+    for k in range(0, len(shards), len(scratches)):
+        some = list(each(share, shards[k : k + len(scratches)], scratches))
+        if len(shards) > len(scratches):  # the arrays are used again, and the tree may hold on to one
+            some = [(gradient.copy(), loss) for gradient, loss in some]
+        yield from some
 
 
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:

@@ -40,16 +40,18 @@ class Scratch:
         return np.take(feed, rows, axis=0, out=out, mode="clip")
 
 
-def update_in_place(rule: Rule, state: dict[str, Array], gradient: Array) -> None:
+def update_in_place(rule: Rule, state: dict[str, Array], gradient: Array, norms: Array | None = None) -> None:
     """Apply a rule to the arrays of `state` themselves, some entries at a time.
 
     Every rule is elementwise, so the bits are those of ``rule.update``.
     """
     state["t"] += 1
     t = int(state["t"][0])
+    scale = rule.scale(gradient, norms)
     for start in range(0, len(gradient), UPDATE_ENTRIES):
         part = slice(start, start + UPDATE_ENTRIES)
-        change, slots = rule.step(gradient[part], {slot: state[slot][part] for slot in rule.slots}, t)
+        g = rule.prepare(state["w"][part], gradient[part], scale)
+        change, slots = rule.step(g, {slot: state[slot][part] for slot in rule.slots}, t)
         state["w"][part] -= change
         for slot, value in slots.items():
             state[slot][part] = value
