@@ -14,7 +14,6 @@ from .jacobian import Array
 from .node import Node, Variable, ancestors
 from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule, Rule, State
 
-
 # A learning rate: a number or a schedule.
 Rate = float | Callable[[int], float]
 

@@ -39,17 +39,17 @@ class Callback:
     """
 
     def on_train_begin(self, info: Mapping[str, Any]) -> Signal | None:
-        """Return ``fg.STOP`` to train nothing.
+        """Return ``fg.STOP`` to train nothing, ``fg.KEEP`` to stay with the state that was kept before a checkpoint, or both.
 
         `info` holds ``plan``, ``samples``, ``epochs``, ``steps`` (of the whole training), ``validation`` (whether there is any)
-        and ``past``: the records of the epochs that are done already, where training goes on from a checkpoint.
+        and, where training goes on from a checkpoint, ``past`` (the records of the epochs that are done) and ``kept_epoch``.
         """
 
     def on_steps(self, info: Mapping[str, Any]) -> None:
         """Receive news of some steps.
 
-        `info` holds ``step`` (number of the last one), ``steps``, ``epoch``, ``samples`` (of these steps), ``loss`` (their mean) and
-        ``seconds``.
+        `info` holds ``step`` (number of the last one), ``steps``, ``epoch``, ``samples`` (of these steps), ``loss`` (their mean)
+        and ``seconds``.
         """
 
     def on_epoch(self, record: Mapping[str, Any]) -> Signal | None:
@@ -102,9 +102,10 @@ class Callbacks:
 class EarlyStopping(Callback):
     """Stop when a loss or accuracy has not become better for some epochs; give back the best weights.
 
-    An epoch is better if it beats the best one so far by more than `min_delta` (L. Prechelt, "Early stopping - but when?", 1998). The
-    evaluation before the first epoch counts as well. When training goes on from a checkpoint, the epochs before it count, and the
-    best weights among them are in the checkpoint.
+    An epoch is better if it beats the best one so far by more than `min_delta` (L. Prechelt, "Early stopping - but when?",
+    1998). The evaluation before the first epoch counts as well. When training goes on from a checkpoint, the epochs before it
+    count, and the best weights among them are in the checkpoint; where they are not, because something else was watched then,
+    counting begins anew.
 
     Parameters
     ----------
@@ -167,7 +168,11 @@ class EarlyStopping(Callback):
             )
         self._forget()
         answers = [self._see(record) for record in info["past"]]
-        return STOP if answers and STOP in answers[-1] else None
+        if self.restore_best and self.best_epoch != info["kept_epoch"]:
+            self._forget()
+            return None
+        stay = KEEP if self.restore_best else Signal(0)
+        return stay | STOP if answers and STOP in answers[-1] else stay
 
     def on_epoch(self, record: Mapping[str, Any]) -> Signal | None:
         """Compare with the best epoch so far."""

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, ancestors
+from flowgrad.optim import Rule
+from flowgrad.schedules import Schedule
 
 KEEP = 3
 PATTERN = "step-*.safetensors"
@@ -205,17 +207,26 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
             )
 
 
+def describe_rule(rule: Rule) -> str:
+    """Return words that tell an optimizer with its settings from another."""
+    told = []
+    for f in fields(rule):
+        value = getattr(rule, f.name)
+        if callable(value) and not isinstance(value, Schedule):  # its repr may tell where it lies in memory
+            value = getattr(value, "__qualname__", type(value).__qualname__)
+        told.append(f"{f.name}={value}")
+    return f"{type(rule).__name__.removesuffix('Rule')}({', '.join(told)})"
+
+
 def describe_model(target: Node, parameters: int) -> str:
     """Return words that tell a model from another; names of nodes do not matter."""
     digest = hashlib.blake2b(digest_size=6)
-    nodes = sorted(ancestors(target) | {target}, key=lambda n: n.index)
+    nodes = sorted(ancestors(target), key=lambda n: n.index)
     place = {n.index: k for k, n in enumerate(nodes)}
     for n in nodes:
         trainable = getattr(n, "trainable", None)
         attrs = sorted(getattr(n, "attrs", {}).items())
-        digest.update(
-            f"{type(n).__name__} {n.dim} {[place[p.index] for p in n.parents]} {attrs} {trainable};".encode()
-        )
+        digest.update(f"{type(n).__name__} {n.dim} {[place[p.index] for p in n.parents]} {attrs} {trainable};".encode())
     return f"{parameters} parameters ({len(nodes)} nodes, {digest.hexdigest()})"
 
 

@@ -20,17 +20,22 @@ class History:
         Number of the step, from 1, and the mean loss of its mini-batch before the update.
     plan : dict
         Grain, shards, steps per task and window, and the reason.
+    kept_epoch : int, optional
+        The epoch whose state the variables got in the end, where a callback kept one; None: the last.
     """
 
     plan: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: list[tuple[int, float]] = field(default_factory=list)
+    kept_epoch: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for JSON."""
-        return {"plan": self.plan, "epochs": self.epochs, "steps": [list(s) for s in self.steps]}
+        steps = [list(s) for s in self.steps]
+        return {"plan": self.plan, "epochs": self.epochs, "steps": steps, "kept_epoch": self.kept_epoch}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
         """Return the history that `as_dict` wrote."""
-        return cls(values["plan"], values["epochs"], [(int(k), float(loss)) for k, loss in values["steps"]])
+        steps = [(int(k), float(loss)) for k, loss in values["steps"]]
+        return cls(values["plan"], values["epochs"], steps, values["kept_epoch"])

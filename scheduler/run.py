@@ -7,19 +7,19 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import FeedError, FlowgradError, GraphError
+from flowgrad.errors import FeedError, FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
 
 from . import blocks, compiled
 from .blas import one_thread
-from .checkpoint import read_checkpoint, write_checkpoint
+from .callbacks import KEEP, STOP, Callbacks
+from .checkpoint import Found, Saver, check_same_run, describe_model, describe_rule, read_checkpoint
 from .cost import flops
 from .engine import Engine
 from .evaluate import Evaluation
@@ -44,31 +44,36 @@ class Settings:
     engine: Engine
     shuffle: bool
     seed: int
-    callbacks: tuple[Any, ...]
+    callbacks: Callbacks
+    accumulate: int = 1
 
-    def notify(self, method: str, *args: Any) -> None:
-        """Call a method of every callback that has it."""
-        for callback in self.callbacks:
-            found = getattr(callback, method, None)
-            if found is not None:
-                found(*args)
+    @property
+    def batch_size(self) -> int:
+        """Samples of one update."""
+        return self.optimizer.batch_size * self.accumulate
 
 
 class Run:
-    """One call of `fit`: what is placed on the executor, and the state that moves on."""
+    """One call of `fit`: what is placed on the executor, and the state that moves on.
 
-    def __init__(self, settings: Settings, feeds: Any, validation: Any, folder: Path | None, epochs: int):
-        self.settings, self.folder, self.epochs = settings, folder, epochs
+    Attributes
+    ----------
+    epoch, position : int
+        Where the state stands: epochs that are complete, and steps of the next one.
+    kept : dict
+        The state that a callback kept; empty if none did.
+    """
+
+    def __init__(
+        self, settings: Settings, feeds: Any, validation: Any, saver: Saver | None, epochs: int, resume: bool = False
+    ):
+        self.settings, self.saver, self.epochs = settings, saver, epochs
         optimizer = settings.optimizer
         self.rule = optimizer.rule
         self.executor = settings.engine.executor
         graph, target = optimizer.graph, optimizer.target
         self.feeds = check_feeds(graph, feeds, settings.engine.dtype)
-        if self.feeds.samples < optimizer.batch_size:
-            raise FeedError(
-                f"the batch size {optimizer.batch_size} is larger than the data: {self.feeds.samples} samples; "
-                f"choose at most {self.feeds.samples}"
-            )
+        self._check_batch_size()
         checked = None if validation is None else check_feeds(graph, validation, self.feeds.dtype)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(target, self.variables)
@@ -77,15 +82,29 @@ class Run:
         self.step = compile_step(target, self.feeds, self.variables, "shard")
         layout = self.step.program.layout
         self.state = self._first_state()
-        self.plan = self._plan()
+        self.kept: dict[str, Array] = {}
+        found = read_checkpoint(saver.folder) if saver is not None and resume else None
+        self.plan = self._plan() if found is None else self._resumed_plan(found)
+        self.step = replace(self.step, compiled=self.plan.kernel == "numba")
         if self.plan.grain == "node":
             self.step = compile_step(target, self.feeds, self.variables, "node", layout)
+        self.epoch = self.position = 0
+        self.history = History(self.plan.as_dict())
+        if found is not None:
+            self._go_on(found)
         self.given = self._place()
         self.evaluation = (
             None if checked is None else Evaluation(self.executor, target, checked, self.variables, layout)
         )
         self.state_handle = self._hold({f"state-{token(self.salt)}": self.state})[0]
         self.state_ref = Ref(self.state_handle.key)
+
+    def _check_batch_size(self) -> None:
+        settings, samples = self.settings, self.feeds.samples
+        if samples < settings.batch_size:
+            size, times = settings.optimizer.batch_size, settings.accumulate
+            whole = f"batch size {size}" + (f" times accumulate {times} = {size * times}" if times > 1 else "")
+            raise FeedError(f"the {whole} is larger than the data: {samples} samples; choose at most {samples}")
 
     # -- what is placed -----------------------------------------------------------------------------------------
 
@@ -119,11 +138,40 @@ class Run:
         updates = self.epochs * -(-self.feeds.samples // batch_size)
         unsupported = compiled.supports(self.step.program, self.step.names)
         kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
-        shards = choose_shards(engine.grain, engine.shards, batch_size, work, kernel[0])
+        # Accumulating gradients is having more shards, of the same size.
+        shards = choose_shards(engine.grain, engine.shards, batch_size, work, kernel[0]) * self.settings.accumulate
         self.step = replace(self.step, compiled=kernel[0] == "numba")
-        best = self._step_seconds([np.arange(batch_size)[start:stop] for start, stop in bounds(batch_size, shards)])
+        whole = self.settings.batch_size
+        best = self._step_seconds([np.arange(whole)[start:stop] for start, stop in bounds(whole, shards)])
         nodes = 3 * len(self.settings.optimizer.graph.nodes)
         return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
+
+    def _resumed_plan(self, found: Found) -> Plan:
+        """Return the plan of a checkpoint, after a look at whether it is one of this run."""
+        assert self.saver is not None
+        check_same_run(self.saver.folder, found.about["run"], self._about())
+        return Plan(**found.about["plan"])
+
+    def _go_on(self, found: Found) -> None:
+        about = found.about
+        self.state, self.kept = found.state, found.kept
+        self.epoch, self.position = about["epoch"], about["position"]
+        self.history = History.from_dict(about["history"])
+        self.history.steps = [(k, float(loss)) for k, loss in enumerate(found.losses, 1)]
+
+    def _about(self) -> dict[str, Any]:
+        """Return what makes this run what it is; see `check_same_run`."""
+        settings = self.settings
+        return {
+            "model": describe_model(settings.optimizer.target, self.step.program.size("param")),
+            "optimizer": describe_rule(self.rule),
+            "seed": settings.seed,
+            "shuffle": settings.shuffle,
+            "batch_size": settings.optimizer.batch_size,
+            "accumulate": settings.accumulate,
+            "samples": self.feeds.samples,
+            "dtype": self.feeds.dtype.name,
+        }
 
     def _step_seconds(self, shards: list[Array]) -> float:
         """Measure one optimizer step in one task; several at a time where one is too short to measure."""
@@ -172,47 +220,53 @@ class Run:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def train(self, resume: bool) -> History:
+    def train(self) -> History:
         """Run the epochs that are left."""
-        epochs = self.epochs
-        history = History(self.plan.as_dict())
-        first = 0
-        if resume and self.folder is not None:
-            found = read_checkpoint(self.folder)
-            if found is not None:
-                history, first = self._resume(*found)
-        batches = -(-self.feeds.samples // self.settings.optimizer.batch_size)
-        info = {"plan": history.plan, "samples": self.feeds.samples, "epochs": epochs, "steps": batches * epochs}
-        self.settings.notify("on_train_begin", info)
+        history, callbacks = self.history, self.settings.callbacks
+        batches = -(-self.feeds.samples // self.settings.batch_size)
+        self.info = {"plan": history.plan, "samples": self.feeds.samples, "epochs": self.epochs}
+        self.info |= {"steps": batches * self.epochs, "validation": self.evaluation is not None}
+        past = {"past": [dict(record) for record in history.epochs], "kept_epoch": history.kept_epoch}
+        answer = callbacks.notify("on_train_begin", self.info | past)
+        stop = STOP in answer
+        if KEEP not in answer:
+            self.kept, history.kept_epoch = {}, None
         self.start = time.perf_counter()
         if self.evaluation is not None and not history.epochs:
             scores = self.evaluation.result(self.evaluation.submit(self.state_ref))
-            self._record(history, 0, math.nan, scores, 0.0)
-        for epoch in range(first + 1, epochs + 1):
-            self._epoch(history, epoch, info)
-        self._store()
-        self.settings.notify("on_train_end", history)
+            stop |= self._record(0, math.nan, scores, 0.0)
+        while self.epoch < self.epochs and not stop:
+            stop = self._epoch(self.epoch + 1)
+        self._store(self.kept or self._state())
+        callbacks.notify("on_train_end", history)
         return history
 
-    def _epoch(self, history: History, epoch: int, info: dict[str, Any]) -> None:
-        began = time.perf_counter()
-        rows = epoch_batches(
-            self.feeds.samples, self.settings.optimizer.batch_size, self.settings.shuffle, self.settings.seed, epoch
-        )
+    def _epoch(self, epoch: int) -> bool:
+        """Run what is left of an epoch; return whether it is to be the last one."""
+        began, history, settings = time.perf_counter(), self.history, self.settings
+        rows = epoch_batches(self.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
+        left = rows[self.position :]
         waiting: deque[tuple[Handle, list[Array]]] = deque()
         size = self.plan.steps_per_window
-        for k in range(0, len(rows), size):
-            waiting.append((self._submit(rows[k : k + size]), rows[k : k + size]))
-            if len(waiting) > LOOK_AHEAD:
-                self._finish(history, epoch, info, *waiting.popleft())
+        for k in range(0, len(left), size):
+            waiting.append((self._submit(left[k : k + size]), left[k : k + size]))
+            self.position += len(waiting[-1][1])
+            due = self.saver is not None and self.position < len(rows) and self.saver.in_epoch()
+            while len(waiting) > (0 if due else LOOK_AHEAD):
+                self._finish(epoch, *waiting.popleft())
+            if due:
+                self._checkpoint()
         while waiting:
-            self._finish(history, epoch, info, *waiting.popleft())
+            self._finish(epoch, *waiting.popleft())
+        self.epoch, self.position = epoch, 0
         scores = {} if self.evaluation is None else self.evaluation.result(self.evaluation.submit(self.state_ref))
         loss = math.fsum(loss * len(batch) for (_, loss), batch in zip(history.steps[-len(rows) :], rows))
-        rate = self.feeds.samples / (time.perf_counter() - began)
-        self._record(history, epoch, loss / self.feeds.samples, scores, rate)
-        if self.folder is not None:
-            self._checkpoint(history, epoch)
+        rate = sum(map(len, left)) / (time.perf_counter() - began)
+        stop = self._record(epoch, loss / self.feeds.samples, scores, rate)
+        last = stop or epoch == self.epochs
+        if self.saver is not None and (last or self.saver.after_epoch(epoch)):
+            self._checkpoint()
+        return stop
 
     def _submit(self, batches: list[Array]) -> Handle:
         graph = TaskGraph()
@@ -224,8 +278,9 @@ class Run:
         self.state_handle, self.state_ref = handle, state
         return loss
 
-    def _finish(self, history: History, epoch: int, info: dict[str, Any], handle: Handle, batches: list[Array]) -> None:
+    def _finish(self, epoch: int, handle: Handle, batches: list[Array]) -> None:
         """Wait for the losses of a window."""
+        history = self.history
         losses = self.executor.result([handle])[0]
         self.executor.release([handle])
         step = len(history.steps)
@@ -236,11 +291,11 @@ class Run:
                     f"the variables keep the values that they had before"
                 )
             history.steps.append((k, float(loss)))
-        self.settings.notify(
+        self.settings.callbacks.notify(
             "on_steps",
             {
                 "step": len(history.steps),
-                "steps": info["steps"],
+                "steps": self.info["steps"],
                 "epoch": epoch,
                 "samples": sum(map(len, batches)),
                 "loss": float(np.mean(losses)),
@@ -248,7 +303,8 @@ class Run:
             },
         )
 
-    def _record(self, history: History, epoch: int, loss: float, scores: dict[str, float], rate: float) -> None:
+    def _record(self, epoch: int, loss: float, scores: dict[str, float], rate: float) -> bool:
+        """Note an epoch, do what callbacks answer, and return whether to stop."""
         record = {
             "epoch": epoch,
             "loss": loss,
@@ -257,14 +313,21 @@ class Run:
             "seconds": time.perf_counter() - self.start,
             "samples_per_second": rate,
         }
-        history.epochs.append(record)
-        self.settings.notify("on_epoch", dict(record))
+        self.history.epochs.append(record)
+        answer = self.settings.callbacks.notify("on_epoch", dict(record))
+        if KEEP in answer:
+            self.kept, self.history.kept_epoch = self._state(), epoch
+        return STOP in answer
 
     # -- results ------------------------------------------------------------------------------------------------
 
-    def _store(self) -> None:
-        """Bring the final state here and give it to the variables and the optimizer."""
-        state = self.executor.result([self.state_handle])[0]
+    def _state(self) -> dict[str, Array]:
+        """Bring the state here."""
+        state: dict[str, Array] = self.executor.result([self.state_handle])[0]
+        return state
+
+    def _store(self, state: dict[str, Array]) -> None:
+        """Give a state to the variables and the optimizer."""
         for v in self.variables:
             if v.index in self.step.program.layout:
                 _, start, stop = self.step.program.layout[v.index]
@@ -276,18 +339,15 @@ class Run:
             self._copy(ordered[slot], state[slot], back=True)
         self.settings.optimizer.state = {**ordered, "t": state["t"].copy()}
 
-    def _checkpoint(self, history: History, epoch: int) -> None:
-        assert self.folder is not None
-        about = {"epoch": epoch, "seed": self.settings.seed, "history": history.as_dict(), "plan": self.plan.as_dict()}
-        write_checkpoint(self.folder, epoch, self.executor.result([self.state_handle])[0], about)
-
-    def _resume(self, state: dict[str, Array], about: dict[str, Any]) -> tuple[History, int]:
-        same = {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in self.state.items()}
-        if not same or about["seed"] != self.settings.seed:
-            raise GraphError(
-                f"the checkpoint in {self.folder} is of another model, optimizer or seed; choose another folder"
-            )
-        self.plan = replace(self.plan, **about["plan"])
-        handle = self._hold({f"state-{token(self.salt, about['epoch'])}": state})[0]
-        self.state_handle, self.state_ref = handle, Ref(handle.key)
-        return History.from_dict(about["history"]), about["epoch"]
+    def _checkpoint(self) -> None:
+        """Write where the run stands; between two windows only, when all losses are here."""
+        assert self.saver is not None
+        about = {
+            "epoch": self.epoch,
+            "position": self.position,
+            "run": self._about(),
+            "plan": self.plan.as_dict(),
+            "history": {**self.history.as_dict(), "steps": []},  # they are an array
+        }
+        losses = np.array([loss for _, loss in self.history.steps])
+        self.saver.write(len(losses), Found(self._state(), self.kept, losses, about))

@@ -116,8 +116,9 @@ def test_the_door_loads_the_scheduler_lazily():
         ("autodiff", {"program", "ops"}),
         ("optim", {"errors", "jacobian"}),
         ("optimizers", {"errors", "graph", "jacobian", "node", "optim"}),
+        ("schedules", {"errors"}),
         ("check", {"errors", "jacobian", "node"}),
-        ("files", {"errors", "graph", "jacobian", "node", "optim", "optimizers"}),
+        ("files", {"errors", "graph", "jacobian", "node", "optim", "optimizers", "schedules"}),
     ],
 )
 def test_rooms_of_the_language(room, allowed):
