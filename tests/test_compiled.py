@@ -11,6 +11,7 @@ from hypothesis import given, settings
 import flowgrad as fg
 from flowgrad.scheduler import blocks, codegen_values, compiled
 from flowgrad.scheduler.codegen import generate
+from flowgrad.scheduler.compiled_text import round_text
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.loops import Unsupported
 from flowgrad.scheduler.lower import flat_values
@@ -25,7 +26,7 @@ RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
 def plain(step, rule, dtype=np.float64):
     """Run the generated text as plain Python: what it says is tested, without waiting for a compiler."""
     source = generate(step.program, step.names[0] if step.names else None)
-    text = compiled._text(source, step.program, type(rule), np.dtype(dtype))
+    text = round_text(source, step.program, type(rule), np.dtype(dtype))
     text = text.replace("from numba import njit", "njit = lambda **k: lambda f: f")
     text = "\n".join(line for line in text.splitlines() if "scheduler.native import" not in line)
     names = {"copy_row": lambda target, i, source, k: target.__setitem__(i, source[k])}

@@ -10,7 +10,7 @@ from models import Model
 
 import flowgrad as fg
 from flowgrad.errors import GraphError
-from flowgrad.optim import NORM_BLOCK, block_norms, scale_of
+from flowgrad.norms import NORM_BLOCK, block_norms, scale_of
 from flowgrad.schedules import describe, restore
 
 KINDS = ("GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam")
