@@ -243,11 +243,11 @@ def run_round(
 
 def _shares(each: Any, share: Any, shards: list[Array], scratches: list[Scratch]) -> Iterator[Gradient]:
     """Give the gradients of shards in their order, as many at a time as there are scratches."""
+    again = len(shards) > len(scratches)
     for k in range(0, len(shards), len(scratches)):
-        some = list(each(share, shards[k : k + len(scratches)], scratches))
-        if len(shards) > len(scratches):  # the arrays are used again, and the tree may hold on to one
-            some = [(gradient.copy(), loss) for gradient, loss in some]
-        yield from some
+        for gradient, loss in list(each(share, shards[k : k + len(scratches)], scratches)):
+            # Where the arrays are used again, the tree may still hold on to one.
+            yield (gradient.copy() if again else gradient), loss
 
 
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:

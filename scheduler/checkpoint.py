@@ -117,8 +117,8 @@ class Saver:
         there = sorted(self.folder.glob(PATTERN))
         if there and not resume:
             raise DataError(
-                f"{self.folder} holds checkpoints of a run before ({there[-1].name}): resume=True goes on from there; "
-                f"to begin anew choose another folder or remove them"
+                f"{self.folder} holds checkpoints of a run before ({there[-1].name}): resume to go on from there (resume=True, "
+                f"--resume on the command line), or choose another folder to begin anew"
             )
         self.last = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -213,6 +214,30 @@ def test_accumulation_gives_the_same_bits_at_every_grain(accumulate, kernel):
         assert history.plan["shards"] == 3 * accumulate
         bits.add((model.bits(), tuple(history.steps)))
     assert len(bits) == 1
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_memory_does_not_grow_with_accumulation(kernel):
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    with fg.Graph(seed=0) as graph:
+        x, w = fg.Variable(500, trainable=False), fg.Variable(500 * 100, np.zeros(50_000))
+        loss = fg.Sum(fg.Tanh(fg.MatVec(w, x)))
+    feeds = {x: np.random.default_rng(0).normal(size=(80, 500))}
+
+    def peak(accumulate):
+        engine = fg.Engine("sync", grain="round", shards=1, kernel=kernel)
+        trainer = fg.Trainer(fg.Momentum(graph, loss, 1e-6, batch_size=1), engine, accumulate=accumulate)
+        trainer.fit(feeds, epochs=1)  # compiles
+        tracemalloc.start()
+        try:
+            trainer.fit(feeds, epochs=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    gradient = 50_000 * 8
+    assert peak(80) < peak(8) + 8 * gradient  # one more of each level of the tree, and what comes between
 
 
 def test_a_batch_that_is_too_large_with_accumulation():

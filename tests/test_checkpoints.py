@@ -111,7 +111,7 @@ def test_a_finished_training_is_given_back(tmp_path):
 def test_a_folder_in_use_is_refused_unless_resumed(written):
     folder, _ = written
     before = names(folder)
-    with pytest.raises(DataError, match="resume=True goes on from there"):
+    with pytest.raises(DataError, match="resume to go on from there"):
         Model("Adam").fit(checkpoint=folder)
     assert names(folder) == before
 
