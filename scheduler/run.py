@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ class Run:
     def _resumed_plan(self, found: Found) -> Plan:
         """Return the plan of a checkpoint, after a look at whether it is one of this run."""
         assert self.saver is not None
-        check_same_run(self.saver.folder, found.about["run"], self._about())
+        check_same_run(self.saver.folder, found.about["run"], self._identity)
         return Plan(**found.about["plan"])
 
     def _go_on(self, found: Found) -> None:
@@ -159,8 +160,9 @@ class Run:
         self.history = History.from_dict(about["history"])
         self.history.steps = [(k, float(loss)) for k, loss in enumerate(found.losses, 1)]
 
-    def _about(self) -> dict[str, Any]:
-        """Return what makes this run what it is; see `check_same_run`."""
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run what it is; see `check_same_run`."""
         settings = self.settings
         return {
             "model": describe_model(settings.optimizer.target, self.step.program.size("param")),
@@ -345,7 +347,7 @@ class Run:
         about = {
             "epoch": self.epoch,
             "position": self.position,
-            "run": self._about(),
+            "run": self._identity,
             "plan": self.plan.as_dict(),
             "history": {**self.history.as_dict(), "steps": []},  # they are an array
         }
