@@ -38,15 +38,28 @@ from .ops import (
     Vectorize,
 )
 from .optimizers import AdaGrad, Adam, GradientDescent, Momentum, Optimizer, RMSProp
+from .schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 
 if TYPE_CHECKING:
     from .files import load, save
+    from .scheduler.callbacks import KEEP, STOP, Callback, EarlyStopping
+    from .scheduler.checkpoint import Checkpoints
     from .scheduler.engine import Engine
     from .scheduler.train import Trainer
 
 __version__ = "0.1.0"
 
-_LAZY = {"Engine": ".scheduler.engine", "Trainer": ".scheduler.train", "load": ".files", "save": ".files"}
+_LAZY = {
+    "Callback": ".scheduler.callbacks",
+    "Checkpoints": ".scheduler.checkpoint",
+    "EarlyStopping": ".scheduler.callbacks",
+    "Engine": ".scheduler.engine",
+    "KEEP": ".scheduler.callbacks",
+    "STOP": ".scheduler.callbacks",
+    "Trainer": ".scheduler.train",
+    "load": ".files",
+    "save": ".files",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -58,16 +71,23 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "KEEP",
+    "STOP",
     "AdaGrad",
     "Adam",
     "Add",
     "BatchMatVec",
+    "Callback",
+    "Checkpoints",
+    "CosineDecay",
     "CrossEntropyWithSoftMax",
     "Dense",
     "Diagonal",
     "Dot",
+    "EarlyStopping",
     "Engine",
     "Exp",
+    "ExponentialDecay",
     "FlowgradError",
     "Gather",
     "GradientDescent",
@@ -91,17 +111,20 @@ __all__ = [
     "RowDot",
     "Rows",
     "Scale",
+    "Schedule",
     "Selection",
     "Slice",
     "SoftMax",
     "SoftMaxJacobian",
     "Stacked",
+    "StepDecay",
     "Subtract",
     "Sum",
     "Tanh",
     "Trainer",
     "Variable",
     "Vectorize",
+    "WarmUp",
     "check_gradients",
     "default_graph",
     "errors",

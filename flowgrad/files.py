@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from .graph import Graph
 from .jacobian import Array
 from .node import Node, Op, Variable
 from .optimizers import Optimizer
+from .schedules import describe, restore
 
 FORMAT = "flowgrad"
 VERSION = 1
@@ -46,7 +47,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     Raises
     ------
     DataError
-        If the file cannot be written.
+        If the file cannot be written, or the learning rate is a function of your own.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     if optimizer is not None:
         about["optimizer"] = {
             "kind": type(optimizer).__name__,
-            "settings": asdict(optimizer.rule),
+            "settings": {f.name: describe(getattr(optimizer.rule, f.name)) for f in fields(optimizer.rule)},
             "batch_size": optimizer.batch_size,
             "target": optimizer.target.index,
         }
@@ -101,7 +102,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
         if about["optimizer"] is not None:
             o = about["optimizer"]
             kinds = {cls.__name__: cls for cls in Optimizer.__subclasses__()}
-            settings = {**o["settings"], "batch_size": o["batch_size"]}
+            settings = {**{k: restore(v) for k, v in o["settings"].items()}, "batch_size": o["batch_size"]}
             optimizer = kinds[o["kind"]](graph, graph.nodes[o["target"]], **settings)
             state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
             optimizer.state = state or None
@@ -125,10 +126,21 @@ def write_arrays(path: str | os.PathLike[str], arrays: dict[str, Array], about: 
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(target)
+        _sync_folder(target.parent)
     except OSError as error:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:

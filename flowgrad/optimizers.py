@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 
@@ -13,6 +14,33 @@ from .jacobian import Array
 from .node import Node, Variable, ancestors
 from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule, Rule, State
 from .privacy import Privacy
+
+# A learning rate: a number or a schedule.
+Rate = float | Callable[[int], float]
+
+
+class OfRule(TypedDict, total=False):
+    """Keywords that every rule takes."""
+
+    weight_decay: float
+    clip_norm: float | None
+
+
+class Private(TypedDict, total=False):
+    """Keywords of differentially private steps."""
+
+    per_sample_clip: float | None
+    noise_multiplier: float
+    noise_seed: int | None
+
+
+class Common(OfRule, Private, total=False):
+    """Keywords that every optimizer takes; see `Optimizer`."""
+
+
+def _split(common: Common) -> tuple[OfRule, Private]:
+    of_rule = {k: v for k, v in common.items() if k in OfRule.__annotations__}
+    return cast(OfRule, of_rule), cast(Private, {k: v for k, v in common.items() if k not in of_rule})
 
 
 class Optimizer:
@@ -35,6 +63,18 @@ class Optimizer:
         σ of it.
     noise_seed : int, optional
         Makes the noise repeatable, the same for any grain and number of workers, and no longer secret. Never saved.
+
+    Notes
+    -----
+    Every optimizer takes, in place of `rule`, its own hyperparameters and these keywords:
+
+    ``learning_rate``
+        A number, or a schedule such as `CosineDecay`: a function of the update's number, from 1.
+    ``weight_decay=0.0``
+        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay
+        as they are.
+    ``clip_norm=None``
+        The mean gradient of all variables together is scaled down to this Euclidean norm, where it is longer.
 
     Attributes
     ----------
@@ -131,15 +171,20 @@ class Optimizer:
         return loss
 
     def _update(self, variables: list[Variable], gradient: Array) -> None:
-        values = np.concatenate([np.zeros(v.dim) if v.value is None else v.value for v in variables] or [np.zeros(0)])
+        # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.
+        used = ancestors(self.target)
+        moved = [v.value if v in used and v.value is not None else None for v in variables]
+        values = np.concatenate(
+            [np.zeros(v.dim) if x is None else x for v, x in zip(variables, moved)] or [np.zeros(0)]
+        )
         if self.state is None:
             self.state = self.rule.init(values)
         if self.privacy is not None:
             gradient = gradient + self.privacy.noise(len(gradient), int(self.state["t"][0]) + 1)
         values, self.state = self.rule.update(values, gradient, self.state)
         start = 0
-        for variable in variables:
-            if variable.value is not None:
+        for variable, value in zip(variables, moved):
+            if value is not None:
                 variable._assign(values[None, start : start + variable.dim])
             start += variable.dim
 
@@ -164,13 +209,16 @@ class GradientDescent(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **private
-        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+    learning_rate : float or schedule
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32, **private: Any):
-        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size, **private)
+    def __init__(
+        self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
+    ):
+        of_rule, private = _split(common)
+        super().__init__(graph, target, GradientDescentRule(learning_rate, **of_rule), batch_size, **private)
 
 
 class Momentum(Optimizer):
@@ -178,9 +226,9 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **private
-        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+    learning_rate : float or schedule
     momentum : float
         At least 0, below 1.
     """
@@ -189,12 +237,13 @@ class Momentum(Optimizer):
         self,
         graph: Graph,
         target: Node,
-        learning_rate: float = 0.01,
+        learning_rate: Rate = 0.01,
         momentum: float = 0.9,
         batch_size: int = 32,
-        **private: Any,
+        **common: Unpack[Common],
     ):
-        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size, **private)
+        of_rule, private = _split(common)
+        super().__init__(graph, target, MomentumRule(learning_rate, momentum, **of_rule), batch_size, **private)
 
 
 class AdaGrad(Optimizer):
@@ -202,13 +251,16 @@ class AdaGrad(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **private
-        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+    learning_rate : float or schedule
     """
 
-    def __init__(self, graph: Graph, target: Node, learning_rate: float = 0.01, batch_size: int = 32, **private: Any):
-        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size, **private)
+    def __init__(
+        self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
+    ):
+        of_rule, private = _split(common)
+        super().__init__(graph, target, AdaGradRule(learning_rate, **of_rule), batch_size, **private)
 
 
 class RMSProp(Optimizer):
@@ -216,9 +268,9 @@ class RMSProp(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **private
-        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+    learning_rate : float or schedule
     beta : float
         At least 0, below 1.
     """
@@ -227,12 +279,13 @@ class RMSProp(Optimizer):
         self,
         graph: Graph,
         target: Node,
-        learning_rate: float = 0.01,
+        learning_rate: Rate = 0.01,
         beta: float = 0.9,
         batch_size: int = 32,
-        **private: Any,
+        **common: Unpack[Common],
     ):
-        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size, **private)
+        of_rule, private = _split(common)
+        super().__init__(graph, target, RMSPropRule(learning_rate, beta, **of_rule), batch_size, **private)
 
 
 class Adam(Optimizer):
@@ -240,9 +293,9 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **private
-        See `Optimizer`; `private` are ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
-    learning_rate : float
+    graph, target, batch_size, **common
+        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+    learning_rate : float or schedule
     beta_1, beta_2 : float
         At least 0, below 1.
     bias_correction : bool
@@ -254,11 +307,13 @@ class Adam(Optimizer):
         self,
         graph: Graph,
         target: Node,
-        learning_rate: float = 0.01,
+        learning_rate: Rate = 0.01,
         beta_1: float = 0.9,
         beta_2: float = 0.99,
         batch_size: int = 32,
         bias_correction: bool = False,
-        **private: Any,
+        **common: Unpack[Common],
     ):
-        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size, **private)
+        of_rule, private = _split(common)
+        rule = AdamRule(learning_rate, beta_1, beta_2, bias_correction, **of_rule)
+        super().__init__(graph, target, rule, batch_size, **private)

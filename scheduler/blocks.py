@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from . import compiled
 from .kernel import canonical, kernel_of
 from .private import PrivateStep
 from .scratch import Scratch, shard_threads, update_in_place
-from .tree import reduce_tree
+from .tree import SIDE_BY_SIDE, fold_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,20 +220,28 @@ def run_round(
     if step.compiled:
         return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
-    scratches = [Scratch() for _ in range(max(map(len, steps)))]
+    scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
     with shard_threads(step.program, steps, threads) as each:
         for shards in steps:
             batch = sum(map(len, shards))
-            shares = each(
-                lambda rows, scratch, n=batch: shard_step(step, rule, state, const, feeds, rows, n, scratch),
-                shards,
-                scratches,
-            )
-            gradient, loss = reduce_tree(list(shares), add_gradients)
+
+            def share(rows: Array, scratch: Scratch, batch: int = batch) -> Gradient:
+                return shard_step(step, rule, state, const, feeds, rows, batch, scratch)
+
+            gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
             _update(step, rule, state, gradient)
             losses.append(loss)
     return state, losses
+
+
+def _shares(each: Any, share: Any, shards: list[Array], scratches: list[Scratch]) -> Iterator[Gradient]:
+    """Give the gradients of shards in their order, as many at a time as there are scratches."""
+    again = len(shards) > len(scratches)
+    for k in range(0, len(shards), len(scratches)):
+        for gradient, loss in list(each(share, shards[k : k + len(scratches)], scratches)):
+            # Where the arrays are used again, the tree may still hold on to one.
+            yield (gradient.copy() if again else gradient), loss
 
 
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:

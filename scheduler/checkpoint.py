@@ -2,30 +2,162 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
+import time
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from flowgrad.errors import DataError
+import numpy as np
+
+from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
 from flowgrad.jacobian import Array
+from flowgrad.node import Node, ancestors
+from flowgrad.optim import Rule
+from flowgrad.schedules import Schedule
 
 KEEP = 3
+PATTERN = "step-*.safetensors"
+# What tells that two runs are the same, by key in a checkpoint.
+WORDS = {
+    "model": "a model of",
+    "optimizer": "the optimizer",
+    "seed": "seed",
+    "shuffle": "shuffle",
+    "batch_size": "batch size",
+    "accumulate": "accumulate",
+    "samples": "number of training samples",
+    "dtype": "dtype",
+}
 
 
-def write_checkpoint(folder: Path, step: int, state: dict[str, Array], about: dict[str, Any], keep: int = KEEP) -> Path:
-    """Write the state after so many steps and remove all but the last `keep` files."""
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often a training is saved.
+
+    Parameters
+    ----------
+    folder : path
+    every_epochs : int, optional
+        After so many epochs; None: not by epochs.
+    every_seconds : float, optional
+        Also within an epoch, when so many seconds have passed since the last checkpoint and a window of steps is done.
+    keep : int
+        The last so many files are kept.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> fg.Checkpoints("runs/net", every_epochs=None, every_seconds=60.0).keep
+    3
+    """
+
+    folder: str | os.PathLike[str]
+    every_epochs: int | None = 1
+    every_seconds: float | None = None
+    keep: int = KEEP
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_epochs", 1), ("keep", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if value is None and name == "every_epochs":
+                continue
+            if not whole or value < least:
+                raise GraphError(f"Checkpoints: {name} must be an integer from {least} on, not {value!r}")
+        seconds = self.every_seconds
+        if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
+            raise GraphError(f"Checkpoints: every_seconds must be a positive number, not {seconds!r}")
+        if self.every_epochs is None and seconds is None:
+            raise GraphError("Checkpoints: give every_epochs or every_seconds; with neither, nothing is ever written")
+
+
+class Found(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes
+    ----------
+    state, kept : dict
+        The state to go on from; the one that a callback kept, or an empty dict.
+    losses : ndarray
+        Of all steps so far.
+    about : dict
+        Plain values: ``epoch``, ``position`` (steps of the next epoch that are done), ``run``, ``plan``, ``history``.
+    """
+
+    state: dict[str, Array]
+    kept: dict[str, Array]
+    losses: Array
+    about: dict[str, Any]
+
+
+class Saver:
+    """Writes the checkpoints of one run, when they are due.
+
+    Parameters
+    ----------
+    settings : Checkpoints
+    resume : bool
+        Whether the run may go on from what is there.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be written, or has checkpoints that `resume` does not ask for.
+    """
+
+    def __init__(self, settings: Checkpoints, resume: bool):
+        self.settings, self.folder = settings, Path(settings.folder)
+        _prepare(self.folder)
+        there = sorted(self.folder.glob(PATTERN))
+        if there and not resume:
+            raise DataError(
+                f"{self.folder} holds checkpoints of a run before ({there[-1].name}): resume to go on from there (resume=True, "
+                f"--resume on the command line), or choose another folder to begin anew"
+            )
+        self.last = time.monotonic()
+
+    def after_epoch(self, epoch: int) -> bool:
+        """Return whether a checkpoint is due after this epoch."""
+        every = self.settings.every_epochs
+        return (every is not None and epoch % every == 0) or self.in_epoch()
+
+    def in_epoch(self) -> bool:
+        """Return whether so much time has passed that a checkpoint is due at once."""
+        seconds = self.settings.every_seconds
+        return seconds is not None and time.monotonic() - self.last >= seconds
+
+    def write(self, step: int, found: Found) -> Path:
+        """Write a checkpoint of a run that has done so many steps."""
+        arrays = {f"state/{k}": v for k, v in found.state.items()} | {f"kept/{k}": v for k, v in found.kept.items()}
+        path = write_checkpoint(
+            self.folder, step, {**arrays, "losses": found.losses}, found.about, keep=self.settings.keep
+        )
+        self.last = time.monotonic()
+        return path
+
+
+def write_checkpoint(
+    folder: Path, step: int, arrays: dict[str, Array], about: dict[str, Any], keep: int = KEEP
+) -> Path:
+    """Write a checkpoint after so many steps; then remove all but the last `keep` files up to it."""
     path = folder / f"step-{step:09d}.safetensors"
-    write_arrays(path, state, about)
-    for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
+    write_arrays(path, arrays, {**about, "kind": "checkpoint"})
+    # Files of later steps were not readable when this run began: they are written again when it comes there.
+    for old in sorted(p for p in folder.glob(PATTERN) if p.name <= path.name)[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Array], dict[str, Any]] | None:
+def read_checkpoint(folder: Path) -> Found | None:
     """Return the last checkpoint that can be read, or None if there is none.
 
-    A file that is damaged is said so and the one before it is used.
+    A file that is damaged, foreign or of a newer version is said so and the one before it is used.
 
     Raises
     ------
@@ -33,9 +165,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Array], dict[str, Any]] | N
         If there are files and none can be read.
     """
     problems = []
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for path in sorted(folder.glob(PATTERN), reverse=True):
         try:
-            found = read_arrays(path)
+            found = _read(path)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -47,13 +179,65 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Array], dict[str, Any]] | N
     return None
 
 
-def prepare_folder(folder: Path) -> Path:
-    """Make the folder, so that training does not start if it cannot be written."""
+def _read(path: Path) -> Found:
+    arrays, about = read_arrays(path)
+    if about.get("kind") != "checkpoint":
+        raise DataError(f"{path} is a file of flowgrad, but not a checkpoint")
+    parts: dict[str, dict[str, Array]] = {"state": {}, "kept": {}}
+    for key, value in arrays.items():
+        part, _, name = key.partition("/")
+        if name:
+            parts[part][name] = value
+    return Found(parts["state"], parts["kept"], arrays["losses"], about)
+
+
+def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run.
+
+    Raises
+    ------
+    GraphError
+        Names what differs, and both values.
+    """
+    for key, word in WORDS.items():
+        if before.get(key) != now[key]:
+            raise GraphError(
+                f"the checkpoint in {folder} is of another run: it has {word} {before.get(key)}, this run has {word} "
+                f"{now[key]}; use the same, or another folder"
+            )
+
+
+def describe_rule(rule: Rule) -> str:
+    """Return words that tell an optimizer with its settings from another."""
+    told = []
+    for f in fields(rule):
+        value = getattr(rule, f.name)
+        if callable(value) and not isinstance(value, Schedule):  # its repr may tell where it lies in memory
+            value = getattr(value, "__qualname__", type(value).__qualname__)
+        told.append(f"{f.name}={value}")
+    return f"{type(rule).__name__.removesuffix('Rule')}({', '.join(told)})"
+
+
+def describe_model(target: Node, parameters: int) -> str:
+    """Return words that tell a model from another; names of nodes do not matter."""
+    digest = hashlib.blake2b(digest_size=6)
+    nodes = sorted(ancestors(target), key=lambda n: n.index)
+    place = {n.index: k for k, n in enumerate(nodes)}
+    for n in nodes:
+        trainable = getattr(n, "trainable", None)
+        attrs = sorted(getattr(n, "attrs", {}).items())
+        digest.update(f"{type(n).__name__} {n.dim} {[place[p.index] for p in n.parents]} {attrs} {trainable};".encode())
+    return f"{parameters} parameters ({len(nodes)} nodes, {digest.hexdigest()})"
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, so that training does not start if it cannot be written; remove what a killed run left half-written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f".{PATTERN}.*.tmp"):
+            path.unlink(missing_ok=True)
         probe = folder / ".probe"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise DataError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
-    return folder

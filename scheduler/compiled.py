@@ -21,18 +21,18 @@ import numpy as np
 
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
+from flowgrad.norms import NORM_BLOCK
 from flowgrad.optim import Rule
 from flowgrad.program import Program
 
 from .blas import COMPILED_BLAS, one_thread
 from .codegen import generate
+from .compiled_text import round_text
 from .loops import Source, Unsupported
 from .tasks import token
+from .tree import FAN_IN, SIDE_BY_SIDE, levels
 
 State = dict[str, Array]
-
-# Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.
-CACHE_LINE = 64
 
 
 def available() -> bool:
@@ -74,14 +74,19 @@ class CompiledRound:
     """
 
     def __init__(self, program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]):
-        source = _source(program, names)
         self.rule, self.dtype = rule, dtype
         self.size = program.size("param")
-        self.constants = np.array(rule.constants(), dtype)
         began = time.perf_counter()
-        self.module = _load(_text(source, program, rule, dtype))
+        traits = (rule.clip_norm is not None, rule.weight_decay != 0)
+        self.module = _kernels(program, names, type(rule), *traits, dtype)  # type: ignore[arg-type]
         importlib.import_module(COMPILED_BLAS)
         self.seconds = time.perf_counter() - began
+
+    def _constants(self, t: int, steps: int) -> Array:
+        """Return the rule's numbers for the updates after `t`, a row each."""
+        if callable(self.rule.learning_rate):
+            return np.array([self.rule.constants(t + k) for k in range(1, steps + 1)], self.dtype)
+        return np.tile(np.array(self.rule.constants(t + 1), self.dtype), (steps, 1))
 
     def run(
         self, state: State, const: Array | None, feeds: list[Array], steps: list[list[Array]], threads: int = 1
@@ -92,13 +97,18 @@ class CompiledRound:
         new = {k: np.array(v, order="C") for k, v in state.items()}
         w = new["w"]
         none = np.zeros(0, self.dtype)
-        shares = np.empty((shards, self.size), self.dtype)
-        losses = np.zeros((len(steps), shards))
         threads = max(1, min(threads, shards))
+        wave = FAN_IN ** levels(max(SIDE_BY_SIDE, threads))
+        shares = np.empty((min(shards, wave), self.size), self.dtype)
+        folded = np.empty((levels(-(-shards // wave)), self.size), self.dtype)
+        norms = np.empty(-(-self.size // NORM_BLOCK))
+        losses = np.zeros((len(steps), shards))
         sync = np.zeros(2, np.int64)
+        t = int(new["t"][0])
+        clip, decay = self.rule.clip_norm or 0.0, self.dtype.type(self.rule.weight_decay)
         shared = (
             sync, order, cuts, counts, const[0] if const is not None else none, w, new.get("v", none), new.get("s", none),
-            shares, losses, int(new["t"][0]), self.constants, *map(_bytes, feeds),
+            shares, wave, folded, losses, t, self._constants(t, len(steps)), norms, clip, decay, *map(_bytes, feeds),
         )  # fmt: skip
         with one_thread():
             _in_threads(lambda k: self.module.round(k, threads, *shared), threads, sync)
@@ -126,8 +136,10 @@ class CompiledRound:
         """Return the state after one update by the mean gradient."""
         new = {k: np.array(v, order="C") for k, v in state.items()}
         none = np.zeros(0, self.dtype)
+        t = int(new["t"][0])
         new["t"] += 1
-        self.module.update(new["w"], gradient, new.get("v", none), new.get("s", none), int(new["t"][0]), self.constants)
+        gradient = self.rule.prepare(new["w"], gradient, self.rule.scale(gradient))
+        self.module.update(new["w"], gradient, new.get("v", none), new.get("s", none), t + 1, self._constants(t, 1)[0])
         return new
 
 
@@ -140,6 +152,13 @@ def _bytes(feed: Array) -> Array:
 def compiled_round(program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]) -> CompiledRound:
     """Return the compiled step of a program; made once per process."""
     return CompiledRound(program, names, rule, dtype)
+
+
+@lru_cache(maxsize=32)
+def _kernels(
+    program: Program, names: tuple[str, ...], rule: type[Rule], clips: bool, decays: bool, dtype: np.dtype[Any]
+) -> ModuleType:
+    return _load(round_text(_source(program, names), program, rule, dtype, clips, decays))
 
 
 def _schedule(steps: list[list[Array]]) -> tuple[Array, Array, Array]:
@@ -214,100 +233,3 @@ def _loaded(text: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def _text(source: Source, program: Program, rule: Rule, dtype: np.dtype[Any]) -> str:
-    """Return the text of the module: the gradient of a shard, the update, and the round that calls both."""
-    functions = []
-    for name, function in source.functions.items():
-        owner, rule_name = function.__qualname__.rsplit(".", 1)
-        code = function.__code__
-        functions += [
-            f"# {token(code.co_code.hex(), repr(code.co_consts))}",
-            f"from {function.__module__} import {owner} as _{name}",
-            f"{name} = njit(nogil=True, error_model='numpy')(_{name}.{rule_name})",
-        ]
-    feeds = [i for i in program.inputs if i.role == "feed"]
-    dims = [program.types[i.var].dim for i in feeds]
-    given = ", ".join(f"X{k}" for k in range(len(feeds)))
-    names = ", ".join(f"{x}" for x in source.feeds)
-    buffers = ", ".join(name for name, _ in source.buffers)
-    make = [f"{x}_bytes = np.empty((nmax, {dim * dtype.itemsize}), np.uint8)" for x, dim in zip(source.feeds, dims)]
-    make += [f"{x} = {x}_bytes.view(F)" for x in source.feeds]
-    make += [f"{name} = np.empty(({', '.join(shape).replace('n', 'nmax')},), F)" for name, shape in source.buffers]
-    take = [f"copy_row({x}_bytes, i, X{k}, rows[i])" for k, x in enumerate(source.feeds)]
-    cut = ", ".join(f"{x}[:n]" for x in source.feeds)
-    loop_code = type(rule).loop.__code__
-    return _TEMPLATE.format(
-        dtype=dtype.name,
-        functions="\n".join(functions),
-        rule_module=type(rule).__module__,
-        rule=type(rule).__name__,
-        rule_token=token(loop_code.co_code.hex(), repr(loop_code.co_consts)),
-        gradient_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [names, buffers])]),
-        call_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [cut, buffers])]),
-        body="\n".join("    " + line for line in source.body),
-        given=given,
-        make="\n".join("    " + line for line in make),
-        take="\n".join("        " + line for line in take) or "        pass",
-        take_deep="\n".join("                " + line for line in take) or "                pass",
-        size=program.size("param"),
-        line=CACHE_LINE,
-    )
-
-
-_TEMPLATE = '''"""Generated by flowgrad; safe to delete."""
-import numpy as np
-from numba import njit
-from flowgrad.scheduler.native import barrier, copy_row, tree_sum
-# {rule_token}
-from {rule_module} import {rule}
-{functions}
-
-F = np.{dtype}
-update = njit(nogil=True, cache=True, error_model="numpy")({rule}.loop)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def gradient({gradient_args}):
-{body}
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def shard(rows, batch, const, w, grad, {given}):
-    n = nmax = len(rows)
-    share = 1.0 / batch
-{make}
-    for i in range(n):
-{take}
-    return gradient({call_args})
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def round(tid, threads, sync, order, cuts, counts, const, w, v, s, shares, losses, t, c, {given}):
-    nmax = 0
-    for k in range(cuts.shape[0]):
-        for m in range(cuts.shape[1] - 1):
-            nmax = max(nmax, cuts[k, m + 1] - cuts[k, m])
-{make}
-    lines = ({size} + {line} - 1) // {line}
-    start = min(lines * tid // threads * {line}, {size})
-    stop = min(lines * (tid + 1) // threads * {line}, {size})
-    for k in range(cuts.shape[0]):
-        share = 1.0 / (cuts[k, counts[k]] - cuts[k, 0])
-        for m in range(tid, counts[k], threads):
-            n = cuts[k, m + 1] - cuts[k, m]
-            rows = order[cuts[k, m]:cuts[k, m + 1]]
-            grad = shares[m]
-            for i in range(n):
-{take_deep}
-            losses[k, m] = gradient({call_args})
-        if threads > 1 and not barrier(sync, threads, 2 * k + 1):
-            return
-        tree_sum(shares, counts[k], start, stop)
-        if tid == 0:
-            tree_sum(losses[k:k + 1].T, counts[k], 0, 1)
-        update(w[start:stop], shares[0, start:stop], v[start:stop], s[start:stop], t + k + 1, c)
-        if threads > 1 and not barrier(sync, threads, 2 * k + 2):
-            return
-'''

@@ -25,6 +25,8 @@ class History:
         ``worker_bytes``.
     recoveries : list of dict
         Failures that were got over: ``step`` that was the last one done, ``again`` (steps that were done a second time), ``cause``.
+    kept_epoch : int, optional
+        The epoch whose state the variables got in the end, where a callback kept one; None: the last.
     """
 
     plan: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class History:
     steps: list[tuple[int, float]] = field(default_factory=list)
     window: dict[str, int] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
+    kept_epoch: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for JSON."""
@@ -42,6 +45,7 @@ class History:
             "steps": steps,
             "window": self.window,
             "recoveries": self.recoveries,
+            "kept_epoch": self.kept_epoch,
         }
 
     @classmethod
@@ -49,5 +53,5 @@ class History:
         """Return the history that `as_dict` wrote."""
         steps = [(int(k), float(loss)) for k, loss in values["steps"]]
         return cls(
-            values["plan"], values["epochs"], steps, dict(values.get("window", {})), list(values.get("recoveries", []))
+            values["plan"], values["epochs"], steps, values["window"], values["recoveries"], values["kept_epoch"]
         )

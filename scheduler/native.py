@@ -1,13 +1,19 @@
-"""What compiled kernels need and numba does not have: a barrier for a few threads inside one task, and the shards' tree sum."""
+"""What compiled kernels need and numba does not have: a barrier for a few threads inside one task, the shards' tree sum, norms.
+
+Nothing here is kept on disk by itself: numba would not notice other constants. It becomes part of the kernels that call it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from flowgrad.norms import NORM_BLOCK, NORM_LANES
 
 from .tree import FAN_IN
 
@@ -59,7 +65,7 @@ def copy_row(typingctx: Any, target: Any, i: Any, source: Any, k: Any) -> Any:
     return types.void(target, types.intp, source, types.intp), codegen
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def barrier(state: Any, threads: int, count: int) -> bool:
     """Wait until all threads came here for the `count`-th time; False if one of them failed.
 
@@ -77,7 +83,7 @@ def barrier(state: Any, threads: int, count: int) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def tree_sum(shares: Any, shards: int, start: int, stop: int) -> None:
     """Add up rows ``0 .. shards`` of `shares` into row 0, on columns ``start:stop``, in the order of `reduce_tree`."""
     stride = 1
@@ -89,3 +95,83 @@ def tree_sum(shares: Any, shards: int, start: int, stop: int) -> None:
                 for j in range(len(target)):
                     target[j] += share[j]
         stride *= FAN_IN
+
+
+@njit(nogil=True, error_model="numpy")
+def fold(shares: Any, folded: Any, node: int, start: int, stop: int) -> None:
+    """Add row 0 of `shares` to what a `Fold` keeps of a tree, as its `node`-th item; on columns ``start:stop``.
+
+    A level's row of `folded` is the sum of the group that is not complete yet; a complete one moves up.
+    """
+    item = shares[0, start:stop]
+    for level in range(len(folded)):
+        place = node % FAN_IN
+        node //= FAN_IN
+        target = folded[level, start:stop]
+        if place == 0:
+            for j in range(len(target)):
+                target[j] = item[j]
+        else:
+            for j in range(len(target)):
+                target[j] += item[j]
+        if place < FAN_IN - 1:
+            break
+        item = target
+
+
+@njit(nogil=True, error_model="numpy")
+def unfold(shares: Any, folded: Any, nodes: int, start: int, stop: int) -> None:
+    """Write the sum of a tree of `nodes` items, of which `folded` has the open groups, into row 0 of `shares`."""
+    result = shares[0, start:stop]
+    found = False
+    left = nodes
+    for level in range(len(folded)):
+        kept = folded[level, start:stop]
+        if left % FAN_IN or (level == len(folded) - 1 and not found):
+            for j in range(len(result)):
+                result[j] = kept[j] + result[j] if found else kept[j]
+            found = True
+        left //= FAN_IN
+
+
+@njit(nogil=True, error_model="numpy")
+def square_sums(g: Any, start: int, stop: int, norms: Any) -> None:
+    """Write `block_norms` of entries ``start:stop`` of `g` into their places in `norms`; the same bits."""
+    sums = np.empty(NORM_LANES)
+    for block in range(start // NORM_BLOCK, (stop + NORM_BLOCK - 1) // NORM_BLOCK):
+        sums[:] = 0.0
+        end = min((block + 1) * NORM_BLOCK, stop)
+        for i in range(block * NORM_BLOCK, end, NORM_LANES):
+            part = g[i : min(i + NORM_LANES, end)]
+            for j in range(len(part)):
+                x = np.float64(part[j])
+                sums[j] += x * x
+        half = NORM_LANES
+        while half > 1:
+            half //= 2
+            for j in range(half):
+                sums[j] += sums[j + half]
+        norms[block] = sums[0]
+
+
+@njit(nogil=True, error_model="numpy")
+def scale_of(norms: Any, clip_norm: float) -> float:
+    """Return what `flowgrad.norms.scale_of` returns; the same bits."""
+    total = 0.0
+    for k in range(len(norms)):
+        total += norms[k]
+    norm = np.sqrt(total)
+    if not np.isfinite(norm):
+        return np.nan
+    return clip_norm / norm if norm > clip_norm else 1.0
+
+
+@njit(nogil=True, error_model="numpy")
+def prepare(w: Any, g: Any, scale: Any, decay: Any) -> None:
+    """Do to the gradient itself what `Rule.prepare` does; the same bits."""
+    if scale != 1.0:
+        for j in range(len(g)):
+            g[j] = scale * g[j]
+    if decay != 0.0:
+        for j in range(len(g)):
+            g[j] = g[j] + decay * w[j]

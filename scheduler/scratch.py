@@ -47,9 +47,11 @@ def update_in_place(rule: Rule, state: dict[str, Array], gradient: Array) -> Non
     """
     state["t"] += 1
     t = int(state["t"][0])
+    scale = rule.scale(gradient)
     for start in range(0, len(gradient), UPDATE_ENTRIES):
         part = slice(start, start + UPDATE_ENTRIES)
-        change, slots = rule.step(gradient[part], {slot: state[slot][part] for slot in rule.slots}, t)
+        g = rule.prepare(state["w"][part], gradient[part], scale)
+        change, slots = rule.step(g, {slot: state[slot][part] for slot in rule.slots}, t)
         state["w"][part] -= change
         for slot, value in slots.items():
             state[slot][part] = value

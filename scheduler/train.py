@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,12 +17,14 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node
 from flowgrad.optimizers import Optimizer
 
-from .checkpoint import prepare_folder
+from .callbacks import Callbacks
+from .checkpoint import Checkpoints, Saver
 from .engine import Engine
 from .evaluate import Evaluation
 from .feeds import check_feeds
 from .history import History
-from .run import Run, Settings
+from .prepare import Settings
+from .run import Run
 
 
 @contextmanager
@@ -57,8 +58,10 @@ class Trainer:
         Whether each epoch takes the samples in another order, drawn from `seed` and the epoch's number.
     seed : int
     callbacks : iterable
-        Objects with any of the methods ``on_train_begin(info)``, ``on_steps(info)``, ``on_epoch(record)``,
-        ``on_train_end(history)``; `info` and `record` are dicts.
+        Objects with any of the methods of `Callback`, such as `EarlyStopping`.
+    accumulate : int
+        Mini-batches whose gradients are accumulated for one update: an update is made by the mean gradient of ``accumulate *
+        batch_size`` samples, in so many times as many shards. Memory does not grow with it at grain ``"round"``.
 
     Examples
     --------
@@ -81,14 +84,18 @@ class Trainer:
         shuffle: bool = True,
         seed: int = 0,
         callbacks: Iterable[Any] = (),
+        accumulate: int = 1,
     ):
         if not isinstance(optimizer, Optimizer):
             raise GraphError(
                 f"the trainer needs an optimizer such as fg.Adam(graph, loss), not {type(optimizer).__name__}"
             )
+        if isinstance(accumulate, bool) or not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
+            raise GraphError(f"accumulate must be a positive integer, not {accumulate!r}")
         self.optimizer = optimizer
         self.engine = Engine() if engine is None else engine
-        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), tuple(callbacks))
+        called = Callbacks(callbacks)
+        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), called, int(accumulate))
 
     def fit(
         self,
@@ -108,10 +115,12 @@ class Trainer:
             Passes over the samples; the last mini-batch of a pass may be smaller and weighs its own samples.
         validation : dict, optional
             Feeds to evaluate before the first and after each epoch.
-        checkpoint : path, optional
-            A folder; after each epoch a checkpoint is written there, and when training is interrupted by Ctrl-C or SIGTERM.
+        checkpoint : path or Checkpoints, optional
+            A folder where a checkpoint is written after each epoch, or `Checkpoints`: a folder, how often, and how many are kept.
+            After the last epoch one is always written, and when training is interrupted by Ctrl-C or SIGTERM.
         resume : bool
-            Go on from the last checkpoint in that folder, if there is one.
+            Go on from the last checkpoint in that folder that can be read, if there is one, with its plan: bit by bit as if the
+            training had never been interrupted. Without it a folder that has checkpoints is refused.
 
         Returns
         -------
@@ -120,7 +129,10 @@ class Trainer:
         Raises
         ------
         FeedError, GraphError
-            Before anything runs or changes, if something does not fit.
+            Before anything runs or changes, if something does not fit, or the checkpoint is of another model, optimizer, seed,
+            batch size or data size; both values are named.
+        DataError
+            If checkpoints cannot be written, or none of those there can be read.
         FlowgradError
             If the loss becomes nan or inf; the variables keep the values that they had before.
         """
@@ -128,11 +140,13 @@ class Trainer:
             raise GraphError(f"epochs must be a positive integer, not {epochs!r}")
         if resume and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
-        folder = None if checkpoint is None else prepare_folder(Path(checkpoint))
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
+            checkpoint = Checkpoints(checkpoint)
+        saver = None if checkpoint is None else Saver(checkpoint, resume)
         with terminated_like_interrupted():
-            run = Run(self.settings, feeds, validation, folder, int(epochs))
+            run = Run(self.settings, feeds, validation, saver, int(epochs), resume)
             try:
-                return run.train(resume)
+                return run.train()
             finally:
                 run.close()
 

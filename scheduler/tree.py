@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -11,6 +11,8 @@ T = TypeVar("T")
 # How many neighbours one reduction adds up; part of the arithmetic, so part of every fingerprint. With two, a lane that has
 # neighbouring shards can add up most of them before anything travels.
 FAN_IN = 2
+# Gradients that a round keeps side by side, at least: more of them are folded into the tree as they are done. Changes no bit.
+SIDE_BY_SIDE = 8
 
 
 def reduce_tree(items: Sequence[T], combine: Callable[[list[T]], T]) -> T:
@@ -70,6 +72,47 @@ def reduce_some(
                 left[level + 1, p] = group[0] if len(group) == 1 else combine(group)
         level, shards = level + 1, parents
     return left
+
+
+def levels(items: int) -> int:
+    """Return how many times a tree of so many items is reduced."""
+    depth = 0
+    while FAN_IN**depth < items:
+        depth += 1
+    return depth
+
+
+def fold_tree(items: Iterable[T], combine: Callable[[list[T]], T]) -> T:
+    """Combine items as `reduce_tree` does, as they come, and keep one per level.
+
+    Parameters
+    ----------
+    items : iterable
+        In the order of the shards; at least one.
+    combine : callable
+        Must be a fold itself: ``combine([a, b, c]) == combine([combine([a, b]), c])``.
+
+    Examples
+    --------
+    >>> fold_tree(iter(range(100)), sum)
+    4950
+    """
+    open_groups: list[tuple[T, int]] = []  # per level: the group that is not complete yet, and how many it has
+    for item in items:
+        for level in range(len(open_groups) + 1):
+            if level == len(open_groups):
+                open_groups.append((item, 1))
+                break
+            group, count = open_groups[level]
+            item = combine([group, item]) if count else item
+            open_groups[level] = (item, (count + 1) % FAN_IN)
+            if count + 1 < FAN_IN:
+                break
+    rest = [group for group, count in open_groups if count] or [open_groups[-1][0]]
+    result = rest[0]
+    for group in rest[1:]:
+        result = combine([group, result])
+    return result
 
 
 def bounds(n: int, shards: int) -> list[tuple[int, int]]:

@@ -166,8 +166,9 @@ class Windows:
     def _site(self) -> Site:
         workers = self.executor.workers(self.recovery.avoid)
         lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", self.executor.threads)
-        # The noise of a private step is drawn for the whole vector at once.
-        size = 0 if self.step.private is not None else self.state["w"].nbytes
+        # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
+        whole = self.step.private is not None or self.rule.clip_norm is not None
+        size = 0 if whole else self.state["w"].nbytes
         slices = choose_slices(self.plan.grain, size, len(lanes))
         self._estimate(workers)
         return Site(workers, lanes, slices)

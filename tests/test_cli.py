@@ -286,6 +286,34 @@ def test_on_a_cluster_that_runs_already(small, tmp_path, cluster):
 
 
 @pytest.mark.distributed
+def test_going_on_gives_the_same_model(small, tmp_path, cluster):
+    more = ("--schedule", "step", "--weight-decay", 1e-4, "--clip-norm", 1, "--accumulate", 2, "--patience", 2)
+    args = ("train", small, "--scheduler", cluster.scheduler_address, "--hidden", "none", "--epochs", 6, *more)
+    whole = invoke(*args, "--out", tmp_path / "whole", "--checkpoint", tmp_path / "state")
+    assert whole.exit_code == 0, whole.output
+    assert "weights of epoch" in whole.output
+    files = sorted((tmp_path / "state").iterdir())
+    assert len(files) == 3
+    for file in files[1:]:
+        file.unlink()
+    again = invoke(*args, "--out", tmp_path / "again", "--checkpoint", tmp_path / "state", "--resume")
+    assert again.exit_code == 0, again.output
+    assert sorted((tmp_path / "state").iterdir()) == files
+    first, second = (fg.load(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
+    assert isinstance(second.optimizer.rule.learning_rate, fg.StepDecay)
+    assert first.optimizer.rule == second.optimizer.rule
+    for mine, other in zip(second.graph.nodes, first.graph.nodes):
+        if mine.value is not None:
+            assert mine.value.tobytes() == other.value.tobytes()
+
+
+def test_resume_needs_a_folder(small):
+    result = invoke("train", small, "--resume")
+    assert result.exit_code == 2
+    assert "give its folder with --checkpoint" in result.output
+
+
+@pytest.mark.distributed
 @pytest.mark.skipif(os.name != "posix", reason="sends signals to a process group")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_in_the_middle(number, status, small, tmp_path):

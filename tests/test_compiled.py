@@ -11,6 +11,7 @@ from hypothesis import given, settings
 import flowgrad as fg
 from flowgrad.scheduler import blocks, codegen_values, compiled
 from flowgrad.scheduler.codegen import generate
+from flowgrad.scheduler.compiled_text import round_text
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.loops import Unsupported
 from flowgrad.scheduler.lower import flat_values
@@ -25,9 +26,9 @@ RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
 def plain(step, rule, dtype=np.float64):
     """Run the generated text as plain Python: what it says is tested, without waiting for a compiler."""
     source = generate(step.program, step.names[0] if step.names else None)
-    text = compiled._text(source, step.program, rule, np.dtype(dtype))
+    text = round_text(source, step.program, type(rule), np.dtype(dtype))
     text = text.replace("from numba import njit", "njit = lambda **k: lambda f: f")
-    text = text.replace("from flowgrad.scheduler.native import barrier, copy_row, tree_sum", "")
+    text = "\n".join(line for line in text.splitlines() if "scheduler.native import" not in line)
     names = {"copy_row": lambda target, i, source, k: target.__setitem__(i, source[k])}
     exec(compile(text, "generated", "exec"), names)
     return names
@@ -73,7 +74,7 @@ def test_compiled_updates_are_the_pure_rules(make, correct):
     for t in range(1, 5):
         g = rng.normal(size=300)
         w, state = rule.update(w, g, state)
-        constants = np.array(rule.constants())
+        constants = np.array(rule.constants(t))
         loop(fast["w"], g, fast.get("v", none), fast.get("s", none), t, constants)
         np.testing.assert_allclose(fast["w"], w, rtol=1e-13)
         for slot in rule.slots:

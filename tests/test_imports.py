@@ -116,10 +116,12 @@ def test_the_door_loads_the_scheduler_lazily():
         ("ops", {"errors", "jacobian", "node", "ops"}),
         ("program", {"errors", "node", "jacobian"}),
         ("autodiff", {"program", "ops"}),
-        ("optim", {"errors", "jacobian"}),
+        ("norms", {"jacobian"}),
+        ("optim", {"errors", "jacobian", "norms"}),
         ("optimizers", {"errors", "graph", "jacobian", "node", "optim", "privacy"}),
+        ("schedules", {"errors"}),
         ("check", {"errors", "jacobian", "node"}),
-        ("files", {"errors", "graph", "jacobian", "node", "optim", "optimizers"}),
+        ("files", {"errors", "graph", "jacobian", "node", "optim", "optimizers", "schedules"}),
     ],
 )
 def test_rooms_of_the_language(room, allowed):

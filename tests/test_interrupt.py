@@ -67,17 +67,15 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(executor, tmp_path, expec
 
 def test_in_the_middle_of_an_epoch(tmp_path, expected, monkeypatch):
     """The position within the epoch is in the checkpoint, and the losses of its first steps."""
-    from flowgrad.scheduler import run as run_module
+    from flowgrad.scheduler import prepare
 
-    original = run_module.choose_plan
-    monkeypatch.setattr(
-        run_module, "choose_plan", lambda *args: run_module.replace(original(*args), steps_per_window=4)
-    )
+    original = prepare.choose_plan
+    monkeypatch.setattr(prepare, "choose_plan", lambda *args: prepare.replace(original(*args), steps_per_window=4))
     interrupted(KeyboardInterrupt, "sync", tmp_path, 22)
-    _, about = read_checkpoint(tmp_path)
-    assert about["epoch"] == 1
-    assert 0 < about["position"] < 15
-    assert len(about["history"]["steps"]) == 15 + about["position"]
+    found = read_checkpoint(tmp_path)
+    assert found.about["epoch"] == 1
+    assert 0 < found.about["position"] < 15
+    assert len(found.losses) == 15 + found.about["position"]
     assert resumed("sync", tmp_path) == expected
 
 
@@ -101,8 +99,8 @@ def test_signals(tmp_path, number, code):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
-    state, about = read_checkpoint(tmp_path)
-    assert state["t"][0] == len(about["history"]["steps"]) > 0
+    found = read_checkpoint(tmp_path)
+    assert found.state["t"][0] == len(found.losses) > 0
 
 
 @pytest.mark.distributed
@@ -132,7 +130,7 @@ def test_a_client_that_is_killed(client, tmp_path, expected, number):
     process.communicate(timeout=30)
     net = Net()
     trainer = net.trainer(client)
-    done = len(read_checkpoint(tmp_path)[1]["history"]["epochs"])
+    done = len(read_checkpoint(tmp_path).about["history"]["epochs"])
     trainer.fit(net.feeds, epochs=done + 1, checkpoint=tmp_path, resume=True)
     whole = Net()
     other = whole.trainer("sync")

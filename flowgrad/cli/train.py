@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from ..data import DataSet
+    from ..optimizers import Optimizer
     from ..scheduler.train import History, Trainer
     from .models import Model
 
@@ -40,8 +41,8 @@ def _hidden(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple
     return sizes
 
 
-def _positive(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
+def _positive(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
         raise click.BadParameter(f"{value:g} is not a positive number: give for example 0.01")
     return value
 
@@ -96,6 +97,18 @@ class _Choice(click.ParamType):
 @_option("--batch-size", "Samples per update.", default=32, type=_Count())
 @_option("--optimizer", f"One of {', '.join(OPTIMIZERS)}.", default="Adam", type=_Choice(*OPTIMIZERS))
 @_option("--lr", "Learning rate.", default=0.01, type=float, metavar="RATE", callback=_positive)
+@_option(
+    "--schedule",
+    "How the rate falls over the whole training: none; cosine, to 0; exponential, to 1 %; step, to a tenth after each third.",
+    default="none",
+    type=_Choice("none", "cosine", "exponential", "step"),
+)
+@_option("--weight-decay", "L2: this times the weights is added to the gradient.", default=0.0, type=float, metavar="X")
+@_option("--clip-norm", "Scale gradients down to this norm.", type=float, metavar="X", callback=_positive)
+@_option("--accumulate", "Mini-batches whose gradients make one update.", default=1, type=_Count())
+@_option("--patience", "Stop when the test loss was not better for N epochs, with the best weights.", type=_Count())
+@_option("--checkpoint", "Write checkpoints to this folder.", metavar="FOLDER", type=click.Path())
+@_option("--resume", "Go on from the last checkpoint in that folder, bit by bit.", is_flag=True)
 @_option("--dtype", "Arithmetic: float32 or float64.", default="float32", type=_Choice("float32", "float64"))
 @_option("--train-size", "Use the first N training samples.  [default: 55000 of mnist, else all]", type=_Count())
 @_option("--test-size", "Use the first N test samples.  [default: all]", type=_Count())
@@ -127,12 +140,15 @@ def train(**options: Any) -> None:
       flowgrad train mnist
       flowgrad train mnist --hidden 90,30 --epochs 3 --lr 0.001
       flowgrad train digits --hidden 32 --epochs 20 --out runs/digits
+      flowgrad train mnist --epochs 50 --schedule cosine --patience 5 --checkpoint state --resume
       flowgrad train my.npz --scheduler tcp://10.0.0.1:8786
     """  # noqa: D301
     if options["scheduler"] is not None and options["workers"] is not None:
         raise click.UsageError(
             "--workers starts workers here, --scheduler uses those that run already: give one of them"
         )
+    if options["resume"] and options["checkpoint"] is None:
+        raise click.UsageError("--resume goes on from a checkpoint: give its folder with --checkpoint")
     missing = [package for module, package in NEEDS.items() if find_spec(module) is None]
     if missing:
         raise FlowgradError(f"`flowgrad train` needs {', '.join(missing)}: pip install 'flowgrad[all]'")
@@ -158,23 +174,49 @@ def _run(options: dict[str, Any]) -> None:
         model = multilayer_perceptron(data.dim, options["hidden"], data.classes, options["seed"])
         layers = [data.dim, *options["hidden"], data.classes]
         click.echo(f"graph: {' - '.join(map(str, layers))}, {model}")
-        rule = getattr(fg, options["optimizer"])
-        optimizer = rule(model.graph, model.loss, learning_rate=options["lr"], batch_size=options["batch_size"])
+        optimizer = _optimizer(options, model, len(data.x_train))
         client = stack.enter_context(_cluster(options))
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
         progress, imports = ProgressCallback(options["epochs"]), EarlyImports()
         stack.callback(progress.close)
+        callbacks: list[Any] = [progress, imports]
+        if options["patience"] is not None:
+            callbacks.append(fg.EarlyStopping(patience=options["patience"]))
         trainer = fg.Trainer(
-            optimizer, engine=engine, shuffle=True, seed=options["seed"], callbacks=(progress, imports)
+            optimizer, engine, seed=options["seed"], callbacks=callbacks, accumulate=options["accumulate"]
         )
         feeds = {model.x: data.x_train, model.label: data.y_train}
         validation = {model.x: data.x_test, model.label: data.y_test}
-        history = trainer.fit(feeds, epochs=options["epochs"], validation=validation)
+        saved = {"checkpoint": options["checkpoint"], "resume": options["resume"]}
+        history = trainer.fit(feeds, epochs=options["epochs"], validation=validation, **saved)
         imports.join()
+        if history.kept_epoch is not None:
+            click.echo(f"weights of epoch {history.kept_epoch}, which had the lowest test loss")
         _report(folder, options, data, model, trainer, history, time.perf_counter() - started)
         final = folder.parent
     click.echo(f"results are in {final}: " + ", ".join(sorted(path.name for path in final.iterdir())))
     click.echo(f"{time.perf_counter() - started:.1f} s in all")
+
+
+def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer:
+    import flowgrad as fg
+
+    rate, updates = options["lr"], options["epochs"] * -(-samples // (options["batch_size"] * options["accumulate"]))
+    schedule = {
+        "none": lambda: rate,
+        "cosine": lambda: fg.CosineDecay(rate, steps=updates),
+        "exponential": lambda: fg.ExponentialDecay(rate, factor=0.01, every=updates),
+        "step": lambda: fg.StepDecay(rate, every=-(-updates // 3)),
+    }[options["schedule"]]()
+    made: Optimizer = getattr(fg, options["optimizer"])(
+        model.graph,
+        model.loss,
+        learning_rate=schedule,
+        batch_size=options["batch_size"],
+        weight_decay=options["weight_decay"],
+        clip_norm=options["clip_norm"],
+    )
+    return made
 
 
 def _load(options: dict[str, Any]) -> DataSet:
@@ -185,9 +227,11 @@ def _load(options: dict[str, Any]) -> DataSet:
     if train_size is None and options["dataset"] == "mnist":
         train_size = MNIST_TRAIN_SIZE
     data = data.head(train_size, options["test_size"])
-    if options["batch_size"] > len(data.x_train):
+    whole = options["batch_size"] * options["accumulate"]
+    if whole > len(data.x_train):
+        times = f" times --accumulate {options['accumulate']}" if options["accumulate"] > 1 else ""
         raise DataError(
-            f"the batch size {options['batch_size']} is larger than the {len(data.x_train)} training samples "
+            f"the batch size {options['batch_size']}{times} is larger than the {len(data.x_train)} training samples "
             f"of {data.name}: give --batch-size {len(data.x_train)} or less"
         )
     return data

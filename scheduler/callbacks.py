@@ -1,0 +1,198 @@
+"""Callbacks: what a trainer calls while it trains, what they may answer, and early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from enum import Flag, auto
+from typing import Any
+
+from flowgrad.errors import GraphError
+
+from .history import History
+
+
+class Signal(Flag):
+    """What a callback may answer; combined with ``|``."""
+
+    STOP = auto()
+    KEEP = auto()
+
+
+STOP, KEEP = Signal.STOP, Signal.KEEP
+
+
+class Callback:
+    """What a trainer calls; any object with some of these methods will do.
+
+    All callbacks are called, in the order in which they were given to the trainer, in the process and the thread that called `fit`,
+    while later steps may be under way already. An exception ends the training and comes out of `fit` as it is: the variables and
+    the optimizer then keep what they had before `fit`, nothing stays on the executor, and what was trained so far is in the last
+    checkpoint, if checkpoints are written.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> class UntilGoodEnough(fg.Callback):
+    ...     def on_epoch(self, record):
+    ...         return fg.STOP if record["loss"] < 0.1 else None
+    """
+
+    def on_train_begin(self, info: Mapping[str, Any]) -> Signal | None:
+        """Return ``fg.STOP`` to train nothing, ``fg.KEEP`` to stay with the state that was kept before a checkpoint, or both.
+
+        `info` holds ``plan``, ``samples``, ``epochs``, ``steps`` (of the whole training), ``validation`` (whether there is any)
+        and, where training goes on from a checkpoint, ``past`` (the records of the epochs that are done) and ``kept_epoch``.
+        """
+
+    def on_steps(self, info: Mapping[str, Any]) -> None:
+        """Receive news of some steps.
+
+        `info` holds ``step`` (number of the last one), ``steps``, ``epoch``, ``samples`` (of these steps), ``loss`` (their mean)
+        and ``seconds``.
+        """
+
+    def on_epoch(self, record: Mapping[str, Any]) -> Signal | None:
+        """Return ``fg.STOP`` to end the training after this epoch, ``fg.KEEP`` to keep its state, or both: ``fg.STOP | fg.KEEP``.
+
+        `record` is an entry of ``History.epochs``. When training ends the variables and the optimizer get the state that was kept
+        last, or the last one if none was kept.
+        """
+
+    def on_train_end(self, history: History) -> None:
+        """Receive the whole history; the variables hold the trained values."""
+
+
+class Callbacks:
+    """The callbacks of a trainer.
+
+    Parameters
+    ----------
+    callbacks : iterable
+    """
+
+    def __init__(self, callbacks: Iterable[Any] = ()):
+        self.callbacks = tuple(callbacks)
+
+    def has(self, method: str) -> bool:
+        """Return whether any callback has this method."""
+        return any(getattr(c, method, None) is not None for c in self.callbacks)
+
+    def notify(self, method: str, *args: Any) -> Signal:
+        """Call a method of every callback that has it, and return all their answers together.
+
+        Raises
+        ------
+        GraphError
+            If the answer is something else; ``None``, and other things that are false, are no answer.
+        """
+        answer = Signal(0)
+        for callback in self.callbacks:
+            found = getattr(callback, method, None)
+            said = None if found is None else found(*args)
+            if isinstance(said, Signal):
+                answer |= said
+            elif said:
+                raise GraphError(
+                    f"{method} of {type(callback).__name__} returned {said!r}: return fg.STOP, fg.KEEP or None"
+                )
+        return answer
+
+
+class EarlyStopping(Callback):
+    """Stop when a loss or accuracy has not become better for some epochs; give back the best weights.
+
+    An epoch is better if it beats the best one so far by more than `min_delta` (L. Prechelt, "Early stopping - but when?",
+    1998). The evaluation before the first epoch counts as well. When training goes on from a checkpoint, the epochs before it
+    count, and the best weights among them are in the checkpoint; where they are not, because something else was watched then,
+    counting begins anew.
+
+    Parameters
+    ----------
+    monitor : str
+        ``"validation_loss"``, ``"validation_accuracy"`` or ``"loss"``; less is better for losses, more for accuracies.
+    patience : int
+        Epochs without a better one after which training ends.
+    min_delta : float
+    restore_best : bool
+        Whether the variables and the optimizer get the state of the best epoch when training ends, for whatever reason it ends
+        regularly.
+
+    Attributes
+    ----------
+    best : float
+    best_epoch, stopped_epoch : int or None
+
+    Examples
+    --------
+    >>> import flowgrad as fg, numpy as np
+    >>> with fg.Graph(seed=0) as graph:
+    ...     x, y = fg.Variable(1, trainable=False), fg.Variable(1, trainable=False)
+    ...     loss = fg.MeanSquaredError(fg.Variable(1, [0.0]) @ x, y)
+    >>> stopping = fg.EarlyStopping("loss", patience=2, min_delta=0.001)
+    >>> trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.1, batch_size=4), fg.Engine("sync"), callbacks=[stopping])
+    >>> history = trainer.fit({x: np.ones((4, 1)), y: np.ones((4, 1))}, epochs=1000)
+    >>> len(history.epochs) < 50, history.epochs[-1]["epoch"] - stopping.best_epoch
+    (True, 2)
+    """
+
+    def __init__(
+        self,
+        monitor: str = "validation_loss",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+    ):
+        known = ("validation_loss", "validation_accuracy", "loss")
+        if monitor not in known:
+            raise GraphError(f"EarlyStopping: monitor is one of {', '.join(map(repr, known))}, not {monitor!r}")
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise GraphError(f"EarlyStopping: patience must be an integer from 1 on, not {patience!r}")
+        if not (isinstance(min_delta, (int, float)) and 0 <= min_delta < math.inf):
+            raise GraphError(f"EarlyStopping: min_delta must be a number from 0 on, not {min_delta!r}")
+        self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best = math.nan
+        self.best_epoch: int | None = None
+        self.stopped_epoch: int | None = None
+        self._waited = 0
+
+    def on_train_begin(self, info: Mapping[str, Any]) -> Signal | None:
+        """Begin anew, with the epochs that are done already."""
+        if self.monitor != "loss" and not info["validation"]:
+            raise GraphError(
+                f"EarlyStopping watches {self.monitor!r}, but there is nothing to validate on: "
+                f"give fit(..., validation=feeds), or monitor='loss'"
+            )
+        self._forget()
+        answers = [self._see(record) for record in info["past"]]
+        if self.restore_best and self.best_epoch != info["kept_epoch"]:
+            self._forget()
+            return None
+        stay = KEEP if self.restore_best else Signal(0)
+        return stay | STOP if answers and STOP in answers[-1] else stay
+
+    def on_epoch(self, record: Mapping[str, Any]) -> Signal | None:
+        """Compare with the best epoch so far."""
+        return self._see(record)
+
+    def _see(self, record: Mapping[str, Any]) -> Signal:
+        value = record[self.monitor]
+        if value is None:
+            raise GraphError(
+                f"EarlyStopping watches {self.monitor!r}, but epoch {record['epoch']} has none: "
+                f"only a CrossEntropyWithSoftMax has an accuracy; choose another monitor"
+            )
+        if record["epoch"] == 0 and math.isnan(value):  # nothing was trained, so there is no training loss
+            return Signal(0)
+        gain = value - self.best if self.monitor.endswith("accuracy") else self.best - value
+        if not math.isnan(value) and (math.isnan(self.best) or gain > self.min_delta):
+            self.best, self.best_epoch, self._waited = value, record["epoch"], 0
+            return KEEP if self.restore_best else Signal(0)
+        self._waited += 1
+        if self._waited < self.patience:
+            return Signal(0)
+        self.stopped_epoch = record["epoch"]
+        return STOP

@@ -1,0 +1,203 @@
+"""What a call of `fit` begins with: checked feeds, the step as a program, the first state, the plan."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from flowgrad.errors import FeedError
+from flowgrad.jacobian import Array
+from flowgrad.node import Variable
+from flowgrad.optimizers import Optimizer, warn_independent
+
+from . import blocks, compiled
+from .blas import one_thread
+from .callbacks import Callbacks
+from .checkpoint import describe_model, describe_rule
+from .chunks import Chunked
+from .cost import flops
+from .engine import Engine
+from .feeds import Feeds, check_feeds
+from .lower import flat_values
+from .lower_train import compile_private, compile_step
+from .plan import Plan, choose_kernel, choose_plan, choose_shards
+from .tree import bounds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose for a trainer."""
+
+    optimizer: Optimizer
+    engine: Engine
+    shuffle: bool
+    seed: int
+    callbacks: Callbacks
+    accumulate: int = 1
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of one update."""
+        return self.optimizer.batch_size * self.accumulate
+
+
+class Job:
+    """The step of a training run, made ready.
+
+    Parameters
+    ----------
+    settings : Settings
+    feeds : dict
+        As the user gave them.
+    epochs : int
+
+    Attributes
+    ----------
+    feeds : Feeds
+    variables : list of Variable
+        Those that are trained.
+    step : Step
+        For the grain of the plan, once `follow` was called.
+    state : dict
+        Flat parameters and optimizer state to begin with.
+    """
+
+    def __init__(self, settings: Settings, feeds: Any, epochs: int):
+        self.settings, self.epochs = settings, epochs
+        optimizer = settings.optimizer
+        self.rule, self.executor = optimizer.rule, settings.engine.executor
+        self.feeds: Feeds = check_feeds(optimizer.graph, feeds, settings.engine.dtype, lazy=True)
+        self._check_batch_size()
+        self.variables = optimizer.variables(without=self.feeds.arrays)
+        warn_independent(optimizer.target, self.variables)
+        step = compile_step(optimizer.target, self.feeds, self.variables, "shard")
+        self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
+        self.state = self._first_state()
+
+    def _check_batch_size(self) -> None:
+        settings, samples = self.settings, self.feeds.samples
+        if samples < settings.batch_size:
+            size, times = settings.optimizer.batch_size, settings.accumulate
+            whole = f"batch size {size}" + (f" times accumulate {times} = {size * times}" if times > 1 else "")
+            raise FeedError(f"the {whole} is larger than the data: {samples} samples; choose at most {samples}")
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run what it is; see `check_same_run`."""
+        settings = self.settings
+        return {
+            "model": describe_model(settings.optimizer.target, self.step.program.size("param")),
+            "optimizer": describe_rule(self.rule),
+            "seed": settings.seed,
+            "shuffle": settings.shuffle,
+            "batch_size": settings.optimizer.batch_size,
+            "accumulate": settings.accumulate,
+            "samples": self.feeds.samples,
+            "dtype": self.feeds.dtype.name,
+        }
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def _first_state(self) -> dict[str, Array]:
+        w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
+        state = self.rule.init(w)
+        before = self.settings.optimizer.state
+        if before is not None:
+            for slot in self.rule.slots:
+                self._copy(before[slot], state[slot])
+            state["t"] = before["t"].copy()
+        return {"w": w, **state}
+
+    def _copy(self, ordered: Array, flat: Array, back: bool = False) -> None:
+        """Copy between the order of the variables and the order of a program's flat vector."""
+        start = 0
+        for v in self.settings.optimizer.variables():
+            stop = start + v.dim
+            if v.index in self.step.program.layout:
+                _, lo, hi = self.step.program.layout[v.index]
+                if back:
+                    ordered[start:stop] = flat[lo:hi]
+                else:
+                    flat[lo:hi] = ordered[start:stop]
+            start = stop
+
+    def store(self, state: dict[str, Array]) -> None:
+        """Give a state to the variables and the optimizer."""
+        for v in self.variables:
+            if v.index in self.step.program.layout:
+                _, start, stop = self.step.program.layout[v.index]
+                v._assign(np.array(state["w"][None, start:stop], np.float64))
+        every = sum(v.dim for v in self.settings.optimizer.variables())
+        ordered = dict(self.settings.optimizer.state or self.rule.init(np.zeros(every, self.feeds.dtype)))
+        for slot in self.rule.slots:
+            ordered[slot] = ordered[slot].copy()
+            self._copy(ordered[slot], state[slot], back=True)
+        self.settings.optimizer.state = {**ordered, "t": state["t"].copy()}
+
+    # -- plan ---------------------------------------------------------------------------------------------------
+
+    def choose(self) -> Plan:
+        """Return a plan, from the work and from what a step takes."""
+        engine, batch_size = self.settings.engine, self.settings.optimizer.batch_size
+        fixed, each = flops(self.step.program)
+        work = fixed + each * batch_size
+        updates = self.epochs * -(-self.feeds.samples // batch_size)
+        unsupported = compiled.supports(self.step.program, self.step.names)
+        if self.step.private is not None:
+            unsupported = "gradients are clipped per sample"
+        kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
+        # Accumulating gradients is having more shards, of the same size.
+        shards = choose_shards(engine.grain, engine.shards, batch_size, work, kernel[0]) * self.settings.accumulate
+        self.step = replace(self.step, compiled=kernel[0] == "numba")
+        whole = self.settings.batch_size
+        best = self._step_seconds([np.arange(whole)[start:stop] for start, stop in bounds(whole, shards)])
+        nodes = 3 * len(self.settings.optimizer.graph.nodes)
+        return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
+
+    def follow(self, plan: Plan) -> None:
+        """Make the step what the plan needs."""
+        self.step = replace(self.step, compiled=plan.kernel == "numba")
+        if plan.grain == "node":
+            target, layout = self.settings.optimizer.target, self.step.program.layout
+            step = compile_step(target, self.feeds, self.variables, "node", layout)
+            self.step = replace(step, private=self.step.private)
+
+    def _step_seconds(self, shards: list[Array]) -> float:
+        """Measure one optimizer step in one task; several at a time where one is too short to measure."""
+        rows = sum(map(len, shards))
+        arrays = [_sample(feed, rows, self.feeds.dtype) for feed in self.fed()]
+        best, steps = math.inf, 1
+        for _ in range(5):
+            start = time.perf_counter()
+            with one_thread():
+                many = [shards] * steps
+                blocks.run_round(self.step, self.rule, self.state, self.const(), arrays, many, self.executor.threads)
+            best = min(best, (time.perf_counter() - start) / steps)
+            steps = max(1, min(32, int(0.02 / best)))
+        return best
+
+    # -- what its tasks read ------------------------------------------------------------------------------------
+
+    def fed(self) -> list[Any]:
+        """Return the feeds in the order of the step."""
+        nodes = self.settings.optimizer.graph.nodes
+        variables = (nodes[k] for k in self.step.fed)
+        return [self.feeds.arrays[v] for v in variables if isinstance(v, Variable)]
+
+    def const(self) -> Array | None:
+        """Return the flat vector of constants, None where there are none."""
+        if not self.step.program.size("const"):
+            return None
+        return flat_values(self.step.program, self.settings.optimizer.graph, "const", self.feeds.dtype)
+
+
+def _sample(feed: Any, rows: int, dtype: Any) -> Array:
+    """Return as many rows as a step has, for measuring: the feed's own, or zeros where they are elsewhere."""
+    if isinstance(feed, Chunked):
+        return np.zeros((rows, feed.form.dim), dtype)
+    return feed

@@ -1,0 +1,247 @@
+"""Callbacks that steer, early stopping, gradient accumulation."""
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from models import GRAINS, Model
+
+import flowgrad as fg
+from flowgrad.errors import FeedError, GraphError
+from flowgrad.scheduler.callbacks import Callbacks
+
+
+class Scripted(fg.Callback):
+    """Answers by epoch, and notes which epochs it saw."""
+
+    def __init__(self, answers):
+        self.answers, self.seen = answers, []
+
+    def on_epoch(self, record):
+        self.seen.append(record["epoch"])
+        return self.answers.get(record["epoch"])
+
+
+# -- what callbacks may answer --
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_stop_ends_after_the_epoch(executor, grain):
+    model, other = Model("Adam"), Model("Adam")
+    first, second = Scripted({2: fg.STOP}), Scripted({})
+    history = model.fit(executor, grain, epochs=9, callbacks=[first, second])
+    other.fit(executor, grain, epochs=2)
+    assert model.bits() == other.bits()
+    assert first.seen == second.seen == [1, 2]
+    assert history.epochs[-1]["epoch"] == 2
+    assert history.kept_epoch is None
+
+
+@pytest.mark.parametrize("grain", ["round", "shard"])
+def test_the_state_that_was_kept_last_is_given_back(executor, grain):
+    model, other = Model("Adam"), Model("Adam")
+    history = model.fit(executor, grain, epochs=5, callbacks=[Scripted({1: fg.KEEP, 3: fg.KEEP})])
+    other.fit(executor, grain, epochs=3)
+    assert model.bits() == other.bits()
+    assert history.kept_epoch == 3
+    assert len(history.epochs) == 5
+    for slot, value in other.optimizer.state.items():
+        assert model.optimizer.state[slot].tobytes() == value.tobytes()
+
+
+def test_the_state_before_training_can_be_kept():
+    model = Model()
+    before = model.bits()
+    model.fit(epochs=2, validation=model.validation, callbacks=[Scripted({0: fg.KEEP | fg.STOP})])
+    assert model.bits() == before
+
+
+def test_another_answer_is_refused():
+    model = Model()
+    before = model.bits()
+    with pytest.raises(GraphError, match=r"on_epoch of Scripted returned True: return fg\.STOP"):
+        model.fit(callbacks=[Scripted({1: True})])
+    assert model.bits() == before
+
+
+def test_every_callback_is_asked():
+    answers = Callbacks([Scripted({1: fg.STOP}), object(), Scripted({1: fg.KEEP})]).notify("on_epoch", {"epoch": 1})
+    assert answers == fg.STOP | fg.KEEP
+
+
+# -- early stopping --
+
+
+def watch(values, **settings):
+    """Return what early stopping answers to a series of validation losses, from epoch 1."""
+    stopping = fg.EarlyStopping(**settings)
+    stopping.on_train_begin({"validation": True, "past": [], "kept_epoch": None})
+    records = ({"epoch": k, stopping.monitor: value} for k, value in enumerate(values, 1))
+    answers = []
+    for record in records:
+        answers.append(stopping.on_epoch(record))
+        if fg.STOP in answers[-1]:
+            break
+    return stopping, answers
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "best", "stopped"),
+    [
+        ([3, 2, 1, 2, 3, 4], {"patience": 2}, 3, 5),
+        ([3, 2, 1, 2, 0.5, 4], {"patience": 2}, 5, None),
+        ([3, 2.95, 2.92, 2.85], {"patience": 2, "min_delta": 0.1}, 1, 3),
+        ([3, 2.95, 2.85, 2.8], {"patience": 2, "min_delta": 0.1}, 3, None),
+        ([1, math.nan, math.nan, 0.5], {"patience": 2}, 1, 3),
+        ([math.nan, 2, 3], {"patience": 5}, 2, None),
+        ([0.5, 0.7, 0.6, 0.7], {"patience": 2, "monitor": "validation_accuracy"}, 2, 4),
+        ([1, 1, 1], {"patience": 1}, 1, 2),
+    ],
+)
+def test_when_early_stopping_stops(values, settings, best, stopped):
+    stopping, answers = watch(values, **settings)
+    assert (stopping.best_epoch, stopping.stopped_epoch) == (best, stopped)
+    assert fg.KEEP in answers[best - 1]
+    assert not any(fg.KEEP in answer for answer in answers[best:])
+
+
+def overfitting(**settings):
+    """A model that learns its 12 samples by heart, labels that cannot be learned."""
+    model = Model("Adam", n=12, learning_rate=0.2)
+    model.feeds[model.label] = np.random.default_rng(1).integers(0, 3, 12)
+    return model
+
+
+def test_the_best_weights_are_given_back(executor):
+    model, other = overfitting(), overfitting()
+    stopping = fg.EarlyStopping(patience=3)
+    history = model.fit(executor, epochs=200, validation=model.validation, callbacks=[stopping])
+    losses = [record["validation_loss"] for record in history.epochs]
+    assert stopping.best_epoch == history.kept_epoch == int(np.argmin(losses))
+    assert history.epochs[-1]["epoch"] == stopping.stopped_epoch == stopping.best_epoch + 3 < 200
+    scores = fg.Trainer(model.optimizer, fg.Engine(executor)).evaluate(model.validation)
+    assert scores["loss"] == min(losses) < losses[-1]
+    if stopping.best_epoch:
+        other.fit(executor, epochs=stopping.best_epoch)
+        assert model.bits() == other.bits()
+
+
+def test_the_last_weights_stay_if_asked_for():
+    model, other = overfitting(), overfitting()
+    stopping = fg.EarlyStopping(patience=2, restore_best=False)
+    history = model.fit(epochs=200, validation=model.validation, callbacks=[stopping])
+    other.fit(epochs=history.epochs[-1]["epoch"])
+    assert history.kept_epoch is None
+    assert model.bits() == other.bits()
+
+
+@pytest.mark.parametrize("interrupted", range(1, 6))
+def test_early_stopping_goes_on_from_a_checkpoint(tmp_path, interrupted):
+    """Wherever the run is interrupted: before the best epoch, while it waits, after it stopped."""
+    whole, first, second = overfitting(), overfitting(), overfitting()
+
+    def fit(model, **more):
+        return model.fit(callbacks=[fg.EarlyStopping(patience=2)], validation=model.validation, **more)
+
+    expected = fit(whole, epochs=50)
+    fit(first, epochs=interrupted, checkpoint=tmp_path)
+    history = fit(second, epochs=50, checkpoint=tmp_path, resume=True)
+    assert second.bits() == whole.bits()
+    assert history.kept_epoch == expected.kept_epoch
+    assert history.steps == expected.steps
+
+
+def test_what_was_kept_is_forgotten_without_the_callback(tmp_path):
+    model, other, straight = (Model("Adam") for _ in range(3))
+    model.fit(epochs=2, callbacks=[Scripted({1: fg.KEEP})], checkpoint=tmp_path)
+    history = other.fit(epochs=3, checkpoint=tmp_path, resume=True)
+    straight.fit(epochs=3)
+    assert other.bits() == straight.bits()
+    assert history.kept_epoch is None
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: fg.EarlyStopping("test_loss"), "monitor is one of"),
+        (lambda: fg.EarlyStopping(patience=0), "patience must be"),
+        (lambda: fg.EarlyStopping(min_delta=-1), "min_delta must be"),
+        (lambda: Model().fit(callbacks=[fg.EarlyStopping()]), "nothing to validate on"),
+    ],
+)
+def test_early_stopping_says_what_does_not_fit(make, told):
+    with pytest.raises(GraphError, match=told):
+        make()
+
+
+def test_an_accuracy_that_there_is_not():
+    with fg.Graph() as graph:
+        x = fg.Variable(1, trainable=False)
+        loss = fg.Dot(x, fg.Variable(1, [1.0]))
+    trainer = fg.Trainer(
+        fg.Adam(graph, loss, batch_size=1), fg.Engine("sync"), callbacks=[fg.EarlyStopping("validation_accuracy")]
+    )
+    with pytest.raises(GraphError, match="only a CrossEntropyWithSoftMax"):
+        trainer.fit({x: [[1.0]]}, validation={x: [[1.0]]})
+
+
+# -- accumulation --
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_accumulated_gradients_make_one_update(executor, grain):
+    """3 times 2 samples an update: the interpreter's batch size is 6, and the last update of an epoch has 4."""
+    model, other = Model(batch_size=2), Model()
+    losses = other.descend([range(6), range(6, 10)] * 2)
+    history = model.fit(executor, grain, epochs=2, shuffle=False, accumulate=3)
+    np.testing.assert_allclose([loss for _, loss in history.steps], losses, rtol=1e-12)
+    np.testing.assert_allclose(model.w.value, other.w.value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("accumulate", [1, 4, 9, 20, 67])
+def test_accumulation_gives_the_same_bits_at_every_grain(accumulate, kernel):
+    """Few shards are kept side by side, many are folded: the tree is the same."""
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    bits = set()
+    for where, grain in itertools.product(["sync", "threads"], ["round", "shard"]):
+        model = Model("Adam", batch_size=3, n=210)
+        engine = fg.Engine(where, grain=grain, shards=3, kernel=kernel)
+        history = fg.Trainer(model.optimizer, engine, accumulate=accumulate).fit(model.feeds, epochs=1)
+        assert history.plan["shards"] == 3 * accumulate
+        bits.add((model.bits(), tuple(history.steps)))
+    assert len(bits) == 1
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_memory_does_not_grow_with_accumulation(kernel):
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    with fg.Graph(seed=0) as graph:
+        x, w = fg.Variable(500, trainable=False), fg.Variable(500 * 100, np.zeros(50_000))
+        loss = fg.Sum(fg.Tanh(fg.MatVec(w, x)))
+    feeds = {x: np.random.default_rng(0).normal(size=(80, 500))}
+
+    def peak(accumulate):
+        engine = fg.Engine("sync", grain="round", shards=1, kernel=kernel)
+        trainer = fg.Trainer(fg.Momentum(graph, loss, 1e-6, batch_size=1), engine, accumulate=accumulate)
+        trainer.fit(feeds, epochs=1)  # compiles
+        tracemalloc.start()
+        try:
+            trainer.fit(feeds, epochs=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    gradient = 50_000 * 8
+    assert peak(80) < peak(8) + 8 * gradient  # one more of each level of the tree, and what comes between
+
+
+def test_a_batch_that_is_too_large_with_accumulation():
+    with pytest.raises(FeedError, match=r"batch size 4 times accumulate 3 = 12 is larger than the data: 10 samples"):
+        Model().fit(accumulate=3)
+    with pytest.raises(GraphError, match="accumulate must be a positive integer, not 0"):
+        Model().fit(accumulate=0)

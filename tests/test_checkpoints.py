@@ -1,0 +1,306 @@
+"""Checkpoints: whole or not there, verified, pruned; going on from one is never having stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import Model
+from safetensors.numpy import load_file, save_file
+
+import flowgrad as fg
+from flowgrad.errors import DataError, GraphError
+from flowgrad.scheduler import checkpoint
+from flowgrad.scheduler.checkpoint import read_checkpoint, write_checkpoint
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupt(fg.Callback):
+    """Ends a training after a number of steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_steps(self, info):
+        if info["step"] >= self.step:
+            raise Interrupted
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A folder with checkpoints after 3, 6 and 9 steps, and the bits after 4 epochs without interruption."""
+    model, whole = Model("Adam"), Model("Adam")
+    model.fit(epochs=3, checkpoint=tmp_path)
+    whole.fit(epochs=4)
+    return tmp_path, whole.bits()
+
+
+# -- when, where, how many --
+
+
+def test_files_are_named_by_steps_and_pruned(tmp_path):
+    Model().fit(epochs=7, checkpoint=fg.Checkpoints(tmp_path, every_epochs=2, keep=2))
+    assert names(tmp_path) == ["step-000000018.safetensors", "step-000000021.safetensors"]  # 6 epochs; the end
+
+
+@pytest.mark.parametrize("grain", ["round", "shard", "node"])
+@pytest.mark.parametrize("position", [1, 2, 4])
+def test_going_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, grain, position):
+    """Every window a checkpoint; a window of one step."""
+    monkeypatch.setattr("flowgrad.scheduler.plan.ROUND_SECONDS", 0.0)
+    monkeypatch.setattr("flowgrad.scheduler.plan.ROUNDS_PER_WINDOW", 1)
+    monkeypatch.setattr("flowgrad.scheduler.plan.WINDOW_TASKS", 0)
+    whole, first, second = Model("Adam", n=22), Model("Adam", n=22), Model("Adam", n=22)
+    expected = whole.fit(grain=grain, epochs=3, validation=whole.validation)
+    always = fg.Checkpoints(tmp_path, every_epochs=None, every_seconds=1e-9, keep=1000)
+    with pytest.raises(Interrupted):
+        first.fit(
+            grain=grain, epochs=3, validation=first.validation, checkpoint=always, callbacks=[Interrupt(6 + position)]
+        )
+    found = read_checkpoint(tmp_path)
+    assert found.about["epoch"] == 1
+    assert found.about["position"] == position - 1 > -1
+    history = second.fit(grain=grain, epochs=3, validation=second.validation, checkpoint=always, resume=True)
+    assert second.bits() == whole.bits()
+    assert history.steps == expected.steps
+    for mine, theirs in zip(history.epochs, expected.epochs, strict=True):
+        assert mine["validation_loss"] == theirs["validation_loss"]
+        np.testing.assert_equal(mine["loss"], theirs["loss"])
+
+
+@pytest.mark.parametrize("kernels", [("numpy", "numba"), ("numba", "numpy")])
+def test_going_on_takes_the_plan_along(tmp_path, kernels):
+    """The kernel and the shards are those of the checkpoint, whatever would be chosen now."""
+    pytest.importorskip("numba")
+
+    def fit(model, grain, shards, kernel, epochs, **more):
+        engine = fg.Engine("sync", grain=grain, shards=shards, kernel=kernel)
+        return fg.Trainer(model.optimizer, engine).fit(model.feeds, epochs=epochs, **more)
+
+    whole, first, second = Model("Adam"), Model("Adam"), Model("Adam")
+    expected = fit(whole, "shard", 2, kernels[0], 4)
+    fit(first, "shard", 2, kernels[0], 2, checkpoint=tmp_path)
+    history = fit(second, "round", 1, kernels[1], 4, checkpoint=tmp_path, resume=True)
+    assert second.bits() == whole.bits()
+    for key in ("grain", "shards", "kernel"):
+        assert history.plan[key] == expected.plan[key]
+
+
+def test_a_finished_training_is_given_back(tmp_path):
+    model, other = Model("Adam"), Model("Adam")
+    model.fit(epochs=2, checkpoint=tmp_path)
+    before = names(tmp_path)
+    other.fit(epochs=2, checkpoint=tmp_path, resume=True)
+    assert other.bits() == model.bits()
+    assert names(tmp_path) == before
+
+
+def test_a_folder_in_use_is_refused_unless_resumed(written):
+    folder, _ = written
+    before = names(folder)
+    with pytest.raises(DataError, match="resume to go on from there"):
+        Model("Adam").fit(checkpoint=folder)
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"every_epochs": 0}, "every_epochs must be an integer from 1 on, not 0"),
+        ({"every_seconds": -1.0}, "every_seconds must be a positive number, not -1"),
+        ({"every_epochs": None}, "nothing is ever written"),
+        ({"keep": 0}, "keep must be an integer from 1 on"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, told):
+    with pytest.raises(GraphError, match=told):
+        fg.Checkpoints("x", **settings)
+
+
+# -- what was not written by this run --
+
+
+def flip(path, at=-3):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def foreign(path):
+    save_file({"w": np.zeros(3)}, path)
+
+
+def a_model(path):
+    fg.save(path, Model().graph)
+
+
+def newer(path):
+    arrays = load_file(path)
+    about = json.dumps({"kind": "checkpoint"})
+    save_file(arrays, path, metadata={"format": "flowgrad", "version": "99", "about": about, "sha256": ""})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (flip, "is damaged: its checksum"),
+        (truncate, "cannot read"),
+        (empty, "cannot read"),
+        (foreign, "not one of flowgrad"),
+        (a_model, "not a checkpoint"),
+        (newer, "version '99'"),
+    ],
+)
+def test_the_one_before_is_used_and_that_is_said(written, damage, told):
+    folder, bits = written
+    damage(folder / "step-000000009.safetensors")
+    model = Model("Adam")
+    with pytest.warns(UserWarning, match=f"{told}.*going on from step-000000006"):
+        model.fit(epochs=4, checkpoint=folder, resume=True)
+    assert model.bits() == bits
+    assert read_checkpoint(folder).about["epoch"] == 4
+
+
+def test_none_can_be_read(written):
+    folder, _ = written
+    for path in folder.iterdir():
+        flip(path)
+    model = Model("Adam")
+    before = model.bits()
+    with pytest.raises(DataError, match=r"no checkpoint in .* can be read: .*step-000000009.* is damaged"):
+        model.fit(checkpoint=folder, resume=True)
+    assert model.bits() == before
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_flipped_bit_goes_unseen(tmp_path, data):
+    path = write_checkpoint(tmp_path, 1, {"state/w": np.arange(5.0), "losses": np.ones(2)}, {"epoch": 1})
+    whole = path.read_bytes()
+    at, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
+    changed = bytearray(whole)
+    changed[at] ^= 1 << bit
+    path.write_bytes(bytes(changed))
+    try:
+        found = read_checkpoint(tmp_path)
+    except DataError:
+        return
+    # Only what says nothing, such as spaces that fill up the header, may differ.
+    assert found.state["w"].tobytes() == np.arange(5.0).tobytes()
+    assert found.losses.tobytes() == np.ones(2).tobytes()
+    assert found.about == {"epoch": 1, "kind": "checkpoint"}
+
+
+@pytest.mark.parametrize(
+    ("other", "fit", "told"),
+    [
+        ({"batch_size": 5}, {}, "batch size 4, this run has batch size 5"),
+        ({}, {"seed": 1}, "seed 0, this run has seed 1"),
+        ({}, {"shuffle": False}, "shuffle True, this run has shuffle False"),
+        ({}, {"accumulate": 2}, "accumulate 1, this run has accumulate 2"),
+        ({}, {"dtype": "float32"}, "dtype float64, this run has dtype float32"),
+        ({"n": 11}, {}, "number of training samples 10, this run has number of training samples 11"),
+        ({"learning_rate": 0.2}, {}, r"learning_rate=0\.1.*this run has.*learning_rate=0\.2"),
+        ({"optimizer": "RMSProp"}, {}, r"optimizer Adam\(.*this run has the optimizer RMSProp\("),
+        ({"weight_decay": 0.5}, {}, r"weight_decay=0\.0.*weight_decay=0\.5"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(written, other, fit, told):
+    folder, _ = written
+    model = Model(**{"optimizer": "Adam", **other})
+    before, files = model.bits(), names(folder)
+    with pytest.raises(GraphError, match=told):
+        model.fit(checkpoint=folder, resume=True, **fit)
+    assert model.bits() == before
+    assert names(folder) == files
+
+
+def test_a_checkpoint_of_another_model_is_refused(written):
+    folder, _ = written
+    model = Model("Adam")
+    with model.graph:
+        loss = fg.CrossEntropyWithSoftMax(fg.Tanh(model.logits), model.label)
+    trainer = fg.Trainer(fg.Adam(model.graph, loss, 0.1, batch_size=4), fg.Engine("sync"))
+    with pytest.raises(GraphError, match=r"a model of 12 parameters \(7 nodes.*12 parameters \(8 nodes"):
+        trainer.fit(model.feeds, checkpoint=folder, resume=True)
+
+
+# -- crashes --
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from models import Model
+from flowgrad import files
+
+count = 0
+def die(real):
+    def call(*args):
+        global count
+        count += 1
+        if count == {at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+    return call
+
+{what}
+Model("Adam").fit(epochs=4, checkpoint={folder!r})
+"""
+CRASHES = {
+    "before the rename": "files.Path.replace = die(files.Path.replace)",
+    "after the rename": "files._sync_folder = die(files._sync_folder)",
+    "while the file is flushed": "os.fsync = die(os.fsync)",
+}
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_killed_while_it_writes(tmp_path, crash):
+    folder = tmp_path / "state"
+    script = SCRIPT.format(tests=str(Path(__file__).parent), at=3, what=CRASHES[crash], folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = names(folder)
+    assert any(name.endswith(".tmp") for name in left) == (crash != "after the rename")
+    model, whole = Model("Adam"), Model("Adam")
+    whole.fit(epochs=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(epochs=4, checkpoint=folder, resume=True)
+    assert model.bits() == whole.bits()
+    assert not any(name.endswith(".tmp") for name in names(folder))
+
+
+def test_a_full_disk_is_said_and_loses_nothing(written, monkeypatch):
+    folder, _ = written
+    before = names(folder)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        Model("Adam").fit(epochs=5, checkpoint=folder, resume=True)
+    assert names(folder) == before
+    assert checkpoint.read_checkpoint(folder).about["epoch"] == 3

@@ -1,0 +1,252 @@
+"""Schedules, weight decay, clipping: formulas written out, the interpreter as oracle, the same bits everywhere."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import Model
+
+import flowgrad as fg
+from flowgrad.errors import GraphError
+from flowgrad.norms import NORM_BLOCK, block_norms, scale_of
+from flowgrad.schedules import describe, restore
+
+KINDS = ("GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam")
+SCHEDULES = (
+    fg.StepDecay(0.3, every=2, factor=0.5),
+    fg.ExponentialDecay(0.3, factor=0.5, every=3),
+    fg.CosineDecay(0.3, steps=7, final=0.01),
+    fg.WarmUp(3, then=fg.CosineDecay(0.3, steps=5)),
+    fg.WarmUp(2, then=0.2),
+)
+FEATURES = {
+    "decay": {"weight_decay": 0.3},
+    "clip": {"clip_norm": 0.05},
+    "loose clip": {"clip_norm": 1e6},
+    "schedule": {"learning_rate": SCHEDULES[3]},
+    "all": {"learning_rate": SCHEDULES[0], "weight_decay": 0.3, "clip_norm": 0.2},
+}
+
+# -- schedules --
+
+
+def test_schedules_are_their_formulas():
+    for t in range(1, 12):
+        assert SCHEDULES[0](t) == pytest.approx(0.3 * 0.5 ** ((t - 1) // 2))
+        assert SCHEDULES[1](t) == pytest.approx(0.3 * math.exp(math.log(0.5) * (t - 1) / 3))
+        cosine = 0.01 + 0.29 * (1 + math.cos(math.pi * min((t - 1) / 7, 1))) / 2
+        assert SCHEDULES[2](t) == pytest.approx(cosine)
+        warm = 0.1 * t if t <= 3 else 0.15 * (1 + math.cos(math.pi * min((t - 4) / 5, 1)))
+        assert SCHEDULES[3](t) == pytest.approx(warm)
+        assert SCHEDULES[4](t) == pytest.approx(0.1 if t == 1 else 0.2)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_schedules_come_back_from_a_file(tmp_path, schedule):
+    assert restore(describe(schedule)) == schedule
+    model = Model("Adam", learning_rate=schedule, weight_decay=0.25, clip_norm=2.0)
+    fg.save(tmp_path / "m", model.graph, model.optimizer)
+    assert fg.load(tmp_path / "m").optimizer.rule == model.optimizer.rule
+
+
+def test_a_function_of_the_users_trains_and_cannot_be_saved(executor, tmp_path):
+    model, other = Model(learning_rate=lambda t: 0.1 / t), Model()
+    model.fit(executor, epochs=1, shuffle=False)
+    for t, rows in enumerate([range(4), range(4, 8), range(8, 10)], 1):
+        gradients = other.mean_gradient(rows)[1]
+        for v, g in zip((other.w, other.b), gradients):
+            v.set_value(v.value - 0.1 / t * g)
+    np.testing.assert_allclose(model.w.value, other.w.value, rtol=1e-12)
+    with pytest.raises(fg.errors.DataError, match=r"function of your own.*CosineDecay"):
+        fg.save(tmp_path / "m", model.graph, model.optimizer)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.nan, "fast", None])
+def test_a_schedule_that_gives_no_rate_is_said_with_the_update(rate):
+    model = Model(learning_rate=lambda t: 0.1 if t < 2 else rate)
+    before = model.bits()
+    with pytest.raises(GraphError, match="update 2"):
+        model.fit()
+    assert model.bits() == before
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: fg.StepDecay(0.1, every=0), "every must be an integer from 1 on, not 0"),
+        (lambda: fg.StepDecay(-1, every=3), "learning_rate must be a number above 0, not -1"),
+        (lambda: fg.CosineDecay(0.1, steps=2.5), "steps must be an integer"),
+        (lambda: fg.ExponentialDecay(0.1, factor=math.nan), "factor"),
+        (lambda: fg.WarmUp(5, then="slow"), "then must be a number"),
+        (lambda: Model(weight_decay=-1.0), "weight_decay must not be negative"),
+        (lambda: Model(clip_norm=0.0), "clip_norm must be positive"),
+        (lambda: Model(clip_norm="tight"), "clip_norm must be a finite number"),
+    ],
+)
+def test_bad_settings_are_refused(make, told):
+    with pytest.raises(GraphError, match=told):
+        make()
+
+
+def test_numpy_scalars_do_not_change_the_precision():
+    model = Model("Adam", learning_rate=np.float64(0.1), beta_1=np.float64(0.5))
+    model.fit(dtype="float32")
+    assert model.optimizer.state["v"].dtype == np.float32
+
+
+# -- weight decay and clipping --
+
+
+def written_out(kind, w, g, slots, t, learning_rate=0.1, weight_decay=0.0, clip_norm=None):
+    """One update as PyTorch does it: clip_grad_norm_, then weight decay in the optimizer, then the rule."""
+    if clip_norm is not None:
+        g = g * min(1.0, clip_norm / np.linalg.norm(g))
+    g = g + weight_decay * w
+    rate = learning_rate(t) if callable(learning_rate) else learning_rate
+    v, s = slots
+    if kind == "GradientDescent":
+        return w - rate * g, (v, s)
+    if kind == "Momentum":
+        v = 0.9 * v + g
+        return w - rate * v, (v, s)
+    if kind == "AdaGrad":
+        s = s + g**2
+        return w - rate * g / np.sqrt(s + 1e-10), (v, s)
+    b = 0.9 if kind == "RMSProp" else 0.99
+    s = g**2 if t == 1 else b * s + (1 - b) * g**2
+    v = g if t == 1 or kind == "RMSProp" else 0.9 * v + (1 - 0.9) * g
+    return w - rate * v / np.sqrt(s + 1e-10), (v, s)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_formulas_and_one_step(kind, feature):
+    settings = FEATURES[feature]
+    trained, stepped, other = (Model(kind, n=12, **settings) for _ in range(3))
+    w, slots = np.concatenate([other.w.value, other.b.value]), (np.zeros(12), np.zeros(12))
+    for t in range(1, 7):
+        rows = [(4 * (t - 1) + k) % 12 for k in range(4)]
+        for i in rows:
+            stepped.x.set_value(stepped.feeds[stepped.x][i])
+            stepped.label.set_value(np.eye(3)[stepped.feeds[stepped.label][i]])
+            stepped.optimizer.one_step()
+        g = np.concatenate(other.mean_gradient(rows)[1])
+        w, slots = written_out(kind, w, g, slots, t, **settings)
+        other.w.set_value(w[:9])
+        other.b.set_value(w[9:])
+    trained.fit(epochs=2, shuffle=False)
+    for mine, theirs, formula in zip(trained.weights.values(), stepped.weights.values(), other.weights.values()):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-10)
+        np.testing.assert_allclose(theirs, formula, rtol=1e-10)
+
+
+def test_the_features_do_something():
+    """So that the tests above could fail."""
+    results = set()
+    for settings in [{}, *FEATURES.values()]:
+        model = Model("Momentum", n=12, **settings)
+        model.fit(epochs=2, shuffle=False)
+        results.add(model.bits())
+    assert len(results) == len(FEATURES)  # the loose clip changes nothing
+
+
+def test_clipping_is_of_all_variables_together():
+    model = Model(clip_norm=0.01, learning_rate=1.0)
+    before = np.concatenate(list(model.weights.values()))
+    model.fit(shuffle=False, epochs=1)
+    norms = [np.linalg.norm(np.concatenate(list(model.weights.values())) - before)]
+    assert norms[0] <= 3 * 0.01 * (1 + 1e-9)  # three updates
+    rule = model.optimizer.rule
+    w, _ = rule.update(np.zeros(5), np.arange(5.0), rule.init(np.zeros(5)))
+    assert np.linalg.norm(w) == pytest.approx(0.01, rel=1e-12)
+
+
+@pytest.mark.parametrize("where", ["one_step", "fit"])
+def test_what_the_loss_does_not_depend_on_is_not_decayed(where):
+    with fg.Graph(seed=0) as graph:
+        x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
+        idle, loss = fg.Variable(3, [1.0, 2.0, 3.0], name="idle"), fg.Dot(x, w)
+    optimizer = fg.Momentum(graph, loss, 0.1, batch_size=1, weight_decay=0.5)
+    trainer = fg.Trainer(optimizer, fg.Engine("sync"))
+    x.set_value([1.0, 1.0])
+    update = optimizer.one_step if where == "one_step" else lambda: trainer.fit({x: np.ones((1, 2))}, epochs=1)
+    with pytest.warns(UserWarning, match="idle"):
+        update()
+    assert idle.value.tolist() == [1.0, 2.0, 3.0]
+    np.testing.assert_allclose(w.value, [1 - 0.1 * 1.5, 2 - 0.1 * 2.0])
+
+
+def test_a_gradient_without_a_norm_is_told_by_the_loss():
+    assert math.isnan(scale_of(block_norms(np.array([1e200])), 1.0))
+    assert math.isnan(scale_of(block_norms(np.array([np.nan])), 1.0))
+
+
+# -- the norm does not depend on slices, alignment, kernels --
+
+
+@given(
+    size=st.sampled_from([0, 1, 63, 64, 65, NORM_BLOCK - 1, NORM_BLOCK, NORM_BLOCK + 1, 3 * NORM_BLOCK + 77]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 5),
+    offset=st.integers(0, 7),
+)
+def test_block_norms_in_slices_at_any_address(size, dtype, seed, offset):
+    g = np.random.default_rng(seed).normal(size=size).astype(dtype)
+    lying = np.zeros(g.nbytes + offset, np.uint8)[offset:].view(dtype)
+    lying[:] = g
+    whole = block_norms(g)
+    np.testing.assert_allclose(whole.sum(), np.sum(g.astype(float) ** 2), rtol=1e-12)
+    cuts = [block_norms(part) for part in (lying[:NORM_BLOCK], lying[NORM_BLOCK:])]
+    assert np.concatenate(cuts).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compiled_norms_have_the_same_bits(dtype):
+    native = pytest.importorskip("flowgrad.scheduler.native")
+    g = np.random.default_rng(0).normal(size=2 * NORM_BLOCK + 100).astype(dtype)
+    w = np.random.default_rng(1).normal(size=len(g)).astype(dtype)
+    norms = np.zeros(3)
+    native.square_sums(g, NORM_BLOCK, len(g), norms)
+    native.square_sums(g, 0, NORM_BLOCK, norms)
+    assert norms.tobytes() == block_norms(g).tobytes()
+    assert native.scale_of(norms, 3.0) == scale_of(norms, 3.0) < 1.0
+    assert native.scale_of(norms, 1e9) == scale_of(norms, 1e9) == 1.0
+    rule = Model(weight_decay=0.1).optimizer.rule
+    expected, cast = rule.prepare(w, g, 0.3), np.dtype(dtype).type
+    native.prepare(w, g, cast(0.3), cast(0.1))
+    assert g.tobytes() == expected.tobytes()
+
+
+def test_an_update_in_slices_has_the_same_bits():
+    rng = np.random.default_rng(0)
+    w, g = rng.normal(size=(2, 3 * NORM_BLOCK + 5))
+    rule = Model("Adam", weight_decay=0.1, clip_norm=1.0).optimizer.rule
+    whole, _ = rule.update(w, g, rule.init(w))
+    norms = np.concatenate([block_norms(g[: 2 * NORM_BLOCK]), block_norms(g[2 * NORM_BLOCK :])])
+    for part in (slice(0, 2 * NORM_BLOCK), slice(2 * NORM_BLOCK, None)):
+        cut, _ = rule.update(w[part], g[part], rule.init(w[part]), norms)
+        assert cut.tobytes() == whole[part].tobytes()
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("feature", ["decay", "clip", "all"])
+def test_the_same_bits_on_every_executor(executor, kernel, feature):
+    if kernel == "numba":
+        pytest.importorskip("numba")
+
+    def train(where, grain):
+        rng = np.random.default_rng(11)
+        with fg.Graph(seed=0) as graph:
+            x, label = fg.Variable(300, trainable=False), fg.Variable(7, trainable=False)
+            w = fg.Variable(300 * 33, rng.normal(0, 0.1, 300 * 33))
+            last = fg.Variable(7 * 33, rng.normal(0, 0.3, 7 * 33))
+            loss = fg.CrossEntropyWithSoftMax(fg.MatVec(last, fg.Tanh(fg.MatVec(w, x))), label)
+        feeds = {x: rng.random((100, 300)).astype("f4"), label: rng.integers(0, 7, 100)}
+        engine = fg.Engine(where, grain=grain, shards=3, kernel=kernel)
+        fg.Trainer(fg.Adam(graph, loss, batch_size=32, **FEATURES[feature]), engine).fit(feeds, epochs=2)
+        return w.value.tobytes() + last.value.tobytes()
+
+    assert train(executor, "round") == train(executor, "shard") == train("sync", "round")
