@@ -1,4 +1,4 @@
-"""Draw the pictures of the README that show derivatives: run the examples, keep few colours. ``python docs/draw_derivatives.py``."""
+"""Draw the pictures that show derivatives: run the examples, keep few colours. ``python docs/draw_derivatives.py``."""
 
 import sys
 from pathlib import Path

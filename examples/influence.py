@@ -1,4 +1,4 @@
-"""Which training digits push a misclassified test digit to its wrong class?
+"""The training digits that push a misclassified test digit to its wrong class.
 
 The influence of a training digit on a test digit is the scalar product of their gradients: how much a small step on the first
 changes the loss of the second. 20,000 training gradients of 71,560 entries each would take 6 GB; as factors they take 70 MB.

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flowgrad.errors import ClusterError
+
 from ..tasks import Record
 
 
@@ -15,6 +17,10 @@ class Handle:
     def __init__(self, key: str, future: Any = None):
         self.key = key
         self.future = future
+
+
+class Lost(ClusterError):
+    """Values that were held are gone, with the worker that had them; what made them must be submitted again."""
 
 
 class Done:
@@ -69,6 +75,10 @@ class Executor(ABC):
     def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
         """Like `submit`, for records in which hardly anything can run side by side; they stand in their order."""
         return self.submit(records, keys)
+
+    def alive(self, handle: Handle) -> bool:
+        """Whether the value is still there, as far as is known here."""
+        return True
 
     @abstractmethod
     def compute(self, collection: Any) -> Any:

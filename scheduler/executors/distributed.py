@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any
 
 from distributed import Client, get_client
@@ -15,7 +17,7 @@ from flowgrad.errors import ClusterError
 from ..blocks import pick
 from ..daskgraph import to_dask
 from ..tasks import Data, Record, Ref, Task
-from .base import Executor, Handle
+from .base import Executor, Handle, Lost
 
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.
 EMBED_BYTES = 1 << 20
@@ -62,7 +64,15 @@ class DistributedExecutor(Executor):
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
-        return list(self.client.gather([_future(h) for h in handles]))
+        with suppress(CancelledError):
+            return list(self.client.gather([_future(h) for h in handles]))
+        # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
+        raise Lost("values that were kept on a worker are gone with it: call again")
+
+    def alive(self, handle: Handle) -> bool:
+        """Whether the future is not cancelled, lost or failed."""
+        future = _future(handle)
+        return future is not None and future.status in ("pending", "finished")
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
