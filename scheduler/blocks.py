@@ -205,7 +205,7 @@ def run_round(
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:
     """Return the sum of the losses, the number of right classes (-1 without classes) and the number of samples."""
     samples = max(map(len, feeds))
-    found = kernel_of(program)(arrange(program, state, const, [canonical(f) for f in feeds]))
+    found = kernel_of(program)([canonical(i) for i in arrange(program, state, const, feeds)])
     loss = found["0"]
     total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
     right = -1

@@ -187,6 +187,7 @@ def test_values_stay_on_the_workers_and_leave_them(client):
     assert not engine.cache.held
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_values_lost_with_their_workers_are_computed_again():
     net = Net(samples=30_000)  # the feed is placed on a worker
