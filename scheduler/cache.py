@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -47,6 +48,17 @@ class Cache:
         self.limit = limit
         self.held: OrderedDict[str, tuple[Handle, int]] = OrderedDict()
         self.hits = self.misses = self.bytes = 0
+        self.salt = ""
+
+    def lost(self) -> None:
+        """Start anew after values were lost. Keys get another salt: a cluster remembers the old ones as cancelled for a while."""
+        self.clear()
+        self.salt = uuid.uuid4().hex[:8]
+
+    def check(self) -> None:
+        """Start anew if something that is held is known to be lost."""
+        if self.executor.remote and not all(self.executor.alive(handle) for handle, _ in self.held.values()):
+            self.lost()
 
     def has(self, key: str) -> bool:
         """Whether the value is there; counts as a use of it."""

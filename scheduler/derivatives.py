@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -19,7 +20,7 @@ from flowgrad.node import Node
 
 from . import buffers
 from .cache import Cache, CacheInfo
-from .executors import Executor, Handle
+from .executors import Executor, Handle, Lost
 from .feeds import check_nodes
 from .forward_mode import cheaper_mode, lower_push
 from .known import FeedMemory, KnownFeeds
@@ -35,6 +36,18 @@ BLOCK_SAMPLES = 4096
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
 CHECKED = 64 << 20
 MAX_BLOCKS = 16
+
+
+Lower = Callable[[Request, int, int], Ref]
+
+
+def lower_reverse(request: Request, start: int, stop: int) -> Ref:
+    """Add the task that runs the last edges back for samples ``start:stop``."""
+    recipe = request.recipe
+    ends = recipe.ends(len(request.seed), request.known.feeds.dtype)
+    refs = request.refs(start, stop, recipe.end_reads)
+    reads = [refs[var] for var in recipe.end_reads]
+    return request.task("jacobian", jacobian_block, ends, recipe.place, stop - start, *reads)
 
 
 class Derivatives:
@@ -148,35 +161,28 @@ class Derivatives:
         if compute and size > budget:
             found = _late("lazy_jacobian").lazy_jacobian(recipe, known, budget)
         else:
-            request = Request(recipe, known, self.cache)
-            blocks = self._blocks(known.feeds.samples)
-            if mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward"):
-                refs = [lower_push(request, start, stop) for start, stop in blocks]
-            else:
-                refs = [self._lower_reverse(request, start, stop) for start, stop in blocks]
-            found = self._results(request, refs, compute)
+            forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
+            lower = lower_push if forward else lower_reverse
+            found = {}
+            with suppress(Lost):
+                found = self._run_jacobian(recipe, known, lower, compute)
+            if not found:  # what was kept is gone with a worker: begin anew
+                self.cache.lost()
+                found = self._run_jacobian(recipe, known, lower, compute)
         return found[nodes[0]] if isinstance(wrt, Node) else found
 
-    def _lower_reverse(self, request: Request, start: int, stop: int) -> Ref:
-        recipe = request.recipe
-        ends = recipe.ends(len(request.seed), request.known.feeds.dtype)
-        refs = request.refs(start, stop, recipe.end_reads)
-        places = recipe.place
-        return request.task(
-            "jacobian", jacobian_block, ends, places, stop - start, *[refs[var] for var in recipe.end_reads]
-        )
-
-    def _results(self, request: Request, blocks: list[Ref], compute: bool) -> dict[Node, Any]:
-        nodes = request.recipe.wrt
+    def _run_jacobian(self, recipe: Recipe, known: KnownFeeds, lower: Lower, compute: bool) -> dict[Node, Any]:
+        request = Request(recipe, known, self.cache)
+        blocks = [lower(request, start, stop) for start, stop in self._blocks(known.feeds.samples)]
         if not compute:
-            joined = [request.task("join", join, blocks, k) for k in range(len(nodes))]
+            joined = [request.task("join", join, blocks, k) for k in range(len(recipe.wrt))]
             handles = self._submit(request, joined, len(blocks) == 1)
             futures = [self.executor.future(h) for h in handles]
             if not self.executor.remote:
                 self.executor.release(handles)
-            return dict(zip(nodes, futures))
+            return dict(zip(recipe.wrt, futures))
         parts = self._gather(request, blocks)
-        return {node: join(parts, k) for k, node in enumerate(nodes)}
+        return {node: join(parts, k) for k, node in enumerate(recipe.wrt)}
 
     # -- per-sample gradients -----------------------------------------------------------------------------------
 

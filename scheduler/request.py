@@ -33,6 +33,7 @@ class Request:
     """
 
     def __init__(self, recipe: Recipe, known: KnownFeeds, cache: Cache, seed: Array | None = None):
+        cache.check()
         self.recipe, self.known, self.cache = recipe, known, cache
         self.records: dict[str, Record] = {}
         self.sizes: dict[str, int] = {}  # bytes of values that are worth keeping
@@ -123,7 +124,7 @@ class Request:
             elif i.role == "seed":
                 cut = "" if whole or self.seed.shape[1] == 1 else f".{start}.{stop}"
                 names[i.var] = f"seed-{self.seed_token}{cut}"
-        return names
+        return {var: f"{name}{self.cache.salt}" for var, name in names.items()} if self.cache.salt else names
 
     def _leaf(self, var: int, name: str, start: int, stop: int, whole: bool) -> None:
         """Add the record of something given, unless it is held already."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +39,15 @@ def test_a_peer_that_is_not_installed_is_told():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "sklearn" in json.loads(done.stdout)["missing"]
+
+
+@pytest.mark.parametrize("name", ["flowgrad", "numpy"])
+def test_contenders_for_derivatives_agree(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.derivatives import CONTENDERS, timed
+
+    calls, reference = CONTENDERS[name][1](), CONTENDERS["numpy"][1]()
+    np.testing.assert_allclose(calls["norms"](), reference["norms"](), rtol=1e-3)
+    np.testing.assert_allclose(calls["jacobian"](), reference["jacobian"](), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(calls["array"](), axis=1), reference["norms"](), rtol=1e-3)
+    assert len(timed(calls["norms"], 3)) == 3

@@ -3,6 +3,8 @@
 import derivatives
 import numpy as np
 import pytest
+from conftest import local_cluster
+from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
 from test_jacobians import Net, same
 
@@ -183,3 +185,18 @@ def test_values_stay_on_the_workers_and_leave_them(client):
     assert held <= {str(key) for keys in client.has_what().values() for key in keys}
     engine.clear_cache()
     assert not engine.cache.held
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_values_lost_with_their_workers_are_computed_again():
+    net = Net(samples=30_000)  # the feed is placed on a worker
+    with local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+        engine = fg.Engine(client)
+        first = engine.jacobian(net.logits, net.x, net.feeds)
+        assert engine.cache_info().values > 0
+        client.restart()
+        np.testing.assert_array_equal(engine.jacobian(net.logits, net.x, net.feeds), first)
+        client.restart()
+        again = engine.per_sample_gradients(net.logits[0:1], net.feeds).norms()
+    same(again, fg.Engine("sync").per_sample_gradients(net.logits[0:1], net.feeds).norms())

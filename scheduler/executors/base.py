@@ -127,6 +127,10 @@ class Executor(ABC):
         """Like `submit`, for records in which hardly anything can run side by side; they stand in their order."""
         return self.submit(records, keys)
 
+    def alive(self, handle: Handle) -> bool:
+        """Whether the value is still there, as far as is known here."""
+        return True
+
     @abstractmethod
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection."""
@@ -156,10 +160,6 @@ class Executor(ABC):
             If a task raised an exception.
         """
         return self.result(handles)
-
-    def alive(self, handle: Handle) -> bool:
-        """Return whether the value of a handle from `put` is still there."""
-        return True
 
     @abstractmethod
     def release(self, handles: Iterable[Handle]) -> None:

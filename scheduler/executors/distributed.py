@@ -134,7 +134,16 @@ class DistributedExecutor(Executor):
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
-        return list(self.client.gather([_future(h) for h in handles]))
+        with suppress(CancelledError):
+            return list(self.client.gather([_future(h) for h in handles]))
+        # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
+        raise Lost("values that were kept on a worker are gone with it: call again")
+
+    def alive(self, handle: Handle) -> bool:
+        """Whether the future is not cancelled, lost or failed; a scattered value is never pending."""
+        future = _future(handle)
+        wanted = ("pending", "finished") if isinstance(handle.future, tuple) else ("finished",)
+        return future is not None and future.status in wanted
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
@@ -182,10 +191,6 @@ class DistributedExecutor(Executor):
         if since is not None and time.monotonic() - since > GONE_SECONDS:
             raise Lost(f"worker {min(gone)} went away")
         return since or time.monotonic()
-
-    def alive(self, handle: Handle) -> bool:
-        """Return whether a scattered value is still there."""
-        return handle.future is not None and _future(handle).status == "finished"
 
     def release(self, handles: Iterable[Handle]) -> None:
         """Drop the futures."""
