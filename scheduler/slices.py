@@ -1,9 +1,9 @@
 """Large parameter vectors: who updates them, and what travels for it.
 
-*Small* ones are updated by every lane, in the task that then computes its next gradients: one hop per step, and the optimizer's state
-travels along with the gradients. *Middle-sized* ones are updated by every lane in a task of its own: two hops, and gradients alone
-travel. *Large* ones are cut into slices, each reduced and updated by itself on a worker of its own, so that no worker has the whole
-optimizer state or updates everything.
+*Small* ones are updated by every lane, in the task that then computes its next gradients: one hop per step, and the optimizer's
+state travels along with the gradients. *Middle-sized* ones are updated by every lane in a task of its own: two hops, and gradients
+alone travel. *Large* ones are cut into slices, each reduced and updated by itself on a worker of its own, so that no worker has the
+whole optimizer state or updates everything.
 
 A gradient is cut where it was computed; a slice's parts go to the slice's worker, which adds them up in the order of the tree and
 updates its slice of parameters and optimizer state. Only parameters go back to the gradients' workers. Every rule is elementwise
