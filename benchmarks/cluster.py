@@ -89,10 +89,9 @@ def scaling_report(tell: Tell, turns: int = 3) -> str:
     paired = statistics.median(b / a for a, b in zip(*found.values()))
     step = 4096e3 / max(found[1])
     return (
-        f"784-1024-10, batch 4096, {history.plan['shards']} shards, kernel {history.plan['kernel']}: a step of {step:.0f} ms "
-        f"on one worker. {max(found[1]):,.0f} samples/s on one, {max(found[2]):,.0f} on two: "
-        f"{ratio:.2f}x (turn by turn {paired:.2f}x), "
-        f"wanted {WANTED_SPEEDUP}: {'yes' if ratio >= WANTED_SPEEDUP else 'no'}."
+        f"784-1024-10, batch 4096, {history.plan['shards']} shards, kernel {history.plan['kernel']}: a step of {step:.0f} ms on "
+        f"one worker. {max(found[1]):,.0f} samples/s on one, {max(found[2]):,.0f} on two: {ratio:.2f}x "
+        f"(turn by turn {paired:.2f}x), wanted {WANTED_SPEEDUP}: {'yes' if ratio >= WANTED_SPEEDUP else 'no'}."
     )
 
 
@@ -204,12 +203,12 @@ def large_data_report(tell: Tell, gigabytes: float = 4.0, batch: int = 8192) -> 
             history = fg.Trainer(optimizer, fg.Engine(client, dtype=np.float32)).fit(feeds, epochs=1)
             seconds = time.perf_counter() - start
             watch.stop.set()
-    most = [f"{watch.most[pid] / 2**20:.0f}" for pid in watch.pids]
+    client_most, *workers_most = (f"{watch.most[pid] / 2**20:.0f} MiB" for pid in watch.pids)
     return (
         f"{gigabytes:g} GB of float32 in a `.npy` file, two workers limited to 1 GB each, batch {batch}, shuffled over all rows: "
-        f"an epoch in {seconds:.0f} s ({history.epochs[-1]['samples_per_second']:,.0f} samples/s, "
-        f"{len(history.recoveries)} recoveries). "
-        f"Most resident memory, pages of the mapped file included: client {most[0]} MiB, workers {most[1]} and {most[2]} MiB."
+        f"an epoch in {seconds:.0f} s ({history.epochs[-1]['samples_per_second']:,.0f} samples/s), "
+        f"{len(history.recoveries)} recoveries. Most resident memory, pages of the mapped file included: "
+        f"client {client_most}, workers {' and '.join(workers_most)}."
     )
 
 

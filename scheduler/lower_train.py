@@ -108,6 +108,7 @@ def lower_steps(
     state: list[Ref],
     steps: Sequence[list[Array]],
     program: Step,
+    together: bool = True,
 ) -> tuple[list[Ref], Ref]:
     """Lower consecutive steps.
 
@@ -125,6 +126,8 @@ def lower_steps(
         Per step the rows of each shard in its lane's feeds.
     program : Step
         The program itself, for grain ``"node"``.
+    together : bool
+        At grain ``"shard"``: whether an update and the next gradient are one task, whose results then carry the state along.
 
     Returns
     -------
@@ -137,7 +140,8 @@ def lower_steps(
     if plan.grain == "shard" and len(state) > 1:
         done = _sliced_steps(graph, rule, lanes, state, steps)
     elif plan.grain == "shard":
-        done = [_lane_steps(graph, rule, lanes, state[0], steps)]
+        lower = _lane_steps if together or len(lanes) == 1 else _copied_steps
+        done = [lower(graph, rule, lanes, state[0], steps)]
     else:
         lane = lanes[0]
         args = (lane.step, rule, state[0], lane.const, lane.feeds, list(steps), lane.threads)
@@ -178,13 +182,28 @@ def _lane_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref,
     return graph.task("update", lane_work.last_update, lanes[0].step, rule, carries, before, worker=lanes[0].worker)
 
 
+def _copied_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref, steps: Sequence[list[Array]]) -> Ref:
+    """Give each lane its own copy of the state and a task that updates it, so that gradients alone travel."""
+    done = [graph.task("update", slices.begin, state, k, worker=lane.worker) for k, lane in enumerate(lanes)]
+    for shards in steps:
+        shares = [
+            graph.task("gradient", slices.gradient_at, x.step, rule, d, x.const, x.feeds, part, worker=x.worker)
+            for x, d, part in zip(lanes, done, _parts(lanes, shards))
+        ]
+        done = [
+            graph.task("update", slices.update_slice, x.step, rule, d, shares, len(shards), worker=x.worker)
+            for x, d in zip(lanes, done)
+        ]
+    return done[0]
+
+
 def _sliced_steps(
     graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Sequence[Ref], steps: Sequence[list[Array]]
 ) -> list[Ref]:
     """Give each slice of the parameters an update of its own, on a worker of its own."""
     n = len(state)
     homes = [lanes[k * len(lanes) // n] for k in range(n)]
-    done = [graph.task("update", slices.begin_slice, s, worker=home.worker) for s, home in zip(state, homes)]
+    done = [graph.task("update", slices.begin, s, k, worker=h.worker) for k, (s, h) in enumerate(zip(state, homes))]
     for shards in steps:
         weights = [graph.task("weights", slices.pick_weights, d, worker=h.worker) for d, h in zip(done, homes)]
         shares = [

@@ -1,4 +1,9 @@
-"""Large parameter vectors in slices: each is reduced and updated by itself, on a worker of its own.
+"""Large parameter vectors: who updates them, and what travels for it.
+
+*Small* ones are updated by every lane, in the task that then computes its next gradients: one hop per step, and the optimizer's
+state travels along with the gradients. *Middle-sized* ones are updated by every lane in a task of its own: two hops, and gradients
+alone travel. *Large* ones are cut into slices, each reduced and updated by itself on a worker of its own, so that no worker has the
+whole optimizer state or updates everything.
 
 A gradient is cut where it was computed; a slice's parts go to the slice's worker, which adds them up in the order of the tree and
 updates its slice of parameters and optimizer state. Only parameters go back to the gradients' workers. Every rule is elementwise
@@ -20,19 +25,25 @@ from .kernel import canonical
 from .lane_work import Part, Shares, gradients, total
 from .tree import bounds
 
-# From two slices of this size on, a parameter vector is cut.
-SLICE_BYTES = 1 << 20
+# Parameters up to this size are small; from this size on they are large.
+SMALL_BYTES = 1 << 20
+LARGE_BYTES = 16 << 20
 
 
 def choose_slices(grain: str, parameter_bytes: int, lanes: int) -> int:
-    """Return into how many slices parameters are cut: at most one per lane, and none of them small.
+    """Return into how many slices parameters are cut: one per lane, if they are large.
 
     Examples
     --------
-    >>> choose_slices("shard", 286_240, 2), choose_slices("shard", 3 << 20, 2), choose_slices("round", 3 << 20, 2)
+    >>> choose_slices("shard", 3 << 20, 2), choose_slices("shard", 30 << 20, 2), choose_slices("round", 30 << 20, 2)
     (1, 2, 1)
     """
-    return max(1, min(lanes, parameter_bytes // SLICE_BYTES)) if grain == "shard" else 1
+    return lanes if grain == "shard" and parameter_bytes >= LARGE_BYTES else 1
+
+
+def travels_along(parameter_bytes: int) -> bool:
+    """Return whether parameters are so small that the whole state may travel with the gradients."""
+    return parameter_bytes <= SMALL_BYTES
 
 
 def cut_state(state: State, slices: int) -> list[State]:
@@ -75,9 +86,16 @@ def update_slice(
     return update(step, rule, state, (gradient, loss)), [*before[1], loss]
 
 
-def begin_slice(state: State) -> tuple[State, list[float]]:
-    """Return a slice before the first step."""
+def begin(state: State, lane: int) -> tuple[State, list[float]]:
+    """Return a slice, or a lane's copy of the whole, before the first step."""
     return state, []
+
+
+def gradient_at(
+    step: Step, rule: Rule, done: tuple[State, Any], const: Array | None, feeds: list[Array], part: Part
+) -> Shares:
+    """Compute the gradients of a lane's shards at the state that the lane has."""
+    return gradients(step, rule, {k: canonical(v) for k, v in done[0].items()}, const, feeds, part)
 
 
 def pick_weights(done: tuple[State, Any]) -> Array:

@@ -19,7 +19,7 @@ from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .lower_train import Lane, lower_steps
 from .plan import Plan
 from .recovery import Recovery, told
-from .slices import choose_slices, cut_state, join_state
+from .slices import choose_slices, cut_state, join_state, travels_along
 from .tasks import Ref, TaskGraph, token
 from .tree import bounds
 
@@ -202,7 +202,8 @@ class Windows:
             lanes, steps, kept = self.placement.bucket(graph, lanes, site.workers, steps, site.salt)
             self._hold(kept)
         refs = [Ref(h.key) for h in before]
-        state, losses = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step)
+        together = travels_along(self.state["w"].nbytes)
+        state, losses = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, together)
         keys = [losses.key, *(ref.key for ref in state)]
         loss, *after = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
         self._drop(before)

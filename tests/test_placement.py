@@ -105,13 +105,13 @@ def test_feeds_larger_than_a_worker_are_read_by_the_bucket():
     assert not placement.bucketed(workers(1))
 
 
-def lowered(state_slices, lanes=2, steps=3):
+def lowered(state_slices, together=True, lanes=2, steps=3):
     graph = TaskGraph()
     plan = Plan("shard", 4, "numpy", 1, 10, "")
     found = [Lane(k, Ref(f"p{k}"), None, [Ref(f"f{k}")], 2 * k, 2 * k + 2) for k in range(lanes)]
     rows = [[np.arange(s, s + 2) for s in range(4)] for _ in range(steps)]
     state = [Ref(f"s{k}") for k in range(state_slices)]
-    after, losses = lower_steps(graph, plan, AdamRule(), found, state, rows, None)
+    after, losses = lower_steps(graph, plan, AdamRule(), found, state, rows, None, together)
     return graph.records, after, losses
 
 
@@ -131,6 +131,19 @@ def test_a_step_is_one_task_per_lane():
         ("state", 0): 1,
         ("loss", 0): 1,
     }
+
+
+def test_only_gradients_travel_where_each_lane_has_its_own_copy_of_the_state():
+    records, after, _ = lowered(1, together=False)
+    assert len(after) == 1
+    found = kinds(records)
+    for worker in (0, 1):
+        assert found["update", worker] == 1 + 3
+        assert found["gradient", worker] == 3
+    for key, record in records.items():
+        if key.startswith("gradient"):  # reads the copy of its own lane
+            (state,) = [a.key for a in record.args if isinstance(a, Ref) and a.key.startswith("update")]
+            assert records[state].worker == record.worker
 
 
 def test_slices_are_updated_on_workers_of_their_own():
@@ -206,6 +219,13 @@ def test_gradients_run_on_both_workers(client, tmp_path):
 
 
 @pytest.mark.parametrize("shards", [2, 3, 4])
+def test_copies_change_no_bit(executor, monkeypatch, shards):
+    expected = train("sync", 2, shards=shards)[:2]
+    monkeypatch.setattr(slices, "SMALL_BYTES", 100)
+    assert train(executor, 2, shards=shards)[:2] == expected
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4])
 def test_slices_change_no_bit(executor, monkeypatch, shards):
     expected = train("sync", 2, shards=shards)[:2]
     chosen = []
@@ -214,7 +234,7 @@ def test_slices_change_no_bit(executor, monkeypatch, shards):
         chosen.append(slices.choose_slices(*args))
         return chosen[-1]
 
-    monkeypatch.setattr(slices, "SLICE_BYTES", 500)
+    monkeypatch.setattr(slices, "LARGE_BYTES", 500)
     monkeypatch.setattr("flowgrad.scheduler.windows.choose_slices", choose)
     assert train(executor, 2, shards=shards)[:2] == expected
     assert set(chosen) == {1 if executor in ("sync", "threads") else 2}
