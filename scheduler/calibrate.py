@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -22,17 +21,17 @@ from flowgrad.jacobian import Array
 from flowgrad.optim import AdamRule, GradientDescentRule
 
 from . import blocks, compiled
-from .blas import one_thread
+from .blas import COMPILED_BLAS, one_thread
 from .cost import work_of
 from .facts import read_cpu, read_versions
 from .feeds import check_feeds
 from .lower import flat_values
 from .lower_train import compile_step
-from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates
+from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, on_curve
 from .tasks import token
 
 # Probes of one calibration; each is a few calls.
-PASSES = 3
+PASSES = 5
 # Bytes of the feeds that rows are gathered from: more than a cache holds.
 FEED_BYTES = 1 << 26
 # Sides of a matrix product as arrays (N, inputs) x, (outputs, inputs) w, (N, outputs) g.
@@ -40,6 +39,12 @@ PRODUCTS: dict[str, Callable[[Array, Array, Array], tuple[Array, Array]]] = {
     "value": lambda x, w, g: (x, w.T),
     "input": lambda x, w, g: (g, w),
     "matrix": lambda x, w, g: (g.T, x),
+}
+# What the layers of synthetic programs are.
+LAYERS: dict[str, Callable[[fg.Node, fg.Node], fg.Node]] = {
+    "loops": lambda value, w: fg.ReLU(value * w),
+    "functions": lambda value, w: fg.Tanh(fg.Logistic(value)),
+    "reductions": lambda value, w: fg.SoftMax(value),
 }
 # What tells one machine, or one way to set it up, from another.
 SETTINGS = ("OPENBLAS_CORETYPE", "MKL_DEBUG_CPU_TYPE", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
@@ -81,9 +86,12 @@ def _code() -> str:
 
 def measure_rates(kernel: str, dtype: str) -> Rates:
     """Measure the rates of one thread of this process; a compiled kernel that was never used here is compiled first."""
+    if kernel == "numba":
+        import_module(COMPILED_BLAS)  # it must be there to be told to use one thread
     with one_thread():
         products = _products(kernel, np.dtype(dtype))
-        plain = Rates(kernel, dtype, 0.0, 0.0, products, ((1.0, 0.0),), 0.0, 0.0, ((1.0, 0.0),))
+        nothing = ((1.0, 0.0),)
+        plain = Rates(kernel, dtype, 0.0, 0.0, products, nothing, 0.0, 0.0, nothing, nothing)
         return _compiled_rates(plain) if kernel == "numba" else _numpy_rates(plain)
 
 
@@ -121,15 +129,18 @@ def _multiply(kernel: str, dtype: np.dtype[Any]) -> Callable[[Array, Array, Arra
 
 
 def _fastest(runs: Iterable[Callable[[], Any]]) -> list[float]:
-    """Return the shortest time of each; all take turns, so that a disturbance does not meet all tries of one."""
+    """Return the shortest time of each; all take turns, so that a disturbance does not meet all tries of one.
+
+    It is the time that this thread had a processor: what others do on the machine meanwhile does not count.
+    """
     runs = list(runs)
     best = [math.inf] * len(runs)
     for _ in range(PASSES):
         for k, run in enumerate(runs):
             run()  # its data is in the cache, as after the step before
-            start = time.perf_counter()
+            start = time.thread_time()
             run()
-            best[k] = min(best[k], time.perf_counter() - start)
+            best[k] = min(best[k], time.thread_time() - start)
     return best
 
 
@@ -150,20 +161,20 @@ class Probe:
     Parameters
     ----------
     kind : str
-        ``"loops"``: cheap elementwise instructions; ``"functions"``: transcendental ones; ``"rows"``: wide feeds, of which little
-        is used.
+        ``"loops"``: cheap elementwise instructions; ``"functions"``: transcendental ones; ``"reductions"``: those over short rows;
+        ``"rows"``: wide feeds, of which little is used.
     kernel, dtype : str
     """
 
     def __init__(self, kind: str, kernel: str, dtype: str, length: int = 4):
-        dim = 1024 if kind == "rows" else 64
+        dim = {"rows": 1024, "reductions": 8}.get(kind, 64)
         with fg.Graph(seed=0) as graph:
             x = fg.Variable(dim, trainable=False, name="x")
             value: fg.Node = x[0:4] if kind == "rows" else x
             w = fg.Variable(value.dim, np.full(value.dim, 0.9), name="w")
             value = value * w
             for _ in range(0 if kind == "rows" else length):
-                value = fg.Tanh(fg.Logistic(value)) if kind == "functions" else fg.ReLU(value * w)
+                value = LAYERS[kind](value, w)
             loss = fg.Dot(value, fg.Variable(value.dim, np.ones(value.dim), trainable=False))
         samples = FEED_BYTES // (dim * np.dtype(dtype).itemsize) if kind == "rows" else 1 << 14
         feeds = check_feeds(graph, {x: np.full((samples, dim), 0.5, dtype)}, dtype)
@@ -189,22 +200,23 @@ class Probe:
 def _numpy_rates(plain: Rates) -> Rates:
     """Fill in what NumPy's kernel costs; the probes' own counts of work are what times are divided by."""
     size = plain.itemsize
-    short, loops, functions, rows = (
+    short, loops, functions, reductions, rows = (
         Probe(kind, "numpy", plain.dtype, length)
-        for kind, length in (("loops", 1), ("loops", 4), ("functions", 2), ("rows", 0))
+        for kind, length in (("loops", 1), ("loops", 4), ("functions", 2), ("reductions", 2), ("rows", 0))
     )
     few, many = short.seconds(1, 16), loops.seconds(1, 16)
     call = max((many - few) / (loops.work.calls - short.work.calls), 1e-8)
     found = replace(plain, call=call, start=max(few - short.work.calls * call, 0.0))
-    taken = rows.seconds(512, 4)
-    found = replace(found, taking=_rest(taken, found, rows, 512) / (512 * rows.work.taken * size))
+    found = replace(found, taking=_taking(found, rows))
     moving = []
     for samples, steps in ((64, 8), (1024, 3), (16384, 1)):
         rest = _rest(loops.seconds(samples, steps), found, loops, samples)
         moving.append((float(samples * 64 * size), rest / (size * (loops.work.moved(samples) - samples * 64))))
     found = replace(found, moving=tuple(moving))
     rest = _rest(functions.seconds(512, 4), found, functions, 512)
-    return replace(found, function=rest / (512 * functions.work.functions), updating=_updates(plain.dtype))
+    found = replace(found, function=rest / (512 * functions.work.functions), updating=_updates(plain.dtype))
+    rest = _rest(reductions.seconds(512, 4), found, reductions, 512)
+    return replace(found, reduction=rest / (512 * reductions.work.reductions))
 
 
 def _updates(dtype: str) -> Curve:
@@ -221,16 +233,23 @@ def _updates(dtype: str) -> Curve:
 
 def _compiled_rates(plain: Rates) -> Rates:
     """Fill in what a compiled kernel costs."""
-    size, moving = plain.itemsize, _memory()
+    moving = _memory()
     rows, functions = Probe("rows", "numba", plain.dtype), Probe("functions", "numba", plain.dtype, 2)
     few, many = rows.seconds(1, 256), functions.seconds(1, 256)
     found = replace(plain, moving=moving, updating=moving)
     call = max((many - few) / (functions.work.calls - rows.work.calls), 1e-9)
     found = replace(found, call=call, start=max(few - rows.work.calls * call, 0.0))
-    taken = rows.seconds(512, 8)
-    found = replace(found, taking=_rest(taken, found, rows, 512) / (512 * rows.work.taken * size))
+    found = replace(found, taking=_taking(found, rows))
     rest = _rest(functions.seconds(512, 4), found, functions, 512)
     return replace(found, function=rest / (512 * functions.work.functions))
+
+
+def _taking(known: Rates, rows: Probe) -> Curve:
+    curve = []
+    for samples, steps in ((64, 16), (512, 4), (2048, 2)):
+        nbytes = samples * rows.work.taken * known.itemsize
+        curve.append((float(nbytes), _rest(rows.seconds(samples, steps), known, rows, samples) / nbytes))
+    return tuple(curve)
 
 
 def _rest(seconds: float, known: Rates, probe: Probe, samples: int) -> float:
@@ -241,17 +260,13 @@ def _rest(seconds: float, known: Rates, probe: Probe, samples: int) -> float:
 # -- several at once --------------------------------------------------------------------------------------------
 
 
-def burst(threads: int, seconds: float = 0.04) -> float:
-    """Return the seconds of a matrix product while `threads` threads of this process are at it for some time."""
-    a, b = np.ones((256, 512), np.float32), np.ones((512, 512), np.float32)
-
-    def work(_: int) -> list[float]:
-        out, times = np.empty((256, 512), np.float32), []
-        ends = time.perf_counter() + seconds
+def burst(seconds: float = 0.04) -> float:
+    """Return the seconds of a matrix product, of many one after the other; others may be at it at the same time."""
+    a, b, out = (np.ones(shape, np.float32) for shape in ((256, 512), (512, 512), (256, 512)))
+    times = []
+    ends = time.perf_counter() + seconds
+    with one_thread():
         while (start := time.perf_counter()) < ends or not times:
             np.matmul(a, b, out=out)
             times.append(time.perf_counter() - start)
-        return times
-
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
-        return float(max(np.quantile(times, 0.25) for times in pool.map(work, range(threads))))
+    return float(np.quantile(times, 0.25))

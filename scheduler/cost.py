@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flowgrad.jacobian import Dense, Outer, Selection
 from flowgrad.node import Op
-from flowgrad.ops import Dot, MatVec
+from flowgrad.ops import Dot, MatVec, Slice
 from flowgrad.program import Instr, Program
 
 # Names in the code of a rule that tell that it computes transcendental functions, which cost many operations each.
@@ -80,8 +80,8 @@ class Work:
         How often, by `Product` and by `Loop`; each grows with the number of samples.
     once : int
         Entries that are moved once, however many samples there are.
-    functions : int
-        Transcendental functions (exp, log, tanh, ...) per sample.
+    functions, reductions : int
+        Transcendental functions (exp, log, tanh, ...) per sample; rows that ops such as SoftMax go through as a whole.
     calls : int
         Instructions.
     taken : int
@@ -96,6 +96,7 @@ class Work:
     loops: dict[Loop, int]
     once: int
     functions: int
+    reductions: int
     calls: int
     taken: int
     params: int
@@ -128,7 +129,7 @@ def work_of(program: Program, cotangents: int = 1) -> Work:
     """
     products: Counter[Product] = Counter()
     loops: Counter[Loop] = Counter()
-    once = functions = 0
+    once = functions = reductions = 0
     depth = [0] * len(program.types)
     for i in program.instrs:
         depth[i.out] = 1 + max((depth[a] for a in i.args), default=0)
@@ -143,11 +144,12 @@ def work_of(program: Program, cotangents: int = 1) -> Work:
         if any(program.types[a].batched for a in (*i.args, i.out)):
             loops[Loop(moved, out)] += 1
             functions += _functions(i, program)
-        else:
+            reductions += hasattr(i.op, "row_value" if i.verb == "apply" else "row_factor")
+        elif not _is_view(i, program):
             once += moved
     taken = sum(program.types[i.var].dim for i in program.inputs if i.role == "feed")
     return Work(
-        dict(products), dict(loops), once, functions, len(program.instrs), taken, program.size("param"), max(depth)
+        dict(products), dict(loops), once, functions, reductions, len(program.instrs), taken, program.size("param"), max(depth)
     )
 
 
@@ -167,6 +169,15 @@ def _product(i: Instr, program: Program) -> Product | None:
     if kind is Dense and i.op is MatVec and not types[i.args[1]].batched:
         return Product("input", outputs, out.dim)
     return None
+
+
+def _is_view(i: Instr, program: Program) -> bool:
+    """Return whether an instruction on shared variables moves nothing: a range of a vector, or pieces written in place."""
+    if i.verb == "scatter":
+        starts = dict(i.attrs)["starts"]
+        ends = [start + program.types[a].dim for start, a in zip(starts, i.args)]
+        return [0, *ends] == [*starts, program.types[i.out].dim]
+    return i.verb == "apply" and i.op is Slice
 
 
 def _functions(i: Instr, program: Program) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from .cost import Product, Work
 
 # Shapes of the matrix products that are measured: samples, rows of the matrix, its columns.
-SAMPLES = (4, 16, 64, 256, 1024)
+SAMPLES = (4, 16, 64, 256)
 OUTPUTS = (8, 32, 128, 512)
 INPUTS = (8, 32, 128, 512)
 
@@ -32,10 +32,10 @@ class Rates:
         Seconds of a matrix product by side, on the grid `SAMPLES` x `OUTPUTS` x `INPUTS`, without its call.
     moving : curve
         Seconds per byte read or written by the size of what is worked on, in bytes.
-    function : float
-        Seconds of a transcendental function.
-    taking : float
-        Seconds per byte of rows that are gathered from the feeds.
+    function, reduction : float
+        Seconds of a transcendental function; of what an op that goes through a whole row takes beside its functions.
+    taking : curve
+        Seconds per byte of rows that are gathered from the feeds, by their size in bytes.
     updating : curve
         Seconds per byte of parameters, gradient and optimizer state, by the size of them all.
     """
@@ -47,7 +47,8 @@ class Rates:
     products: dict[str, list[list[list[float]]]]
     moving: Curve
     function: float
-    taking: float
+    reduction: float
+    taking: Curve
     updating: Curve
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Rates:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Rates:
         """Return the rates that `as_dict` wrote."""
-        curves = {name: tuple((float(x), float(y)) for x, y in values[name]) for name in ("moving", "updating")}
+        curves = {name: tuple((float(x), float(y)) for x, y in values[name]) for name in ("moving", "taking", "updating")}
         return cls(**{**values, **curves})
 
     @property
@@ -75,11 +76,17 @@ class Rates:
         """Return the operations per second of the largest product that was measured."""
         return 2.0 * SAMPLES[-1] * OUTPUTS[-1] * INPUTS[-1] / self.products["value"][-1][-1][-1]
 
+    def calls(self, work: Work) -> float:
+        """Return the seconds of a program on nothing."""
+        return self.start + work.calls * self.call
+
     def gradient(self, work: Work, samples: int) -> float:
         """Return the seconds of the program on one shard of `samples` samples, by one thread."""
         size = self.itemsize
-        seconds = self.start + work.calls * self.call
-        seconds += samples * (work.functions * self.function + work.taken * size * self.taking)
+        seconds = self.calls(work)
+        taken = samples * work.taken * size
+        seconds += samples * (work.functions * self.function + work.reductions * self.reduction)
+        seconds += taken * on_curve(self.taking, taken)
         seconds += sum(n * self.product(p, samples) for p, n in work.products.items())
         if self.kernel == "numba":  # buffers of the whole program are used again and again
             per_byte = on_curve(self.moving, size * work.held(samples))
@@ -106,8 +113,8 @@ class Links:
 
     Attributes
     ----------
-    workers, threads : int
-        Processes that run tasks, and threads in each.
+    workers, threads, slots : int
+        Processes that run tasks; threads that one task may use; tasks that run at one time.
     hop : float
         Seconds from the end of a task to the start of one that waits for it.
     task : float
@@ -116,26 +123,29 @@ class Links:
         Seconds from handing over a window of steps to its losses, without the steps.
     rows : float
         Seconds of handing one shard's rows to a round.
-    bandwidth : float
-        Bytes per second from worker to worker; inf where there is one memory.
-    crowd, crowds : float
-        How much longer matrix products take while all threads of one worker, of all workers, are at it.
+    step, shard : float
+        Seconds of a step whose shards are tasks of their own: by itself, and for each shard.
+    per_param : float
+        Seconds of such a step for each parameter, which then moves from task to task.
+    crowd : float
+        How much longer a matrix product takes while all slots are at it.
     """
 
     workers: int
     threads: int
+    slots: int
     hop: float
     task: float
-    window: float
-    rows: float
-    bandwidth: float = math.inf
+    window: float = 0.0
+    rows: float = 0.0
+    step: float = 0.0
+    shard: float = 0.0
+    per_param: float = 0.0
     crowd: float = 1.0
-    crowds: float = 1.0
 
-    @property
-    def slots(self) -> int:
-        """Tasks that run at one time."""
-        return self.workers * self.threads
+    def crowding(self, threads: int) -> float:
+        """Return how much longer work takes while `threads` threads are at it."""
+        return 1.0 + (self.crowd - 1.0) * (threads - 1) / max(1, self.slots - 1)
 
 
 def on_curve(curve: Sequence[tuple[float, float]], x: float) -> float:

@@ -17,18 +17,19 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
 
-from . import blocks, compiled
+from . import blocks
 from .blas import one_thread
 from .checkpoint import read_checkpoint, write_checkpoint
-from .cost import flops
 from .engine import Engine
+from .estimate import case_of, choose_arithmetic, measured_costs
 from .evaluate import Evaluation
 from .executors import Handle
 from .feeds import check_feeds
 from .history import History
+from .links import Fit
 from .lower import flat_values
 from .lower_train import Given, compile_step, epoch_batches, lower_window
-from .plan import Plan, choose_kernel, choose_plan, choose_shards
+from .plan import ROUND_SECONDS, Plan, choose_grain, choose_plan
 from .tasks import Ref, TaskGraph, token
 from .tree import bounds
 
@@ -45,6 +46,7 @@ class Settings:
     shuffle: bool
     seed: int
     callbacks: tuple[Any, ...]
+    fit: Fit
 
     def notify(self, method: str, *args: Any) -> None:
         """Call a method of every callback that has it."""
@@ -113,24 +115,26 @@ class Run:
             start = stop
 
     def _plan(self) -> Plan:
-        engine, batch_size = self.settings.engine, self.settings.optimizer.batch_size
-        fixed, each = flops(self.step.program)
-        work = fixed + each * batch_size
-        shards = choose_shards(engine.grain, engine.shards, batch_size, work)
-        updates = self.epochs * -(-self.feeds.samples // batch_size)
-        unsupported = compiled.supports(self.step.program, self.step.names)
-        kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
+        optimizer, engine = self.settings.optimizer, self.settings.engine
+        shards, kernel = choose_arithmetic(self.step, optimizer, engine, self.feeds.samples, self.epochs)
         self.step = replace(self.step, compiled=kernel[0] == "numba")
-        best = self._step_seconds([np.arange(batch_size)[start:stop] for start, stop in bounds(batch_size, shards)])
-        nodes = 3 * len(self.settings.optimizer.graph.nodes)
-        return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
+        rows = [np.arange(start, stop) for start, stop in bounds(optimizer.batch_size, shards)]
+        seconds, costs = self._step_seconds(rows), {}
+        if engine.grain == "auto" and shards > 1:
+            fixed = self._step_seconds([shard[:1] for shard in rows])
+            case = case_of(self.step, optimizer, self.feeds.samples, shards)
+            costs = measured_costs(case, self.step.compiled, seconds, fixed, engine.executor, self.settings.fit)
+        grain = choose_grain(engine.grain, costs)
+        return choose_plan(grain, shards, kernel, seconds, len(optimizer.graph.nodes))
 
     def _step_seconds(self, shards: list[Array]) -> float:
         """Measure one optimizer step in one task; several at a time where one is too short to measure."""
         arrays = [self.feeds.arrays[v] for v in self._fed()]
-        best, steps = math.inf, 1
-        for _ in range(5):
+        best, steps, begun = math.inf, 1, time.perf_counter()
+        for tries in range(5):
             start = time.perf_counter()
+            if tries > 1 and start - begun > ROUND_SECONDS:
+                break
             with one_thread():
                 many = [shards] * steps
                 blocks.run_round(self.step, self.rule, self.state, self._const(), arrays, many, self.executor.threads)

@@ -15,7 +15,9 @@ from flowgrad.optimizers import Optimizer
 
 from .checkpoint import prepare_folder
 from .engine import Engine
+from .estimate import estimate
 from .evaluate import Evaluation
+from .explain import explain_training
 from .feeds import check_feeds
 from .history import History
 from .run import Run, Settings
@@ -65,7 +67,7 @@ class Trainer:
             )
         self.optimizer = optimizer
         self.engine = Engine() if engine is None else engine
-        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), tuple(callbacks))
+        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), tuple(callbacks), _fit)
 
     def fit(
         self,
@@ -112,6 +114,26 @@ class Trainer:
         finally:
             run.close()
 
+    def explain(self, feeds: Mapping[Any, Any], epochs: int = 6) -> str:
+        """Say what training with these feeds would do and cost, without training.
+
+        The cost of a step is predicted from its operations and from how fast this engine was found to work; what is not known
+        about the machine yet is measured first, which takes about a second (longer if compiled kernels are measured for
+        the first time).
+
+        Parameters
+        ----------
+        feeds : dict
+            As for `fit`.
+        epochs : int
+
+        Returns
+        -------
+        str
+            The plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
+        """
+        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, _fit))
+
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.
 
@@ -135,3 +157,7 @@ class Trainer:
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
         """Return the values ``(N, node.dim)`` of a node for every sample; the same as ``engine.forward``."""
         return self.engine.forward(node, feeds)
+
+
+def _fit(optimizer: Optimizer, engine: Engine, feeds: Mapping[Any, Any], epochs: int) -> History:
+    return Trainer(optimizer, engine).fit(feeds, epochs)

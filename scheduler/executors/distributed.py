@@ -15,7 +15,7 @@ from flowgrad.errors import ClusterError
 from ..blocks import pick
 from ..daskgraph import to_dask
 from ..tasks import Data, Record, Ref, Task
-from .base import Executor, Handle
+from .base import Executor, Handle, Worker
 
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.
 EMBED_BYTES = 1 << 20
@@ -38,13 +38,17 @@ class DistributedExecutor(Executor):
         """Threads of the smallest worker."""
         return min(self.client.nthreads().values(), default=1)
 
+    def workers(self) -> list[Worker]:
+        """Return the workers by address."""
+        return [Worker(address, threads) for address, threads in sorted(self.client.nthreads().items())]
+
     def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
         """Scatter the values to workers; with `replicate`, to all of them."""
         futures = self.client.scatter(data, broadcast=replicate, hash=False)
         return [Handle(key, futures[key]) for key in data]
 
-    def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
-        """Send the graph to the scheduler and return at once."""
+    def submit(self, records: dict[str, Record], keys: Sequence[str], blas_threads: int = 1) -> list[Handle]:
+        """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
         large = {
             key: r.value
             for key, r in records.items()

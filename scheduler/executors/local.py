@@ -10,11 +10,11 @@ import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
 
-from ..blas import one_thread
+from ..blas import blas_threads as limited_to
 from ..blocks import pick
 from ..daskgraph import to_dask
 from ..tasks import Data, Record, Ref, Task
-from .base import Executor, Handle
+from .base import Executor, Handle, Worker
 
 
 class LocalExecutor(Executor):
@@ -33,15 +33,19 @@ class LocalExecutor(Executor):
         self._held: dict[str, Any] = {}
         self._uses: dict[str, int] = {}
 
+    def workers(self) -> list[Worker]:
+        """Return this process."""
+        return [Worker("", self.threads)]
+
     def put(self, data: dict[str, Any], replicate: bool = False) -> list[Handle]:
         """Hold the values; there is one memory, so `replicate` makes no difference."""
         return [self._hold(key, value) for key, value in data.items()]
 
-    def submit(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
+    def submit(self, records: dict[str, Record], keys: Sequence[str], blas_threads: int = 1) -> list[Handle]:
         """Compute `keys` now."""
         known = {key: Data(value) for key, value in self._held.items()}
         graph = to_dask({**records, **known})
-        with one_thread():
+        with limited_to(blas_threads):
             values = self._get(graph, list(keys))
         return [self._hold(key, value) for key, value in zip(keys, values)]
 
