@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .facts import read_cpu, read_versions
 from .feeds import check_feeds
 from .lower import flat_values
 from .lower_train import compile_step
-from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, on_curve
+from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates
 from .tasks import token
 
 # Probes of one calibration; each is a few calls.
@@ -108,7 +108,7 @@ def _products(kernel: str, dtype: np.dtype[Any]) -> dict[str, list[list[list[flo
         for m, n, k in [(1, 1, 1), *shapes]:
             a, b = operands(np.ones((m, k), dtype), np.ones((n, k), dtype), np.ones((m, n), dtype))
             out = np.empty((a.shape[0], b.shape[1]), dtype)
-            runs.append(lambda a=a, b=b, out=out: multiply(a, b, out))
+            runs.append(partial(multiply, a, b, out))
         nothing, *times = _fastest(runs)
         times = [max(t - nothing, 0.1 * t) for t in times]
         found[side] = np.reshape(times, (len(SAMPLES), len(OUTPUTS), len(INPUTS))).tolist()
@@ -146,10 +146,9 @@ def _fastest(runs: Iterable[Callable[[], Any]]) -> list[float]:
 
 def _memory() -> Curve:
     """Time loops over arrays of some sizes that are used again and again, as compiled kernels use their buffers."""
-    arrays = [np.ones((3, n), np.float32) for n in (1 << 11, 1 << 15, 1 << 19, 1 << 22)]
-    times = _fastest([lambda a=a: np.add(a[0], a[1], out=a[2]) for a in arrays])
-    nothing = _fastest([lambda a=np.ones((3, 1), np.float32): np.add(a[0], a[1], out=a[2])])[0]
-    return tuple((float(a.nbytes), max(t - nothing, 0.1 * t) / a.nbytes) for a, t in zip(arrays, times))
+    arrays = [np.ones((3, n), np.float32) for n in (1, 1 << 11, 1 << 15, 1 << 19, 1 << 22)]
+    nothing, *times = _fastest([partial(np.add, a[0], a[1], out=a[2]) for a in arrays])
+    return tuple((float(a.nbytes), max(t - nothing, 0.1 * t) / a.nbytes) for a, t in zip(arrays[1:], times))
 
 
 # -- synthetic programs -----------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ def _updates(dtype: str) -> Curve:
     for params in (1 << 12, 1 << 16, 1 << 20):
         w = np.ones(params, dtype)
         state = rule.init(w) | {"t": np.ones(1, np.int64)}
-        seconds = _fastest([lambda w=w, state=state: rule.update(w, w, state)])[0]
+        seconds = _fastest([partial(rule.update, w, w, state)])[0]
         nbytes = w.nbytes * (3 + 2 * len(rule.slots))
         curve.append((float(nbytes), seconds / nbytes))
     return tuple(curve)
@@ -263,7 +262,7 @@ def _rest(seconds: float, known: Rates, probe: Probe, samples: int) -> float:
 def burst(seconds: float = 0.04) -> float:
     """Return the seconds of a matrix product, of many one after the other; others may be at it at the same time."""
     a, b, out = (np.ones(shape, np.float32) for shape in ((256, 512), (512, 512), (256, 512)))
-    times = []
+    times: list[float] = []
     ends = time.perf_counter() + seconds
     with one_thread():
         while (start := time.perf_counter()) < ends or not times:

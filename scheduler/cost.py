@@ -149,7 +149,15 @@ def work_of(program: Program, cotangents: int = 1) -> Work:
             once += moved
     taken = sum(program.types[i.var].dim for i in program.inputs if i.role == "feed")
     return Work(
-        dict(products), dict(loops), once, functions, reductions, len(program.instrs), taken, program.size("param"), max(depth)
+        dict(products),
+        dict(loops),
+        once,
+        functions,
+        reductions,
+        len(program.instrs),
+        taken,
+        program.size("param"),
+        max(depth),
     )
 
 
@@ -181,7 +189,7 @@ def _is_view(i: Instr, program: Program) -> bool:
 
 
 def _functions(i: Instr, program: Program) -> int:
-    if i.verb not in ("apply", "pull", "pull_sum") or not _is_function(i.op, i.verb == "apply"):
+    if i.verb not in ("apply", "pull", "pull_sum") or not _is_function(i.op, i.verb == "apply"):  # type: ignore[arg-type]
         return 0
     return max(program.types[a].dim for a in (*i.args[i.verb != "apply" :], i.out))
 

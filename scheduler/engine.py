@@ -209,7 +209,7 @@ class Engine:
 
     def _run(self, job: Job, single: bool = False) -> Any:
         blas_threads = blas_threads_of(job, self.executor.threads)
-        handles = self.executor.submit(job.graph.records, [ref.key for ref in job.keys], blas_threads)
+        handles = self.executor.submit(job.graph.records, [ref.key for ref in job.keys], blas_threads=blas_threads)
         try:
             result = job.finish(self.executor.result(handles))
         finally:

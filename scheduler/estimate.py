@@ -85,6 +85,8 @@ class Estimate:
         Name of the executor.
     flops : float
         Operations of a step.
+    shards_asked : bool
+        Whether the number of shards was given, or comes with the grain.
     """
 
     plan: Plan
@@ -93,12 +95,15 @@ class Estimate:
     links: Links
     where: str
     flops: float
+    shards_asked: bool
 
     def seconds(self, grain: str | None = None, kernel: str | None = None, shards: int | None = None) -> float:
         """Return the predicted seconds per step; of the plan, but for what is given."""
         grain = grain or self.plan.grain
         kernel = "numpy" if grain == "node" else kernel or self.plan.kernel
-        case = replace(self.case, shards=shards or (1 if grain == "node" and self.plan.grain != "node" else self.case.shards))
+        case = replace(
+            self.case, shards=shards or (1 if grain == "node" and self.plan.grain != "node" else self.case.shards)
+        )
         return step_seconds(case, grain, self.rates[kernel], self.links)
 
     def at_batch(self, batch: int) -> Estimate:
@@ -149,4 +154,5 @@ def estimate(
     grain = choose_grain(engine.grain, costs)
     work = costs["round"] if grain[0] == "round" else step_seconds(case, grain[0], rates[kernel[0]], links)
     plan = choose_plan(grain, shards, kernel, work, case.nodes)
-    return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch)
+    asked = engine.shards is not None or plan.grain in ("node", "sample")
+    return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch, asked)

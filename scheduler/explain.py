@@ -64,12 +64,12 @@ def _why_shards(e: Estimate) -> str:
         for n in others
         if n <= e.case.batch
     ]
-    asked = "they follow from the work alone, so that results are the same everywhere"
-    return f"{asked}; {', '.join(told)} ms per step" if told else asked
+    why = "asked for" if e.shards_asked else "they follow from the work alone, so that results are the same everywhere"
+    return f"{why}; {', '.join(told)} ms per step" if told else why
 
 
 def _table(e: Estimate) -> list[str]:
-    kernels = [k for k in ("numba", "numpy") if k in e.rates]
+    kernels: list[str] = [k for k in ("numba", "numpy") if k in e.rates]
     head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
     rows = []
     for grain, text in TASKS.items():
@@ -102,7 +102,7 @@ def _break_even(e: Estimate) -> str:
     if found is None:
         return f"up to a batch of {LARGEST_BATCH:,} samples, cutting a step into tasks for {several} does not pay"
     side = "below" if e.case.batch < found else "above"
-    return f"from a batch of about {about(found):,} samples on, cutting a step into tasks for {several} pays; this one is {side} that"
+    return f"cutting a step into tasks for {several} pays from about {about(found):,} samples on; this batch is {side} that"
 
 
 def _measured(e: Estimate) -> str:
@@ -133,7 +133,11 @@ def explain_job(job: Job, lower: Callable[[str], Job], rates: Rates, links: Link
     found = {j.grain: _job_seconds(j, rates, links) for j in (shard, sample, node)}
     own = found[job.grain]
     rows = [["grain", "a task is", "tasks", "ms", "against this"]]
-    for j, what in ((shard, count(-(-job.samples // shard.shards), "sample")), (sample, "one sample"), (node, TASKS["node"])):
+    for j, what in (
+        (shard, count(-(-job.samples // shard.shards), "sample")),
+        (sample, "one sample"),
+        (node, TASKS["node"]),
+    ):
         against = "this" if j.grain == job.grain else times(found[j.grain] / own)
         rows.append([j.grain, what, f"{_tasks(j):,}", ms(found[j.grain]), against])
     blas = blas_threads_of(job, links.threads)

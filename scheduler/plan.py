@@ -137,9 +137,7 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     return best, f"auto: a step takes about {told}"
 
 
-def choose_plan(
-    grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int
-) -> Plan:
+def choose_plan(grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int) -> Plan:
     """Return the plan of a run.
 
     Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ class Rates:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Rates:
         """Return the rates that `as_dict` wrote."""
-        curves = {name: tuple((float(x), float(y)) for x, y in values[name]) for name in ("moving", "taking", "updating")}
+        curves = {
+            name: tuple((float(x), float(y)) for x, y in values[name]) for name in ("moving", "taking", "updating")
+        }
         return cls(**{**values, **curves})
 
     @property
@@ -152,7 +155,7 @@ def on_curve(curve: Sequence[tuple[float, float]], x: float) -> float:
     """Return the value at `x`: between two points interpolated over logarithms, beyond the ends that of the end."""
     if x <= curve[0][0]:
         return curve[0][1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if x <= x1:
             share = math.log(x / x0) / math.log(x1 / x0)
             return math.exp(math.log(y0) * (1 - share) + math.log(y1) * share)

@@ -67,7 +67,7 @@ class Trainer:
             )
         self.optimizer = optimizer
         self.engine = Engine() if engine is None else engine
-        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), tuple(callbacks), _fit)
+        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), tuple(callbacks), train_once)
 
     def fit(
         self,
@@ -114,7 +114,7 @@ class Trainer:
         finally:
             run.close()
 
-    def explain(self, feeds: Mapping[Any, Any], epochs: int = 6) -> str:
+    def explain(self, feeds: Mapping[Any, Any], epochs: int = 6, again: bool = False) -> str:
         """Say what training with these feeds would do and cost, without training.
 
         The cost of a step is predicted from its operations and from how fast this engine was found to work; what is not known
@@ -126,13 +126,15 @@ class Trainer:
         feeds : dict
             As for `fit`.
         epochs : int
+        again : bool
+            Measure the machine anew, even if it is known from earlier.
 
         Returns
         -------
         str
             The plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
         """
-        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, _fit))
+        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, train_once, again))
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.
@@ -159,5 +161,6 @@ class Trainer:
         return self.engine.forward(node, feeds)
 
 
-def _fit(optimizer: Optimizer, engine: Engine, feeds: Mapping[Any, Any], epochs: int) -> History:
+def train_once(optimizer: Optimizer, engine: Engine, feeds: Mapping[Any, Any], epochs: int) -> History:
+    """Train as `Trainer` does; for measurements."""
     return Trainer(optimizer, engine).fit(feeds, epochs)
