@@ -17,12 +17,13 @@ from .machine import load_of_others, machine_report
 from .mainjob import mainjob_report
 from .own import OWN
 from .peers import PEERS
+from .prediction import prediction_report
 from .setting import BATCHES
 from .training import measure_training, same_weights, training_table
 from .turns import FORCED
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-SUBJECTS = ("training", "lowering", "fusion", "derivatives", "mainjob", "cluster")
+SUBJECTS = ("training", "lowering", "fusion", "prediction", "derivatives", "mainjob", "cluster")
 ABOUT_TRAINING = """\
 784-90-10 net, float32, Adam, every epoch in a new order. flowgrad: `Trainer` on threads, grain `round`, the rate from its
 history; peers: the loop that their own users would write for speed, the better of one and two threads. All take turns, A B C
@@ -71,6 +72,8 @@ def main(
         ]
     if "mainjob" in wanted:
         parts += ["## The main job\n\n`flowgrad train mnist`: 6 epochs, start-up, report.", mainjob_report(tell)]
+    if "prediction" in wanted:
+        parts += ["## Prediction\n\nTime per step of 784-n-10 nets, Adam, float32.", prediction_report(tell)]
     if "cluster" in wanted:
         parts += ["## On a cluster\n\nWorker processes on this machine.", cluster_report(tell)]
     text = "\n\n".join(filter(None, parts)) + "\n"

@@ -1,11 +1,11 @@
-"""One BLAS thread per task: tasks run side by side, and another number of threads gives other bits."""
+"""BLAS threads: one per task where tasks run side by side or bits are promised, for another number gives other bits."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -18,17 +18,24 @@ _lock = threading.Lock()
 _users: list[list[tuple[Any, int]]] = []
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit every BLAS that is loaded in this process to one thread, for the length of a ``with`` block.
+def one_thread() -> AbstractContextManager[None]:
+    """Limit every BLAS that is loaded in this process to one thread, for the length of a ``with`` block."""
+    return blas_threads(1)
 
-    Blocks may overlap, in one thread or several: the last one to end restores what the first one found.
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Limit every BLAS that is loaded in this process to `count` threads, for the length of a ``with`` block.
+
+    Blocks may overlap, in one thread or several: meanwhile there is one thread, and the last one to end restores what the first
+    one found. Nobody gets more threads than there were.
     """
     with _lock:
         pools = _pools(COMPILED_BLAS in sys.modules)
+        allowed = 1 if _users else count
         _users.append([(pool, pool.num_threads) for pool in pools] if not _users else [])
         for pool in pools:
-            _set(pool, 1)
+            _set(pool, min(allowed, pool.num_threads))
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from flowgrad.optimizers import warn_independent
 from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
 from .feeds import check_feeds, check_nodes
+from .forecast import blas_threads_of
 from .lower import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
@@ -151,13 +152,20 @@ class Engine(Products):
             Overrides the engine's.
         """
         if not gradient:
-            job = self._forward_job(targets, feeds, grain)
-            if isinstance(targets, Node):
-                job = replace(job, finish=_First(job.finish))
-            return Lowered(job)
-        if not isinstance(targets, Node):
+            single = isinstance(targets, Node)
+
+            def lower(grain: str | None) -> Job:
+                job = self._forward_job(targets, feeds, grain)
+                return replace(job, finish=_First(job.finish)) if single else job
+
+        elif isinstance(targets, Node):
+
+            def lower(grain: str | None) -> Job:
+                return self._gradient_job(targets, feeds, None, grain)
+
+        else:
             raise GraphError("a gradient is of one scalar node, not of a list")
-        return Lowered(self._gradient_job(targets, feeds, None, grain))
+        return Lowered(lower(grain), executor=self.executor, lower=lower)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -184,7 +192,8 @@ class Engine(Products):
         return lower_gradient(target, graph, checked, variables, self._grain(grain), self.shards)
 
     def _run(self, job: Job, single: bool = False) -> Any:
-        handles = self.executor.submit(job.graph.records, [ref.key for ref in job.keys])
+        blas_threads = blas_threads_of(job, self.executor.threads)
+        handles = self.executor.submit(job.graph.records, [ref.key for ref in job.keys], blas_threads=blas_threads)
         try:
             result = job.finish(self.executor.result(handles))
         finally:

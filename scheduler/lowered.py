@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import dask.threaded
+import numpy as np
 from dask.base import DaskMethodsMixin
 from dask.utils import key_split
 
 from flowgrad import draw
 
 from .daskgraph import to_dask
+from .executors import Executor
+from .explain import explain_job
 from .lower import Job
+from .measure import hop_and_task, rates_of
 from .tasks import Data, Record, Ref
 
 
@@ -39,8 +44,15 @@ class Lowered(DaskMethodsMixin):
     __dask_optimize__ = None
     __dask_scheduler__ = staticmethod(dask.threaded.get)
 
-    def __init__(self, job: Job, graph: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        job: Job,
+        graph: dict[str, Any] | None = None,
+        executor: Executor | None = None,
+        lower: Callable[[str], Job] | None = None,
+    ):
         self.job = job
+        self._executor, self._lower = executor, lower
         self.dask = to_dask(job.graph.records) if graph is None else graph
 
     def __dask_graph__(self) -> dict[str, Any]:
@@ -59,7 +71,10 @@ class Lowered(DaskMethodsMixin):
         return self._rebuild, ()
 
     def _rebuild(self, graph: Any, *extra: Any) -> Lowered:
-        return Lowered(self.job, dict(graph))
+        return Lowered(self.job, dict(graph), self._executor, self._lower)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_executor": None, "_lower": None}  # a connection does not travel
 
     def tasks(self) -> dict[str, int]:
         """Return the number of tasks by key prefix."""
@@ -74,15 +89,25 @@ class Lowered(DaskMethodsMixin):
         return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
 
     def explain(self) -> str:
-        """Say in words and numbers what will run."""
-        job = self.job
-        counts = sorted(self.tasks().items(), key=lambda item: -item[1])
+        """Say in words and numbers what will run, and what other grains would cost; nothing of it runs.
+
+        What is not known yet about the machine is measured first, which takes about a second.
+        """
+        job, tasks = self.job, self.tasks()
+        counts = sorted(tasks.items(), key=lambda item: -item[1])
         lines = [
-            f"grain {job.grain}: {sum(n for _, n in counts)} tasks for {job.samples} samples in {job.shards} shard(s)",
+            f"grain {job.grain}: {sum(tasks.values())} tasks for {job.samples} samples in {job.shards} shard(s)",
             f"program: {len(job.program.instrs)} instructions, {job.program.size('param')} parameters",
             "tasks by prefix: " + ", ".join(f"{n} {prefix}" for prefix, n in counts),
         ]
+        if self._executor is not None and self._lower is not None:
+            rates = rates_of(self._executor, "numpy", self._dtype())
+            lines += explain_job(job, self._lower, rates, hop_and_task(self._executor))
         return "\n".join(lines)
+
+    def _dtype(self) -> str:
+        values = (r.value for r in self.job.graph.records.values() if isinstance(r, Data))
+        return next((str(v.dtype) for v in values if isinstance(v, np.ndarray)), "float64")
 
     def __repr__(self) -> str:
         return f"<Lowered: {len(self.dask)} keys, grain {self.job.grain}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,14 +14,16 @@ ROUND_SECONDS = 0.25
 ROUNDS_PER_WINDOW = 8
 # Tasks in one submission to the scheduler.
 WINDOW_TASKS = 1500
-# From this many task costs on, one step is worth spreading over tasks.
-SPREAD_FROM = 20.0
+# Dependent hops of a step whose shards are tasks of their own, at the very least: gradients, then the update.
+LEAST_HOPS = 2
 # Operations of a whole run from which on compiling pays; below, NumPy is done before the compiler.
 COMPILE_FROM = 2e10
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
 SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (4e6, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
 DEFAULT_SHARDS = {"node": 1}
+# Operations in matrix products from which on more BLAS threads are worth waking, where a single task runs.
+BLAS_FROM = 1e8
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Plan:
         Steps from one state that the client has to the next: what is submitted ahead, and at most done again.
     reason : str
         Why, in words.
+    blas_threads : int
+        Threads of each matrix product: 1, because another number gives other last digits.
     """
 
     grain: str
@@ -48,6 +53,7 @@ class Plan:
     steps_per_task: int
     steps_per_window: int
     reason: str
+    blas_threads: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
@@ -92,35 +98,68 @@ def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) ->
     return ("numpy", "asked for") if asked == "numpy" else ("numba", "compiled")
 
 
-def choose_plan(
-    grain: str, shards: int, kernel: tuple[str, str], step_seconds: float, task_seconds: float, step_tasks: int
-) -> Plan:
-    """Choose a plan from measured times.
+def choose_blas_threads(tasks: int, product_flops: float, threads: int) -> int:
+    """Return how many threads each matrix product of a job may use; for jobs whose bits are promised to nobody.
 
     Parameters
     ----------
-    grain : str
-        As asked for; ``"auto"`` leaves it to this function. Both grains that it chooses from give the same bits.
+    tasks : int
+        Tasks that compute side by side; several of them share the threads as they are.
+    product_flops : float
+        Operations in matrix products.
+    threads : int
+        Threads that a task may use when it runs alone.
+    """
+    return threads if tasks == 1 and product_flops >= BLAS_FROM else 1
+
+
+def tasks_per_step(nodes: int) -> int:
+    """Return about how many tasks a step of one shard is at grain ``"node"``: forward, and back over each edge."""
+    return 3 * nodes
+
+
+def steps_per_round(step_seconds: float) -> int:
+    """Return how many steps of this length share a task."""
+    return max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))
+
+
+def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
+    """Return the grain and why.
+
+    Parameters
+    ----------
+    asked : str
+        ``"auto"`` leaves it to this function.
+    costs : mapping
+        Seconds per step by grain, of grains that give the same bits; empty where no other than ``"round"`` can pay.
+    """
+    if asked != "auto":
+        return asked, "asked for"
+    if not costs:
+        return "round", "auto: a task per shard cannot pay, so many steps share a task"
+    told = ", ".join(f"{seconds * 1e3:.2f} ms at grain {grain}" for grain, seconds in costs.items())
+    best = min(costs, key=lambda grain: costs[grain])
+    return best, f"auto: a step takes about {told}"
+
+
+def choose_plan(grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int) -> Plan:
+    """Return the plan of a run.
+
+    Parameters
+    ----------
+    grain : (str, str)
+        Grain and why.
     shards : int
     kernel : (str, str)
         Kernel and why.
     step_seconds : float
-        Measured time of one optimizer step in one task, in seconds.
-    task_seconds : float
-        Measured time of one dependent hop between tasks, in seconds.
-    step_tasks : int
-        Tasks per shard and step at grain ``"node"``.
+        Of the work of one optimizer step in one task.
+    nodes : int
+        Nodes of the graph.
     """
-    told = f"one step takes {step_seconds * 1e3:.2f} ms, one hop between tasks {task_seconds * 1e3:.2f} ms"
-    if grain == "auto":
-        spread = shards > 1 and step_seconds > SPREAD_FROM * task_seconds
-        grain = "shard" if spread else "round"
-        reason = f"auto: {told}; " + ("a step is worth a task per shard" if spread else "so many steps share a task")
-    else:
-        reason = f"asked for; {told}"
-    reason += f"; kernel {kernel[0]}: {kernel[1]}"
-    if grain == "round":
-        steps = max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))
-        return Plan(grain, shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason)
-    per_step = shards * (step_tasks if grain == "node" else 1) + 2
-    return Plan(grain, shards, kernel[0], 1, max(1, WINDOW_TASKS // per_step), reason)
+    reason = f"{grain[1]}; the work of a step takes {step_seconds * 1e3:.2f} ms; kernel {kernel[0]}: {kernel[1]}"
+    if grain[0] == "round":
+        steps = steps_per_round(step_seconds)
+        return Plan(grain[0], shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason)
+    per_step = shards * (tasks_per_step(nodes) if grain[0] == "node" else 1) + 2
+    return Plan(grain[0], shards, kernel[0], 1, max(1, WINDOW_TASKS // per_step), reason)

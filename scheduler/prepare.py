@@ -15,17 +15,18 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
 
-from . import blocks, compiled
+from . import blocks
 from .blas import one_thread
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 from .chunks import Chunked
-from .cost import flops
 from .engine import Engine
+from .estimate import case_of, choose_arithmetic, measured_costs
 from .feeds import Feeds, check_feeds
+from .links import Fit
 from .lower import flat_values
 from .lower_train import compile_private, compile_step
-from .plan import Plan, choose_kernel, choose_plan, choose_shards
+from .plan import ROUND_SECONDS, Plan, choose_grain, choose_plan
 from .tree import bounds
 
 
@@ -38,6 +39,7 @@ class Settings:
     shuffle: bool
     seed: int
     callbacks: Callbacks
+    fit: Fit
     accumulate: int = 1
 
     @property
@@ -143,21 +145,17 @@ class Job:
 
     def choose(self) -> Plan:
         """Return a plan, from the work and from what a step takes."""
-        engine, batch_size = self.settings.engine, self.settings.optimizer.batch_size
-        fixed, each = flops(self.step.program)
-        work = fixed + each * batch_size
-        updates = self.epochs * -(-self.feeds.samples // batch_size)
-        unsupported = compiled.supports(self.step.program, self.step.names)
-        if self.step.private is not None:
-            unsupported = "gradients are clipped per sample"
-        kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
-        # Accumulating gradients is having more shards, of the same size.
-        shards = choose_shards(engine.grain, engine.shards, batch_size, work, kernel[0]) * self.settings.accumulate
+        optimizer, engine, settings = self.settings.optimizer, self.settings.engine, self.settings
+        shards, kernel = choose_arithmetic(self.step, optimizer, engine, self.feeds.samples, self.epochs)
+        shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
         self.step = replace(self.step, compiled=kernel[0] == "numba")
-        whole = self.settings.batch_size
-        best = self._step_seconds([np.arange(whole)[start:stop] for start, stop in bounds(whole, shards)])
-        nodes = 3 * len(self.settings.optimizer.graph.nodes)
-        return choose_plan(engine.grain, shards, kernel, best, self.executor.task_seconds(), nodes)
+        rows = [np.arange(start, stop) for start, stop in bounds(settings.batch_size, shards)]
+        seconds, costs = self._step_seconds(rows), {}
+        if engine.grain == "auto" and shards > 1:
+            fixed = self._step_seconds([shard[:1] for shard in rows])
+            case = case_of(self.step, optimizer, self.feeds.samples, shards, settings.batch_size)
+            costs = measured_costs(case, self.step.compiled, seconds, fixed, engine.executor, settings.fit)
+        return choose_plan(choose_grain(engine.grain, costs), shards, kernel, seconds, len(optimizer.graph.nodes))
 
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
@@ -171,9 +169,11 @@ class Job:
         """Measure one optimizer step in one task; several at a time where one is too short to measure."""
         rows = sum(map(len, shards))
         arrays = [_sample(feed, rows, self.feeds.dtype) for feed in self.fed()]
-        best, steps = math.inf, 1
-        for _ in range(5):
+        best, steps, begun = math.inf, 1, time.perf_counter()
+        for tries in range(5):
             start = time.perf_counter()
+            if tries > 1 and start - begun > ROUND_SECONDS:
+                break
             with one_thread():
                 many = [shards] * steps
                 blocks.run_round(self.step, self.rule, self.state, self.const(), arrays, many, self.executor.threads)

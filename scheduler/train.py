@@ -20,7 +20,9 @@ from flowgrad.optimizers import Optimizer
 from .callbacks import Callbacks
 from .checkpoint import Checkpoints, Saver
 from .engine import Engine
+from .estimate import estimate
 from .evaluate import Evaluation
+from .explain import explain_training
 from .feeds import check_feeds
 from .history import History
 from .prepare import Settings
@@ -95,7 +97,7 @@ class Trainer:
         self.optimizer = optimizer
         self.engine = Engine() if engine is None else engine
         called = Callbacks(callbacks)
-        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), called, int(accumulate))
+        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), called, train_once, int(accumulate))
 
     def fit(
         self,
@@ -176,6 +178,28 @@ class Trainer:
             digest.update(little.data)
         return digest.hexdigest()
 
+    def explain(self, feeds: Mapping[Any, Any], epochs: int = 6, again: bool = False) -> str:
+        """Say what training with these feeds would do and cost, without training.
+
+        The cost of a step is predicted from its operations and from how fast this engine was found to work; what is not known
+        about the machine yet is measured first, which takes about a second (longer if compiled kernels are measured for
+        the first time).
+
+        Parameters
+        ----------
+        feeds : dict
+            As for `fit`.
+        epochs : int
+        again : bool
+            Measure the machine anew, even if it is known from earlier.
+
+        Returns
+        -------
+        str
+            The plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
+        """
+        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, train_once, again))
+
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.
 
@@ -199,3 +223,8 @@ class Trainer:
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
         """Return the values ``(N, node.dim)`` of a node for every sample; the same as ``engine.forward``."""
         return self.engine.forward(node, feeds)
+
+
+def train_once(optimizer: Optimizer, engine: Engine, feeds: Mapping[Any, Any], epochs: int) -> History:
+    """Train as `Trainer` does; for measurements."""
+    return Trainer(optimizer, engine).fit(feeds, epochs)

@@ -12,6 +12,7 @@ import click
 from .. import __version__
 from ..errors import FlowgradError
 from .doctor import doctor
+from .explain import explain
 from .train import train
 
 __all__ = ["main"]
@@ -72,4 +73,5 @@ def main() -> None:
 
 
 main.add_command(train)
+main.add_command(explain)
 main.add_command(doctor)

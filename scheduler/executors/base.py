@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from flowgrad.errors import ClusterError, FlowgradError
@@ -99,6 +100,11 @@ class Executor(ABC):
     threads: int
     remote: bool = False
 
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """What was measured on this executor, for the cost model."""
+        return {}
+
     @abstractmethod
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers there are, in a fixed order, without those to avoid; wait for one if there is none."""
@@ -109,7 +115,12 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(
-        self, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = (), only: bool = False
+        self,
+        records: dict[str, Record],
+        keys: Sequence[str],
+        workers: Sequence[str] = (),
+        only: bool = False,
+        blas_threads: int = 1,
     ) -> list[Handle]:
         """Start computing `keys`. References may name keys in `records` or keys that are held.
 
@@ -121,6 +132,8 @@ class Executor(ABC):
             What the records' ``worker`` counts into. A task runs there while that worker lives.
         only : bool
             Whether tasks must run on one of `workers`, whichever it is.
+        blas_threads : int
+            Threads that each matrix product of tasks in this process may use.
         """
 
     def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:

@@ -115,9 +115,14 @@ class DistributedExecutor(Executor):
         return [Handle(key, futures[key]) for key in data]
 
     def submit(
-        self, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = (), only: bool = False
+        self,
+        records: dict[str, Record],
+        keys: Sequence[str],
+        workers: Sequence[str] = (),
+        only: bool = False,
+        blas_threads: int = 1,
     ) -> list[Handle]:
-        """Send the graph to the scheduler and return at once."""
+        """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
         large = {
             key: r.value
             for key, r in records.items()

@@ -10,6 +10,7 @@ import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
 
+from ..blas import blas_threads as limited_to
 from ..blas import one_thread
 from ..blocks import pick
 from ..daskgraph import to_dask
@@ -42,12 +43,17 @@ class LocalExecutor(Executor):
         return [self._hold(key, value) for key, value in data.items()]
 
     def submit(
-        self, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = (), only: bool = False
+        self,
+        records: dict[str, Record],
+        keys: Sequence[str],
+        workers: Sequence[str] = (),
+        only: bool = False,
+        blas_threads: int = 1,
     ) -> list[Handle]:
         """Compute `keys` now."""
         known = {key: Data(self._held[key]) for key in references(records.values()) if key in self._held}
         graph = to_dask({**records, **known})
-        with one_thread():
+        with limited_to(blas_threads):
             values = self._get(graph, list(keys))
         return [self._hold(key, value) for key, value in zip(keys, values)]
 

@@ -1,0 +1,43 @@
+"""``flowgrad explain``: what a training would do and cost, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import check_place, job_options
+
+
+@click.command(short_help="Say what a training would do and cost, without training.")
+@click.argument("dataset", default="mnist")
+@job_options
+@click.option("--again", is_flag=True, help="Measure this machine anew, even if it is known from earlier.")
+def explain(**options: Any) -> None:
+    """Say what `flowgrad train` with the same options would do and cost, without training.
+
+    Printed are the plan, what each other way to cut the work into tasks would cost, and the batch size from
+    which on tasks side by side pay. Costs are predicted from the operations of a step and from how fast the
+    workers are, which is measured in about a second and kept; the very first time, probes are compiled too.
+
+    \b
+    Examples:
+      flowgrad explain
+      flowgrad explain mnist --hidden 1024 --batch-size 4096
+      flowgrad explain my.npz --grain node --scheduler tcp://10.0.0.1:8786
+    """  # noqa: D301
+    check_place(options)
+
+    import flowgrad as fg
+
+    from .job import build_model, cluster, load_data
+
+    data = load_data({**options, "test_size": None})
+    model = build_model(options, data)
+    rule = getattr(fg, options["optimizer"])
+    optimizer = rule(model.graph, model.loss, batch_size=options["batch_size"])
+    with cluster(options, dashboard=False) as client:
+        click.echo("measuring the workers ...", err=True)
+        trainer = fg.Trainer(optimizer, fg.Engine(client, dtype=options["dtype"], grain=options["grain"]))
+        feeds = {model.x: data.x_train, model.label: data.y_train}
+        click.echo("\n" + trainer.explain(feeds, epochs=options["epochs"], again=options["again"]))

@@ -1,0 +1,65 @@
+"""The training that a command is about: data, net, optimizer, cluster; each is told in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data import DataSet, load
+from ..errors import DataError
+from .cluster import dashboard_address, default_workers, existing_cluster, local_cluster
+from .models import Model, multilayer_perceptron
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+MNIST_TRAIN_SIZE = 55_000
+
+
+def load_data(options: dict[str, Any]) -> DataSet:
+    """Return the data set of a command, cut to size."""
+    data = load(options["dataset"], options["dtype"])
+    train_size = options["train_size"]
+    if train_size is None and options["dataset"] == "mnist":
+        train_size = MNIST_TRAIN_SIZE
+    data = data.head(train_size, options["test_size"])
+    accumulate = options.get("accumulate", 1)
+    if options["batch_size"] * accumulate > len(data.x_train):
+        times = f" times --accumulate {accumulate}" if accumulate > 1 else ""
+        raise DataError(
+            f"the batch size {options['batch_size']}{times} is larger than the {len(data.x_train)} training samples "
+            f"of {data.name}: give --batch-size {len(data.x_train)} or less"
+        )
+    return data
+
+
+@contextmanager
+def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
+    """Start or find the cluster of a command, and say what it is."""
+    address, workers, threads = options["scheduler"], options["workers"], options["threads_per_worker"]
+    if address is None:
+        workers = workers or default_workers()
+        found = local_cluster(workers, threads, dashboard)
+        click.echo(f"cluster: {workers} x {threads} (worker processes x threads) on this machine")
+    else:
+        found = existing_cluster(address)
+        click.echo(f"cluster: {address}")
+    with found as client:
+        link = dashboard_address(client) if dashboard else None
+        click.echo(f"dashboard: {link or 'none'}")
+        yield client
+
+
+def build_model(options: dict[str, Any], data: DataSet, seed: int = 0) -> Model:
+    """Build the net for the data, and say what it is."""
+    click.echo(
+        f"{data.name}: {len(data.x_train):,} training and {len(data.x_test):,} test samples "
+        f"of length {data.dim}, {data.classes} classes"
+    )
+    model = multilayer_perceptron(data.dim, options["hidden"], data.classes, seed)
+    layers = [data.dim, *options["hidden"], data.classes]
+    click.echo(f"graph: {' - '.join(map(str, layers))}, {model}")
+    return model

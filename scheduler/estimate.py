@@ -1,0 +1,160 @@
+"""What a training would cost, before it runs: the arithmetic that follows from the work, and what each grain would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowgrad.optimizers import Optimizer
+
+from . import compiled
+from .blocks import Step
+from .cost import flops, work_of
+from .engine import Engine
+from .executors import Executor
+from .feeds import Feeds, check_feeds
+from .forecast import Case, crossing, from_step, spreading, step_seconds
+from .links import Fit, links_of
+from .lower_train import compile_step
+from .measure import hop_and_task, rates_of
+from .plan import LEAST_HOPS, Plan, choose_grain, choose_kernel, choose_plan, choose_shards
+from .rates import Links, Rates
+
+# Grains that give the same bits, of which `auto` takes one.
+AUTO = ("round", "shard")
+
+
+def choose_arithmetic(
+    step: Step, optimizer: Optimizer, engine: Engine, samples: int, epochs: int
+) -> tuple[int, tuple[str, str]]:
+    """Return shards and kernel (and why), which fix the bits: from the work alone, so that they are the same everywhere."""
+    fixed, each = flops(step.program)
+    work = fixed + each * optimizer.batch_size
+    updates = epochs * -(-samples // optimizer.batch_size)
+    unsupported = compiled.supports(step.program, step.names)
+    if optimizer.privacy is not None:
+        unsupported = "gradients are clipped per sample"
+    kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
+    return choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, kernel[0]), kernel
+
+
+def case_of(step: Step, optimizer: Optimizer, samples: int, shards: int, batch: int | None = None) -> Case:
+    """Return a training in numbers; of `batch` samples per update, where that is not the optimizer's batch size."""
+    slots, nodes = len(optimizer.rule.slots), len(optimizer.graph.nodes)
+    return Case(work_of(step.program), batch or optimizer.batch_size, samples, shards, slots, nodes)
+
+
+def measured_costs(
+    case: Case, compiled: bool, seconds: float, fixed: float, executor: Executor, fit: Fit
+) -> dict[str, float]:
+    """Return the seconds per step at each of the grains `AUTO`, from a step that was measured in one task.
+
+    Parameters
+    ----------
+    case : Case
+    compiled : bool
+    seconds, fixed : float
+        Of a step in one task; of one with a single sample in each shard.
+    executor : Executor
+    fit : callable
+
+    Returns
+    -------
+    dict
+        Empty where it is plain that a task per shard cannot pay; then nothing more is measured.
+    """
+    kernel = "numba" if compiled else "numpy"
+    near = hop_and_task(executor)
+    if (seconds - fixed) * (1.0 - spreading(case, kernel, near)) < LEAST_HOPS * near.hop:
+        return {}
+    return from_step(case, kernel, seconds, fixed, links_of(executor, fit))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A training before it runs: its plan, and what it and each alternative would take.
+
+    Attributes
+    ----------
+    plan : Plan
+    case : Case
+        The training in numbers.
+    rates : dict
+        Rates of a worker by kernel; those of the plan's kernel, and of NumPy.
+    links : Links
+    where : str
+        Name of the executor.
+    flops : float
+        Operations of a step.
+    shards_asked : bool
+        Whether the number of shards was given, or comes with the grain.
+    """
+
+    plan: Plan
+    case: Case
+    rates: dict[str, Rates]
+    links: Links
+    where: str
+    flops: float
+    shards_asked: bool
+
+    def seconds(self, grain: str | None = None, kernel: str | None = None, shards: int | None = None) -> float:
+        """Return the predicted seconds per step; of the plan, but for what is given."""
+        grain = grain or self.plan.grain
+        kernel = "numpy" if grain == "node" else kernel or self.plan.kernel
+        case = replace(
+            self.case, shards=shards or (1 if grain == "node" and self.plan.grain != "node" else self.case.shards)
+        )
+        return step_seconds(case, grain, self.rates[kernel], self.links)
+
+    def at_batch(self, batch: int) -> Estimate:
+        """Return the estimate at another batch size, with as many shards as would be chosen there."""
+        each = self.flops / self.case.batch
+        shards = choose_shards("auto", None, batch, each * batch, self.plan.kernel)
+        case = replace(self.case, batch=batch, samples=max(batch, self.case.samples), shards=shards)
+        return replace(self, case=case, flops=each * batch)
+
+    def break_even(self) -> int | None:
+        """Return the batch size from which on a task per shard costs less than rounds; None if there is none."""
+
+        def pays(batch: int) -> bool:
+            there = self.at_batch(batch)
+            return there.case.shards > 1 and there.seconds("shard") < there.seconds("round")
+
+        return crossing(pays)
+
+
+def estimate(
+    optimizer: Optimizer, engine: Engine, feeds: Mapping[Any, Any] | Feeds, epochs: int, fit: Fit, again: bool = False
+) -> Estimate:
+    """Predict what a training would cost, from its work and measured rates; it does not run.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    engine : Engine
+    feeds : dict or Feeds
+    epochs : int
+    fit : callable
+        How to train, for what tasks cost.
+    again : bool
+        Measure rates anew that are known from earlier.
+    """
+    checked = feeds if isinstance(feeds, Feeds) else check_feeds(optimizer.graph, feeds, engine.dtype)
+    step = compile_step(optimizer.target, checked, optimizer.variables(without=checked.arrays), "shard")
+    shards, kernel = choose_arithmetic(step, optimizer, engine, checked.samples, epochs)
+    fixed, each = flops(step.program)
+    case = case_of(step, optimizer, checked.samples, shards)
+    kernels = {kernel[0], "numpy"}
+    if engine.kernel == "auto" and not compiled.supports(step.program, step.names):
+        kernels.add("numba")
+    dtype = str(checked.dtype)
+    rates = {name: rates_of(engine.executor, name, dtype, again) for name in sorted(kernels)}
+    links = links_of(engine.executor, fit)
+    costs = {grain: step_seconds(case, grain, rates[kernel[0]], links) for grain in AUTO}
+    grain = choose_grain(engine.grain, costs)
+    work = costs["round"] if grain[0] == "round" else step_seconds(case, grain[0], rates[kernel[0]], links)
+    plan = choose_plan(grain, shards, kernel, work, case.nodes)
+    asked = engine.shards is not None or plan.grain in ("node", "sample")
+    return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch, asked)

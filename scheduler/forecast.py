@@ -1,0 +1,208 @@
+"""What a training step costs at each grain, from counts of work and measured rates; pure, nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .cost import Work, work_of
+from .lower import Job
+from .plan import WINDOW_TASKS, choose_blas_threads, steps_per_round, tasks_per_step
+from .rates import Links, Rates
+from .scratch import THREAD_FLOPS
+from .tree import FAN_IN
+
+# Batch sizes beyond this are not looked at for the break-even.
+LARGEST_BATCH = 1 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training run in numbers.
+
+    Attributes
+    ----------
+    work : Work
+        Of the fused program.
+    batch, samples : int
+        Samples of a step; of an epoch.
+    shards : int
+    slots : int
+        Arrays of state that the update rule keeps per parameter.
+    nodes : int
+        Nodes of the graph.
+    """
+
+    work: Work
+    batch: int
+    samples: int
+    shards: int
+    slots: int
+    nodes: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.samples // self.batch)
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest shard."""
+        return -(-self.batch // self.shards)
+
+
+def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
+    """Predict the seconds per optimizer step at a grain.
+
+    Parameters
+    ----------
+    case : Case
+    grain : str
+        ``"round"``, ``"shard"``, ``"sample"`` (a shard per sample) or ``"node"`` (by NumPy, a task per node and edge).
+    rates : Rates
+        Of the kernel that runs the steps.
+    links : Links
+    """
+    if grain == "round":
+        return round_seconds(case, _round_work(case, rates, links), links)
+    update = rates.update(case.work.params, case.slots)
+    if grain == "node":
+        tasks = case.shards * tasks_per_step(case.nodes)
+        compute = case.shards * rates.gradient(case.work, case.largest) + update
+        waiting = max(tasks * links.task, 2 * case.work.levels * links.hop)
+        return compute + waiting + links.window / min(case.steps, max(1, WINDOW_TASKS // tasks))
+    parts = case.batch if grain == "sample" else case.shards
+    compute = _spread(case.work, parts, -(-case.batch // parts), rates, links)
+    compute += (parts - 1) * rates.add(case.work.params) + update
+    return shard_seconds(case, compute, links, parts)
+
+
+def _spread(work: Work, parts: int, samples: int, rates: Rates, links: Links) -> float:
+    """Return the seconds of `parts` gradients of `samples` samples each, as tasks of their own."""
+    gradient = rates.gradient(work, samples)
+    # Tasks of one process wait for each other while they are in Python's interpreter.
+    alone = rates.calls(work) if rates.kernel == "numpy" else 0.0
+    together = (gradient - alone) * links.crowding(min(parts, links.slots))
+    return -(-parts // links.slots) * together + -(-parts // links.workers) * alone
+
+
+def _round_work(case: Case, rates: Rates, links: Links) -> float:
+    """Return the seconds of the work of one step inside a round."""
+    threads = _round_threads(case, rates.kernel, links)
+    gradient = rates.gradient(case.work, case.largest) * links.crowding(threads)
+    shared = (case.shards - 1) * rates.add(case.work.params) + rates.update(case.work.params, case.slots)
+    return -(-case.shards // threads) * gradient + shared / threads
+
+
+def round_seconds(case: Case, work: float, links: Links) -> float:
+    """Return the seconds per step in rounds, if the work of a step takes `work` seconds in one task."""
+    steps = min(case.steps, steps_per_round(work))
+    rounds = -(-case.steps // steps)
+    between = links.window + (rounds - 1) * min(links.window, 2 * links.hop)
+    return work + case.shards * links.rows + between / case.steps
+
+
+def shard_seconds(case: Case, work: float, links: Links, parts: int | None = None) -> float:
+    """Return the seconds per step with a task per shard, if its gradients and its update take `work` seconds."""
+    parts = parts or case.shards
+    moved = case.work.params * links.per_param
+    levels = max(0, _levels(parts) - 1) * links.hop
+    return work + links.step + parts * links.shard + levels + moved + links.window / case.steps
+
+
+def from_step(case: Case, kernel: str, seconds: float, fixed: float, links: Links) -> dict[str, float]:
+    """Return the seconds per step of rounds and of shards if one step was measured inside one task.
+
+    Parameters
+    ----------
+    case : Case
+    kernel : str
+    seconds : float
+        Of one step in one task that may use ``links.threads`` threads.
+    fixed : float
+        Of a step with one sample in each shard: what more workers do not shorten.
+    links : Links
+    """
+    spread = fixed + max(seconds - fixed, 0.0) * spreading(case, kernel, links)
+    return {
+        "round": round_seconds(case, seconds, links),
+        "shard": shard_seconds(case, spread, links),
+    }
+
+
+def _round_threads(case: Case, kernel: str, links: Links) -> int:
+    """Return how many threads share a round's shards."""
+    worth = kernel == "numba" or case.work.product_flops(case.largest) >= THREAD_FLOPS
+    return min(links.threads, case.shards) if worth else 1
+
+
+def spreading(case: Case, kernel: str, links: Links) -> float:
+    """Return which share of its time the work of a step takes when its shards are tasks of their own."""
+    threads, shards = _round_threads(case, kernel, links), case.shards
+    used = min(links.slots, shards)
+    alone = -(-shards // threads) * links.crowding(threads)
+    return -(-shards // used) * links.crowding(used) / alone
+
+
+def _levels(parts: int) -> int:
+    """Return how many reductions lie one after the other."""
+    levels = 0
+    while parts > 1:
+        parts, levels = -(-parts // FAN_IN), levels + 1
+    return levels
+
+
+def job_seconds(
+    work: Work, samples: int, shards: int, tasks: int, grain: str, rates: Rates, links: Links, blas_threads: int = 1
+) -> float:
+    """Predict the seconds of values, a gradient or Jacobians over samples, by NumPy's kernel.
+
+    Parameters
+    ----------
+    work : Work
+    samples, shards : int
+    tasks : int
+        Tasks in all.
+    grain : str
+        ``"shard"``, ``"sample"`` or ``"node"``.
+    rates, links : Rates, Links
+    blas_threads : int
+        Threads of each matrix product.
+    """
+    if grain == "node":
+        waiting = max(tasks * links.task, work.levels * links.hop)
+        return shards * rates.gradient(work, -(-samples // shards)) + waiting
+    products = sum(n * rates.product(p, samples) for p, n in work.products.items())
+    saved = products * (1.0 - 1.0 / blas_threads)
+    levels = 1 + _levels(shards)
+    return _spread(work, shards, -(-samples // shards), rates, links) - saved + levels * links.hop + tasks * links.task
+
+
+def work_of_job(job: Job) -> Work:
+    """Return what a job does; a full Jacobian is pulled back with a row for each entry of its result."""
+    seeded = any(i.role == "seed" for i in job.program.inputs)
+    return work_of(job.program, job.program.types[job.program.outputs["0"]].dim if seeded else 1)
+
+
+def blas_threads_of(job: Job, threads: int) -> int:
+    """Return how many threads each matrix product of a job may use, if a task alone may use `threads`."""
+    if threads == 1 or job.grain != "shard" or job.shards > 1:
+        return 1
+    return choose_blas_threads(1, work_of_job(job).product_flops(job.samples), threads)
+
+
+def crossing(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | None:
+    """Return the smallest number from which on something pays, up to `limit`; None if it never does.
+
+    `pays` is looked at for powers of two, then between the last one that does not pay and the first one that does.
+    """
+    high = 1
+    while not pays(high):
+        if high >= limit:
+            return None
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if pays(middle) else (middle, high)
+    return high

@@ -1,0 +1,85 @@
+"""Measuring what tasks cost on an executor, by short trainings of nets that compute next to nothing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import flowgrad as fg
+
+from .calibrate import burst
+from .engine import Engine
+from .executors import Executor, LocalExecutor
+from .history import History
+from .measure import hop_and_task, run_now
+from .rates import Links
+from .tasks import Task
+
+# Runs a training: optimizer, engine, feeds, epochs -> history.
+Fit = Callable[[Any, Engine, dict[Any, Any], int], History]
+
+# Epochs of which the shortest counts: where tasks are far apart, they differ less and take longer.
+NEAR, FAR = 8, 2
+# Parameters of the nets that tell what one of them costs; steps of an epoch at grain shard, at grain round.
+MANY, FEW, STEPS, ROWS = 1 << 18, 2, 2, 256
+
+
+def links_of(executor: Executor, fit: Fit) -> Links:
+    """Return what tasks of trainings cost on an executor, measured once, in well under a second on one machine.
+
+    Parameters
+    ----------
+    executor : Executor
+    fit : callable
+        How to train: so all is measured that a training does, whatever that is.
+    """
+    if "links" not in executor.measured:
+        executor.measured["links"] = _measure(executor, fit)
+    found: Links = executor.measured["links"]
+    return found
+
+
+def _measure(executor: Executor, fit: Fit) -> Links:
+    base = hop_and_task(executor)
+
+    def epoch(grain: str, shards: int, steps: int, params: int = FEW, where: Executor = executor) -> float:
+        return _epoch(Engine(where, "float32", grain, shards, "numpy"), fit, shards, steps, params)
+
+    window = epoch("round", 2, 1)
+    rows = epoch("round", 2, ROWS) - epoch("round", 2, ROWS, where=LocalExecutor(threads=False))
+    two, eight = ((epoch("shard", shards, STEPS) - window) / STEPS for shards in (2, 8))
+    many = (epoch("shard", 2, STEPS, MANY) - epoch("round", 2, STEPS, MANY)) / STEPS - two
+    shard = max((eight - two) / 6, 0.0)
+    return Links(
+        base.workers, base.threads, base.slots, base.hop, base.task,
+        window=max(window, 0.0),
+        rows=max(rows - window, 0.0) / (2 * ROWS),
+        step=max(two - 2 * shard, 0.0),
+        shard=shard,
+        per_param=max(many, 0.0) / MANY,
+        crowd=_crowd(executor, base.slots),
+    )  # fmt: skip
+
+
+def _epoch(engine: Engine, fit: Fit, shards: int, steps: int, params: int) -> float:
+    """Return the seconds of the shortest epoch of a net that is nothing but parameters."""
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(params, trainable=False, name="x")
+        loss = fg.Dot(fg.Variable(params, np.zeros(params), name="w"), x)
+    samples = np.zeros((steps * shards, params), np.float32)
+    epochs = NEAR if isinstance(engine.executor, LocalExecutor) else FAR
+    history = fit(fg.GradientDescent(graph, loss, batch_size=shards), engine, {x: samples}, epochs)
+    return min(len(samples) / record["samples_per_second"] for record in history.epochs)
+
+
+def _crowd(executor: Executor, slots: int) -> float:
+    if slots == 1:
+        return 1.0
+    name = uuid.uuid4().hex
+    keys = [f"burst-{name}-{k}" for k in range(slots + 1)]
+    alone = run_now(executor, {keys[0]: Task(burst, ())}, keys[:1])
+    together = run_now(executor, {key: Task(burst, ()) for key in keys[1:]}, keys[1:])
+    return max(1.0, max(together) / alone[0])
