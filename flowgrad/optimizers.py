@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -38,17 +39,10 @@ class Optimizer:
         The pure update rule.
     batch_size : int
         Number of samples whose mean gradient makes one update.
-
-    Notes
-    -----
-    Every optimizer takes, in place of `rule`, its own hyperparameters and these keywords:
-
-    ``learning_rate``
-        A number, or a schedule such as `CosineDecay`: a function of the update's number, from 1.
-    ``weight_decay=0.0``
-        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay
-        as they are.
-    ``clip_norm=None``
+    weight_decay : float
+        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay as
+        they are.
+    clip_norm : float, optional
         The mean gradient of all variables together is scaled down to this Euclidean norm, where it is longer.
 
     Attributes
@@ -62,7 +56,7 @@ class Optimizer:
         If the target is not a scalar node of `graph`, or a hyperparameter makes no sense.
     """
 
-    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32):
+    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32, **common: Unpack[Common]):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
         if not isinstance(target, Node) or target.graph is not graph:
@@ -76,7 +70,7 @@ class Optimizer:
             raise GraphError(f"batch_size must be a positive integer, not {batch_size!r}")
         self.graph = graph
         self.target = target
-        self.rule = rule
+        self.rule = replace(rule, **common)
         self.batch_size = int(batch_size)
         self.state: State | None = None
         self._sum: Array | None = None
@@ -160,14 +154,15 @@ class GradientDescent(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+        See `Optimizer`; `common` are ``weight_decay`` and ``clip_norm``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     """
 
     def __init__(
         self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
     ):
-        super().__init__(graph, target, GradientDescentRule(learning_rate, **common), batch_size)
+        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size, **common)
 
 
 class Momentum(Optimizer):
@@ -176,8 +171,9 @@ class Momentum(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+        See `Optimizer`; `common` are ``weight_decay`` and ``clip_norm``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     momentum : float
         At least 0, below 1.
     """
@@ -191,7 +187,7 @@ class Momentum(Optimizer):
         batch_size: int = 32,
         **common: Unpack[Common],
     ):
-        super().__init__(graph, target, MomentumRule(learning_rate, momentum, **common), batch_size)
+        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size, **common)
 
 
 class AdaGrad(Optimizer):
@@ -200,14 +196,15 @@ class AdaGrad(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+        See `Optimizer`; `common` are ``weight_decay`` and ``clip_norm``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     """
 
     def __init__(
         self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
     ):
-        super().__init__(graph, target, AdaGradRule(learning_rate, **common), batch_size)
+        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size, **common)
 
 
 class RMSProp(Optimizer):
@@ -216,8 +213,9 @@ class RMSProp(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+        See `Optimizer`; `common` are ``weight_decay`` and ``clip_norm``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     beta : float
         At least 0, below 1.
     """
@@ -231,7 +229,7 @@ class RMSProp(Optimizer):
         batch_size: int = 32,
         **common: Unpack[Common],
     ):
-        super().__init__(graph, target, RMSPropRule(learning_rate, beta, **common), batch_size)
+        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size, **common)
 
 
 class Adam(Optimizer):
@@ -240,8 +238,9 @@ class Adam(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay`` and ``clip_norm``.
+        See `Optimizer`; `common` are ``weight_decay`` and ``clip_norm``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     beta_1, beta_2 : float
         At least 0, below 1.
     bias_correction : bool
@@ -260,5 +259,4 @@ class Adam(Optimizer):
         bias_correction: bool = False,
         **common: Unpack[Common],
     ):
-        rule = AdamRule(learning_rate, beta_1, beta_2, bias_correction, **common)
-        super().__init__(graph, target, rule, batch_size)
+        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size, **common)
