@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack, cast
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -38,11 +39,6 @@ class Common(OfRule, Private, total=False):
     """Keywords that every optimizer takes; see `Optimizer`."""
 
 
-def _split(common: Common) -> tuple[OfRule, Private]:
-    of_rule = {k: v for k, v in common.items() if k in OfRule.__annotations__}
-    return cast(OfRule, of_rule), cast(Private, {k: v for k, v in common.items() if k not in of_rule})
-
-
 class Optimizer:
     """An update rule bound to a graph and a scalar loss.
 
@@ -63,17 +59,10 @@ class Optimizer:
         σ of it.
     noise_seed : int, optional
         Makes the noise repeatable, the same for any grain and number of workers, and no longer secret. Never saved.
-
-    Notes
-    -----
-    Every optimizer takes, in place of `rule`, its own hyperparameters and these keywords:
-
-    ``learning_rate``
-        A number, or a schedule such as `CosineDecay`: a function of the update's number, from 1.
-    ``weight_decay=0.0``
-        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay
-        as they are.
-    ``clip_norm=None``
+    weight_decay : float
+        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay as
+        they are.
+    clip_norm : float, optional
         The mean gradient of all variables together is scaled down to this Euclidean norm, where it is longer.
 
     Attributes
@@ -103,6 +92,7 @@ class Optimizer:
         per_sample_clip: float | None = None,
         noise_multiplier: float = 0.0,
         noise_seed: int | None = None,
+        **of_rule: Unpack[OfRule],
     ):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
@@ -117,7 +107,7 @@ class Optimizer:
             raise GraphError(f"batch_size must be a positive integer, not {batch_size!r}")
         self.graph = graph
         self.target = target
-        self.rule = rule
+        self.rule = replace(rule, **of_rule)
         self.batch_size = int(batch_size)
         self.privacy: Privacy | None = None
         if per_sample_clip is not None:
@@ -210,15 +200,15 @@ class GradientDescent(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     """
 
     def __init__(
         self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
     ):
-        of_rule, private = _split(common)
-        super().__init__(graph, target, GradientDescentRule(learning_rate, **of_rule), batch_size, **private)
+        super().__init__(graph, target, GradientDescentRule(learning_rate), batch_size, **common)
 
 
 class Momentum(Optimizer):
@@ -227,8 +217,9 @@ class Momentum(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     momentum : float
         At least 0, below 1.
     """
@@ -242,8 +233,7 @@ class Momentum(Optimizer):
         batch_size: int = 32,
         **common: Unpack[Common],
     ):
-        of_rule, private = _split(common)
-        super().__init__(graph, target, MomentumRule(learning_rate, momentum, **of_rule), batch_size, **private)
+        super().__init__(graph, target, MomentumRule(learning_rate, momentum), batch_size, **common)
 
 
 class AdaGrad(Optimizer):
@@ -252,15 +242,15 @@ class AdaGrad(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     """
 
     def __init__(
         self, graph: Graph, target: Node, learning_rate: Rate = 0.01, batch_size: int = 32, **common: Unpack[Common]
     ):
-        of_rule, private = _split(common)
-        super().__init__(graph, target, AdaGradRule(learning_rate, **of_rule), batch_size, **private)
+        super().__init__(graph, target, AdaGradRule(learning_rate), batch_size, **common)
 
 
 class RMSProp(Optimizer):
@@ -269,8 +259,9 @@ class RMSProp(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     beta : float
         At least 0, below 1.
     """
@@ -284,8 +275,7 @@ class RMSProp(Optimizer):
         batch_size: int = 32,
         **common: Unpack[Common],
     ):
-        of_rule, private = _split(common)
-        super().__init__(graph, target, RMSPropRule(learning_rate, beta, **of_rule), batch_size, **private)
+        super().__init__(graph, target, RMSPropRule(learning_rate, beta), batch_size, **common)
 
 
 class Adam(Optimizer):
@@ -294,8 +284,9 @@ class Adam(Optimizer):
     Parameters
     ----------
     graph, target, batch_size, **common
-        See `Optimizer`: also for ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier`` and ``noise_seed``.
+        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
+        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     beta_1, beta_2 : float
         At least 0, below 1.
     bias_correction : bool
@@ -314,6 +305,4 @@ class Adam(Optimizer):
         bias_correction: bool = False,
         **common: Unpack[Common],
     ):
-        of_rule, private = _split(common)
-        rule = AdamRule(learning_rate, beta_1, beta_2, bias_correction, **of_rule)
-        super().__init__(graph, target, rule, batch_size, **private)
+        super().__init__(graph, target, AdamRule(learning_rate, beta_1, beta_2, bias_correction), batch_size, **common)

@@ -94,6 +94,11 @@ class Trainer:
             )
         if isinstance(accumulate, bool) or not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
             raise GraphError(f"accumulate must be a positive integer, not {accumulate!r}")
+        if optimizer.privacy is not None and accumulate > 1:
+            raise GraphError(
+                f"differentially private steps divide by the batch size: give batch_size={optimizer.batch_size * accumulate} "
+                f"to the optimizer instead of accumulate={accumulate}"
+            )
         self.optimizer = optimizer
         self.engine = Engine() if engine is None else engine
         called = Callbacks(callbacks)

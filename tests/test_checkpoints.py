@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import flowgrad as fg
 from flowgrad.errors import DataError, GraphError
 from flowgrad.scheduler import checkpoint
 from flowgrad.scheduler.checkpoint import read_checkpoint, write_checkpoint
+from flowgrad.scheduler.plan import choose_plan
 
 
 class Interrupted(Exception):
@@ -61,9 +63,11 @@ def test_files_are_named_by_steps_and_pruned(tmp_path):
 @pytest.mark.parametrize("position", [1, 2, 4])
 def test_going_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, grain, position):
     """Every window a checkpoint; a window of one step."""
-    monkeypatch.setattr("flowgrad.scheduler.plan.ROUND_SECONDS", 0.0)
-    monkeypatch.setattr("flowgrad.scheduler.plan.ROUNDS_PER_WINDOW", 1)
-    monkeypatch.setattr("flowgrad.scheduler.plan.WINDOW_TASKS", 0)
+
+    def choose(*args):
+        return replace(choose_plan(*args), steps_per_task=1, steps_per_window=1)
+
+    monkeypatch.setattr("flowgrad.scheduler.prepare.choose_plan", choose)
     whole, first, second = Model("Adam", n=22), Model("Adam", n=22), Model("Adam", n=22)
     expected = whole.fit(grain=grain, epochs=3, validation=whole.validation)
     always = fg.Checkpoints(tmp_path, every_epochs=None, every_seconds=1e-9, keep=1000)

@@ -109,3 +109,11 @@ def test_resuming_draws_the_same_noise(tmp_path):
 def test_wrong_settings_are_told(wrong):
     with pytest.raises(fg.errors.GraphError, match=next(iter(wrong))):
         model(**wrong)
+
+
+def test_accumulation_is_refused():
+    with fg.Graph() as graph:
+        w = fg.Variable(1, [2.0])
+        optimizer = fg.Adam(graph, w * w, batch_size=4, per_sample_clip=1.0)
+    with pytest.raises(fg.FlowgradError, match="batch_size=12"):
+        fg.Trainer(optimizer, fg.Engine("sync"), accumulate=3)
