@@ -31,6 +31,7 @@ WORDS = {
     "shuffle": "shuffle",
     "batch_size": "batch size",
     "accumulate": "accumulate",
+    "private": "private steps",
     "samples": "number of training samples",
     "dtype": "dtype",
 }

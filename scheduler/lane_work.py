@@ -11,7 +11,7 @@ from flowgrad.optim import Rule
 from .blocks import Gradient, State, Step, add_gradients, shard_step, update
 from .kernel import canonical
 from .scratch import shard_threads
-from .tree import reduce_some
+from .tree import SIDE_BY_SIDE, reduce_some
 
 # What a lane has of the tree of gradients, by level and index.
 Shares = dict[tuple[int, int], Gradient]
@@ -62,9 +62,14 @@ def gradients(step: Step, rule: Rule, state: State, const: Array | None, feeds: 
     def compute(rows: Array) -> Gradient:
         return shard_step(step, rule, state, const, feeds, rows, part.batch)
 
+    shares: Shares = {}
+    size = max(SIDE_BY_SIDE, part.threads)
     with shard_threads(step.program, [part.rows], part.threads) as each:
-        found = list(each(compute, part.rows))
-    return reduce_some({(0, part.first + k): share for k, share in enumerate(found)}, part.shards, add_gradients)
+        for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
+            found = each(compute, part.rows[k : k + size])
+            shares |= {(0, part.first + m): share for m, share in enumerate(found, k)}
+            shares = reduce_some(shares, part.shards, add_gradients)
+    return shares
 
 
 def total(lanes: Sequence[Shares], shards: int) -> Gradient:

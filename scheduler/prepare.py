@@ -99,6 +99,7 @@ class Job:
             "shuffle": settings.shuffle,
             "batch_size": settings.optimizer.batch_size,
             "accumulate": settings.accumulate,
+            "private": str(settings.optimizer.privacy),  # without the seed of its noise
             "samples": self.feeds.samples,
             "dtype": self.feeds.dtype.name,
         }

@@ -106,6 +106,9 @@ class Run:
     def _epochs(self, stop: bool) -> None:
         if self.evaluation is not None and not self.history.epochs:
             stop |= self._record(0, math.nan, self.evaluation.scores(self.windows.state), 0.0)
+        self.began, self.samples = time.perf_counter(), 0
+        if self.epoch and not self.position and all(record["epoch"] < self.epoch for record in self.history.epochs):
+            stop |= self._end_of_epoch(self.epoch)  # interrupted between its last step and its record
         # Where the state at the end of an epoch is wanted, a window ends with it.
         self.stops = bool(self.evaluation or self.saver or self.settings.callbacks.has("on_epoch"))
         self.began, self.samples = time.perf_counter(), 0

@@ -47,15 +47,15 @@ def check(expected, client, grain, action, at=12, recovered=True, **settings):
 
 def small_windows(monkeypatch, steps=10):
     """Cut a run into windows of a few steps, so that a disturbance meets one in the middle."""
-    from flowgrad.scheduler import run as run_module
+    from flowgrad.scheduler import prepare
 
-    original = run_module.choose_plan
+    original = prepare.choose_plan
 
     def choose(*args):
         plan = original(*args)
-        return run_module.replace(plan, steps_per_task=min(plan.steps_per_task, 3), steps_per_window=steps)
+        return prepare.replace(plan, steps_per_task=min(plan.steps_per_task, 3), steps_per_window=steps)
 
-    monkeypatch.setattr(run_module, "choose_plan", choose)
+    monkeypatch.setattr(prepare, "choose_plan", choose)
 
 
 @pytest.mark.parametrize("grain", GRAINS)
