@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import FeedError, FlowgradError, GraphError
+from flowgrad.errors import FlowgradError, GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
@@ -29,7 +29,7 @@ from .history import History
 from .links import Fit
 from .lower import flat_values
 from .lower_train import Given, compile_step, epoch_batches, lower_window
-from .plan import ROUND_SECONDS, Plan, choose_grain, choose_plan
+from .plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan
 from .tasks import Ref, TaskGraph, token
 from .tree import bounds
 
@@ -66,11 +66,7 @@ class Run:
         self.executor = settings.engine.executor
         graph, target = optimizer.graph, optimizer.target
         self.feeds = check_feeds(graph, feeds, settings.engine.dtype)
-        if self.feeds.samples < optimizer.batch_size:
-            raise FeedError(
-                f"the batch size {optimizer.batch_size} is larger than the data: {self.feeds.samples} samples; "
-                f"choose at most {self.feeds.samples}"
-            )
+        check_batch_size(optimizer.batch_size, self.feeds.samples)
         checked = None if validation is None else check_feeds(graph, validation, self.feeds.dtype)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(target, self.variables)
