@@ -143,12 +143,13 @@ def prediction_report(tell: Callable[[str], None] = print) -> str:
                 f"| {1e3 * seen['round']:.2f} ({1e3 * guessed['round']:.2f}) "
                 f"| {1e3 * seen['shard']:.2f} ({1e3 * guessed['shard']:.2f}) | {others} | {against[-1]:.2f} |"
             )
+    told = f"Within {100 * WITHIN:.0f} %"
     near = sum(abs(ratio - 1) <= WITHIN for ratio in ratios)
     fast = sum(ratio <= SLOWER for ratio in against)
     lines += [
         "",
-        f"In brackets: predicted. Within {100 * WITHIN:.0f} %: {near} of {len(ratios)} settings. `auto` at most {SLOWER}x as long "
-        f"as the best grain: {fast} of {len(against)}, at worst {max(against):.2f}x.",
+        f"In brackets: predicted. {told}: {near} of {len(ratios)} settings. `auto` at most {SLOWER}x as long as "
+        f"the best grain: {fast} of {len(against)}, at worst {max(against):.2f}x.",
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from .forecast import Case, crossing, from_step, spreading, step_seconds
 from .links import Fit, links_of
 from .lower_train import compile_step
 from .measure import hop_and_task, rates_of
-from .plan import LEAST_HOPS, Plan, choose_grain, choose_kernel, choose_plan, choose_shards
+from .plan import LEAST_HOPS, Plan, check_batch_size, choose_grain, choose_kernel, choose_plan, choose_shards
 from .rates import Links, Rates
 
 # Grains that give the same bits, of which `auto` takes one.
@@ -141,7 +141,8 @@ def estimate(
     again : bool
         Measure rates anew that are known from earlier.
     """
-    checked = feeds if isinstance(feeds, Feeds) else check_feeds(optimizer.graph, feeds, engine.dtype)
+    checked = feeds if isinstance(feeds, Feeds) else check_feeds(optimizer.graph, feeds, engine.dtype, lazy=True)
+    check_batch_size(optimizer.batch_size, checked.samples)
     step = compile_step(optimizer.target, checked, optimizer.variables(without=checked.arrays), "shard")
     shards, kernel = choose_arithmetic(step, optimizer, engine, checked.samples, epochs)
     fixed, each = flops(step.program)

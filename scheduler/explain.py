@@ -24,6 +24,8 @@ TASKS = {
     "node": "a node, or an edge backward",
 }
 
+FROM_WORK = "they follow from the work alone, so that results are the same everywhere"
+
 
 def explain_training(e: Estimate) -> str:
     """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
@@ -32,16 +34,18 @@ def explain_training(e: Estimate) -> str:
     lines = [
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
-        f"  shards: {_why_shards(e)}",
+        f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
         f"a step: {count(case.batch, 'sample')}, {short(e.flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",
         f"predicted: {ms(e.seconds())} ms per step, {case.batch / e.seconds():,.0f} samples/s",
         "",
         *_table(e),
+        *_other_shards(e),
         "",
         f"break-even: {_break_even(e)}",
-        f"measured: {_measured(e)}",
+        "measured here:",
+        *(f"  {fact}" for fact in _measured(e)),
     ]
     return "\n".join(lines)
 
@@ -57,15 +61,14 @@ def _why(e: Estimate) -> str:
     return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
 
 
-def _why_shards(e: Estimate) -> str:
-    others = sorted({1, 2, 4, 8} - {e.plan.shards})
-    told = [
-        f"{n} would take {ms(min(e.seconds('round', shards=n), e.seconds('shard', shards=n)))}"
-        for n in others
-        if n <= e.case.batch
-    ]
-    why = "asked for" if e.shards_asked else "they follow from the work alone, so that results are the same everywhere"
-    return f"{why}; {', '.join(told)} ms per step" if told else why
+def _other_shards(e: Estimate) -> list[str]:
+    """Return what other numbers of shards would cost, as a line; none where a mini-batch is one sample."""
+    told = []
+    for n in sorted({1, 2, 4, 8} - {e.plan.shards}):
+        if n <= e.case.batch:
+            found = min(e.seconds("round", shards=n), e.seconds("shard", shards=n))
+            told.append(f"{ms(found)} ms with {n}")
+    return [f"other numbers of shards, and so other last digits: {', '.join(told)}"] if told else []
 
 
 def _table(e: Estimate) -> list[str]:
@@ -105,16 +108,16 @@ def _break_even(e: Estimate) -> str:
     return f"cutting a step into tasks for {several} pays from about {about(found):,} samples on; this batch is {side} that"
 
 
-def _measured(e: Estimate) -> str:
+def _measured(e: Estimate) -> list[str]:
     links, rates = e.links, e.rates[e.plan.kernel]
     told = [
-        f"matrix products {rates.peak() / 1e9:.0f} GFlop/s per thread ({rates.dtype})",
-        f"a task {ms(links.task)} ms, a task that waits for another {ms(links.hop)} ms",
-        f"a step cut into two tasks {ms(links.step + 2 * links.shard)} ms beside its work",
+        f"matrix products: {rates.peak() / 1e9:.0f} billion operations per second and thread ({rates.dtype})",
+        f"tasks: {ms(links.task)} ms each, {ms(links.hop)} ms if one waits for another; "
+        f"a step cut into two tasks: {ms(links.step + 2 * links.shard)} ms beside its work",
     ]
     if links.per_param > 0 and links.workers > 1:
-        told.append(f"{1e-6 / links.per_param:,.0f} million parameters per second from worker to worker")
-    return "; ".join(told)
+        told.append(f"between workers: {short(1 / links.per_param)} parameters per second")
+    return told
 
 
 def explain_job(job: Job, lower: Callable[[str], Job], rates: Rates, links: Links) -> list[str]:

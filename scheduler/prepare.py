@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import FeedError
 from flowgrad.jacobian import Array
 from flowgrad.node import Variable
 from flowgrad.optimizers import Optimizer, warn_independent
@@ -26,7 +25,7 @@ from .feeds import Feeds, check_feeds
 from .links import Fit
 from .lower import flat_values
 from .lower_train import compile_private, compile_step
-from .plan import ROUND_SECONDS, Plan, choose_grain, choose_plan
+from .plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan
 from .tree import bounds
 
 
@@ -74,19 +73,12 @@ class Job:
         optimizer = settings.optimizer
         self.rule, self.executor = optimizer.rule, settings.engine.executor
         self.feeds: Feeds = check_feeds(optimizer.graph, feeds, settings.engine.dtype, lazy=True)
-        self._check_batch_size()
+        check_batch_size(optimizer.batch_size, self.feeds.samples, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
         step = compile_step(optimizer.target, self.feeds, self.variables, "shard")
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
         self.state = self._first_state()
-
-    def _check_batch_size(self) -> None:
-        settings, samples = self.settings, self.feeds.samples
-        if samples < settings.batch_size:
-            size, times = settings.optimizer.batch_size, settings.accumulate
-            whole = f"batch size {size}" + (f" times accumulate {times} = {size * times}" if times > 1 else "")
-            raise FeedError(f"the {whole} is larger than the data: {samples} samples; choose at most {samples}")
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""Measuring machines and executors: a bounded number of short probes, kept, and never wrong in sign."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.scheduler import calibrate, measure
+from flowgrad.scheduler.executors import LocalExecutor
+from flowgrad.scheduler.links import links_of
+from flowgrad.scheduler.measure import hop_and_task, rates_of
+from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Rates
+from flowgrad.scheduler.train import train_once
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWGRAD_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Let measuring give made-up rates; returns the list of what was measured."""
+    asked = []
+
+    def measured(kernel, dtype):
+        asked.append((kernel, dtype))
+        grid = np.ones((len(SAMPLES), len(OUTPUTS), len(INPUTS))).tolist()
+        curve = ((1.0, 1e-9),)
+        return Rates(kernel, dtype, 1e-6, 1e-6, {"value": grid}, curve, len(asked) * 1e-9, 1e-9, curve, curve)
+
+    monkeypatch.setattr(calibrate, "measure_rates", measured)
+    return asked
+
+
+def check(rates):
+    numbers = [rates.start, rates.call, rates.function, rates.reduction]
+    numbers += [y for curve in (rates.moving, rates.taking, rates.updating) for _, y in curve]
+    numbers += [np.min(grid) for grid in rates.products.values()]
+    assert set(rates.products) == {"value", "input", "matrix"}
+    assert all(0 <= n < math.inf for n in numbers)
+    assert min(np.min(grid) for grid in rates.products.values()) > 0
+    assert min(y for curve in (rates.moving, rates.taking, rates.updating) for _, y in curve) > 0
+    assert 1e7 < rates.peak() < 1e14
+
+
+def count_calls(monkeypatch):
+    """Count what is timed; each is called a fixed number of times."""
+    found = []
+    fastest = calibrate._fastest
+
+    def counting(runs):
+        runs = list(runs)
+        found.extend(runs)
+        return fastest(runs)
+
+    monkeypatch.setattr(calibrate, "_fastest", counting)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpy_is_measured_by_a_bounded_number_of_probes(monkeypatch, dtype):
+    timed = count_calls(monkeypatch)
+    check(calibrate.measure_rates("numpy", dtype))
+    shapes = 3 * (1 + len(SAMPLES) * len(OUTPUTS) * len(INPUTS))
+    assert shapes < len(timed) < shapes + 30
+    largest = 2 * SAMPLES[-1] * OUTPUTS[-1] * INPUTS[-1]
+    assert largest < 2e8  # a millisecond or so
+
+
+def test_compiled_kernels_are_measured_by_a_bounded_number_of_probes(monkeypatch):
+    pytest.importorskip("numba")
+    timed = count_calls(monkeypatch)
+    check(calibrate.measure_rates("numba", "float32"))
+    assert len(timed) < 3 * (1 + len(SAMPLES) * len(OUTPUTS) * len(INPUTS)) + 30
+
+
+def test_a_probe_is_what_its_name_says():
+    work = {
+        kind: calibrate.Probe(kind, "numpy", "float32", 2).work for kind in ("loops", "functions", "reductions", "rows")
+    }
+    assert work["functions"].functions == 4 * 64
+    assert work["loops"].functions == work["rows"].functions == 0
+    assert work["reductions"].reductions > work["loops"].reductions
+    assert work["rows"].taken == 1024 > work["loops"].taken
+    assert work["rows"].moved(1) - 1024 < work["loops"].moved(1)
+
+
+def test_rates_are_kept_on_disk(cache, made_up):
+    first = calibrate.rates_here("numpy", "float32")
+    assert calibrate.rates_here("numpy", "float32") == first
+    assert made_up == [("numpy", "float32")]
+    calibrate.rates_here("numpy", "float64")
+    calibrate.rates_here("numba", "float32")
+    assert len(made_up) == len(list(cache.glob("rates-*.json"))) == 3
+    again = calibrate.rates_here("numpy", "float32", again=True)
+    assert again != first
+    assert calibrate.rates_here("numpy", "float32") == again
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '{"kernel": "numpy"}', "\x00\xff"])
+def test_a_spoilt_file_is_measured_again(cache, made_up, text):
+    wanted = calibrate.rates_here("numpy", "float32")
+    (path,) = cache.glob("rates-*.json")
+    path.write_text(text)
+    found = calibrate.rates_here("numpy", "float32")
+    assert len(made_up) == 2
+    assert found["start"] == wanted["start"]
+    assert json.loads(path.read_text()) == json.loads(json.dumps(found))
+
+
+def test_another_machine_is_another_file(cache, made_up, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    calibrate.rates_here("numpy", "float32")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    calibrate.rates_here("numpy", "float32")
+    assert len(list(cache.glob("rates-*.json"))) == 2
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, made_up, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLOWGRAD_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert calibrate.rates_here("numpy", "float32")
+    assert calibrate.rates_here("numpy", "float32")
+    assert len(made_up) == 2
+
+
+def test_an_executor_is_asked_once(cache, made_up, monkeypatch):
+    executor = LocalExecutor(threads=True)
+    assert rates_of(executor, "numpy", "float32") is rates_of(executor, "numpy", "float32")
+    assert rates_of(executor, "numpy", "float32", again=True).function > 1e-9
+    assert len(made_up) == 2
+    assert hop_and_task(executor) is hop_and_task(executor)
+    monkeypatch.setattr(measure, "run_now", None)  # nothing runs any more
+    assert hop_and_task(executor).hop > 0
+
+
+def test_links_of_each_executor(executor):
+    """A few short trainings, counted; tasks cost something wherever they run."""
+    found, asked = [], fg.Engine(executor).executor
+    asked.measured.clear()
+
+    def fit(optimizer, engine, feeds, epochs):
+        history = train_once(optimizer, engine, feeds, epochs)
+        found.append(len(history.steps))
+        return history
+
+    links = links_of(asked, fit)
+    assert len(found) <= 7
+    assert sum(found) <= 6000
+    assert links.workers == len(asked.workers())
+    assert links.slots == sum(worker.threads for worker in asked.workers())
+    assert links.hop > 0
+    assert links.window > 0
+    assert min(links.task, links.rows, links.step, links.shard, links.per_param) >= 0
+    assert links.step + 2 * links.shard > 0
+    assert links.crowd >= 1
+    assert links_of(asked, None) is links
+
+
+@pytest.mark.distributed
+def test_workers_measure_themselves(client):
+    check(rates_of(fg.Engine(client).executor, "numpy", "float64"))
+
+
+def test_a_burst_takes_time():
+    assert calibrate.burst(0.001) > 0

@@ -1,0 +1,246 @@
+"""What people read about plans and costs."""
+
+import re
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from models import Model
+from test_forecast import cluster, machine, net
+
+import flowgrad as fg
+from flowgrad.cli import main
+from flowgrad.scheduler.estimate import Estimate
+from flowgrad.scheduler.explain import columns, count, explain_job, explain_training, ms, short, times
+from flowgrad.scheduler.lower import lower_gradient
+from flowgrad.scheduler.plan import choose_grain, choose_kernel, choose_plan
+
+
+def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numba"):
+    """An estimate on a machine that is made up."""
+    flops = case.work.product_flops(case.batch)
+    plan = choose_plan(choose_grain(grain, {"round": 1.0}), case.shards, (kernel, "compiled"), 1e-3, case.nodes)
+    rates = {name: machine(name) for name in kernels}
+    found = Estimate(plan, case, rates, links, "a cluster", flops, False)
+    costs = {g: found.seconds(g) for g in ("round", "shard")}
+    plan = choose_plan(choose_grain(grain, costs), case.shards, (kernel, "compiled"), costs["round"], case.nodes)
+    return Estimate(plan, case, rates, links, "a cluster", flops, False)
+
+
+def rows_of(text):
+    """The table as a dict of lines by grain."""
+    return {m[1]: m[0] for m in re.finditer(r"^ +(round|shard|sample|node) .*$", text, re.MULTILINE)}
+
+
+def test_a_small_step():
+    text = explain_training(estimate(net(), cluster(2)))
+    assert "plan: grain round, 2 shards, kernel numba, on a cluster" in text
+    assert "1 thread in each matrix product" in text
+    rows = rows_of(text)
+    assert set(rows) == {"round", "shard", "sample", "node"}
+    assert rows["round"].endswith("the plan")
+    assert "the gradient of 16 samples" in rows["shard"]
+    assert "1,223" in rows["node"]
+    assert "this batch is below that" in text
+    assert max(map(len, text.splitlines())) < 130
+
+
+def test_a_large_step():
+    e = estimate(net(1024, 16384, 8), cluster(2))
+    text = explain_training(e)
+    assert "plan: grain shard, 8 shards" in text
+    assert re.search(r"1\.\dx as fast as steps one after the other", text)
+    assert "this batch is above that" in text
+    assert rows_of(text)["shard"].endswith("the plan")
+
+
+def test_the_break_even_is_where_the_grains_cost_the_same():
+    e = estimate(net(512, 4096, 8), cluster(2))
+    found = e.break_even()
+    assert found is not None
+    there = e.at_batch(found)
+    assert there.seconds("shard") < there.seconds("round")
+    before = e.at_batch(found - 1)
+    assert before.seconds("shard") >= before.seconds("round") or before.case.shards == 1
+    assert f"from about {float(f'{found:.2g}'):,.0f} samples on" in explain_training(e)
+
+
+def test_where_nothing_runs_side_by_side():
+    text = explain_training(estimate(net(), cluster(1)))
+    assert "cutting a step into tasks never pays" in text
+    text = explain_training(estimate(net(), cluster(1, 2)))
+    assert "does not pay" in text
+
+
+def test_a_grain_that_was_asked_for():
+    text = explain_training(estimate(net(), cluster(2), grain="shard"))
+    assert "asked for; auto would choose round" in text
+    assert rows_of(text)["shard"].endswith("the plan")
+    assert re.search(r"0\.\d+x$", rows_of(text)["round"])
+
+
+def test_numbers_are_told_for_people():
+    assert [ms(s) for s in (1.2e-5, 3.456e-3, 0.0456, 12.3)] == ["0.01", "3.46", "45.6", "12,300"]
+    assert [short(n) for n in (7, 1234, 5e6, 7e10)] == ["7", "1.2 thousand", "5.0 million", "70.0 billion"]
+    assert [count(n, "shard") for n in (1, 2)] == ["1 shard", "2 shards"]
+    assert [times(r) for r in (0.001, 1.0, 99.4)] == ["0.001x", "1x", "99x"]
+    assert columns([["a", "10"], ["bcd", "2"]], right=[1]) == ["  a    10", "  bcd   2"]
+
+
+def test_a_trainer_explains_without_training(executor):
+    model = Model("Adam")
+    before = model.bits()
+    text = fg.Trainer(model.optimizer, fg.Engine(executor, kernel="numpy")).explain(model.feeds, epochs=3)
+    assert model.bits() == before
+    assert "plan: grain round, 1 shard, kernel numpy" in text
+    assert "4 samples" in text
+    assert "12 parameters" in text
+    assert re.search(r"predicted: \d", text)
+    assert set(rows_of(text)) == {"round", "shard", "sample", "node"}
+
+
+def test_the_plan_that_is_explained_is_the_one_that_runs():
+    for grain in ("round", "node", "sample"):
+        model = Model()
+        trainer = fg.Trainer(model.optimizer, fg.Engine("sync", grain=grain, kernel="numpy"))
+        told = trainer.explain(model.feeds)
+        plan = trainer.fit(model.feeds, epochs=1).plan
+        assert f"plan: grain {plan['grain']}, {count(plan['shards'], 'shard')}, kernel {plan['kernel']}," in told
+        assert plan["blas_threads"] == 1
+
+
+def test_bad_feeds_are_told_before_anything_is_measured():
+    model = Model()
+    engine = fg.Engine("sync")
+    with pytest.raises(fg.FlowgradError, match="label"):
+        fg.Trainer(model.optimizer, engine).explain({model.x: np.ones((4, 3))})
+    assert not engine.executor.measured
+
+
+def test_too_large_a_batch_is_told():
+    model = Model(batch_size=64)
+    with pytest.raises(fg.FlowgradError, match="batch size 64 is larger than the data: 10 samples"):
+        fg.Trainer(model.optimizer, fg.Engine("sync")).explain(model.feeds)
+
+
+# -- jobs of an engine --
+
+
+def test_a_lowered_job_explains_itself(executor):
+    model = Model()
+    lowered = fg.Engine(executor).lower(model.loss, model.feeds, gradient=True)
+    text = lowered.explain()
+    assert "predicted, once it is lowered:" in text
+    rows = rows_of(text)
+    assert set(rows) == {"shard", "sample", "node"}
+    assert rows["shard"].endswith("this")
+    assert "BLAS: 1 thread in each matrix product" in text
+    assert "break-even:" in text
+
+
+@pytest.mark.parametrize("grain", ["node", "sample", "shard"])
+def test_the_row_of_its_own_grain_counts_its_tasks(grain):
+    model = Model()
+    lowered = fg.Engine("sync").lower(model.loss, model.feeds, grain=grain)
+    row = rows_of(lowered.explain())[grain]
+    assert row.endswith("this")
+    if grain != "sample":
+        assert f" {sum(lowered.tasks().values())} " in row
+
+
+def large_job(samples=20_000):
+    """A gradient that is worth more than one thread."""
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(300, trainable=False)
+        w = fg.Variable(300 * 200, True)
+        loss = fg.Sum(fg.MatVec(w, x))
+    engine = fg.Engine("threads", shards=1)
+    feeds = {x: np.ones((samples, 300), np.float32)}
+    return engine, loss, feeds, w, graph
+
+
+def test_a_single_large_task_may_use_more_blas_threads():
+    from flowgrad.scheduler.feeds import check_feeds
+
+    _, loss, feeds, w, graph = large_job(5000)
+
+    def told(shards, threads):
+        job = lower_gradient(loss, graph, check_feeds(graph, feeds), [w], "shard", shards)
+        return "\n".join(explain_job(job, lambda grain: job, machine("numpy"), cluster(1, threads)))
+
+    assert "BLAS: 4 threads in each matrix product, because a single large task runs" in told(1, 4)
+    assert "BLAS: 1 thread in each matrix product" in told(2, 4)
+    assert "BLAS: 1 thread in each matrix product" in told(1, 1)
+
+
+def test_the_engine_does_what_it_explains(monkeypatch):
+    engine, loss, feeds, w, _ = large_job(5000)
+    asked = []
+    submit = engine.executor.submit
+
+    def spy(records, keys, blas_threads=1):
+        asked.append(blas_threads)
+        return submit(records, keys, blas_threads=blas_threads)
+
+    monkeypatch.setattr(engine.executor, "submit", spy)
+    monkeypatch.setattr(engine.executor, "threads", 2)
+    gradient = engine.gradient(loss, feeds)[w]
+    assert asked == [2]
+    np.testing.assert_allclose(gradient, 1.0, rtol=1e-4)
+    engine.shards = 2
+    engine.gradient(loss, feeds)
+    assert asked == [2, 1]
+
+
+# -- the command --
+
+
+@pytest.mark.distributed
+def test_the_command(tmp_path, cluster):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(300, 8)), random.integers(0, 3, 300)
+    np.savez(tmp_path / "small.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    args = ["explain", str(tmp_path / "small.npz"), "--hidden", "4", "--scheduler", cluster.scheduler_address]
+    done = CliRunner().invoke(main, [*args, "--batch-size", "20", "--grain", "shard"], prog_name="flowgrad")
+    assert done.exit_code == 0, done.output
+    assert "graph: 8 - 4 - 3" in done.output
+    assert "plan: grain shard" in done.output
+    assert "20 samples" in done.output
+    assert "break-even:" in done.output
+    assert set(rows_of(done.output)) == {"round", "shard", "sample", "node"}
+    assert [path.name for path in tmp_path.iterdir()] == ["small.npz"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--workers", "2", "--scheduler", "tcp://a:1"), "give one of them"),
+        (("mnits",), "no data set 'mnits'"),
+        (("--hidden", "0"), "not a list of layer sizes"),
+        (("--train-size", "20"), "batch size 32 is larger than the 20 training samples"),
+    ],
+)
+def test_bad_input(args, message):
+    done = CliRunner().invoke(main, ["explain", *args], prog_name="flowgrad")
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_train_and_explain_share_their_options():
+    shared = {o.name for o in main.commands["train"].params} & {o.name for o in main.commands["explain"].params}
+    assert {
+        "dataset",
+        "hidden",
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "dtype",
+        "train_size",
+        "workers",
+        "grain",
+    } <= shared
+
+
+def test_choose_kernel_is_told():
+    assert choose_kernel("auto", "auto", 1e12, "numba is not installed")[1] == "numba is not installed"

@@ -1,0 +1,267 @@
+"""Planning by predicted costs: pure, with machines that are made up."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowgrad.scheduler.cost import Loop, Product, Work
+from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, spreading, step_seconds
+from flowgrad.scheduler.plan import (
+    ROUNDS_PER_WINDOW,
+    choose_blas_threads,
+    choose_grain,
+    choose_kernel,
+    choose_plan,
+    choose_shards,
+    steps_per_round,
+)
+from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Links, Rates, on_curve
+
+FLOPS = 1e11
+GRAINS = ("round", "shard", "sample", "node")
+
+
+def machine(kernel="numba", speed=FLOPS, call=1e-6):
+    """A machine whose matrix products take 2 m n k / `speed` seconds."""
+    grid = [[[2 * m * n * k / speed for k in INPUTS] for n in OUTPUTS] for m in SAMPLES]
+    curve = ((1e3, 1e-11), (1e8, 5e-11))
+    return Rates(
+        kernel,
+        "float32",
+        1e-6,
+        call,
+        dict.fromkeys(("value", "input", "matrix"), grid),
+        curve,
+        1e-9,
+        1e-9,
+        curve,
+        curve,
+    )
+
+
+def cluster(workers=2, threads=1, hop=6e-3):
+    """A cluster on which all that tasks cost is in proportion to a hop."""
+    slots = workers * threads
+    return Links(workers, threads, slots, hop, hop / 5, 3 * hop, hop / 200, 3 * hop, hop / 5, 1e-9)
+
+
+def net(hidden=90, batch=32, shards=2, samples=50_000, nodes=407):
+    """A net of 784 inputs, `hidden` units and 10 outputs."""
+    products = {
+        Product("value", hidden, 784): 1,
+        Product("value", 10, hidden): 1,
+        Product("input", 10, hidden): 1,
+        Product("matrix", 10, hidden): 1,
+        Product("matrix", hidden, 784): 1,
+    }
+    loops = {Loop(3 * hidden, hidden): 3, Loop(30, 10): 4}
+    work = Work(products, loops, 0, 30, 2, 20, 794, hidden * 785 + 10 * (hidden + 1), 12)
+    return Case(work, batch, samples, shards, 2, nodes)
+
+
+sizes = st.integers(1, 20_000)
+nets = st.builds(net, st.integers(1, 2000), sizes, st.integers(1, 8), st.integers(1, 10**6))
+places = st.builds(cluster, st.integers(1, 8), st.integers(1, 8), st.floats(1e-6, 1e-1))
+
+
+@given(nets, places, st.sampled_from(GRAINS), st.sampled_from(["numba", "numpy"]))
+def test_predictions_are_positive_and_finite(case, links, grain, kernel):
+    case = replace(case, shards=min(case.shards, case.batch))
+    assert 0 < step_seconds(case, grain, machine(kernel), links) < math.inf
+
+
+@given(nets, places, st.sampled_from(GRAINS))
+def test_more_samples_take_no_less(case, links, grain):
+    case = replace(case, shards=1, samples=10**6)
+    more = replace(case, batch=2 * case.batch)
+    rates = machine()
+    # Per step: what is spent once per epoch is spread over half as many steps.
+    assert step_seconds(more, grain, rates, links) >= 0.999 * step_seconds(case, grain, rates, links)
+
+
+@given(nets, places, st.sampled_from(GRAINS), st.floats(1.0, 10.0))
+def test_a_faster_machine_takes_no_longer(case, links, grain, factor):
+    case = replace(case, shards=min(case.shards, case.batch))
+    slow, fast = machine(), machine(speed=factor * FLOPS)
+    assert step_seconds(case, grain, fast, links) <= step_seconds(case, grain, slow, links) * (1 + 1e-9)
+
+
+@given(nets, places, st.floats(1.0, 10.0))
+def test_slower_links_make_tasks_dearer(case, links, factor):
+    case = replace(case, shards=min(case.shards, case.batch))
+    slower = cluster(links.workers, links.threads, links.hop * factor)
+    for grain in ("shard", "node"):
+        before = step_seconds(case, grain, machine(), links)
+        assert step_seconds(case, grain, machine(), slower) >= before * (1 - 1e-9)
+
+
+def test_round_for_tiny_steps_and_shard_for_large_ones():
+    rates, links = machine(), cluster(2)
+    costs = {
+        batch: {g: step_seconds(net(1024, batch, 8), g, rates, links) for g in ("round", "shard")}
+        for batch in (32, 16384)
+    }
+    assert choose_grain("auto", costs[32])[0] == "round"
+    assert choose_grain("auto", costs[16384])[0] == "shard"
+    assert costs[16384]["shard"] < 0.65 * costs[16384]["round"]
+
+
+def test_one_task_at_a_time_makes_rounds():
+    for batch in (32, 16384):
+        costs = [step_seconds(net(1024, batch, 8), g, machine(), cluster(1)) for g in ("round", "shard")]
+        assert costs[0] < costs[1]
+
+
+def test_a_round_uses_the_threads_of_a_worker():
+    """So that tasks for the same threads bring nothing: compiled kernels, and NumPy's where a shard is worth a thread."""
+    links = cluster(1, 2, hop=1e-4)
+    case = net(1024, 16384, 8)
+    compiled = {g: step_seconds(case, g, machine(), links) for g in ("round", "shard")}
+    plain = {g: step_seconds(case, g, machine("numpy"), links) for g in ("round", "shard")}
+    assert compiled["round"] < compiled["shard"] < 1.1 * compiled["round"]
+    assert plain["round"] < plain["shard"] < 1.1 * plain["round"]
+    small = net(8, 256, 8)
+    assert spreading(small, "numba", links) == 1.0
+    assert spreading(small, "numpy", links) == 0.5
+
+
+def test_tasks_of_one_process_share_the_interpreter():
+    """Two small NumPy gradients gain nothing side by side in one process, but in two."""
+    rates, case = machine("numpy", call=1e-5), net(4, 8, 2)
+    free = {"hop": 1e-9}
+    together = step_seconds(case, "shard", rates, cluster(1, 2, **free))
+    apart = step_seconds(case, "shard", rates, cluster(2, 1, **free))
+    assert apart < 0.7 * together
+
+
+def test_the_break_even_is_where_costs_cross():
+    rates, links = machine(), cluster(2)
+
+    def saved(batch):
+        case = net(512, batch, 8)
+        return step_seconds(case, "round", rates, links) - step_seconds(case, "shard", rates, links)
+
+    found = crossing(lambda batch: saved(batch) > 0)
+    assert found is not None
+    assert saved(found) > 0 >= saved(found - 1)
+    slower = cluster(2, hop=12e-3)
+    later = crossing(
+        lambda b: (
+            step_seconds(net(512, b, 8), "round", rates, slower) > step_seconds(net(512, b, 8), "shard", rates, slower)
+        )
+    )
+    assert later > 1.5 * found
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 3, 100, 1023, 1024, 1025, 99_999])
+def test_crossing_finds_the_threshold(threshold):
+    asked = []
+
+    def pays(n):
+        asked.append(n)
+        return n >= threshold
+
+    assert crossing(pays) == threshold
+    assert len(asked) < 45
+
+
+def test_crossing_gives_up():
+    assert crossing(lambda n: False, limit=1000) is None
+
+
+# -- from a measured step --
+
+
+@given(nets, places, st.sampled_from(["numba", "numpy"]), st.floats(1e-6, 10.0), st.floats(0.0, 1.0))
+def test_a_measured_step_is_the_least_that_a_round_takes(case, links, kernel, seconds, part):
+    case = replace(case, shards=min(case.shards, case.batch))
+    costs = from_step(case, kernel, seconds, part * seconds, links)
+    assert costs["round"] >= seconds
+    assert costs["shard"] >= part * seconds
+
+
+def test_what_workers_do_not_shorten_stays():
+    case, links = net(shards=2), cluster(2, hop=1e-6)
+    assert from_step(case, "numpy", 1.0, 0.0, links)["shard"] == pytest.approx(0.5, rel=0.01)
+    assert from_step(case, "numpy", 1.0, 0.4, links)["shard"] == pytest.approx(0.7, rel=0.01)
+    assert spreading(net(batch=32, shards=8), "numba", cluster(1, 2)) == 1.0
+    assert spreading(net(batch=32, shards=8), "numpy", cluster(1, 2)) == 0.5
+    assert spreading(net(batch=32, shards=3), "numba", cluster(2)) == pytest.approx(2 / 3)
+
+
+def test_a_crowd_takes_longer():
+    links = replace(cluster(2), crowd=1.5)
+    assert links.crowding(1) == 1.0
+    assert links.crowding(2) == 1.5
+    assert spreading(net(batch=32, shards=2), "numpy", links) == 0.75
+
+
+# -- plans --
+
+
+def test_shards_and_kernel_follow_from_the_work_alone():
+    """They fix the bits; neither a clock nor who is there is asked."""
+    assert [choose_shards("auto", None, 10**6, work, "numba") for work in (1e5, 1e7, 5e8, 1e10)] == [1, 2, 4, 8]
+    assert [choose_shards("auto", None, 10**6, work, "numpy") for work in (1e5, 1e7, 5e8, 1e10)] == [1, 1, 4, 8]
+    assert choose_shards("auto", None, 3, 1e10, "numba") == 3
+    assert choose_kernel("auto", "auto", 1e8, "")[0] == "numpy"
+    assert choose_kernel("auto", "auto", 1e12, "")[0] == "numba"
+
+
+def test_a_grain_that_is_asked_for_stays():
+    assert choose_grain("shard", {"round": 1e-3, "shard": 1.0}) == ("shard", "asked for")
+    assert choose_grain("auto", {})[0] == "round"
+    assert "0.50 ms" in choose_grain("auto", {"round": 5e-4, "shard": 1.0})[1]
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e-4, 0.1, 10.0])
+def test_rounds_last_long_enough(seconds):
+    plan = choose_plan(("round", "auto"), 2, ("numba", "compiled"), seconds, 400)
+    assert plan.steps_per_task == steps_per_round(seconds) >= 1
+    assert plan.steps_per_window == ROUNDS_PER_WINDOW * plan.steps_per_task
+    assert seconds > 0.25 or plan.steps_per_task * max(seconds, 1e-6) == pytest.approx(0.25, rel=0.5)
+
+
+def test_bits_are_promised_with_one_blas_thread():
+    assert choose_plan(("round", "auto"), 2, ("numba", ""), 1e-3, 400).blas_threads == 1
+
+
+def test_more_blas_threads_for_a_single_large_task():
+    assert choose_blas_threads(1, 1e10, 8) == 8
+    assert choose_blas_threads(1, 1e5, 8) == 1
+    assert choose_blas_threads(2, 1e10, 8) == 1
+    assert choose_blas_threads(1, 1e10, 1) == 1
+
+
+@given(nets, places, st.integers(1, 10_000))
+def test_jobs_at_each_grain(case, links, samples):
+    rates = machine("numpy")
+    for grain, shards in (("shard", 1), ("sample", samples), ("node", 1)):
+        assert job_seconds(case.work, samples, shards, shards, grain, rates, links) > 0
+    one, two = (job_seconds(case.work, samples, 1, 1, "shard", rates, links, blas) for blas in (1, 2))
+    assert 0 < two <= one
+
+
+# -- rates --
+
+
+def test_products_are_interpolated_and_extended():
+    rates = machine()
+    for product, samples in ((Product("value", 90, 784), 16), (Product("matrix", 2000, 3000), 5000)):
+        wanted = 2 * samples * product.outputs * product.inputs / FLOPS
+        assert rates.product(product, samples) == pytest.approx(wanted, rel=1e-6)
+    assert rates.peak() == pytest.approx(FLOPS)
+    assert rates.product(Product("value", 1, 1), 1) > 0
+
+
+def test_curves():
+    curve = ((10.0, 1.0), (1000.0, 4.0))
+    assert [on_curve(curve, x) for x in (1, 10, 1000, 1e9)] == [1.0, 1.0, 4.0, 4.0]
+    assert on_curve(curve, 100) == pytest.approx(2.0)
+
+
+def test_rates_as_plain_values():
+    assert Rates.from_dict(machine().as_dict()) == machine()
