@@ -71,16 +71,19 @@ class CompiledRound:
     names : tuple of str
     rule : Rule
     dtype : numpy dtype
+
+    Attributes
+    ----------
+    told : str
+        Where the machine code of rounds came from and how long that took; empty before the first round.
     """
 
     def __init__(self, program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]):
-        self.rule, self.dtype = rule, dtype
+        self.rule, self.dtype, self.told = rule, dtype, ""
         self.size = program.size("param")
-        began = time.perf_counter()
         traits = (rule.clip_norm is not None, rule.weight_decay != 0)
         self.module = _kernels(program, names, type(rule), *traits, dtype)  # type: ignore[arg-type]
         importlib.import_module(COMPILED_BLAS)
-        self.seconds = time.perf_counter() - began
 
     def _constants(self, t: int, steps: int) -> Array:
         """Return the rule's numbers for the updates after `t`, a row each."""
@@ -110,8 +113,12 @@ class CompiledRound:
             sync, order, cuts, counts, const[0] if const is not None else none, w, new.get("v", none), new.get("s", none),
             shares, wave, folded, losses, t, self._constants(t, len(steps)), norms, clip, decay, *map(_bytes, feeds),
         )  # fmt: skip
+        began = time.perf_counter()
         with one_thread():
             _in_threads(lambda k: self.module.round(k, threads, *shared), threads, sync)
+        if not self.told:
+            how = "loaded" if any(self.module.round.stats.cache_hits.values()) else "compiled"
+            self.told = f"{how} in {time.perf_counter() - began:.1f} s"
         new["t"] += len(steps)
         return new, [float(x) for x in losses[:, 0]]
 

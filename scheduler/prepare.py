@@ -19,6 +19,7 @@ from .blas import one_thread
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 from .chunks import Chunked
+from .compiled import compiled_round
 from .engine import Engine
 from .estimate import case_of, choose_arithmetic, measured_costs
 from .feeds import Feeds, check_feeds
@@ -144,6 +145,9 @@ class Job:
         self.step = replace(self.step, compiled=kernel[0] == "numba")
         rows = [np.arange(start, stop) for start, stop in bounds(settings.batch_size, shards)]
         seconds, costs = self._step_seconds(rows), {}
+        if self.step.compiled:
+            code = compiled_round(self.step.program, self.step.names, self.rule, self.feeds.dtype)
+            kernel = (kernel[0], code.told)
         if engine.grain == "auto" and shards > 1:
             fixed = self._step_seconds([shard[:1] for shard in rows])
             case = case_of(self.step, optimizer, self.feeds.samples, shards, settings.batch_size)

@@ -1,5 +1,6 @@
 """Compiled kernels: the generated text against the interpreter and NumPy, and machine code against both."""
 
+import re
 from unittest import mock
 
 import numpy as np
@@ -115,6 +116,7 @@ def test_a_reference_case(shared, grain):
     engine = fg.Engine("threads", dtype="float64", grain=grain, shards=2, kernel="numba")
     history = fg.Trainer(case.optimizer, engine, shuffle=False).fit(case.feeds, epochs=1)
     assert history.plan["kernel"] == "numba"
+    assert re.search(r"kernel numba: (compiled|loaded) in \d+\.\d s", history.plan["reason"])
     for name, variable in case.trainable.items():
         reference.close(variable.value, case.expected[f"after/{case.updates}/{name}"], name)
 
