@@ -1,11 +1,13 @@
 """The ops: one class each, which states shape, value, local Jacobian and how siblings stack."""
 
 from .batch import BatchMatVec
-from .elementwise import Add, Exp, Log, Logistic, Multiply, Negative, Reciprocal, ReLU, Scale, Subtract, Tanh
-from .linear import Dot, Gather, MatVec, RowDot, Slice, Sum, Vectorize
+from .elementwise import Add, Multiply, Negative, Scale, Subtract
+from .functions import Exp, Log, Logistic, Reciprocal, ReLU, Tanh
+from .linear import Dot, MatVec, RowDot, Sum
 from .loss import CrossEntropyWithSoftMax, MeanSquaredError, SoftMax
 from .mark import Mark
 from .operators import install
+from .select import Gather, Slice, Vectorize
 
 install()
 

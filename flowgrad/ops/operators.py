@@ -8,7 +8,8 @@ from typing import Any
 from ..errors import GraphError, ShapeError
 from ..node import Node, Op
 from .elementwise import Add, Multiply, Negative, Scale, Subtract
-from .linear import Dot, Slice
+from .linear import Dot
+from .select import Slice
 
 
 def _multiply(a: Node, b: Any) -> Node:
