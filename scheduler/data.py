@@ -31,7 +31,7 @@ BUCKET_BYTES = 256 << 20
 RESIDENT_SHARE = 0.3
 RESIDENT_BYTES = 1 << 30  # where memory is not limited
 # Rows that the client sends: smaller ones travel with the tasks.
-SENT_BYTES = 1 << 20
+SENT_BYTES = 1 << 16
 
 
 class Placement:

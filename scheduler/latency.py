@@ -51,6 +51,8 @@ def settings() -> dict[str, Any]:
     """Return dask's settings for a cluster of our own; they are read when it starts."""
     found: dict[str, Any] = {
         "distributed.scheduler.worker-saturation": math.inf,
+        # Of the last 1,000 messages on each connection dask keeps copies, graphs and all.
+        "distributed.admin.low-level-log-length": 50,
         # Workers give freed memory back at once by default; then every temporary array of a step costs fresh pages.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,

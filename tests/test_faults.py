@@ -1,6 +1,7 @@
 """Workers die, pause, leave and join while a net is trained: the result is that of an undisturbed run, bit for bit."""
 
 import os
+import time
 
 import pytest
 from conftest import local_cluster
@@ -76,7 +77,10 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
     original, killed = evaluate.Evaluation._attempt, []
 
     def attempt(self, *args):
-        if len(killed) < 3:
+        if len(killed) < 2:
+            # A nanny gives up when its worker dies in the moment of its start.
+            wait_for(lambda: len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2)
+            time.sleep(1)
             killed.append(kill(hurt))
         return original(self, *args)
 
@@ -84,7 +88,7 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
     fingerprint, steps, history = train(hurt, epochs=2, validation=True)
     monkeypatch.undo()
     undisturbed = train("sync", epochs=2, validation=True)
-    assert len(killed) == 3
+    assert len(killed) == 2
     assert (fingerprint, steps) == undisturbed[:2]
     scores = [r["validation_loss"] for r in history.epochs]
     assert scores == [r["validation_loss"] for r in undisturbed[2].epochs]

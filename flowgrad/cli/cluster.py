@@ -78,10 +78,9 @@ def local_cluster(
     with cluster:
         for number in came[:1]:
             signal.raise_signal(number)
-        with (
-            Client(cluster, set_as_default=False, direct_to_workers=True) as client,
-            _quiet_when_interrupted(),
-        ):
+        with dask.config.set(settings()):
+            client = Client(cluster, set_as_default=False, direct_to_workers=True)
+        with client, _quiet_when_interrupted():
             client.register_plugin(PromptScheduler())
             client.register_plugin(PromptWorker())
             client.set_metadata(MARK, True)
