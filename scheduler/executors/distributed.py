@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import dask
-from dask.system import CPU_COUNT
 from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
 from distributed.scheduler import KilledWorker
@@ -55,9 +54,11 @@ class DistributedExecutor(Executor):
 
     @property
     def threads(self) -> int:  # type: ignore[override]
-        """Threads of the smallest worker; on a cluster of our own, where nothing else runs meanwhile, of all of them."""
-        counts = self.client.nthreads().values()
-        return min(sum(counts), CPU_COUNT) if counts and self.own else min(counts, default=1)
+        """Threads of the smallest worker.
+
+        More would wait for each other at every step while some other process has the processor: ten times slower rounds.
+        """
+        return min(self.client.nthreads().values(), default=1)
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers that run, in the order of their names; wait for one if there is none.
