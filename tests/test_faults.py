@@ -3,6 +3,7 @@
 import os
 import time
 
+import dask
 import pytest
 from conftest import local_cluster
 from distributed import Client
@@ -18,15 +19,23 @@ GRAINS = ("shard", "round")
 @pytest.fixture(scope="module")
 def hurt():
     """A cluster for hurting: two workers, more than one of which may die during one task."""
-    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        local_cluster(2) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
         yield client
-        client.run_on_scheduler(lambda: None)
 
 
 @pytest.fixture(autouse=True)
 def two_workers(hurt):
     """Every test begins with two workers."""
-    wait_for(lambda: len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2)
+
+    def there():
+        hurt.cluster.scale(2)  # nannies may have given up
+        return len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2
+
+    wait_for(there, 60)
     return hurt
 
 
@@ -61,14 +70,16 @@ def small_windows(monkeypatch, steps=10):
 
 @pytest.mark.parametrize("grain", GRAINS)
 def test_a_worker_is_killed(hurt, expected, monkeypatch, grain):
-    small_windows(monkeypatch)
+    small_windows(monkeypatch, 60)
     check(expected, hurt, grain, lambda: kill(hurt, 1), recovered=grain == "shard")
 
 
+@pytest.mark.parametrize("steps", [10, 60])
 @pytest.mark.parametrize("grain", GRAINS)
-def test_all_workers_are_killed(hurt, expected, monkeypatch, grain):
-    small_windows(monkeypatch)
-    check(expected, hurt, grain, lambda: kill(hurt))
+def test_all_workers_are_killed(hurt, expected, monkeypatch, grain, steps):
+    """In the middle of a window, or perhaps between two."""
+    small_windows(monkeypatch, steps)
+    check(expected, hurt, grain, lambda: kill(hurt), recovered=steps == 60)
 
 
 def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
