@@ -35,6 +35,7 @@ def explain_training(e: Estimate) -> str:
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
+        f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
         f"a step: {count(case.batch, 'sample')}, {short(e.flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",

@@ -28,7 +28,7 @@ MANY, FEW, STEPS, ROWS = 1 << 18, 2, 2, 256
 
 
 def links_of(executor: Executor, fit: Fit) -> Links:
-    """Return what tasks of trainings cost on an executor, measured once, in well under a second on one machine.
+    """Return what tasks of trainings cost on an executor, measured once for the workers that there are, in about a second.
 
     Parameters
     ----------
@@ -36,9 +36,10 @@ def links_of(executor: Executor, fit: Fit) -> Links:
     fit : callable
         How to train: so all is measured that a training does, whatever that is.
     """
-    if "links" not in executor.measured:
-        executor.measured["links"] = _measure(executor, fit)
-    found: Links = executor.measured["links"]
+    known = ("links", *executor.workers())
+    if known not in executor.measured:
+        executor.measured[known] = _measure(executor, fit)
+    found: Links = executor.measured[known]
     return found
 
 

@@ -40,7 +40,7 @@ class Executor(ABC):
     threads: int
 
     @cached_property
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[Any, Any]:
         """What was measured on this executor, for the cost model."""
         return {}
 
