@@ -65,14 +65,14 @@ def measure_place(name: str) -> list[dict[str, Any]]:
     """Predict and measure the settings of one place, in this process."""
     found = []
     with _place(name) as where:
-        known: dict[str, Any] = {}
+        known: dict[Any, Any] = {}
         for setting in PLACES[name]:
             found.append(_measure(where, setting, known))
             print(found[-1], file=sys.stderr, flush=True)
     return found
 
 
-def _measure(where: Any, setting: Setting, known: dict[str, Any]) -> dict[str, Any]:
+def _measure(where: Any, setting: Setting, known: dict[Any, Any]) -> dict[str, Any]:
     import flowgrad as fg
     from flowgrad.cli.models import multilayer_perceptron
     from flowgrad.scheduler.estimate import estimate

@@ -39,12 +39,12 @@ def run_now(executor: Executor, records: dict[str, Record], keys: Sequence[str])
 
 
 def hop_and_task(executor: Executor) -> Links:
-    """Return what hops and tasks cost, measured once per executor; nothing about training."""
-    if "tasks" not in executor.measured:
-        workers = executor.workers()
-        wide: dict[str, Record] = {}
+    """Return what hops and tasks cost, measured once for the workers that there are; nothing about training."""
+    workers = executor.workers()
+    known = ("tasks", *workers)
+    if known not in executor.measured:
         name = uuid.uuid4().hex
-        wide[f"task-{name}-0"] = Data([0])
+        wide: dict[str, Record] = {f"task-{name}-0": Data([0])}
         for k in range(1, WIDE + 1):
             wide[f"task-{name}-{k}"] = Task(pick, ([Ref(f"task-{name}-0")], 0))
         wide[f"task-{name}-all"] = Task(len, ([Ref(f"task-{name}-{k}") for k in range(1, WIDE + 1)],))
@@ -53,6 +53,6 @@ def hop_and_task(executor: Executor) -> Links:
         run_now(executor, wide, [f"task-{name}-all"])
         task = max(time.perf_counter() - start - 2 * hop, 0.0) / WIDE
         slots = sum(worker.threads for worker in workers)
-        executor.measured["tasks"] = Links(len(workers), executor.threads, slots, hop, task)
-    found: Links = executor.measured["tasks"]
+        executor.measured[known] = Links(len(workers), executor.threads, slots, hop, task)
+    found: Links = executor.measured[known]
     return found

@@ -8,7 +8,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.scheduler import calibrate, measure
-from flowgrad.scheduler.executors import LocalExecutor
+from flowgrad.scheduler.executors import LocalExecutor, Worker
 from flowgrad.scheduler.links import links_of
 from flowgrad.scheduler.measure import hop_and_task, rates_of
 from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Rates
@@ -159,6 +159,14 @@ def test_links_of_each_executor(executor):
     assert links.step + 2 * links.shard > 0
     assert links.crowd >= 1
     assert links_of(asked, None) is links
+
+
+def test_other_workers_are_measured_anew(monkeypatch):
+    executor = LocalExecutor(threads=True)
+    before = hop_and_task(executor)
+    monkeypatch.setattr(executor, "workers", lambda: [Worker("a", 1), Worker("b", 3)])
+    after = hop_and_task(executor)
+    assert (before.workers, after.workers, after.slots) == (1, 2, 4)
 
 
 @pytest.mark.distributed

@@ -101,7 +101,7 @@ class Executor(ABC):
     remote: bool = False
 
     @cached_property
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> dict[Any, Any]:
         """What was measured on this executor, for the cost model."""
         return {}
 
