@@ -68,7 +68,7 @@ def test_numpy_is_measured_by_a_bounded_number_of_probes(monkeypatch, dtype):
     shapes = 3 * (1 + len(SAMPLES) * len(OUTPUTS) * len(INPUTS))
     assert shapes < len(timed) < shapes + 30
     largest = 2 * SAMPLES[-1] * OUTPUTS[-1] * INPUTS[-1]
-    assert largest < 2e8  # a millisecond or so
+    assert largest < 5e8  # a few milliseconds
 
 
 def test_compiled_kernels_are_measured_by_a_bounded_number_of_probes(monkeypatch):
