@@ -109,8 +109,7 @@ class Run:
         self.began, self.samples = time.perf_counter(), 0
         if self.epoch and not self.position and all(record["epoch"] < self.epoch for record in self.history.epochs):
             stop |= self._end_of_epoch(self.epoch)  # interrupted between its last step and its record
-        # Where the state at the end of an epoch is wanted, a window ends with it.
-        self.stops = bool(self.evaluation or self.saver or self.settings.callbacks.has("on_epoch"))
+        # A window ends with the epoch: its state may be wanted, and its time can be told.
         self.began, self.samples = time.perf_counter(), 0
         self.begin, self.first = self.epoch + 1, self.position
         window: list[Batch] = []
@@ -124,11 +123,9 @@ class Run:
                     window = []
                     if self.saver is not None and self.position and self.saver.in_epoch():
                         self._checkpoint()
-            if self.stops:
-                self._window(window)
-                window = []
-                stop = self._end_of_epoch(epoch)
-        self._window(window)
+            self._window(window)
+            window = []
+            stop = self._end_of_epoch(epoch)
 
     def _batches(self, epoch: int) -> list[Array]:
         """Return what is left of the mini-batches of an epoch."""
@@ -178,8 +175,6 @@ class Run:
                 "seconds": time.perf_counter() - self.start,
             },
         )
-        if not self.stops and len(history.steps) % self.steps_per_epoch == 0:
-            self._end_of_epoch(epoch)
 
     def _recovered(self, about: dict[str, Any]) -> None:
         record = {"step": len(self.history.steps), **about}
