@@ -21,7 +21,7 @@ from .history import History
 from .lower_train import epoch_batches
 from .plan import Plan
 from .prepare import Job, Settings
-from .windows import Batch, Windows
+from .windows import Windows
 
 
 class Run:
@@ -109,33 +109,20 @@ class Run:
         self.began, self.samples = time.perf_counter(), 0
         if self.epoch and not self.position and all(record["epoch"] < self.epoch for record in self.history.epochs):
             stop |= self._end_of_epoch(self.epoch)  # interrupted between its last step and its record
-        # A window ends with the epoch: its state may be wanted, and its time can be told.
-        self.began, self.samples = time.perf_counter(), 0
-        self.begin, self.first = self.epoch + 1, self.position
-        window: list[Batch] = []
-        for epoch in range(self.epoch + 1, self.epochs + 1):
-            if stop:
-                return
-            for batch in self._batches(epoch):
-                window.append(Batch(epoch, batch))
-                if len(window) == self.plan.steps_per_window:
-                    self._window(window)
-                    window = []
-                    if self.saver is not None and self.position and self.saver.in_epoch():
-                        self._checkpoint()
-            self._window(window)
-            window = []
-            stop = self._end_of_epoch(epoch)
+        while self.epoch < self.epochs and not stop:
+            stop = self._epoch(self.epoch + 1)
 
-    def _batches(self, epoch: int) -> list[Array]:
-        """Return what is left of the mini-batches of an epoch."""
-        settings = self.settings
+    def _epoch(self, epoch: int) -> bool:
+        """Run what is left of an epoch, the last window ending with it; return whether to stop."""
+        settings, size = self.settings, self.plan.steps_per_window
         rows = epoch_batches(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
-        return rows[self.first if epoch == self.begin else 0 :]
+        for k in range(self.position, len(rows), size):
+            self._window(rows[k : k + size])
+            if self.saver is not None and self.position and self.saver.in_epoch():
+                self._checkpoint()
+        return self._end_of_epoch(epoch)
 
-    def _window(self, batches: Sequence[Batch]) -> None:
-        if not batches:
-            return
+    def _window(self, batches: Sequence[Array]) -> None:
         self.windows.run(batches)
         done = self.epoch * self.steps_per_epoch + self.position + len(batches)
         self.epoch, self.position = divmod(done, self.steps_per_epoch)
@@ -145,15 +132,9 @@ class Run:
             "worker_bytes": self.windows.worker_bytes,
         }
 
-    def _report(self, batches: Sequence[Batch], losses: list[float]) -> None:
+    def _report(self, batches: Sequence[Array], losses: list[float]) -> None:
         """Take the losses of steps that are done."""
-        while batches:
-            epoch = batches[0].epoch
-            count = sum(b.epoch == epoch for b in batches)
-            self._steps(epoch, batches[:count], losses[:count])
-            batches, losses = batches[count:], losses[count:]
-
-    def _steps(self, epoch: int, batches: Sequence[Batch], losses: list[float]) -> None:
+        epoch = self.epoch + 1
         history = self.history
         for k, loss in enumerate(losses, len(history.steps) + 1):
             if not math.isfinite(loss):
@@ -162,7 +143,7 @@ class Run:
                     f"the variables keep the values that they had before"
                 )
             history.steps.append((k, float(loss)))
-        samples = sum(len(b.rows) for b in batches)
+        samples = sum(map(len, batches))
         self.samples += samples
         self.settings.callbacks.notify(
             "on_steps",

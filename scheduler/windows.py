@@ -7,7 +7,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from flowgrad.jacobian import Array
@@ -28,19 +27,12 @@ PIECES = 8
 LOOK_AHEAD = 3
 
 
-class Batch(NamedTuple):
-    """A step that is to be done: its epoch, the rows of its mini-batch."""
-
-    epoch: int
-    rows: Array
-
-
 class Piece(NamedTuple):
     """A submission that is under way."""
 
     loss: Handle
     kept: list[Handle]
-    batches: Sequence[Batch]
+    batches: Sequence[Array]
 
 
 @dataclass
@@ -74,7 +66,7 @@ class Windows:
     state : dict
         Before the first step.
     report : callable
-        Receives steps that are done and their losses, each step once and in order.
+        Receives the rows of steps that are done and their losses, each step once and in order.
     recovered : callable
         Receives a dict that tells of a failure that was got over.
 
@@ -94,7 +86,7 @@ class Windows:
         rule: Rule,
         step: Step,
         state: State,
-        report: Callable[[Sequence[Batch], list[float]], None],
+        report: Callable[[Sequence[Array], list[float]], None],
         recovered: Callable[[dict[str, Any]], None],
     ):
         self.executor, self.placement, self.plan, self.rule, self.step = executor, placement, plan, rule, step
@@ -104,8 +96,13 @@ class Windows:
         self._held: list[Handle] = []
         self._reported = 0
 
-    def run(self, batches: Sequence[Batch]) -> None:
+    def run(self, batches: Sequence[Array]) -> None:
         """Do a window of steps, whatever happens to workers meanwhile.
+
+        Parameters
+        ----------
+        batches : sequence of int array
+            The rows of each step's mini-batch.
 
         Raises
         ------
@@ -139,7 +136,7 @@ class Windows:
 
     # -- one attempt --------------------------------------------------------------------------------------------
 
-    def _attempt(self, batches: Sequence[Batch]) -> State:
+    def _attempt(self, batches: Sequence[Array]) -> State:
         site = self._site()
         slices = cut_state(self.state, site.slices)
         owners = [site.lanes[k * len(site.lanes) // len(slices)].worker for k in range(len(slices))]
@@ -181,21 +178,19 @@ class Windows:
         # Of a lane: the state and its part of the gradient, before a step and after it.
         self.worker_bytes = max(self.worker_bytes, feeds + 2 * (state + self.state["w"].nbytes))
 
-    def _pieces(self, batches: Sequence[Batch], site: Site) -> Iterator[Sequence[Batch]]:
+    def _pieces(self, batches: Sequence[Array], site: Site) -> Iterator[Sequence[Array]]:
         plan = self.plan
         size = plan.steps_per_task if plan.grain == "round" else -(-plan.steps_per_window // PIECES)
         if self.placement.bucketed(site.workers):
             rows = self.placement.bucket_rows(site.workers, len(site.lanes))
-            size = max(1, min(size, rows // max(len(b.rows) for b in batches)))
-        for _, epoch in groupby(batches, lambda b: b.epoch):  # so that the time of an epoch can be told
-            part = list(epoch)
-            for k in range(0, len(part), size):
-                yield part[k : k + size]
+            size = max(1, min(size, rows // max(map(len, batches))))
+        for k in range(0, len(batches), size):
+            yield batches[k : k + size]
 
     def _submit(
-        self, graph: TaskGraph, site: Site, before: list[Handle], batches: Sequence[Batch]
+        self, graph: TaskGraph, site: Site, before: list[Handle], batches: Sequence[Array]
     ) -> tuple[list[Handle], Piece]:
-        steps = [[b.rows[start:stop] for start, stop in bounds(len(b.rows), self.plan.shards)] for b in batches]
+        steps = [[rows[start:stop] for start, stop in bounds(len(rows), self.plan.shards)] for rows in batches]
         lanes = site.lanes
         kept: list[Handle] = []
         if self.placement.bucketed(site.workers):
