@@ -1,5 +1,8 @@
 """What is cached: counted by the tasks that run, on threads and on workers."""
 
+import gc
+import time
+
 import derivatives
 import numpy as np
 import pytest
@@ -38,11 +41,21 @@ def counted(request):
     client = request.getfixturevalue("client")
     plugin = CountTasks()
     scheduler = client.cluster.scheduler
+    forgotten(scheduler)
     scheduler.add_plugin(plugin)
     engine = fg.Engine(client)
     yield engine, plugin.take
     engine.clear_cache()
     scheduler.remove_plugin(plugin.name)
+
+
+def forgotten(scheduler):
+    """Wait until the tasks of earlier tests are forgotten: keys name content, so one that lives on is not run again."""
+    gc.collect()
+    end = time.monotonic() + 30
+    while scheduler.tasks:
+        assert time.monotonic() < end, f"these tasks are still held: {list(scheduler.tasks)[:5]}"
+        time.sleep(0.01)
 
 
 def prefixes(keys):
