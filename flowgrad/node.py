@@ -259,6 +259,8 @@ class Op(Node):
     apply(*values, **attrs) -> ndarray (N, dim)
         Must not change its inputs; ``N == 1`` operands broadcast. May take ``out=None``, an array to write the value into.
     jacobian(slot, y, *values, **attrs) -> LocalJacobian
+    both(*values, **attrs) -> (ndarray, LocalJacobian), optional
+        The value and the local Jacobian of slot 0 at once, where they share work; the same bits as one by one.
 
     Examples
     --------

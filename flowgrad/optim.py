@@ -1,4 +1,4 @@
-"""Update rules: each a pure ``init`` and ``update`` on flat arrays.
+"""Update rules: each a pure ``init`` and ``update`` on flat arrays, and the same update in place.
 
 `g` is the mean gradient of a mini-batch; every rule is elementwise, so it may run on any slice of the flat vector. The state is
 a dict of arrays and holds the number ``t`` of updates made. At the first update the running means start at their first term
@@ -24,6 +24,8 @@ State = dict[str, Array]
 
 # Added under the square root of the running mean of g².
 EPSILON = 1e-10
+# Arrays of room that an update in place works in.
+WORK = 3
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,36 @@ class Rule:
         """Return the state before the first update of parameters `w` ``(P,)``."""
         return {"t": np.zeros(1, np.int64), **{slot: np.zeros_like(w) for slot in self.slots}}
 
-    def update(self, w: Array, g: Array, state: State, norms: Array | None = None) -> tuple[Array, State]:
-        """Return new parameters and new state for the mean gradient `g` ``(P,)``; changes none of its inputs.
+    def update(self, w: Array, g: Array, state: State) -> tuple[Array, State]:
+        """Return new parameters and new state for the mean gradient `g` ``(P,)``; changes none of its inputs."""
+        w, state = w.copy(), {name: array.copy() for name, array in state.items()}
+        self.update_in_place(w, g, state, np.empty((WORK, len(w)), w.dtype))
+        return w, state
 
-        Where `w` and `g` are slices of longer vectors, `norms` are the `block_norms` of the whole gradient.
+    def update_in_place(self, w: Array, g: Array, state: State, work: Array) -> None:
+        """Update `w` and `state` themselves; `work` ``(WORK, n)`` is room for `n` entries at a time.
+
+        Every rule is elementwise, so the bits do not depend on `n`.
         """
-        t = state["t"] + 1
-        g = self.prepare(w, g, self.scale(g, norms))
-        step, slots = self.step(g, {slot: state[slot] for slot in self.slots}, int(t[0]))
-        return w - step, {"t": t, **slots}
+        state["t"] += 1
+        t = int(state["t"][0])
+        scale = self.scale(g)
+        for start in range(0, len(g), max(1, work.shape[1])):
+            part = slice(start, start + work.shape[1])
+            here = w[part]
+            a, b, c = work[:, : len(here)]
+            slots = {slot: state[slot][part] for slot in self.slots}
+            here -= self.step(self.prepare(here, g[part], scale, c), slots, t, a, b)
 
-    def scale(self, g: Array, norms: Array | None = None) -> float:
+    def scale(self, g: Array) -> float:
         """Return the factor by which the gradient is clipped."""
-        if self.clip_norm is None:
-            return 1.0
-        return scale_of(block_norms(g) if norms is None else norms, self.clip_norm)
+        return 1.0 if self.clip_norm is None else scale_of(block_norms(g), self.clip_norm)
 
-    def prepare(self, w: Array, g: Array, scale: float) -> Array:
-        """Return what the rule works with: the clipped gradient, and weight decay."""
+    def prepare(self, w: Array, g: Array, scale: float, out: Array | None = None) -> Array:
+        """Return what the rule works with: the clipped gradient, and weight decay; written to `out` where it is not `g`."""
         if scale != 1.0:
-            g = scale * g
-        return g + self.weight_decay * w if self.weight_decay else g
+            g = np.multiply(scale, g, out=out)
+        return np.add(g, self.weight_decay * w, out=out) if self.weight_decay else g
 
     def rate(self, t: int) -> float:
         """Return the learning rate of update number `t` (from 1)."""
@@ -103,8 +114,11 @@ class Rule:
             )
         return float(found)
 
-    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
-        """Return what is subtracted from the parameters at update number `t` (from 1), and the new state."""
+    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
+        """Move the slots in `state` on, and return what is subtracted from the parameters at update number `t` (from 1).
+
+        `a` and `b` are room for intermediate results, shaped like `g`; the result may lie in one of them. `g` stays as it is.
+        """
         raise NotImplementedError
 
     def constants(self, t: int) -> list[float]:
@@ -120,17 +134,26 @@ class Rule:
         raise NotImplementedError
 
 
-def _decay(mean: Array, term: Array, beta: float, t: int) -> Array:
-    return term if t == 1 else beta * mean + (1.0 - beta) * term
+def _blend(mean: Array, term: Array, beta: float, t: int, out: Array) -> None:
+    """Move a running mean on by a term; `out` is room and may be the term itself."""
+    if t == 1:
+        mean[...] = term
+        return
+    mean *= beta
+    mean += np.multiply(term, 1.0 - beta, out=out)
+
+
+def _root(s: Array, out: Array) -> Array:
+    return np.sqrt(np.add(s, EPSILON, out=out), out=out)
 
 
 @dataclass(frozen=True)
 class GradientDescentRule(Rule):
     """``w -= lr g``."""
 
-    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
         """Return ``lr g``."""
-        return self.rate(t) * g, {}
+        return np.multiply(self.rate(t), g, out=a)
 
     @staticmethod
     def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
@@ -147,10 +170,12 @@ class MomentumRule(Rule):
     momentum: float = 0.9
     slots: ClassVar[tuple[str, ...]] = ("v",)
 
-    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
         """Return ``lr v``."""
-        v = self.momentum * state["v"] + g
-        return self.rate(t) * v, {"v": v}
+        v = state["v"]
+        v *= self.momentum
+        v += g
+        return np.multiply(self.rate(t), v, out=a)
 
     def constants(self, t: int) -> list[float]:
         """Return the numbers that `loop` works with at update `t`."""
@@ -171,10 +196,11 @@ class AdaGradRule(Rule):
 
     slots: ClassVar[tuple[str, ...]] = ("s",)
 
-    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
         """Return ``lr g / sqrt(s + 1e-10)``."""
-        s = state["s"] + g * g
-        return self.rate(t) * g / np.sqrt(s + EPSILON), {"s": s}
+        s = state["s"]
+        s += np.multiply(g, g, out=a)
+        return np.divide(np.multiply(self.rate(t), g, out=b), _root(s, a), out=b)
 
     def constants(self, t: int) -> list[float]:
         """Return the numbers that `loop` works with at update `t`."""
@@ -196,10 +222,11 @@ class RMSPropRule(Rule):
     beta: float = 0.9
     slots: ClassVar[tuple[str, ...]] = ("s",)
 
-    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
+    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
         """Return ``lr g / sqrt(s + 1e-10)``."""
-        s = _decay(state["s"], g * g, self.beta, t)
-        return self.rate(t) * g / np.sqrt(s + EPSILON), {"s": s}
+        s = state["s"]
+        _blend(s, np.multiply(g, g, out=a), self.beta, t, a)
+        return np.divide(np.multiply(self.rate(t), g, out=b), _root(s, a), out=b)
 
     def constants(self, t: int) -> list[float]:
         """Return the numbers that `loop` works with at update `t`."""
@@ -231,16 +258,17 @@ class AdamRule(Rule):
     bias_correction: bool = False
     slots: ClassVar[tuple[str, ...]] = ("v", "s")
 
-    def step(self, g: Array, state: State, t: int) -> tuple[Array, State]:
-        """Return the scaled running mean of the gradient."""
-        if self.bias_correction:
-            v = self.beta_1 * state["v"] + (1.0 - self.beta_1) * g
-            s = self.beta_2 * state["s"] + (1.0 - self.beta_2) * (g * g)
-            scale = self.rate(t) / (1.0 - self.beta_1**t)
-            return scale * v / (np.sqrt(s / (1.0 - self.beta_2**t)) + 1e-8), {"v": v, "s": s}
-        v = _decay(state["v"], g, self.beta_1, t)
-        s = _decay(state["s"], g * g, self.beta_2, t)
-        return self.rate(t) * v / np.sqrt(s + EPSILON), {"v": v, "s": s}
+    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
+        """Return the running mean of the gradient, scaled."""
+        v, s = state["v"], state["s"]
+        began = t + 1 if self.bias_correction else t  # corrected means start at zero
+        _blend(v, g, self.beta_1, began, a)
+        _blend(s, np.multiply(g, g, out=a), self.beta_2, began, a)
+        if not self.bias_correction:
+            return np.divide(np.multiply(self.rate(t), v, out=b), _root(s, a), out=b)
+        root = np.sqrt(np.divide(s, 1.0 - self.beta_2**t, out=a), out=a)
+        root += 1e-8
+        return np.divide(np.multiply(self.rate(t) / (1.0 - self.beta_1**t), v, out=b), root, out=b)
 
     def constants(self, t: int) -> list[float]:
         """Return the numbers that `loop` works with at update `t`."""

@@ -16,7 +16,7 @@ from flowgrad.program import Program
 from . import compiled
 from .kernel import canonical, kernel_of
 from .private import PrivateStep
-from .scratch import Scratch, shard_threads, update_in_place
+from .scratch import Scratch, shard_threads
 from .tree import SIDE_BY_SIDE, fold_tree
 
 
@@ -193,14 +193,14 @@ def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
     if step.compiled:
         return _compiled(step, rule, state).update(state, canonical(mean[0]))
     state = {k: v.copy() for k, v in state.items()}
-    _update(step, rule, state, canonical(mean[0]))
+    _update(step, rule, state, canonical(mean[0]), Scratch())
     return state
 
 
-def _update(step: Step, rule: Rule, state: State, gradient: Array) -> None:
+def _update(step: Step, rule: Rule, state: State, gradient: Array, scratch: Scratch) -> None:
     if step.private is not None:
         gradient = step.private.blurred(gradient, int(state["t"][0]) + 1)
-    update_in_place(rule, state, gradient)
+    rule.update_in_place(state["w"], gradient, state, scratch.work(len(gradient), gradient.dtype))
 
 
 def run_round(
@@ -230,7 +230,7 @@ def run_round(
                 return shard_step(step, rule, state, const, feeds, rows, batch, scratch)
 
             gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
-            _update(step, rule, state, gradient)
+            _update(step, rule, state, gradient, scratches[0])
             losses.append(loss)
     return state, losses
 

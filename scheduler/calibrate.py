@@ -28,7 +28,7 @@ from .feeds import check_feeds
 from .lower import flat_values
 from .lower_train import compile_step
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates
-from .scratch import update_in_place
+from .scratch import Scratch
 from .tasks import token
 
 # Probes of one calibration; each is a few calls.
@@ -225,7 +225,8 @@ def _updates(dtype: str) -> Curve:
     for params in (1 << 12, 1 << 16, 1 << 20):
         w = np.ones(params, dtype)
         state = rule.init(w) | {"t": np.ones(1, np.int64)}
-        seconds = _fastest([partial(update_in_place, rule, {"w": w.copy(), **state}, w)])[0]
+        work = Scratch().work(params, w.dtype)
+        seconds = _fastest([partial(rule.update_in_place, w, w.copy(), state, work)])[0]
         nbytes = w.nbytes * (3 + 2 * len(rule.slots))
         curve.append((float(nbytes), seconds / nbytes))
     return tuple(curve)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import ShapeError
-from flowgrad.jacobian import Array, Identity
+from flowgrad.jacobian import Array, Identity, LocalJacobian
 from flowgrad.node import Op
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
@@ -57,6 +57,8 @@ class KernelWriter:
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.left = Counter(self.uses)
         self.outputs = set(program.outputs.values())
+        self.wanted = {_applied(i) for i in program.instrs if i.verb.startswith("pull") and not i.slot}
+        self.known: dict[Any, str] = {}
         self.takes_out: dict[type[Op], bool] = {}
         self.place: dict[int, str] = {}
         self.held: dict[int, frozenset[int]] = {}
@@ -167,8 +169,15 @@ class KernelWriter:
             attrs = f", **a{i.out}"
         into = f", out={out}" if out else ""
         op = self._name(i.op)
+        read = ", ".join(f"v{a}" for a in i.args)
+        if i.verb == "apply" and hasattr(i.op, "both") and _applied(i) in self.wanted:
+            self.known[_applied(i)] = f"j{i.out}"
+            return f"v{i.out}, j{i.out} = {op}_both({read}{attrs})"
         if i.verb == "apply":
-            return f"v{i.out} = {op}_value({', '.join(f'v{a}' for a in i.args)}{into}{attrs})"
+            return f"v{i.out} = {op}_value({read}{into}{attrs})"
+        known = None if i.slot else self.known.get(_applied(i))
+        if known:
+            return f"v{i.out} = {known}.{i.verb}(v{i.args[0]}{into})"
         used = ["None"] * (i.arity + 1)
         for need, var in zip(i.op.needs(i.slot, i.arity), i.args[1:]):
             used[need] = f"v{var}"
@@ -179,6 +188,8 @@ class KernelWriter:
         key = f"{op.__name__}_{id(op):x}"
         self.text.names.setdefault(f"{key}_value", value_rule(op))
         self.text.names.setdefault(f"{key}_jacobian", op.jacobian)
+        if hasattr(op, "both"):
+            self.text.names.setdefault(f"{key}_both", both_rule(op))
         return key
 
     def _add(self, i: Instr, out: str) -> str:
@@ -224,6 +235,12 @@ def tiles(i: Instr, program: Program) -> bool:
     return [0, *ends] == [*starts, program.types[i.out].dim]
 
 
+def _applied(i: Instr) -> tuple[Any, ...]:
+    """Return the op of an instruction and what it was applied to, as far as the instruction reads it."""
+    read = dict(zip(range(i.arity) if i.verb == "apply" else i.op.needs(i.slot, i.arity), i.args[i.verb != "apply" :]))
+    return i.op, i.attrs, *(read.get(k) for k in range(i.arity))
+
+
 def _own(op: type[Op]) -> bool:
     return op.__module__.startswith("flowgrad.ops.")
 
@@ -234,11 +251,27 @@ def value_rule(op: type[Op]) -> Callable[..., Array]:
         return op.apply
 
     def apply(*values: Array, **attrs: Any) -> Array:
-        result = op.apply(*values, **attrs)
-        given = {name: value for name, value in attrs.items() if name != "out"}
-        wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **given))
-        if np.shape(result) != wanted:
-            raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
-        return result
+        return _checked(op, op.apply(*values, **attrs), values, attrs)
 
     return apply
+
+
+def both_rule(op: Any) -> Callable[..., tuple[Array, LocalJacobian]]:
+    """Return the rule that gives an op's value and local Jacobian; of a user's, with a look at the value's shape."""
+    if _own(op):
+        rule: Callable[..., tuple[Array, LocalJacobian]] = op.both
+        return rule
+
+    def both(*values: Array, **attrs: Any) -> tuple[Array, LocalJacobian]:
+        result, jacobian = op.both(*values, **attrs)
+        return _checked(op, result, values, attrs), jacobian
+
+    return both
+
+
+def _checked(op: type[Op], result: Array, values: Sequence[Array], attrs: dict[str, Any]) -> Array:
+    given = {name: value for name, value in attrs.items() if name != "out"}
+    wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **given))
+    if np.shape(result) != wanted:
+        raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
+    return result

@@ -1,4 +1,4 @@
-"""What makes rounds fast with NumPy alone: arrays that are used again, updates in place, threads over shards."""
+"""What makes rounds fast with NumPy alone: arrays that are used again, threads over shards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from flowgrad.jacobian import Array
-from flowgrad.optim import Rule
+from flowgrad.optim import WORK
 from flowgrad.program import Program
 
 from .cost import flops
 
-# Entries that are updated at a time: the rule's temporaries then stay in the processor's cache.
-UPDATE_ENTRIES = 1 << 15
+# Entries that are updated at a time: what the rule works with then stays in the processor's cache.
+UPDATE_ENTRIES = 1 << 17
 # Operations of a shard from which on a thread of its own pays: below, Python's lock is the limit.
 THREAD_FLOPS = 2e7
 
@@ -34,27 +34,14 @@ class Scratch:
             found = self.arrays[name] = np.empty(shape, dtype)
         return found
 
+    def work(self, entries: int, dtype: Any) -> Array:
+        """Return the room in which a rule updates so many entries."""
+        return self.array("work", (WORK, min(entries, UPDATE_ENTRIES)), dtype)
+
     def take(self, name: Any, feed: Array, rows: Array) -> Array:
         """Return rows of a feed."""
         out = self.array(name, (len(rows), *feed.shape[1:]), feed.dtype)
         return np.take(feed, rows, axis=0, out=out, mode="clip")
-
-
-def update_in_place(rule: Rule, state: dict[str, Array], gradient: Array) -> None:
-    """Apply a rule to the arrays of `state` themselves, some entries at a time.
-
-    Every rule is elementwise, so the bits are those of ``rule.update``.
-    """
-    state["t"] += 1
-    t = int(state["t"][0])
-    scale = rule.scale(gradient)
-    for start in range(0, len(gradient), UPDATE_ENTRIES):
-        part = slice(start, start + UPDATE_ENTRIES)
-        g = rule.prepare(state["w"][part], gradient[part], scale)
-        change, slots = rule.step(g, {slot: state[slot][part] for slot in rule.slots}, t)
-        state["w"][part] -= change
-        for slot, value in slots.items():
-            state[slot][part] = value
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 import flowgrad as fg
 from flowgrad.errors import NodeFailed
 from flowgrad.ops import linear
+from flowgrad.optim import WORK
 from flowgrad.scheduler import blocks, scratch
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.kernel import Kernel, run_instr
@@ -77,18 +78,18 @@ def test_calls_side_by_side_do_not_share_buffers():
 
 
 @pytest.mark.parametrize("make", [fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam])
-def test_updates_in_place_are_the_pure_rule(make):
+def test_updates_in_place_and_in_pieces_are_the_pure_rule(make):
     with fg.Graph() as graph:
         v = fg.Variable(2, [1.0, 2.0])
         loss = fg.Dot(v, v)
     rule, rng = make(graph, loss).rule, np.random.default_rng(0)
-    w = rng.normal(size=3 * scratch.UPDATE_ENTRIES + 5).astype("f4")
+    w, work = rng.normal(size=1000).astype("f4"), np.full((WORK, 300), np.nan, "f4")
     state = rule.init(w)
     fast = {"w": w.copy(), **{k: v.copy() for k, v in state.items()}}
     for _ in range(3):
         g = rng.normal(size=w.size).astype("f4")
         w, state = rule.update(w, g, state)
-        scratch.update_in_place(rule, fast, g)
+        rule.update_in_place(fast["w"], g, fast, work)
     assert fast["w"].tobytes() == w.tobytes()
     assert all(fast[slot].tobytes() == state[slot].tobytes() for slot in state)
 
@@ -141,3 +142,49 @@ def test_the_instruction_that_failed_is_named():
     with pytest.raises(NodeFailed, match=r"apply of Halves 'half' failed.*\(3, 2\).*\(3, 4\)"):
         fg.Engine("sync").forward(y, {x: np.ones((3, 4))})
     assert len(graph.nodes) == 4
+
+
+@pytest.mark.parametrize("samples", [(5, 5), (1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_value_and_jacobian_at_once_have_the_bits_of_one_by_one(samples, dtype):
+    ops = [op for op in vars(fg.ops).values() if isinstance(op, type) and hasattr(op, "both")]
+    assert fg.CrossEntropyWithSoftMax in ops
+    rng = np.random.default_rng(0)
+    for op in ops:
+        values = [rng.normal(size=(n, 6)).astype(dtype) for n in samples]
+        value, local = op.both(*values)
+        assert value.tobytes() == op.apply(*values).tobytes()
+        cotangent = rng.normal(size=(2, 5, op.shape(6, 6))).astype(dtype)
+        assert local.pull(cotangent).tobytes() == op.jacobian(0, value, *values).pull(cotangent).tobytes()
+
+
+class Twice(fg.Op):
+    """Its rule for both gives something else, so that one sees which rule ran."""
+
+    @staticmethod
+    def apply(a):
+        return 2 * a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(np.full_like(a, 2.0))
+
+    @staticmethod
+    def both(a):
+        return a[:, 1:] if a[0, 0] < 0 else 3 * a, fg.Diagonal(np.full_like(a, 3.0))
+
+
+def test_a_users_rule_for_both_is_used_and_its_shape_looked_at():
+    with fg.Graph():
+        w = fg.Variable(2, [1.0, 1.0])
+        x = fg.Variable(2, trainable=False)
+        twice = Twice(w * x, name="twice")
+        loss = fg.Sum(twice)
+    optimizer = fg.GradientDescent(loss.graph, loss, 0.01, batch_size=1)
+    trainer = fg.Trainer(optimizer, fg.Engine("sync", kernel="numpy"))
+    assert fg.Engine("sync").forward(twice, {x: [[1.0, 2.0]]}).tolist() == [[2.0, 4.0]]
+    trainer.fit({x: np.array([[1.0, 2.0]])}, epochs=1)
+    assert w.value.tolist() == [1 - 0.03, 1 - 0.06]
+    w.set_value([-1.0, 1.0])
+    with pytest.raises(NodeFailed, match=r"'twice'.*gave shape \(1, 1\), it must be \(1, 2\)"):
+        trainer.fit({x: np.array([[1.0, 2.0]])}, epochs=1)

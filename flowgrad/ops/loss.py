@@ -115,6 +115,14 @@ class CrossEntropyWithSoftMax(Op):
         return Outer(softmax(a) * labels.sum(axis=1, keepdims=True) - labels)
 
     @staticmethod
+    def both(a: Array, labels: Array) -> tuple[Array, LocalJacobian]:
+        """Return the cross entropy and its row by the logits; the probabilities are most of the work."""
+        p = softmax(a)
+        loss = -(labels * np.log(p + EPSILON)).sum(axis=1, keepdims=True)
+        p = p * labels.sum(axis=1, keepdims=True)
+        return loss, Outer(np.subtract(p, labels, out=p))
+
+    @staticmethod
     def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
         """Return the row of the tangents, through the tangent of the probabilities."""
         _, a, labels = values
