@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -19,11 +22,35 @@ from .own import OWN
 from .peers import PEERS
 from .prediction import prediction_report
 from .setting import BATCHES
-from .training import measure_training, same_weights, training_table
+from .training import measure_training, own_ratios, same_weights, training_table
 from .turns import FORCED
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-SUBJECTS = ("training", "lowering", "fusion", "prediction", "derivatives", "mainjob", "cluster")
+HEADS = {
+    "training": "Training",
+    "lowering": "Lowering",
+    "fusion": "Fusion",
+    "prediction": "Prediction",
+    "derivatives": "Derivatives",
+    "mainjob": "The main job",
+    "cluster": "On a cluster",
+}
+SUBJECTS = tuple(HEADS)
+ABOUT = {
+    "lowering": "From nodes to dask task graph, gradient included.",
+    "fusion": "Steps at batch 32 by the NumPy kernel, one thread.",
+    "prediction": "Time per step of 784-n-10 nets, Adam, float32.",
+    "derivatives": "784-90-10 net, float32; other data at every call.",
+    "mainjob": "`flowgrad train mnist`: 6 epochs, start-up, report.",
+    "cluster": "Worker processes on this machine.",
+}
+REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
+    "lowering": lowering_report,
+    "fusion": fusion_report,
+    "prediction": prediction_report,
+    "mainjob": mainjob_report,
+    "cluster": cluster_report,
+}
 ABOUT_TRAINING = """\
 784-90-10 net, float32, Adam, every epoch in a new order. flowgrad: `Trainer` on threads, grain `round`, the rate from its
 history; peers: the loop that their own users would write for speed, the better of one and two threads. All take turns, A B C
@@ -53,33 +80,34 @@ def main(
         click.echo(text, err=True)
 
     busy = load_of_others()
-    parts = ["# Results\n\nWritten by `python -m benchmarks --write`.", machine_report()]
+    when = f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
     if busy > 0.2:
-        parts.append(f"* others used {busy:.1f} cores when the run began: times by wall clock are too long")
-    wanted = subjects or SUBJECTS
-    if "training" in wanted:
-        found = measure_training(names, batches or BATCHES, turns, clock, tell)
-        told = "" if clock == "wall" else "\n\nBy processor time, one thread each."
-        parts += [f"## Training\n\n{ABOUT_TRAINING}{told}", training_table(found), same_weights(found)]
-    if "lowering" in wanted:
-        parts += ["## Lowering\n\nFrom nodes to dask task graph, gradient included.", lowering_report(tell)]
-    if "fusion" in wanted:
-        parts += ["## Fusion\n\nSteps at batch 32 by the NumPy kernel, one thread.", fusion_report(tell)]
-    if "derivatives" in wanted:
-        parts += [
-            "## Derivatives\n\n784-90-10 net, float32; other data at every call.",
-            derivatives_report(tell, turns, clock),
-        ]
-    if "mainjob" in wanted:
-        parts += ["## The main job\n\n`flowgrad train mnist`: 6 epochs, start-up, report.", mainjob_report(tell)]
-    if "prediction" in wanted:
-        parts += ["## Prediction\n\nTime per step of 784-n-10 nets, Adam, float32.", prediction_report(tell)]
-    if "cluster" in wanted:
-        parts += ["## On a cluster\n\nWorker processes on this machine.", cluster_report(tell)]
-    text = "\n\n".join(filter(None, parts)) + "\n"
-    click.echo(text)
+        when += f" Others used {busy:.1f} cores when the run began: times by wall clock are too long."
+    parts: dict[str, str] = {}
+    for subject in subjects or SUBJECTS:
+        if subject == "training":
+            found = measure_training(names, batches or BATCHES, turns, clock, tell)
+            told = "" if clock == "wall" else " By processor time, one thread each."
+            told = "\n\n".join([ABOUT_TRAINING + told, training_table(found), own_ratios(found), same_weights(found)])
+        elif subject == "derivatives":
+            told = f"{ABOUT[subject]}\n\n{derivatives_report(tell, turns, clock)}"
+        else:
+            told = f"{ABOUT[subject]}\n\n{REPORTS[subject](tell)}"
+        parts[subject] = f"{when} {told}"
+    click.echo(results(parts, ""))
     if write:
-        RESULTS.write_text(text)
+        RESULTS.write_text(results(parts, RESULTS.read_text() if RESULTS.exists() else ""))
+
+
+def results(parts: dict[str, str], before: str) -> str:
+    """Return the text of `RESULTS`: parts that were measured now, and what there was `before` of the others."""
+    kept = {
+        head: text.strip()
+        for head, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", before, re.DOTALL | re.MULTILINE)
+    }
+    kept |= {HEADS[subject]: text for subject, text in parts.items()}
+    sections = [f"## {head}\n\n{kept[head]}" for head in HEADS.values() if head in kept]
+    return "\n\n".join(["# Results\n\nWritten by `python -m benchmarks --write`.", machine_report(), *sections]) + "\n"
 
 
 if __name__ == "__main__":

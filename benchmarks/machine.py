@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
 
 from flowgrad.scheduler.doctor import level_of_cpu
 from flowgrad.scheduler.facts import Facts, read_facts, read_versions
@@ -40,7 +39,6 @@ def machine_report(facts: Facts | None = None) -> str:
         for pool in facts.blas
     )
     lines = [
-        f"* measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"* processor: {facts.cpu}, {facts.usable_cores} cores, {level_of_cpu(facts.flags)} ({flags})",
         f"* memory: {facts.memory / 2**30:.0f} GiB; system: {facts.system}; Python {facts.python}",
         f"* BLAS: {blas}",

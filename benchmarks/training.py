@@ -86,6 +86,27 @@ def _cells(contender: Contender, everybody: list[Contender], batch: int) -> list
     return [rate, f"{ratio:.2f} ({paired:.2f}){verdict}"]
 
 
+# Rates that the NumPy kernel wants to reach as a share of PyTorch's, by batch size; how far two ways to write a net may differ.
+WANTED_NUMPY = {32: 1.3}
+WANTED_ALIKE = 0.05
+
+
+def own_ratios(found: dict[int, list[Contender]]) -> str:
+    """Say how the NumPy kernel does beside PyTorch, and the net written neuron by neuron beside two matrices."""
+    lines = []
+    for batch, everybody in found.items():
+        rate = {c.name: c.best for c in everybody if c.rates}
+        if {"flowgrad-numpy", "torch"} <= rate.keys():
+            ratio, wanted = rate["flowgrad-numpy"] / rate["torch"], WANTED_NUMPY.get(batch)
+            verdict = "" if wanted is None else f", wanted {wanted}: {'yes' if ratio >= wanted else 'no'}"
+            lines.append(f"* batch {batch}: without numba / PyTorch {ratio:.2f}{verdict}")
+        if {"flowgrad", "flowgrad-matvec"} <= rate.keys():
+            ratio = rate["flowgrad"] / rate["flowgrad-matvec"]
+            verdict = "yes" if abs(ratio - 1) <= WANTED_ALIKE else "no"
+            lines.append(f"* batch {batch}: neuron by neuron / two MatVec {ratio:.2f}, wanted 1 within 5 %: {verdict}")
+    return "\n".join(lines)
+
+
 def same_weights(found: dict[int, list[Contender]]) -> str:
     """Say whether the two ways to write the net end at the same weights."""
     lines = []

@@ -261,7 +261,7 @@ def _rest(seconds: float, known: Rates, probe: Probe, samples: int) -> float:
 # -- several at once --------------------------------------------------------------------------------------------
 
 
-def burst(seconds: float = 0.04) -> float:
+def burst(seconds: float = 0.025) -> float:
     """Return the seconds of a matrix product, of many one after the other; others may be at it at the same time."""
     a, b, out = (np.ones(shape, np.float32) for shape in ((256, 512), (512, 512), (256, 512)))
     times: list[float] = []

@@ -174,7 +174,7 @@ class Job:
                 blocks.run_round(self.step, self.rule, self.state, self.const(), arrays, many, self.executor.threads)
             seconds = time.perf_counter() - start
             best = min(best, seconds / steps)
-            steps = max(1, min(32, int(0.02 / best)))
+            steps = max(1, min(32, int(0.01 / best)))
             spent += seconds if tries else 0.0  # the first one may compile
             if tries and spent > ROUND_SECONDS:
                 break

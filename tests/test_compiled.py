@@ -35,6 +35,31 @@ def plain(step, rule, dtype=np.float64):
     return names
 
 
+def test_neurons_and_matrices_are_the_same_machine_code():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(6, 4)), rng.normal(size=6), rng.normal(size=(3, 6)), rng.normal(size=3)
+
+    def neurons(x, w, b):
+        rows, biases = [fg.Variable(x.dim, row) for row in w], [fg.Variable(1, [value]) for value in b]
+        return fg.Vectorize(*(fg.Add(fg.Dot(row, x), bias) for row, bias in zip(rows, biases)))
+
+    def matrix(x, w, b):
+        return fg.Add(fg.MatVec(fg.Variable(w.size, w.ravel()), x), fg.Variable(b.size, b))
+
+    texts = []
+    for dense in (neurons, matrix):
+        with fg.Graph() as graph:
+            x, label = fg.Variable(4, trainable=False), fg.Variable(3, trainable=False)
+            logits = dense(fg.ReLU(dense(x, *weights[:2])), *weights[2:])
+            loss = fg.CrossEntropyWithSoftMax(logits, label)
+        feeds = check_feeds(graph, {x: np.ones((5, 4)), label: np.eye(3)[[0, 1, 2, 0, 1]]}, np.float32)
+        trained = [v for v in graph.nodes if isinstance(v, fg.Variable) and v.trainable]
+        step = compile_step(loss, feeds, trained, "shard")
+        source = generate(step.program, step.names[0])
+        texts.append(round_text(source, step.program, fg.optim.AdamRule, np.dtype(np.float32)))
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize("large", [0, codegen_values.LARGE_MATRIX])
 @settings(max_examples=60)
 @given(made=strategies.graphs(samples=3))
