@@ -14,7 +14,7 @@ from .cost import flops, work_of
 from .engine import Engine
 from .executors import Executor
 from .feeds import Feeds, check_feeds
-from .forecast import Case, crossing, from_step, spreading, step_seconds
+from .forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
 from .links import Fit, links_of
 from .lower_train import compile_step
 from .measure import hop_and_task, rates_of
@@ -46,7 +46,7 @@ def case_of(step: Step, optimizer: Optimizer, samples: int, shards: int, batch: 
 
 
 def measured_costs(
-    case: Case, compiled: bool, seconds: float, fixed: float, executor: Executor, fit: Fit
+    case: Case, compiled: bool, seconds: float, fixed: float, shared: float, executor: Executor, fit: Fit
 ) -> dict[str, float]:
     """Return the seconds per step at each of the grains `AUTO`, from a step that was measured in one task.
 
@@ -54,8 +54,9 @@ def measured_costs(
     ----------
     case : Case
     compiled : bool
-    seconds, fixed : float
-        Of a step in one task; of one with a single sample in each shard.
+    seconds, fixed, shared : float
+        Of a step in one task, by the threads of a worker; of one with a single sample in each shard; of one by the threads that
+        rounds use.
     executor : Executor
     fit : callable
 
@@ -68,7 +69,7 @@ def measured_costs(
     near = hop_and_task(executor)
     if (seconds - fixed) * (1.0 - spreading(case, kernel, near)) < LEAST_HOPS * near.hop:
         return {}
-    return from_step(case, kernel, seconds, fixed, links_of(executor, fit))
+    return from_step(case, kernel, seconds, fixed, shared, links_of(executor, fit))
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,6 @@ def estimate(
     costs = {grain: step_seconds(case, grain, rates[kernel[0]], links) for grain in AUTO}
     grain = choose_grain(engine.grain, costs)
     work = costs["round"] if grain[0] == "round" else step_seconds(case, grain[0], rates[kernel[0]], links)
-    plan = choose_plan(grain, shards, kernel, work, case.nodes)
+    plan = choose_plan(grain, shards, kernel, work, case.nodes, round_threads(case, rates[kernel[0]], links))
     asked = engine.shards is not None or plan.grain in ("node", "sample")
     return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch, asked)

@@ -36,6 +36,11 @@ def explain_training(e: Estimate) -> str:
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
+        *(
+            [f"  threads: {plan.threads} of this machine share the shards of a step"]
+            if plan.threads > e.links.threads
+            else []
+        ),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
         f"a step: {count(case.batch, 'sample')}, {short(e.flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .cost import Work, work_of
 from .lower import Job
-from .plan import WINDOW_TASKS, choose_blas_threads, steps_per_round, tasks_per_step
+from .plan import WINDOW_TASKS, choose_blas_threads, choose_round_threads, steps_per_round, tasks_per_step
 from .rates import Links, Rates
 from .scratch import THREAD_FLOPS
 from .tree import FAN_IN
@@ -88,7 +88,16 @@ def _spread(work: Work, parts: int, samples: int, rates: Rates, links: Links) ->
 
 def _round_work(case: Case, rates: Rates, links: Links) -> float:
     """Return the seconds of the work of one step inside a round."""
-    threads = _round_threads(case, rates.kernel, links)
+    return _work_by(round_threads(case, rates, links), case, rates, links)
+
+
+def round_threads(case: Case, rates: Rates, links: Links) -> int:
+    """Return how many threads share the shards of a round."""
+    return choose_round_threads(links.threads, links.machine, _work_by(links.threads, case, rates, links))
+
+
+def _work_by(threads: int, case: Case, rates: Rates, links: Links) -> float:
+    threads = _useful(case, rates.kernel, threads)
     gradient = rates.gradient(case.work, case.largest) * links.crowding(threads)
     shared = (case.shards - 1) * rates.add(case.work.params) + rates.update(case.work.params, case.slots)
     return -(-case.shards // threads) * gradient + shared / threads
@@ -110,7 +119,7 @@ def shard_seconds(case: Case, work: float, links: Links, parts: int | None = Non
     return work + links.step + parts * links.shard + levels + moved + links.window / case.steps
 
 
-def from_step(case: Case, kernel: str, seconds: float, fixed: float, links: Links) -> dict[str, float]:
+def from_step(case: Case, kernel: str, seconds: float, fixed: float, shared: float, links: Links) -> dict[str, float]:
     """Return the seconds per step of rounds and of shards if one step was measured inside one task.
 
     Parameters
@@ -121,24 +130,26 @@ def from_step(case: Case, kernel: str, seconds: float, fixed: float, links: Link
         Of one step in one task that may use ``links.threads`` threads.
     fixed : float
         Of a step with one sample in each shard: what more workers do not shorten.
+    shared : float
+        Of one step in one task that uses as many threads as rounds will.
     links : Links
     """
     spread = fixed + max(seconds - fixed, 0.0) * spreading(case, kernel, links)
     return {
-        "round": round_seconds(case, seconds, links),
+        "round": round_seconds(case, shared, links),
         "shard": shard_seconds(case, spread, links),
     }
 
 
-def _round_threads(case: Case, kernel: str, links: Links) -> int:
-    """Return how many threads share a round's shards."""
+def _useful(case: Case, kernel: str, threads: int) -> int:
+    """Return how many of so many threads share a round's shards."""
     worth = kernel == "numba" or case.work.product_flops(case.largest) >= THREAD_FLOPS
-    return min(links.threads, case.shards) if worth else 1
+    return min(threads, case.shards) if worth else 1
 
 
 def spreading(case: Case, kernel: str, links: Links) -> float:
     """Return which share of its time the work of a step takes when its shards are tasks of their own."""
-    threads, shards = _round_threads(case, kernel, links), case.shards
+    threads, shards = _useful(case, kernel, links.threads), case.shards
     used = min(links.slots, shards)
     alone = -(-shards // threads) * links.crowding(threads)
     return -(-shards // used) * links.crowding(used) / alone

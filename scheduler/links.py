@@ -61,6 +61,7 @@ def _measure(executor: Executor, fit: Fit) -> Links:
         step=max(two - 2 * shard, 0.0),
         shard=shard,
         per_param=max(many, 0.0) / MANY,
+        machine=base.machine,
         crowd=_crowd(executor, base.slots),
     )  # fmt: skip
 

@@ -53,6 +53,8 @@ def hop_and_task(executor: Executor) -> Links:
         run_now(executor, wide, [f"task-{name}-all"])
         task = max(time.perf_counter() - start - 2 * hop, 0.0) / WIDE
         slots = sum(worker.threads for worker in workers)
-        executor.measured[known] = Links(len(workers), executor.threads, slots, hop, task)
+        executor.measured[known] = Links(
+            len(workers), executor.threads, slots, hop, task, machine=executor.machine_threads
+        )
     found: Links = executor.measured[known]
     return found

@@ -21,6 +21,9 @@ COMPILE_FROM = 2e10
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
 SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (4e6, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
+# Seconds of a step from which on the threads of a round may belong to several workers of one machine: they wait for each other
+# at every step, and if something else has a processor meanwhile, for as long as that keeps it: some milliseconds.
+LONG_STEP = 4e-3
 DEFAULT_SHARDS = {"node": 1}
 # Operations in matrix products from which on more BLAS threads are worth waking, where a single task runs.
 BLAS_FROM = 1e8
@@ -45,6 +48,8 @@ class Plan:
         Why, in words.
     blas_threads : int
         Threads of each matrix product: 1, because another number gives other last digits.
+    threads : int
+        Threads that share the shards of a round, if there are as many; they change no bit.
     """
 
     grain: str
@@ -54,6 +59,7 @@ class Plan:
     steps_per_window: int
     reason: str
     blas_threads: int = 1
+    threads: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
@@ -127,6 +133,19 @@ def tasks_per_step(nodes: int) -> int:
     return 3 * nodes
 
 
+def choose_round_threads(one_worker: int, machine: int, step_seconds: float) -> int:
+    """Return how many threads share the shards of a round.
+
+    Parameters
+    ----------
+    one_worker, machine : int
+        Threads of a worker; of all workers on its machine, where nothing else runs on them.
+    step_seconds : float
+        Of a step by the threads of one worker.
+    """
+    return max(one_worker, machine) if step_seconds >= LONG_STEP else one_worker
+
+
 def steps_per_round(step_seconds: float) -> int:
     """Return how many steps of this length share a task."""
     return max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))
@@ -151,7 +170,9 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     return best, f"auto: a step takes about {told}"
 
 
-def choose_plan(grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int) -> Plan:
+def choose_plan(
+    grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int, threads: int = 1
+) -> Plan:
     """Return the plan of a run.
 
     Parameters
@@ -165,10 +186,12 @@ def choose_plan(grain: tuple[str, str], shards: int, kernel: tuple[str, str], st
         Of the work of one optimizer step in one task.
     nodes : int
         Nodes of the graph.
+    threads : int
+        Threads that share the shards of a round.
     """
     reason = f"{grain[1]}; the work of a step takes {step_seconds * 1e3:.2f} ms; kernel {kernel[0]}: {kernel[1]}"
     if grain[0] == "round":
         steps = steps_per_round(step_seconds)
-        return Plan(grain[0], shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason)
+        return Plan(grain[0], shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason, threads=threads)
     per_step = shards * (tasks_per_step(nodes) if grain[0] == "node" else 1) + 2
     return Plan(grain[0], shards, kernel[0], 1, max(1, WINDOW_TASKS // per_step), reason)

@@ -26,7 +26,7 @@ from .feeds import Feeds, check_feeds
 from .links import Fit
 from .lower import flat_values
 from .lower_train import compile_private, compile_step
-from .plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan
+from .plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan, choose_round_threads
 from .tree import bounds
 
 
@@ -144,15 +144,21 @@ class Job:
         shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
         self.step = replace(self.step, compiled=kernel[0] == "numba")
         rows = [np.arange(start, stop) for start, stop in bounds(settings.batch_size, shards)]
-        seconds, costs = self._step_seconds(rows), {}
+        executor, costs = engine.executor, {}
+        seconds = shared = self._step_seconds(rows, executor.threads)
+        threads = choose_round_threads(executor.threads, executor.machine_threads, seconds)
+        if threads > executor.threads and engine.grain in ("auto", "round"):
+            shared = self._step_seconds(rows, threads)
         if self.step.compiled:
             code = compiled_round(self.step.program, self.step.names, self.rule, self.feeds.dtype)
             kernel = (kernel[0], code.told)
         if engine.grain == "auto" and shards > 1:
-            fixed = self._step_seconds([shard[:1] for shard in rows])
+            fixed = self._step_seconds([shard[:1] for shard in rows], executor.threads)
             case = case_of(self.step, optimizer, self.feeds.samples, shards, settings.batch_size)
-            costs = measured_costs(case, self.step.compiled, seconds, fixed, engine.executor, settings.fit)
-        return choose_plan(choose_grain(engine.grain, costs), shards, kernel, seconds, len(optimizer.graph.nodes))
+            costs = measured_costs(case, self.step.compiled, seconds, fixed, shared, executor, settings.fit)
+        return choose_plan(
+            choose_grain(engine.grain, costs), shards, kernel, shared, len(optimizer.graph.nodes), threads
+        )
 
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
@@ -162,8 +168,8 @@ class Job:
             step = compile_step(target, self.feeds, self.variables, "node", layout)
             self.step = replace(step, private=self.step.private)
 
-    def _step_seconds(self, shards: list[Array]) -> float:
-        """Measure one optimizer step in one task; several at a time where one is too short to measure."""
+    def _step_seconds(self, shards: list[Array], threads: int) -> float:
+        """Measure one optimizer step in one task by some threads; several at a time where one is too short to measure."""
         rows = sum(map(len, shards))
         arrays = [_sample(feed, rows, self.feeds.dtype) for feed in self.fed()]
         best, steps, spent = math.inf, 1, 0.0
@@ -171,7 +177,7 @@ class Job:
             start = time.perf_counter()
             with one_thread():
                 many = [shards] * steps
-                blocks.run_round(self.step, self.rule, self.state, self.const(), arrays, many, self.executor.threads)
+                blocks.run_round(self.step, self.rule, self.state, self.const(), arrays, many, threads)
             seconds = time.perf_counter() - start
             best = min(best, seconds / steps)
             steps = max(1, min(32, int(0.01 / best)))

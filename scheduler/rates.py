@@ -131,6 +131,8 @@ class Links:
         Seconds of a step whose shards are tasks of their own: by itself, and for each shard.
     per_param : float
         Seconds of such a step for each parameter, which then moves from task to task.
+    machine : int
+        Threads that a long task may use when nothing else runs.
     crowd : float
         How much longer a matrix product takes while all slots are at it.
     """
@@ -145,6 +147,7 @@ class Links:
     step: float = 0.0
     shard: float = 0.0
     per_param: float = 0.0
+    machine: int = 1
     crowd: float = 1.0
 
     def crowding(self, threads: int) -> float:

@@ -162,7 +162,8 @@ class Windows:
 
     def _site(self) -> Site:
         workers = self.executor.workers(self.recovery.avoid)
-        lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", self.executor.threads)
+        alone = max(self.executor.threads, min(self.plan.threads, self.executor.machine_threads))
+        lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", alone)
         # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
         whole = self.step.private is not None or self.rule.clip_norm is not None
         size = 0 if whole else self.state["w"].nbytes

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowgrad.scheduler.cost import Loop, Product, Work
-from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, spreading, step_seconds
+from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, round_threads, spreading, step_seconds
 from flowgrad.scheduler.plan import (
     ROUNDS_PER_WINDOW,
     choose_blas_threads,
@@ -178,18 +178,30 @@ def test_crossing_gives_up():
 @given(nets, places, st.sampled_from(["numba", "numpy"]), st.floats(1e-6, 10.0), st.floats(0.0, 1.0))
 def test_a_measured_step_is_the_least_that_a_round_takes(case, links, kernel, seconds, part):
     case = replace(case, shards=min(case.shards, case.batch))
-    costs = from_step(case, kernel, seconds, part * seconds, links)
+    costs = from_step(case, kernel, seconds, part * seconds, seconds, links)
     assert costs["round"] >= seconds
     assert costs["shard"] >= part * seconds
 
 
 def test_what_workers_do_not_shorten_stays():
     case, links = net(shards=2), cluster(2, hop=1e-6)
-    assert from_step(case, "numpy", 1.0, 0.0, links)["shard"] == pytest.approx(0.5, rel=0.01)
-    assert from_step(case, "numpy", 1.0, 0.4, links)["shard"] == pytest.approx(0.7, rel=0.01)
+    assert from_step(case, "numpy", 1.0, 0.0, 1.0, links)["shard"] == pytest.approx(0.5, rel=0.01)
+    assert from_step(case, "numpy", 1.0, 0.4, 1.0, links)["shard"] == pytest.approx(0.7, rel=0.01)
     assert spreading(net(batch=32, shards=8), "numba", cluster(1, 2)) == 1.0
     assert spreading(net(batch=32, shards=8), "numpy", cluster(1, 2)) == 0.5
     assert spreading(net(batch=32, shards=3), "numba", cluster(2)) == pytest.approx(2 / 3)
+
+
+def test_long_steps_may_use_the_threads_of_other_workers_on_the_machine():
+    long, short = net(hidden=1000, batch=4096, shards=4), net(batch=32, shards=4)
+    own, other = replace(cluster(2), machine=2), cluster(2)
+    rates = machine()
+    assert step_seconds(long, "round", rates, own) == pytest.approx(
+        step_seconds(long, "round", rates, other) / 2, rel=0.1
+    )
+    assert step_seconds(short, "round", rates, own) == step_seconds(short, "round", rates, other)
+    assert round_threads(long, rates, own) == 2
+    assert round_threads(short, rates, own) == round_threads(long, rates, other) == 1
 
 
 def test_a_crowd_takes_longer():

@@ -92,6 +92,8 @@ class Executor(ABC):
         For messages.
     threads : int
         Threads that a task may use when it runs alone.
+    machine_threads : int
+        Threads that a long task may use when nothing else runs meanwhile: on a cluster of our own, those of all its workers.
     remote : bool
         Whether values are on other machines or processes, and so may be lost.
     """
@@ -99,6 +101,11 @@ class Executor(ABC):
     name: str
     threads: int
     remote: bool = False
+
+    @property
+    def machine_threads(self) -> int:
+        """Threads that a long task may use when nothing else runs meanwhile."""
+        return self.threads
 
     @cached_property
     def measured(self) -> dict[Any, Any]:

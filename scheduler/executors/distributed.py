@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import dask
+from dask.system import CPU_COUNT
 from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
 from distributed.scheduler import KilledWorker
@@ -56,9 +57,15 @@ class DistributedExecutor(Executor):
     def threads(self) -> int:  # type: ignore[override]
         """Threads of the smallest worker.
 
-        More would wait for each other at every step while some other process has the processor: ten times slower rounds.
+        More would wait for each other at every step while some other process has the processor: ten times slower rounds, where
+        steps are short.
         """
         return min(self.client.nthreads().values(), default=1)
+
+    @property
+    def machine_threads(self) -> int:
+        """On a cluster of our own, which is on this machine, the threads of all workers; else those of one."""
+        return max(self.threads, min(sum(self.client.nthreads().values()), CPU_COUNT)) if self.own else self.threads
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers that run, in the order of their names; wait for one if there is none.
