@@ -53,6 +53,11 @@ def settings() -> dict[str, Any]:
         "distributed.scheduler.worker-saturation": math.inf,
         # Of the last 1,000 messages on each connection dask keeps copies, graphs and all.
         "distributed.admin.low-level-log-length": 50,
+        # It drops copies of values that several workers need; tasks here have their values where they run.
+        "distributed.scheduler.active-memory-manager.start": False,
+        # How often processes look at themselves, beside their work.
+        "distributed.admin.tick.interval": "500ms",
+        "distributed.admin.system-monitor.interval": "2s",
         # Workers give freed memory back at once by default; then every temporary array of a step costs fresh pages.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
