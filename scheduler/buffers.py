@@ -1,4 +1,4 @@
-"""Large results in memory that was used before: fresh pages from the system cost more than the arithmetic that fills them.
+"""Large arrays in memory that was used before: fresh pages from the system cost more than the arithmetic that fills them.
 
 A buffer is free when nobody but this module refers to it; NumPy's views refer to the array that owns their memory.
 """
@@ -14,8 +14,8 @@ import numpy as np
 
 from flowgrad.jacobian import Array
 
-# Bytes of results that are worth it; buffers that are kept.
-LEAST, MOST, COUNT = 1 << 20, 128 << 20, 2
+# Bytes of arrays that are worth it; buffers that are kept, and their bytes together.
+LEAST, MOST, COUNT, TOTAL = 1 << 18, 128 << 20, 16, 256 << 20
 
 _lock = threading.Lock()
 _buffers: list[Array] = []
@@ -35,7 +35,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
                 return buffer[:size].view(dtype).reshape(shape)
         fresh = np.empty(size, np.uint8)
         _buffers.append(fresh)
-        del _buffers[:-COUNT]
+        while len(_buffers) > COUNT or sum(b.nbytes for b in _buffers) > TOTAL:
+            del _buffers[0]
         return fresh.view(dtype).reshape(shape)
 
 

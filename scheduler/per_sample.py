@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
@@ -16,12 +16,12 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
 from . import buffers
+from .blas import one_thread
 from .executors import Executor
-from .tree import bounds
 
 Part = list[Factors]
-# Bytes from which on several threads write an array: it is the memory that takes time.
-THREADED = 8 << 20
+# Pairs of samples from which on their scalar products are worth several threads.
+THREADED = 1 << 20
 
 Places = Sequence[tuple[int, int, int] | int]
 
@@ -29,23 +29,10 @@ Places = Sequence[tuple[int, int, int] | int]
 # -- what tasks run, on the factors of one block of samples -----------------------------------------------------------
 
 
-def array_of(part: Part, places: Places, threads: int = 1) -> Array:
-    """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``; `threads` share the samples."""
+def array_of(part: Part, places: Places) -> Array:
+    """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
     size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
-    samples, dtype = part[0].samples, part[0].dtype
-    out = buffers.empty((samples, size), dtype)
-    if threads == 1 or out.nbytes < THREADED:
-        _fill(part, places, out)
-        return out
-    pieces = bounds(samples, threads)
-    with ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(_fill, [f.part(a, b) for f in part], places, out[a:b]) for a, b in pieces]
-        for job in jobs:
-            job.result()
-    return out
-
-
-def _fill(part: Part, places: Places, out: Array) -> None:
+    out = buffers.empty((part[0].samples, size), part[0].dtype)
     start = 0
     for place in places:
         if isinstance(place, int):
@@ -55,6 +42,7 @@ def _fill(part: Part, places: Places, out: Array) -> None:
             wrt, lo, hi = place
             part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
             start += hi - lo
+    return out
 
 
 def norms_of(part: Part) -> Array:
@@ -66,12 +54,21 @@ def norms_of(part: Part) -> Array:
     return np.sqrt(np.maximum(total, 0, out=total), out=total)
 
 
-def dot_of(part: Part, other: Part | None) -> Array:
-    """Return the scalar products ``(N, M)``."""
-    total = part[0].dot(None if other is None else other[0])
+def dot_of(part: Part, other: Part | None, each: Callable[..., Iterable[Any]] = map) -> Array:
+    """Return the scalar products ``(N, M)``; `each` is like ``map``."""
+    shape = (part[0].samples, (other or part)[0].samples)
+    total = part[0].dot(None if other is None else other[0], each, buffers.empty(shape, part[0].dtype))
     for k, more in enumerate(part[1:], 1):
-        total += more.dot(None if other is None else other[k])
+        total += more.dot(None if other is None else other[k], each)
     return total
+
+
+def dot_here(part: Part, other: Part | None, threads: int) -> Array:
+    """Return the scalar products ``(N, M)``, many of them tile by tile in some threads with one BLAS thread each."""
+    if threads == 1 or part[0].samples * (other or part)[0].samples < THREADED:
+        return dot_of(part, other)
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        return dot_of(part, other, pool.map)
 
 
 def project_of(part: Part, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
@@ -166,7 +163,7 @@ class PerSampleGradients:
         nodes = self.wrt if node is None else (node,)
         places = self._merged(nodes)
         if self._here and compute:
-            return array_of(self._parts[0], places, self._executor.threads)
+            return array_of(self._parts[0], places)
         return self._rows(array_of, (sum(n.dim for n in nodes),), compute, places)
 
     def norms(self, compute: bool = True) -> Any:
@@ -213,7 +210,7 @@ class PerSampleGradients:
                 "dot: the two sets were made with other feeds or another grain, so that their variables lie otherwise"
             )
         if self._here and other._here and compute:
-            return dot_of(self._parts[0], other._parts[0])
+            return dot_here(self._parts[0], other._parts[0], self._executor.threads)
         found = _dask().pairs(dot_of, self._parts, other._parts, self._lengths, other._lengths, self.dtype)
         return self._done(found, compute)
 
@@ -225,7 +222,7 @@ class PerSampleGradients:
         A. Jacot, F. Gabriel, C. Hongler, *Neural tangent kernel*, NeurIPS 2018.
         """
         if self._here and compute:
-            return dot_of(self._parts[0], None)
+            return dot_here(self._parts[0], None, self._executor.threads)
         found = _dask().pairs(dot_of, self._parts, None, self._lengths, self._lengths, self.dtype)
         return self._done(found, compute)
 

@@ -1,7 +1,10 @@
 """Memory of large results is used again only when nobody refers to it."""
 
+import gc
+
 import numpy as np
 
+import flowgrad as fg
 from flowgrad.scheduler import buffers
 
 SHAPE = (300, 1000)
@@ -32,3 +35,20 @@ def test_results_never_share_memory():
     small = buffers.empty((2, 2), float)
     assert small.base is None
     buffers.clear()
+
+
+def test_results_are_let_go_of_without_a_collection():
+    with fg.Graph(seed=0):
+        x = fg.Variable(300, trainable=False)
+        y = fg.Tanh(fg.MatVec(fg.Variable(300 * 20, np.linspace(-1, 1, 6000)), x))
+    engine = fg.Engine("threads")
+    data = np.random.default_rng(0).normal(size=(100, 300))
+    gc.disable()
+    try:
+        addresses = set()
+        for _ in range(5):
+            data[0, 0] += 1
+            addresses.add(engine.jacobian(y, x, {x: data}).ctypes.data)
+        assert len(addresses) == 1
+    finally:
+        gc.enable()

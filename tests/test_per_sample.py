@@ -1,5 +1,7 @@
 """Per-sample gradients as factors against the explicit ones of HIPS autograd, and what follows from them."""
 
+from unittest import mock
+
 import derivatives
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from test_jacobians import same
 
 import flowgrad as fg
+from flowgrad import factors
 from flowgrad.factors import Factors, Share, projection
+from flowgrad.scheduler import per_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
@@ -231,3 +235,15 @@ def test_a_loss_that_reaches_no_parameter_has_zero_gradients():
     assert found.array().shape == (9, 2)
     assert not found.norms().any()
     assert not found.mean()[idle].any()
+
+
+@settings(max_examples=40)
+@given(made=strategies.graphs(samples=7), tile=st.integers(1, 9))
+def test_tiles_side_by_side_are_the_same(made, tile):
+    one = fg.Engine("sync").per_sample_gradients(made.loss, made.feeds, made.parameters)
+    other = fg.Engine("threads").per_sample_gradients(made.loss, made.feeds, made.parameters)
+    with mock.patch.object(factors, "TILE", tile), mock.patch.object(per_sample, "THREADED", 0):
+        side_by_side = other.gram(), other.dot(one)
+    for found in (*side_by_side, one.gram()):
+        same(found, explicit(made, made.parameters) @ explicit(made, made.parameters).T)
+    np.testing.assert_array_equal(side_by_side[0], side_by_side[0].T)

@@ -60,14 +60,8 @@ class LocalExecutor(Executor):
     def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
         """Compute one record after the other, without dask; BLAS may use all its threads."""
         values: dict[str, Any] = {}
-
-        def resolve(arg: Any) -> Any:
-            if isinstance(arg, Ref):
-                return values[arg.key] if arg.key in values else self._held[arg.key]
-            return [resolve(a) for a in arg] if isinstance(arg, list) else arg
-
         for key, r in records.items():
-            values[key] = r.value if isinstance(r, Data) else r.func(*[resolve(a) for a in r.args])
+            values[key] = r.value if isinstance(r, Data) else r.func(*[_resolve(a, values, self._held) for a in r.args])
         return [self._hold(key, values[key]) for key in keys]
 
     def compute(self, collection: Any) -> Any:
@@ -104,3 +98,10 @@ class LocalExecutor(Executor):
         self._held[key] = value
         self._uses[key] = self._uses.get(key, 0) + 1
         return Handle(key)
+
+
+def _resolve(arg: Any, values: dict[str, Any], held: dict[str, Any]) -> Any:
+    """Return what an argument stands for. A function of the module: one within another would keep all values until a collection."""
+    if isinstance(arg, Ref):
+        return values[arg.key] if arg.key in values else held[arg.key]
+    return [_resolve(a, values, held) for a in arg] if isinstance(arg, list) else arg
