@@ -6,6 +6,7 @@ from dask import array as da
 from faults import BATCH, SAMPLES, Net
 
 from flowgrad.errors import FeedError
+from flowgrad.scheduler import blocks
 from flowgrad.scheduler import data as data_room
 from flowgrad.scheduler.chunks import Chunked
 from flowgrad.scheduler.feeds import check_feeds
@@ -171,3 +172,17 @@ def test_a_label_out_of_range_is_told_with_its_sample(tmp_path):
     label[222] = 5
     with pytest.raises(FeedError, match="sample 222 of the feed for 'label' has class 5"):
         bad(lambda x: x, as_stack(tmp_path, "label", label, 70))
+
+
+def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch):
+    seen = []
+    run_round = blocks.run_round
+
+    def watched(step, rule, state, const, feeds, steps, threads=1):
+        seen.append((min(map(len, feeds)), max(int(rows.max()) for shards in steps for rows in shards)))
+        return run_round(step, rule, state, const, feeds, steps, threads)
+
+    monkeypatch.setattr(blocks, "run_round", watched)
+    fit(client, chunked_feeds(tmp_path, as_file), grain="auto", epochs=1)
+    assert len({most for _, most in seen}) > 1  # whole steps, and steps with one sample in each shard
+    assert all(most < length for length, most in seen)
