@@ -2,8 +2,45 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
+
+
+class Steps(Sequence[tuple[int, float]]):
+    """Pairs of step, from 1, and loss, like a list of them; kept in eight bytes each, for a run may have millions.
+
+    Examples
+    --------
+    >>> steps = Steps([0.5, 0.25])
+    >>> steps[-1], list(steps) == [(1, 0.5), (2, 0.25)], steps == [(1, 0.5), (2, 0.25)]
+    ((2, 0.25), True, True)
+    """
+
+    def __init__(self, losses: Iterable[float] = ()):
+        self.losses = array("d", losses)
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, float]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, float]]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        numbers = range(1, len(self.losses) + 1)[index]
+        return (numbers, self.losses[index]) if isinstance(index, int) else list(zip(numbers, self.losses[index]))  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Steps):
+            return self.losses == other.losses
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} steps>" if len(self) > 3 else repr(list(self))
 
 
 @dataclass
@@ -16,7 +53,7 @@ class History:
         ``epoch``, ``loss`` (mean over the epoch's samples; nan for epoch 0), ``validation_loss``, ``validation_accuracy`` (None
         where there is none), ``seconds`` since the start of `fit`, ``samples_per_second``. Epoch 0 is the evaluation before
         training, present if there are validation feeds.
-    steps : list of (int, float)
+    steps : sequence of (int, float)
         Number of the step, from 1, and the mean loss of its mini-batch before the update.
     plan : dict
         Grain, shards, steps per task and window, and the reason.
@@ -31,7 +68,7 @@ class History:
 
     plan: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    steps: list[tuple[int, float]] = field(default_factory=list)
+    steps: Steps = field(default_factory=Steps)
     window: dict[str, int] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     kept_epoch: int | None = None
@@ -51,7 +88,7 @@ class History:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
         """Return the history that `as_dict` wrote."""
-        steps = [(int(k), float(loss)) for k, loss in values["steps"]]
+        steps = Steps(float(loss) for _, loss in values["steps"])
         return cls(
             values["plan"], values["epochs"], steps, values["window"], values["recoveries"], values["kept_epoch"]
         )

@@ -17,7 +17,7 @@ from .checkpoint import Found, Saver, check_same_run, read_checkpoint
 from .data import Placement
 from .evaluate import Evaluation
 from .feeds import check_feeds
-from .history import History
+from .history import History, Steps
 from .lower_train import epoch_batches
 from .plan import Plan
 from .prepare import Job, Settings
@@ -72,7 +72,7 @@ class Run:
         self.kept = found.kept
         self.epoch, self.position = about["epoch"], about["position"]
         self.history = History.from_dict(about["history"])
-        self.history.steps = [(k, float(loss)) for k, loss in enumerate(found.losses, 1)]
+        self.history.steps = Steps(found.losses)
         return found.state
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Run:
                     f"the loss became {loss} at step {k} (epoch {epoch}): try a smaller learning rate or check the feeds; "
                     f"the variables keep the values that they had before"
                 )
-            history.steps.append((k, float(loss)))
+            history.steps.losses.append(loss)
         samples = sum(map(len, batches))
         self.samples += samples
         self.settings.callbacks.notify(
@@ -167,7 +167,7 @@ class Run:
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
-        losses = [loss for _, loss in self.history.steps[-len(sizes) :]]
+        losses = self.history.steps.losses[-len(sizes) :]
         rate = self.samples / (time.perf_counter() - self.began)
         loss = math.fsum(map(float.__mul__, losses, map(float, sizes))) / samples
         stop = self._record(epoch, loss, scores, rate)
@@ -204,5 +204,5 @@ class Run:
             "plan": self.plan.as_dict(),
             "history": {**self.history.as_dict(), "steps": []},  # they are an array
         }
-        losses = np.array([loss for _, loss in self.history.steps[:done]])
+        losses = np.array(self.history.steps.losses[:done])
         self.saver.write(done, Found(self.windows.state, self.kept, losses, about))

@@ -1,12 +1,15 @@
 """What a training run tells: its history, its plan, and the callbacks."""
 
+import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 from models import GRAINS, Model, N
 
 import flowgrad as fg
+from flowgrad.scheduler.history import History, Steps
 
 
 class Recorder:
@@ -138,3 +141,20 @@ def test_an_error_in_a_callback_comes_through(executor, method, error):
     expected.fit(executor, epochs=1)
     fg.Trainer(model.optimizer, engine).fit(model.feeds, epochs=1)
     np.testing.assert_allclose(model.w.value, expected.w.value, rtol=1e-12)
+
+
+def test_steps_are_like_a_list_of_pairs():
+    pairs = [(k, 0.5 / k) for k in range(1, 8)]
+    steps = Steps(loss for _, loss in pairs)
+    assert steps == pairs
+    assert pairs == steps
+    assert steps == Steps(loss for _, loss in pairs)
+    assert steps != pairs[:-1]
+    assert list(steps) == pairs
+    assert len(steps) == 7
+    for index in (0, 6, -1, -7, slice(2, 5), slice(None, None, -2), slice(-3, None)):
+        assert steps[index] == pairs[index]
+    with pytest.raises(IndexError):
+        steps[7]
+    assert History.from_dict(json.loads(json.dumps(History(steps=steps).as_dict()))).steps == pairs
+    assert pickle.loads(pickle.dumps(steps)) == pairs

@@ -18,7 +18,10 @@ class History(Protocol):
     """What `Trainer.fit` returns: one record per epoch, and the loss of every step."""
 
     epochs: list[dict[str, Any]]
-    steps: list[tuple[int, float]]
+
+    @property
+    def steps(self) -> Sequence[tuple[int, float]]:
+        """Number of each step, from 1, and its loss."""
 
 
 class EarlyImports:
