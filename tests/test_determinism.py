@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 from conftest import local_cluster
+from dask.system import CPU_COUNT
 from distributed import Client
 
 import flowgrad as fg
+from flowgrad.cli.cluster import local_cluster as own_cluster
+from flowgrad.scheduler import plan
+from flowgrad.scheduler.data import Placement
 
 SHARDS = (1, 2, 5)
 DTYPES = ("float32", "float64")
@@ -18,7 +22,7 @@ def lonely():
         yield client
 
 
-def train(where, grain, shards, dtype, epochs=2):
+def train(where, grain, shards, dtype, epochs=2, kernel="auto"):
     """Train 300 inputs, 33 hidden units and 7 classes on 100 samples in batches of 32; return every bit."""
     rng = np.random.default_rng(11)
     with fg.Graph(seed=0) as graph:
@@ -27,7 +31,7 @@ def train(where, grain, shards, dtype, epochs=2):
         w = fg.Variable(7 * 33, rng.normal(0, 0.3, 7 * 33))
         loss = fg.CrossEntropyWithSoftMax(fg.MatVec(w, fg.ReLU(fg.Vectorize(*units))), label)
     feeds = {x: rng.random((100, 300)).astype(dtype), label: rng.integers(0, 7, 100)}
-    engine = fg.Engine(where, grain=grain, shards=shards)
+    engine = fg.Engine(where, grain=grain, shards=shards, kernel=kernel)
     trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=32), engine, seed=3)
     history = trainer.fit(feeds, epochs=epochs)
     values = b"".join(v.value.tobytes() for v in graph.nodes if isinstance(v, fg.Variable) and v.trainable)
@@ -70,6 +74,26 @@ def test_fine_grains_give_the_same_bits_too(executor, grain):
 @pytest.mark.parametrize("grain", ["shard", "round"])
 def test_one_worker_gives_the_bits_of_two(lonely, expected, grain, shards):
     assert train(lonely, grain, shards, "float32") == expected(grain, shards, "float32")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_rounds_over_the_threads_of_all_workers_give_the_same_bits(monkeypatch, kernel):
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    seen = []
+
+    def lanes(placement, workers, shards, single, alone):
+        seen.append(alone)
+        return give(placement, workers, shards, single, alone)
+
+    give = Placement.lanes
+    expected = train("sync", "round", 4, "float32", kernel=kernel)
+    monkeypatch.setattr(plan, "LONG_STEP", 0.0)
+    monkeypatch.setattr(Placement, "lanes", lanes)
+    with own_cluster(2, 1, dashboard=False) as client:
+        assert train(client, "round", 4, "float32", kernel=kernel) == expected
+    assert set(seen) == {min(2, CPU_COUNT)}
 
 
 def test_the_comparison_sees_other_bits(expected):
