@@ -1,4 +1,4 @@
-"""What makes small tasks wait less; set only on clusters that flowgrad itself starts.
+"""What makes small tasks wait less, and many of them take no memory; set only on clusters that flowgrad itself starts.
 
 As it comes, dask collects messages for 2 to 10 ms before it sends them, and gives workers few tasks ahead. A training step is
 a chain of small tasks, so each link would wait. Here messages go out at once.
@@ -10,10 +10,23 @@ import math
 from importlib.util import find_spec
 from typing import Any
 
+from dask.utils import key_split
 from distributed import SchedulerPlugin, WorkerPlugin
+from tornado.ioloop import PeriodicCallback
 
 # Key of the scheduler's metadata that tells a cluster of our own.
 MARK = "flowgrad-own-cluster"
+
+
+# Seconds after which names of tasks are forgotten.
+FORGET_SECONDS = 10
+
+
+def forget_names(server: Any) -> None:
+    """Let a scheduler or worker forget the names of tasks now and then: dask keeps the last 100,000, 35 MB, in each process."""
+    callback = PeriodicCallback(key_split.cache_clear, FORGET_SECONDS * 1e3)
+    server.periodic_callbacks["flowgrad-forget-names"] = callback
+    callback.start()
 
 
 class PromptScheduler(SchedulerPlugin):
@@ -25,6 +38,7 @@ class PromptScheduler(SchedulerPlugin):
         """Reach the connections that are there."""
         for comm in (*scheduler.stream_comms.values(), *scheduler.client_comms.values()):
             comm.interval = 0
+        forget_names(scheduler)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Reach the connection of a new worker."""
@@ -45,6 +59,7 @@ class PromptWorker(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Reach the connection to the scheduler."""
         worker.batched_stream.interval = 0
+        forget_names(worker)
 
 
 def settings() -> dict[str, Any]:
