@@ -54,5 +54,8 @@ def test_random_kills(expected, grain, workers, threads, kills):
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize("grain", ["shard", "round"])
 def test_workers_in_one_process(expected, grain, workers):
-    with conftest.local_cluster(workers, processes=False) as cluster, Client(cluster, set_as_default=False) as client:
+    with (
+        conftest.local_cluster(workers, processes=False, protocol="tcp") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
         assert train(client, 5, grain=grain)[:2] == expected(grain, 5)
