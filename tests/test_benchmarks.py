@@ -51,3 +51,16 @@ def test_contenders_for_derivatives_agree(name, monkeypatch):
     np.testing.assert_allclose(calls["jacobian"](), reference["jacobian"](), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(calls["array"](), axis=1), reference["norms"](), rtol=1e-3)
     assert len(timed(calls["norms"], 3)) == 3
+
+
+def test_parts_that_were_not_measured_again_are_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.__main__ import results
+
+    before = results({"training": "old table\n\n| a |", "cluster": "### A\n\nold"}, "")
+    after = results({"fusion": "new", "cluster": "### A\n\nnew"}, before)
+    heads = [line for line in after.splitlines() if line.startswith("## ")]
+    assert heads == ["## Training", "## Fusion", "## On a cluster"]
+    assert "old table\n\n| a |" in after
+    assert "### A\n\nnew" in after
+    assert after.count("old") == 1
