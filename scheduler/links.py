@@ -24,7 +24,7 @@ Fit = Callable[[Any, Engine, dict[Any, Any], int], History]
 # Epochs of which the shortest counts: where tasks are far apart, they differ less and take longer.
 NEAR, FAR = 4, 2
 # Parameters of the nets that tell what one of them costs; steps of an epoch at grain shard, at grain round.
-MANY, FEW, STEPS, ROWS = 1 << 18, 2, 2, 192
+MANY, FEW, STEPS, ROWS = 1 << 18, 2, 2, 160
 
 
 def links_of(executor: Executor, fit: Fit) -> Links:

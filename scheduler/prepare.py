@@ -173,7 +173,7 @@ class Job:
         rows = 1 + max(int(shard.max(initial=0)) for shard in shards)  # compiled kernels do not check
         arrays = [_sample(feed, rows, self.feeds.dtype) for feed in self.fed()]
         best, steps, spent = math.inf, 1, 0.0
-        for tries in range(6):
+        for tries in range(6 if self.settings.engine.grain == "auto" else 3):  # a choice hangs on it, or only a length
             start = time.perf_counter()
             with one_thread():
                 many = [shards] * steps

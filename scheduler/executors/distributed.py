@@ -212,7 +212,7 @@ class DistributedExecutor(Executor):
 
     def task_seconds(self) -> float:
         """Time a chain of tasks."""
-        n, name = 12, uuid.uuid4().hex
+        n, name = 8, uuid.uuid4().hex
         chain: dict[str, Record] = {f"hop-{name}-0": Data([0])}
         for k in range(1, n + 1):
             chain[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
