@@ -36,11 +36,7 @@ def explain_training(e: Estimate) -> str:
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
-        *(
-            [f"  threads: {plan.threads} of this machine share the shards of a step"]
-            if plan.threads > e.links.threads
-            else []
-        ),
+        *_threads(e),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
         f"a step: {count(case.batch, 'sample')}, {short(e.flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",
@@ -65,6 +61,12 @@ def _why(e: Estimate) -> str:
         return f"a task per shard is {rounds / shards:.1f}x as fast as steps one after the other in one task"
     together = count(min(steps_per_round(rounds), e.case.steps), "step")
     return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
+
+
+def _threads(e: Estimate) -> list[str]:
+    """Return a line if a round takes more threads than a worker has."""
+    threads = e.plan.threads
+    return [f"  threads: {threads} of this machine share the shards of a step"] if threads > e.links.threads else []
 
 
 def _other_shards(e: Estimate) -> list[str]:

@@ -15,7 +15,7 @@ from flowgrad.program import Program
 
 from .cost import flops
 
-# Entries that are updated at a time: what the rule works with then stays in the processor's cache.
+# Entries that are updated at a time, so that the room for it does not grow with the parameters.
 UPDATE_ENTRIES = 1 << 17
 # Operations of a shard from which on a thread of its own pays: below, Python's lock is the limit.
 THREAD_FLOPS = 2e7
