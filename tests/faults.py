@@ -34,9 +34,9 @@ class Net:
         return fg.Trainer(fg.Adam(self.graph, self.loss, batch_size=BATCH), engine, seed=5, callbacks=callbacks)
 
 
-def train(where, epochs=4, callbacks=(), validation=False, **settings):
+def train(where, epochs=4, callbacks=(), validation=False, op=None, **settings):
     """Train; return fingerprint, losses of all steps, and the history."""
-    net = Net()
+    net = Net(op)
     trainer = net.trainer(where, callbacks=callbacks, **settings)
     history = trainer.fit(net.feeds, epochs=epochs, validation=net.feeds if validation else None)
     return trainer.fingerprint(), history.steps, history
@@ -62,11 +62,10 @@ def pids(client):
     return found
 
 
-def kill(client, count=None):
-    """Kill -9 some workers, or all; nannies bring them back."""
-    for pid in list(pids(client).values())[:count]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def kill(processes):
+    """Kill -9 some workers; nannies bring them back."""
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
 
 
 def pause(client, seconds):

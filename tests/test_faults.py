@@ -17,6 +17,26 @@ pytestmark = pytest.mark.distributed
 GRAINS = ("shard", "round")
 
 
+class Slow(fg.Op):
+    """The identity, but a step takes some hundredths of a second on a worker: there is time for what happens in the middle."""
+
+    kinds = (fg.Identity,)
+    seconds = 0.015
+
+    @staticmethod
+    def shape(a):
+        return a
+
+    @staticmethod
+    def apply(a):
+        time.sleep(Slow.seconds)
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Identity()
+
+
 @pytest.fixture(scope="module")
 def hurt():
     """A cluster for hurting: two workers, more than one of which may die during one task; ours, as `flowgrad train` has it."""
@@ -44,15 +64,17 @@ def two_workers(hurt):
 
 @pytest.fixture(scope="module")
 def expected():
-    return {grain: train("sync", grain=grain) for grain in GRAINS}
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(Slow, "seconds", 0)
+        return {(grain, op): train("sync", grain=grain, op=op) for grain in GRAINS for op in (None, Slow)}
 
 
-def check(expected, client, grain, action, at=12, recovered=True, **settings):
-    disturbance = At(at, action)
-    fingerprint, steps, history = train(client, grain=grain, callbacks=[disturbance], **settings)
+def check(expected, client, grain, action, recovered=True, op=None):
+    disturbance = At(8, action)  # an epoch is a window of 15 steps, in two pieces
+    fingerprint, steps, history = train(client, grain=grain, callbacks=[disturbance], op=op)
     assert disturbance.done
-    assert fingerprint == expected[grain][0]
-    assert steps == expected[grain][1]
+    assert fingerprint == expected[grain, op][0]
+    assert steps == expected[grain, op][1]
     if recovered:
         assert history.recoveries
         assert all(r["again"] <= history.plan["steps_per_window"] for r in history.recoveries)
@@ -74,7 +96,8 @@ def small_windows(monkeypatch, steps=10):
 @pytest.mark.parametrize("grain", GRAINS)
 def test_a_worker_is_killed(hurt, expected, monkeypatch, grain):
     small_windows(monkeypatch, 60)
-    check(expected, hurt, grain, lambda: kill(hurt, 1), recovered=grain == "shard")
+    first = list(pids(hurt).values())[:1]
+    check(expected, hurt, grain, lambda: kill(first), recovered=grain == "shard", op=Slow)
 
 
 @pytest.mark.parametrize("steps", [10, 60])
@@ -82,7 +105,8 @@ def test_a_worker_is_killed(hurt, expected, monkeypatch, grain):
 def test_all_workers_are_killed(hurt, expected, monkeypatch, grain, steps):
     """In the middle of a window, or perhaps between two."""
     small_windows(monkeypatch, steps)
-    check(expected, hurt, grain, lambda: kill(hurt), recovered=steps == 60)
+    both = pids(hurt).values()
+    check(expected, hurt, grain, lambda: kill(both), recovered=steps == 60, op=Slow)
 
 
 def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
@@ -95,7 +119,7 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
             # A nanny gives up when its worker dies in the moment of its start.
             wait_for(lambda: len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2)
             time.sleep(1)
-            killed.append(kill(hurt))
+            killed.append(kill(pids(hurt).values()))
         return original(self, *args)
 
     monkeypatch.setattr(evaluate.Evaluation, "_attempt", attempt)

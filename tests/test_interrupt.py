@@ -18,7 +18,9 @@ from flowgrad.scheduler.checkpoint import read_checkpoint
 TESTS = Path(__file__).parent
 EPOCHS = 6
 
+# A shell starts what runs in the background with SIGINT ignored, and children inherit that.
 SCRIPT = """
+import signal
 import sys
 from distributed import Client
 from faults import Net
@@ -28,6 +30,7 @@ class Tell:
         print(info["step"], flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     net = Net()
     where = Client(sys.argv[1], set_as_default=False) if sys.argv[1] != "sync" else "sync"
     net.trainer(where, callbacks=[Tell()]).fit(net.feeds, epochs=1000, checkpoint=sys.argv[2])
