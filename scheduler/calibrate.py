@@ -31,8 +31,8 @@ from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates
 from .scratch import Scratch
 from .tasks import token
 
-# Probes of one calibration; each is a few calls.
-PASSES = 5
+# How often each probe has its turn at most, and the seconds after which it has no more.
+PASSES, LONG = 5, 0.005
 # Bytes of the feeds that rows are gathered from: more than a cache holds.
 FEED_BYTES = 1 << 26
 # Sides of a matrix product as arrays (N, inputs) x, (outputs, inputs) w, (N, outputs) g.
@@ -41,6 +41,9 @@ PRODUCTS: dict[str, Callable[[Array, Array, Array], tuple[Array, Array]]] = {
     "input": lambda x, w, g: (g, w),
     "matrix": lambda x, w, g: (g.T, x),
 }
+# Parameters of the updates that are timed.
+UPDATED = (1 << 12, 1 << 16, 1 << 20)
+COMPILED_PROBE = f"{__package__}.compiled_probe"  # needs numba
 # What the layers of synthetic programs are.
 LAYERS: dict[str, Callable[[fg.Node, fg.Node], fg.Node]] = {
     "loops": lambda value, w: fg.ReLU(value * w),
@@ -135,14 +138,25 @@ def _fastest(runs: Iterable[Callable[[], Any]]) -> list[float]:
     It is the time that this thread had a processor: what others do on the machine meanwhile does not count.
     """
     runs = list(runs)
-    best = [math.inf] * len(runs)
-    for _ in range(PASSES):
-        for k, run in enumerate(runs):
-            run()  # its data is in the cache, as after the step before
-            start = time.thread_time()
-            run()
-            best[k] = min(best[k], time.thread_time() - start)
+    best, spent = [math.inf] * len(runs), [0.0] * len(runs)
+    for k in (k for _ in range(PASSES) for k in range(len(runs))):
+        if spent[k] > LONG:
+            continue
+        runs[k]()  # its data is in the cache, as after the step before
+        start = time.thread_time()
+        runs[k]()
+        seconds = time.thread_time() - start
+        best[k], spent[k] = min(best[k], seconds), spent[k] + 2 * seconds
     return best
+
+
+def _rows() -> Curve:
+    """Time gathering rows from more than a cache holds."""
+    feed, random = np.ones((FEED_BYTES // 4096, 1024), np.float32), np.random.default_rng(0)
+    picked = [random.permutation(len(feed))[:n] for n in (64, 512, 2048)]
+    rooms = [np.empty((len(rows), 1024), np.float32) for rows in picked]
+    times = _fastest([partial(np.take, feed, rows, 0, room, "clip") for rows, room in zip(picked, rooms)])
+    return tuple((float(room.nbytes), t / room.nbytes) for room, t in zip(rooms, times))
 
 
 def _memory() -> Curve:
@@ -156,17 +170,19 @@ def _memory() -> Curve:
 
 
 class Probe:
-    """A small program with its data, as one optimizer step.
+    """A small program with its data, as one optimizer step by NumPy's kernel.
 
     Parameters
     ----------
     kind : str
         ``"loops"``: cheap elementwise instructions; ``"functions"``: transcendental ones; ``"reductions"``: those over short rows;
         ``"rows"``: wide feeds, of which little is used.
-    kernel, dtype : str
+    dtype : str
+    length : int
+        Layers.
     """
 
-    def __init__(self, kind: str, kernel: str, dtype: str, length: int = 4):
+    def __init__(self, kind: str, dtype: str, length: int = 4):
         dim = {"rows": 1024, "reductions": 8}.get(kind, 64)
         with fg.Graph(seed=0) as graph:
             x = fg.Variable(dim, trainable=False, name="x")
@@ -179,7 +195,7 @@ class Probe:
         samples = FEED_BYTES // (dim * np.dtype(dtype).itemsize) if kind == "rows" else 1 << 14
         feeds = check_feeds(graph, {x: np.full((samples, dim), 0.5, dtype)}, dtype)
         self.rule = GradientDescentRule(1e-6)
-        self.step = replace(compile_step(loss, feeds, [w], "shard"), compiled=kernel == "numba")
+        self.step = compile_step(loss, feeds, [w], "shard")
         self.work = work_of(self.step.program)
         vector = flat_values(self.step.program, graph, "param", dtype)[0]
         self.state = {"w": vector, **self.rule.init(vector)}
@@ -201,7 +217,7 @@ def _numpy_rates(plain: Rates) -> Rates:
     """Fill in what NumPy's kernel costs; the probes' own counts of work are what times are divided by."""
     size = plain.itemsize
     short, loops, functions, reductions, rows = (
-        Probe(kind, "numpy", plain.dtype, length)
+        Probe(kind, plain.dtype, length)
         for kind, length in (("loops", 1), ("loops", 4), ("functions", 2), ("reductions", 2), ("rows", 0))
     )
     few, many = short.seconds(1, 16), loops.seconds(1, 16)
@@ -221,28 +237,31 @@ def _numpy_rates(plain: Rates) -> Rates:
 
 def _updates(dtype: str) -> Curve:
     """Time NumPy's updates by Adam, which has the most state."""
-    rule, curve = AdamRule(), []
-    for params in (1 << 12, 1 << 16, 1 << 20):
+    rule, runs = AdamRule(), []
+    for params in UPDATED:
         w = np.ones(params, dtype)
         state = rule.init(w) | {"t": np.ones(1, np.int64)}
-        work = Scratch().work(params, w.dtype)
-        seconds = _fastest([partial(rule.update_in_place, w, w.copy(), state, work)])[0]
-        nbytes = w.nbytes * (3 + 2 * len(rule.slots))
-        curve.append((float(nbytes), seconds / nbytes))
-    return tuple(curve)
+        runs.append(partial(rule.update_in_place, w, w.copy(), state, Scratch().work(params, w.dtype)))
+    return _per_byte(_fastest(runs), dtype)
+
+
+def _per_byte(seconds: list[float], dtype: str) -> Curve:
+    """Return what updates of `UPDATED` parameters by Adam took, for each byte read or written."""
+    sizes = [params * (3 + 2 * len(AdamRule.slots)) * np.dtype(dtype).itemsize for params in UPDATED]
+    return tuple((float(nbytes), t / nbytes) for nbytes, t in zip(sizes, seconds))
 
 
 def _compiled_rates(plain: Rates) -> Rates:
-    """Fill in what a compiled kernel costs."""
-    moving = _memory()
-    rows, functions = Probe("rows", "numba", plain.dtype), Probe("functions", "numba", plain.dtype, 2)
-    few, many = rows.seconds(1, 256), functions.seconds(1, 256)
-    found = replace(plain, moving=moving, updating=moving)
-    call = max((many - few) / (functions.work.calls - rows.work.calls), 1e-9)
-    found = replace(found, call=call, start=max(few - rows.work.calls * call, 0.0))
-    found = replace(found, taking=_taking(found, rows))
-    rest = _rest(functions.seconds(512, 4), found, functions, 512)
-    return replace(found, function=rest / (512 * functions.work.functions))
+    """Fill in what a compiled kernel costs; between its instructions there is nothing but the calls of BLAS."""
+    work = partial(import_module(COMPILED_PROBE).compiled_work, plain.dtype)
+    nothing, calls, functions, *updates = _fastest(
+        [work(), work(1001), work(entries=1 << 15), *(work(max(1, (1 << 16) // n), params=n) for n in UPDATED)]
+    )
+    updates = [max(t - nothing, 0.1 * t) / max(1, (1 << 16) // n) for t, n in zip(updates, UPDATED)]
+    function = max(functions - nothing, 0.1 * functions) / (1 << 16)
+    found = replace(plain, call=max(calls - nothing, 1e-6) / 1000, function=function)
+    found = replace(found, updating=_per_byte(updates, plain.dtype))
+    return replace(found, moving=_memory(), taking=_rows())
 
 
 def _taking(known: Rates, rows: Probe) -> Curve:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
+from flowgrad.optim import AdamRule
 from flowgrad.scheduler import calibrate, measure
 from flowgrad.scheduler.executors import LocalExecutor, Worker
 from flowgrad.scheduler.links import links_of
@@ -78,10 +79,27 @@ def test_compiled_kernels_are_measured_by_a_bounded_number_of_probes(monkeypatch
     assert len(timed) < 3 * (1 + len(SAMPLES) * len(OUTPUTS) * len(INPUTS)) + 30
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_compiled_probe_does_what_is_timed(dtype):
+    """Machine code that leaves work out would tell of a faster machine."""
+    pytest.importorskip("numba")
+    from flowgrad.scheduler.compiled_probe import compiled_work
+
+    run = compiled_work(dtype, times=3, entries=5, params=7)
+    _, x, y, one, product, w, g, v, s, _ = run.args
+    expected, state = w.copy(), {"v": v.copy(), "s": s.copy()}
+    for _ in range(3):
+        expected, state = AdamRule().update(expected, g, {**state, "t": np.array([1])})
+    product[:] = 0
+    run()
+    np.testing.assert_allclose(y, np.tanh(np.tanh(x)), rtol=1e-6)
+    assert product == one @ one
+    np.testing.assert_allclose(w, expected, rtol=1e-6)
+    np.testing.assert_allclose(s, state["s"], rtol=1e-6)
+
+
 def test_a_probe_is_what_its_name_says():
-    work = {
-        kind: calibrate.Probe(kind, "numpy", "float32", 2).work for kind in ("loops", "functions", "reductions", "rows")
-    }
+    work = {kind: calibrate.Probe(kind, "float32", 2).work for kind in ("loops", "functions", "reductions", "rows")}
     assert work["functions"].functions == 4 * 64
     assert work["loops"].functions == work["rows"].functions == 0
     assert work["reductions"].reductions > work["loops"].reductions
