@@ -245,6 +245,14 @@ def _updates(dtype: str) -> Curve:
     return _per_byte(_fastest(runs), dtype)
 
 
+def new_state() -> float:
+    """Return the seconds per byte read or written of an update by Adam that makes a new state."""
+    rule, w = AdamRule(), np.ones(UPDATED[-1], np.float32)
+    with one_thread():
+        seconds = _fastest([partial(rule.update, w, w.copy(), rule.init(w))])[0]
+    return seconds / (w.nbytes * (3 + 2 * len(rule.slots)))
+
+
 def _per_byte(seconds: list[float], dtype: str) -> Curve:
     """Return what updates of `UPDATED` parameters by Adam took, for each byte read or written."""
     sizes = [params * (3 + 2 * len(AdamRule.slots)) * np.dtype(dtype).itemsize for params in UPDATED]
@@ -280,7 +288,7 @@ def _rest(seconds: float, known: Rates, probe: Probe, samples: int) -> float:
 # -- several at once --------------------------------------------------------------------------------------------
 
 
-def burst(seconds: float = 0.025) -> float:
+def burst(seconds: float = 0.012) -> float:
     """Return the seconds of a matrix product, of many one after the other; others may be at it at the same time."""
     a, b, out = (np.ones(shape, np.float32) for shape in ((256, 512), (512, 512), (256, 512)))
     times: list[float] = []

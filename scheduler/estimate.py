@@ -17,7 +17,7 @@ from .feeds import Feeds, check_feeds
 from .forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
 from .links import Fit, links_of
 from .lower_train import compile_step
-from .measure import hop_and_task, rates_of
+from .measure import rates_of, task_links
 from .plan import LEAST_HOPS, Plan, check_batch_size, choose_grain, choose_kernel, choose_plan, choose_shards
 from .rates import Links, Rates
 
@@ -39,10 +39,10 @@ def choose_arithmetic(
     return choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, kernel[0]), kernel
 
 
-def case_of(step: Step, optimizer: Optimizer, samples: int, shards: int, batch: int | None = None) -> Case:
+def case_of(step: Step, optimizer: Optimizer, feeds: Feeds, shards: int, batch: int | None = None) -> Case:
     """Return a training in numbers; of `batch` samples per update, where that is not the optimizer's batch size."""
-    slots, nodes = len(optimizer.rule.slots), len(optimizer.graph.nodes)
-    return Case(work_of(step.program), batch or optimizer.batch_size, samples, shards, slots, nodes)
+    slots, nodes, batch = len(optimizer.rule.slots), len(optimizer.graph.nodes), batch or optimizer.batch_size
+    return Case(work_of(step.program), batch, feeds.samples, shards, slots, nodes, feeds.dtype.itemsize)
 
 
 def measured_costs(
@@ -66,7 +66,7 @@ def measured_costs(
         Empty where it is plain that a task per shard cannot pay; then nothing more is measured.
     """
     kernel = "numba" if compiled else "numpy"
-    near = hop_and_task(executor)
+    near = task_links(executor)
     if (seconds - fixed) * (1.0 - spreading(case, kernel, near)) < LEAST_HOPS * near.hop:
         return {}
     return from_step(case, kernel, seconds, fixed, shared, links_of(executor, fit))
@@ -147,7 +147,7 @@ def estimate(
     step = compile_step(optimizer.target, checked, optimizer.variables(without=checked.arrays), "shard")
     shards, kernel = choose_arithmetic(step, optimizer, engine, checked.samples, epochs)
     fixed, each = flops(step.program)
-    case = case_of(step, optimizer, checked.samples, shards)
+    case = case_of(step, optimizer, checked, shards)
     kernels = {kernel[0], "numpy"}
     if engine.kernel == "auto" and not compiled.supports(step.program, step.names):
         kernels.add("numba")

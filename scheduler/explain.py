@@ -121,10 +121,10 @@ def _measured(e: Estimate) -> list[str]:
     told = [
         f"matrix products: {rates.peak() / 1e9:.0f} billion operations per second and thread ({rates.dtype})",
         f"tasks: {ms(links.task)} ms each, {ms(links.hop)} ms if one waits for another; "
-        f"a step cut into two tasks: {ms(links.step + 2 * links.shard)} ms beside its work",
+        f"a step cut into two tasks: {ms(links.step)} ms beside its work",
     ]
-    if links.per_param > 0 and links.workers > 1:
-        told.append(f"between workers: {short(1 / links.per_param)} parameters per second")
+    if links.move > 0:
+        told.append(f"between workers: {short(1 / links.move)} bytes per second")
     return told
 
 

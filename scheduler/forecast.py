@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .cost import Work, work_of
+from .exchange import choose_way, exchange_seconds
 from .lower import Job
 from .plan import WINDOW_TASKS, choose_blas_threads, choose_round_threads, steps_per_round, tasks_per_step
 from .rates import Links, Rates
@@ -31,6 +32,8 @@ class Case:
         Arrays of state that the update rule keeps per parameter.
     nodes : int
         Nodes of the graph.
+    itemsize : int
+        Bytes of a number.
     """
 
     work: Work
@@ -39,6 +42,7 @@ class Case:
     shards: int
     slots: int
     nodes: int
+    itemsize: int = 4
 
     @property
     def steps(self) -> int:
@@ -74,7 +78,9 @@ def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
     parts = case.batch if grain == "sample" else case.shards
     compute = _spread(case.work, parts, -(-case.batch // parts), rates, links)
     compute += (parts - 1) * rates.add(case.work.params) + update
-    return shard_seconds(case, compute, links, parts)
+    if grain == "sample":  # a task for each gradient and for each sum of some
+        compute += 2 * parts * links.task + _levels(parts) * links.hop
+    return shard_seconds(case, compute, links)
 
 
 def _spread(work: Work, parts: int, samples: int, rates: Rates, links: Links) -> float:
@@ -111,12 +117,18 @@ def round_seconds(case: Case, work: float, links: Links) -> float:
     return work + case.shards * links.rows + between / case.steps
 
 
-def shard_seconds(case: Case, work: float, links: Links, parts: int | None = None) -> float:
+def shard_seconds(case: Case, work: float, links: Links) -> float:
     """Return the seconds per step with a task per shard, if its gradients and its update take `work` seconds."""
-    parts = parts or case.shards
-    moved = case.work.params * links.per_param
-    levels = max(0, _levels(parts) - 1) * links.hop
-    return work + links.step + parts * links.shard + levels + moved + links.window / case.steps
+    return work + links.step + _moving(case, links) + links.window / case.steps
+
+
+def _moving(case: Case, links: Links) -> float:
+    """Return how much longer a step takes because its parameters and gradients travel between workers."""
+    size, lanes = case.work.params * case.itemsize, min(links.workers, case.shards)
+    way = choose_way(size, case.slots, lanes, links)
+    nothing = exchange_seconds("together", 0, case.slots, min(lanes, 2), links)  # was measured with two shards
+    update = exchange_seconds("together", size, case.slots, 1, links) - links.hop  # is part of the step's work
+    return max(0.0, exchange_seconds(way, size, case.slots, lanes, links) - nothing - update)
 
 
 def from_step(case: Case, kernel: str, seconds: float, fixed: float, shared: float, links: Links) -> dict[str, float]:

@@ -59,7 +59,8 @@ class History:
         Grain, shards, steps per task and window, and the reason.
     window : dict
         What bounds the work ahead: ``steps`` and ``tasks`` of a window, and an estimate of the memory that it takes on a worker,
-        ``worker_bytes``.
+        ``worker_bytes``. Who updates the parameters, ``exchange``: ``"together"`` with the next gradients (in one task, in rounds
+        too), ``"copies"`` of the state on every worker, or ``"slices"`` of it.
     recoveries : list of dict
         Failures that were got over: ``step`` that was the last one done, ``again`` (steps that were done a second time), ``cause``.
     kept_epoch : int, optional
@@ -69,7 +70,7 @@ class History:
     plan: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps: Steps = field(default_factory=Steps)
-    window: dict[str, int] = field(default_factory=dict)
+    window: dict[str, Any] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     kept_epoch: int | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .calibrate import burst
 from .engine import Engine
 from .executors import Executor, LocalExecutor
 from .history import History
-from .measure import hop_and_task, run_now
+from .measure import run_now, task_links
 from .rates import Links
 from .tasks import Task
 
@@ -22,9 +23,9 @@ from .tasks import Task
 Fit = Callable[[Any, Engine, dict[Any, Any], int], History]
 
 # Epochs of which the shortest counts: where tasks are far apart, they differ less and take longer.
-NEAR, FAR = 4, 2
-# Parameters of the nets that tell what one of them costs; steps of an epoch at grain shard, at grain round.
-MANY, FEW, STEPS, ROWS = 1 << 18, 2, 2, 160
+NEAR, FAR = 3, 2
+# Steps of an epoch at grain shard, at grain round.
+STEPS, ROWS = 4, 100
 
 
 def links_of(executor: Executor, fit: Fit) -> Links:
@@ -44,34 +45,29 @@ def links_of(executor: Executor, fit: Fit) -> Links:
 
 
 def _measure(executor: Executor, fit: Fit) -> Links:
-    base = hop_and_task(executor)
+    base = task_links(executor)
 
-    def epoch(grain: str, shards: int, steps: int, params: int = FEW, where: Executor = executor) -> float:
-        return _epoch(Engine(where, "float32", grain, shards, "numpy"), fit, shards, steps, params)
+    def epoch(grain: str, shards: int, steps: int, where: Executor = executor) -> float:
+        return _epoch(Engine(where, "float32", grain, shards, "numpy"), fit, shards, steps)
 
     window = epoch("round", 2, 1)
     rows = epoch("round", 2, ROWS) - epoch("round", 2, ROWS, where=LocalExecutor(threads=False))
-    two, eight = ((epoch("shard", shards, STEPS) - window) / STEPS for shards in (2, 8))
-    many = (epoch("shard", 2, STEPS, MANY) - epoch("round", 2, STEPS, MANY)) / STEPS - two
-    shard = max((eight - two) / 6, 0.0)
-    return Links(
-        base.workers, base.threads, base.slots, base.hop, base.task,
+    step = (epoch("shard", 2, STEPS) - window) / STEPS
+    return replace(
+        base,
         window=max(window, 0.0),
         rows=max(rows - window, 0.0) / (2 * ROWS),
-        step=max(two - 2 * shard, 0.0),
-        shard=shard,
-        per_param=max(many, 0.0) / MANY,
-        machine=base.machine,
+        step=max(step, 0.0),
         crowd=_crowd(executor, base.slots),
-    )  # fmt: skip
+    )
 
 
-def _epoch(engine: Engine, fit: Fit, shards: int, steps: int, params: int) -> float:
-    """Return the seconds of the shortest epoch of a net that is nothing but parameters, and Adam's state of them."""
+def _epoch(engine: Engine, fit: Fit, shards: int, steps: int) -> float:
+    """Return the seconds of the shortest epoch of a net of two parameters."""
     with fg.Graph(seed=0) as graph:
-        x = fg.Variable(params, trainable=False, name="x")
-        loss = fg.Dot(fg.Variable(params, np.zeros(params), name="w"), x)
-    samples = np.zeros((steps * shards, params), np.float32)
+        x = fg.Variable(2, trainable=False, name="x")
+        loss = fg.Dot(fg.Variable(2, np.zeros(2), name="w"), x)
+    samples = np.zeros((steps * shards, 2), np.float32)
     epochs = NEAR if isinstance(engine.executor, LocalExecutor) else FAR
     history = fit(fg.Adam(graph, loss, batch_size=shards), engine, {x: samples}, epochs)
     return min(len(samples) / record["samples_per_second"] for record in history.epochs)

@@ -108,7 +108,7 @@ def lower_steps(
     state: list[Ref],
     steps: Sequence[list[Array]],
     program: Step,
-    together: bool = True,
+    exchange: str = "together",
 ) -> tuple[list[Ref], Ref]:
     """Lower consecutive steps.
 
@@ -126,8 +126,8 @@ def lower_steps(
         Per step the rows of each shard in its lane's feeds.
     program : Step
         The program itself, for grain ``"node"``.
-    together : bool
-        At grain ``"shard"``: whether an update and the next gradient are one task, whose results then carry the state along.
+    exchange : str
+        At grain ``"shard"``: who updates; see `exchange`.
 
     Returns
     -------
@@ -137,10 +137,10 @@ def lower_steps(
     home = lanes[0].worker
     if plan.grain not in ("round", "shard"):
         return _fine_steps(graph, plan, rule, lanes, state[0], steps, program)
-    if plan.grain == "shard" and len(state) > 1:
+    if plan.grain == "shard" and exchange == "slices":
         done = _sliced_steps(graph, rule, lanes, state, steps)
     elif plan.grain == "shard":
-        lower = _lane_steps if together or len(lanes) == 1 else _copied_steps
+        lower = _lane_steps if exchange == "together" else _copied_steps
         done = [lower(graph, rule, lanes, state[0], steps)]
     else:
         lane = lanes[0]

@@ -17,7 +17,7 @@ from .daskgraph import to_dask
 from .executors import Executor
 from .explain import explain_job
 from .lower import Job
-from .measure import hop_and_task, rates_of
+from .measure import rates_of, task_links
 from .tasks import Data, Record, Ref
 
 
@@ -102,7 +102,7 @@ class Lowered(DaskMethodsMixin):
         ]
         if self._executor is not None and self._lower is not None:
             rates = rates_of(self._executor, "numpy", self._dtype())
-            lines += explain_job(job, self._lower, rates, hop_and_task(self._executor))
+            lines += explain_job(job, self._lower, rates, task_links(self._executor))
         return "\n".join(lines)
 
     def _dtype(self) -> str:

@@ -7,14 +7,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .blocks import pick
-from .calibrate import rates_here
-from .executors import Executor
+from .calibrate import new_state, rates_here
+from .executors import Executor, Worker
 from .rates import Links, Rates
 from .tasks import Data, Record, Ref, Task
 
-# Tasks side by side, of which one more is timed.
-WIDE = 64
+# Tasks side by side, of which one more is timed; bytes that workers give each other.
+WIDE, MOVED = 40, 1 << 22
 
 
 def rates_of(executor: Executor, kernel: str, dtype: str, again: bool = False) -> Rates:
@@ -29,32 +31,78 @@ def rates_of(executor: Executor, kernel: str, dtype: str, again: bool = False) -
     return found
 
 
-def run_now(executor: Executor, records: dict[str, Record], keys: Sequence[str]) -> list[Any]:
-    """Run tasks, wait for their values and let go of them."""
-    handles = executor.submit(records, keys)
+def run_now(
+    executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = ()
+) -> list[Any]:
+    """Run tasks, wait for their values and let go of them.
+
+    Raises
+    ------
+    Lost
+        If workers went away meanwhile.
+    """
+    handles = executor.submit(records, keys, workers)
     try:
-        return executor.result(handles)
+        return executor.outcome(handles)
     finally:
         executor.release(handles)
 
 
-def hop_and_task(executor: Executor) -> Links:
-    """Return what hops and tasks cost, measured once for the workers that there are; nothing about training."""
+def task_links(executor: Executor) -> Links:
+    """Return what tasks cost and what comes from worker to worker, measured once for the workers that there are.
+
+    Nothing of it is about training.
+    """
     workers = executor.workers()
     known = ("tasks", *workers)
     if known not in executor.measured:
-        name = uuid.uuid4().hex
-        wide: dict[str, Record] = {f"task-{name}-0": Data([0])}
-        for k in range(1, WIDE + 1):
-            wide[f"task-{name}-{k}"] = Task(pick, ([Ref(f"task-{name}-0")], 0))
-        wide[f"task-{name}-all"] = Task(len, ([Ref(f"task-{name}-{k}") for k in range(1, WIDE + 1)],))
         hop = executor.task_seconds()
-        start = time.perf_counter()
-        run_now(executor, wide, [f"task-{name}-all"])
-        task = max(time.perf_counter() - start - 2 * hop, 0.0) / WIDE
-        slots = sum(worker.threads for worker in workers)
         executor.measured[known] = Links(
-            len(workers), executor.threads, slots, hop, task, machine=executor.machine_threads
+            workers=len(workers),
+            threads=executor.threads,
+            slots=sum(worker.threads for worker in workers),
+            hop=hop,
+            task=_task(executor, hop),
+            move=_move(executor, workers) if len(workers) > 1 else 0.0,
+            update=_update(executor) if len(workers) > 1 else 0.0,
+            machine=executor.machine_threads,
         )
     found: Links = executor.measured[known]
+    return found
+
+
+def _task(executor: Executor, hop: float) -> float:
+    """Return the seconds of one task more beside others."""
+    name = uuid.uuid4().hex
+    wide: dict[str, Record] = {f"task-{name}-0": Data([0])}
+    for k in range(1, WIDE + 1):
+        wide[f"task-{name}-{k}"] = Task(pick, ([Ref(f"task-{name}-0")], 0))
+    wide[f"task-{name}-all"] = Task(len, ([Ref(f"task-{name}-{k}") for k in range(1, WIDE + 1)],))
+    start = time.perf_counter()
+    run_now(executor, wide, [f"task-{name}-all"])
+    return max(time.perf_counter() - start - 2 * hop, 0.0) / WIDE
+
+
+def _move(executor: Executor, workers: Sequence[Worker]) -> float:
+    """Return the seconds per byte of what two workers give each other."""
+    addresses = [worker.address for worker in workers[:2]]
+
+    def swap(size: int) -> float:
+        name = uuid.uuid4().hex
+        made = [f"make-{name}-{k}" for k in range(2)]
+        keys = [f"move-{name}-{k}" for k in range(2)]
+        records: dict[str, Record] = {key: Task(np.ones, (size, np.uint8), k) for k, key in enumerate(made)}
+        records |= {key: Task(len, ([Ref(m) for m in made],), k) for k, key in enumerate(keys)}
+        start = time.perf_counter()
+        run_now(executor, records, keys, addresses)
+        return time.perf_counter() - start
+
+    times = [(swap(1), swap(MOVED)) for _ in range(2)]
+    small, large = (min(each) for each in zip(*times))
+    return max(large - small, 0.0) / MOVED
+
+
+def _update(executor: Executor) -> float:
+    key = f"update-{uuid.uuid4().hex}"
+    found: float = run_now(executor, {key: Task(new_state, ())}, [key])[0]
     return found

@@ -154,7 +154,7 @@ class Job:
             kernel = (kernel[0], code.told)
         if engine.grain == "auto" and shards > 1:
             fixed = self._step_seconds([shard[:1] for shard in rows], executor.threads)
-            case = case_of(self.step, optimizer, self.feeds.samples, shards, settings.batch_size)
+            case = case_of(self.step, optimizer, self.feeds, shards, settings.batch_size)
             costs = measured_costs(case, self.step.compiled, seconds, fixed, shared, executor, settings.fit)
         return choose_plan(
             choose_grain(engine.grain, costs), shards, kernel, shared, len(optimizer.graph.nodes), threads

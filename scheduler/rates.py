@@ -127,10 +127,12 @@ class Links:
         Seconds from handing over a window of steps to its losses, without the steps.
     rows : float
         Seconds of handing one shard's rows to a round.
-    step, shard : float
-        Seconds of a step whose shards are tasks of their own: by itself, and for each shard.
-    per_param : float
-        Seconds of such a step for each parameter, which then moves from task to task.
+    step : float
+        Seconds of a step whose two shards are tasks of their own, without their work.
+    move : float
+        Seconds for a byte to come from another worker, while one goes there.
+    update : float
+        Seconds per byte of parameters, gradient and optimizer state of an update that makes a new state.
     machine : int
         Threads that a long task may use when nothing else runs.
     crowd : float
@@ -145,8 +147,8 @@ class Links:
     window: float = 0.0
     rows: float = 0.0
     step: float = 0.0
-    shard: float = 0.0
-    per_param: float = 0.0
+    move: float = 0.0
+    update: float = 0.0
     machine: int = 1
     crowd: float = 1.0
 

@@ -130,6 +130,7 @@ class Run:
             "steps": max(len(batches), self.history.window.get("steps", 0)),
             "tasks": self.windows.tasks,
             "worker_bytes": self.windows.worker_bytes,
+            "exchange": self.windows.exchange,
         }
 
     def _report(self, batches: Sequence[Array], losses: list[float]) -> None:

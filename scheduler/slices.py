@@ -1,9 +1,4 @@
-"""Large parameter vectors: who updates them, and what travels for it.
-
-*Small* ones are updated by every lane, in the task that then computes its next gradients: one hop per step, and the optimizer's
-state travels along with the gradients. *Middle-sized* ones are updated by every lane in a task of its own: two hops, and gradients
-alone travel. *Large* ones are cut into slices, each reduced and updated by itself on a worker of its own, so that no worker has the
-whole optimizer state or updates everything.
+"""What the tasks of updates run where several workers share a step: on a lane's own copy of the state, or on a slice of it.
 
 A gradient is cut where it was computed; a slice's parts go to the slice's worker, which adds them up in the order of the tree and
 updates its slice of parameters and optimizer state. Only parameters go back to the gradients' workers. Every rule is elementwise
@@ -24,26 +19,6 @@ from .blocks import State, Step, update
 from .kernel import canonical
 from .lane_work import Part, Shares, gradients, total
 from .tree import bounds
-
-# Parameters up to this size are small; from this size on they are large.
-SMALL_BYTES = 1 << 20
-LARGE_BYTES = 16 << 20
-
-
-def choose_slices(grain: str, parameter_bytes: int, lanes: int) -> int:
-    """Return into how many slices parameters are cut: one per lane, if they are large.
-
-    Examples
-    --------
-    >>> choose_slices("shard", 3 << 20, 2), choose_slices("shard", 30 << 20, 2), choose_slices("round", 30 << 20, 2)
-    (1, 2, 1)
-    """
-    return lanes if grain == "shard" and parameter_bytes >= LARGE_BYTES else 1
-
-
-def travels_along(parameter_bytes: int) -> bool:
-    """Return whether parameters are so small that the whole state may travel with the gradients."""
-    return parameter_bytes <= SMALL_BYTES
 
 
 def cut_state(state: State, slices: int) -> list[State]:

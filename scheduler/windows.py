@@ -14,11 +14,14 @@ from flowgrad.optim import Rule
 
 from .blocks import State, Step
 from .data import Placement
+from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .lower_train import Lane, lower_steps
+from .measure import task_links
 from .plan import Plan
+from .rates import Links
 from .recovery import Recovery, told
-from .slices import choose_slices, cut_state, join_state, travels_along
+from .slices import cut_state, join_state
 from .tasks import Ref, TaskGraph, token
 from .tree import bounds
 
@@ -41,13 +44,18 @@ class Site:
 
     workers: list[Worker]
     lanes: list[Lane]
-    slices: int
+    exchange: str
     salt: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def addresses(self) -> list[str]:
         """Addresses of the workers."""
         return [w.address for w in self.workers]
+
+    @property
+    def slices(self) -> int:
+        """Into how many slices the state is cut."""
+        return len(self.lanes) if self.exchange == "slices" else 1
 
 
 class Windows:
@@ -76,6 +84,8 @@ class Windows:
         After the last window; never on its way.
     tasks, worker_bytes : int
         The largest window so far: its tasks, and an estimate of the memory that it takes on a worker.
+    exchange : str
+        How the parameters of the latest window are updated; see `exchange`.
     """
 
     def __init__(
@@ -93,6 +103,8 @@ class Windows:
         self.state, self.report, self.recovered = state, report, recovered
         self.recovery = Recovery()
         self.tasks = self.worker_bytes = 0
+        self.exchange = "together"
+        self._links: Links | None = None
         self._held: list[Handle] = []
         self._reported = 0
 
@@ -164,12 +176,19 @@ class Windows:
         workers = self.executor.workers(self.recovery.avoid)
         alone = max(self.executor.threads, min(self.plan.threads, self.executor.machine_threads))
         lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", alone)
+        self._estimate(workers)
+        self.exchange = self._exchange(len(lanes))
+        return Site(workers, lanes, self.exchange)
+
+    def _exchange(self, lanes: int) -> str:
+        """Return the way to update that takes the least time on these workers; what it hangs on is measured once."""
+        if self.plan.grain != "shard" or lanes == 1:
+            return "together"
+        if self._links is None:
+            self._links = task_links(self.executor)
         # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
         whole = self.step.private is not None or self.rule.clip_norm is not None
-        size = 0 if whole else self.state["w"].nbytes
-        slices = choose_slices(self.plan.grain, size, len(lanes))
-        self._estimate(workers)
-        return Site(workers, lanes, slices)
+        return choose_way(self.state["w"].nbytes, len(self.rule.slots), lanes, self._links, whole)
 
     def _estimate(self, workers: list[Worker]) -> None:
         state = sum(v.nbytes for v in self.state.values())
@@ -198,8 +217,7 @@ class Windows:
             lanes, steps, kept = self.placement.bucket(graph, lanes, site.workers, steps, site.salt)
             self._hold(kept)
         refs = [Ref(h.key) for h in before]
-        together = travels_along(self.state["w"].nbytes)
-        state, losses = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, together)
+        state, losses = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, site.exchange)
         keys = [losses.key, *(ref.key for ref in state)]
         loss, *after = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
         self._drop(before)

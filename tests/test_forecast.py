@@ -45,7 +45,7 @@ def machine(kernel="numba", speed=FLOPS, call=1e-6):
 def cluster(workers=2, threads=1, hop=6e-3):
     """A cluster on which all that tasks cost is in proportion to a hop."""
     slots = workers * threads
-    return Links(workers, threads, slots, hop, hop / 5, 3 * hop, hop / 200, 3 * hop, hop / 5, 1e-9)
+    return Links(workers, threads, slots, hop, hop / 5, 3 * hop, hop / 200, 3 * hop, 1e-9, 1e-11)
 
 
 def net(hidden=90, batch=32, shards=2, samples=50_000, nodes=407):

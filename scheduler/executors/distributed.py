@@ -32,6 +32,10 @@ WORKERS_SECONDS = 60.0
 # A worker of a submission that has been gone for so long took something with it that nobody told of.
 GONE_SECONDS = 5.0
 POLL_SECONDS = 1.0
+# How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
+PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
+# Hops of a chain that is timed.
+HOPS = 6
 
 
 class DistributedExecutor(Executor):
@@ -115,7 +119,9 @@ class DistributedExecutor(Executor):
         """Scatter the values to one worker, or wherever there is room."""
         targets = None if worker is None else [worker]
         try:
-            futures = self.client.scatter(data, workers=targets, hash=False, timeout=10)
+            # A worker that has just died is connected to again and again, for half a minute as dask comes.
+            with dask.config.set({"distributed.comm.timeouts.connect": CONNECT_SECONDS}):
+                futures = self.client.scatter(data, workers=targets, hash=False, timeout=PLACE_SECONDS)
         except (OSError, TimeoutError, ValueError, KeyError) as error:
             if self.client.status != "running":
                 raise self._scheduler_gone() from error
@@ -211,14 +217,20 @@ class DistributedExecutor(Executor):
             h.future = None
 
     def task_seconds(self) -> float:
-        """Time a chain of tasks."""
-        n, name = 8, uuid.uuid4().hex
+        """Time chains of tasks; the longer one takes as long to hand over as the shorter one."""
+        times = [(self._chain(1), self._chain(1 + HOPS)) for _ in range(2)]
+        one, many = (min(each) for each in zip(*times))
+        return max(many - one, 0.1 * many) / HOPS
+
+    def _chain(self, n: int) -> float:
+        name = uuid.uuid4().hex
         chain: dict[str, Record] = {f"hop-{name}-0": Data([0])}
         for k in range(1, n + 1):
             chain[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
         start = time.perf_counter()
-        self.result(self.submit(chain, [f"hop-{name}-{n}"]))
-        return (time.perf_counter() - start) / n
+        handles = self.submit(chain, [f"hop-{name}-{n}"])
+        self.outcome(handles)
+        return time.perf_counter() - start
 
 
 def run_task(func: Callable[..., Any], *args: Any) -> Any:
