@@ -29,7 +29,7 @@ STEPS, ROWS = 4, 100
 
 
 def links_of(executor: Executor, fit: Fit) -> Links:
-    """Return what tasks of trainings cost on an executor, measured once for the workers that there are, in about a second.
+    """Return what tasks of trainings cost on an executor, measured once for the workers that there are, in less than a second.
 
     Parameters
     ----------
