@@ -27,7 +27,7 @@ from .facts import read_cpu, read_versions
 from .feeds import check_feeds
 from .lower import flat_values
 from .lower_train import compile_step
-from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates
+from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
 from .scratch import Scratch
 from .tasks import token
 
@@ -135,7 +135,8 @@ def _multiply(kernel: str, dtype: np.dtype[Any]) -> Callable[[Array, Array, Arra
 def _fastest(runs: Iterable[Callable[[], Any]]) -> list[float]:
     """Return the shortest time of each; all take turns, so that a disturbance does not meet all tries of one.
 
-    It is the time that this thread had a processor: what others do on the machine meanwhile does not count.
+    Those that take milliseconds have a turn or two: what disturbs is short beside them. It is the
+    time that this thread had a processor: what others do on the machine meanwhile does not count.
     """
     runs = list(runs)
     best, spent = [math.inf] * len(runs), [0.0] * len(runs)
@@ -250,22 +251,23 @@ def new_state() -> float:
     rule, w = AdamRule(), np.ones(UPDATED[-1], np.float32)
     with one_thread():
         seconds = _fastest([partial(rule.update, w, w.copy(), rule.init(w))])[0]
-    return seconds / (w.nbytes * (3 + 2 * len(rule.slots)))
+    return seconds / update_bytes(w.nbytes, len(rule.slots))
 
 
 def _per_byte(seconds: list[float], dtype: str) -> Curve:
     """Return what updates of `UPDATED` parameters by Adam took, for each byte read or written."""
-    sizes = [params * (3 + 2 * len(AdamRule.slots)) * np.dtype(dtype).itemsize for params in UPDATED]
+    sizes = [update_bytes(params * np.dtype(dtype).itemsize, len(AdamRule.slots)) for params in UPDATED]
     return tuple((float(nbytes), t / nbytes) for nbytes, t in zip(sizes, seconds))
 
 
 def _compiled_rates(plain: Rates) -> Rates:
     """Fill in what a compiled kernel costs; between its instructions there is nothing but the calls of BLAS."""
     work = partial(import_module(COMPILED_PROBE).compiled_work, plain.dtype)
+    often = [max(1, (1 << 16) // n) for n in UPDATED]  # a small update alone is too short to measure
     nothing, calls, functions, *updates = _fastest(
-        [work(), work(1001), work(entries=1 << 15), *(work(max(1, (1 << 16) // n), params=n) for n in UPDATED)]
+        [work(), work(1001), work(entries=1 << 15), *(work(k, params=n) for k, n in zip(often, UPDATED))]
     )
-    updates = [max(t - nothing, 0.1 * t) / max(1, (1 << 16) // n) for t, n in zip(updates, UPDATED)]
+    updates = [max(t - nothing, 0.1 * t) / k for t, k in zip(updates, often)]
     function = max(functions - nothing, 0.1 * functions) / (1 << 16)
     found = replace(plain, call=max(calls - nothing, 1e-6) / 1000, function=function)
     found = replace(found, updating=_per_byte(updates, plain.dtype))

@@ -9,7 +9,7 @@ each lane sends its gradients' other slices and gets the other slices of the par
 
 from __future__ import annotations
 
-from .rates import Links
+from .rates import Links, update_bytes
 
 WAYS = ("together", "copies", "slices")
 
@@ -29,7 +29,7 @@ def exchange_seconds(way: str, parameter_bytes: int, slots: int, lanes: int, lin
     links : Links
     """
     others = lanes - 1
-    update = ((3 + 2 * slots) + 3 * others) * parameter_bytes * links.update
+    update = (update_bytes(parameter_bytes, slots) + 3 * others * parameter_bytes) * links.update
     if way == "together":
         tasks, hops, travels = others, 1, others * (2 + slots) * parameter_bytes
     elif way == "copies":

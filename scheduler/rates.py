@@ -102,7 +102,7 @@ class Rates:
 
     def update(self, params: int, slots: int) -> float:
         """Return the seconds of one update of `params` parameters by a rule with `slots` arrays of state."""
-        nbytes = params * (3 + 2 * slots) * self.itemsize
+        nbytes = update_bytes(params * self.itemsize, slots)
         return nbytes * on_curve(self.updating, nbytes)
 
     def add(self, params: int) -> float:
@@ -155,6 +155,11 @@ class Links:
     def crowding(self, threads: int) -> float:
         """Return how much longer work takes while `threads` threads are at it."""
         return 1.0 + (self.crowd - 1.0) * (threads - 1) / max(1, self.slots - 1)
+
+
+def update_bytes(parameter_bytes: int, slots: int) -> int:
+    """Return what an update reads and writes: gradient, parameters and each array of state, the latter two twice."""
+    return (3 + 2 * slots) * parameter_bytes
 
 
 def on_curve(curve: Sequence[tuple[float, float]], x: float) -> float:
