@@ -111,6 +111,18 @@ class Factors:
                 found.append(Group(lo, hi, share.place, (share,)))
         return found
 
+    def of(self, start: int, stop: int) -> Factors:
+        """Return those of samples ``start:stop``; nothing is copied."""
+        its = slice(start, stop)
+        shares = [
+            s._replace(
+                delta=_cut(np.swapaxes(s.delta, 0, 1), its).swapaxes(0, 1),
+                row=None if s.row is None else _cut(s.row, its),
+            )
+            for s in self.shares
+        ]
+        return Factors(shares, self.rows, stop - start, self.size, self.dtype)
+
     # -- explicit entries ---------------------------------------------------------------------------------------
 
     def block(self, lo: int, hi: int) -> Array:

@@ -31,15 +31,16 @@ def flops(program: Program) -> tuple[float, float]:
     """
     fixed = each = 0.0
     for i in program.instrs:
-        count = _count(i, program)
+        its = count(i, program)
         if any(program.types[a].batched for a in (*i.args, i.out)):
-            each += count
+            each += its
         else:
-            fixed += count
+            fixed += its
     return fixed, each
 
 
-def _count(i: Instr, program: Program) -> float:
+def count(i: Instr, program: Program) -> float:
+    """Return the operations of an instruction per sample, and per row of a cotangent."""
     types = program.types
     out = types[i.out].dim
     if i.verb == "apply" and i.op in (MatVec, Dot):

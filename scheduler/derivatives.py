@@ -65,7 +65,7 @@ class Derivatives:
         if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, (int, np.integer)) or cache_bytes < 0:
             raise GraphError(f"cache_bytes is a number of bytes, 0 or more, not {cache_bytes!r}")
         self.cache = Cache(self.executor, int(cache_bytes))
-        self.memory = FeedMemory(hashed=self.executor.remote, keeps=cache_bytes > 0)
+        self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget)
         self.recipes = RecipeBook()
 
     # -- the cache ----------------------------------------------------------------------------------------------
@@ -222,8 +222,9 @@ class Derivatives:
         if seed is None and isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
             return self._chunked(target, feeds, wrt)
         recipe, known = self._recipe(target, wrt, feeds, "per_sample_gradients")
-        request = Request(recipe, known, self.cache, seed)
         blocks = self._blocks(known.feeds.samples)
+        here = len(blocks) == 1 and not self.executor.remote
+        request = Request(recipe, known, self.cache, seed, self.executor.threads if here else 1)
         ends = recipe.ends(len(request.seed), known.feeds.dtype)
         keys = []
         for start, stop in blocks:
@@ -283,10 +284,14 @@ class Derivatives:
     def _submit(self, request: Request, refs: Sequence[Ref], alone: bool) -> list[Handle]:
         """Submit a request; what it computed on the way is kept."""
         kept = list(request.sizes) if self.cache.limit else []
-        submit = self.executor.submit_line if alone and self.grain != "node" else self.executor.submit
-        handles = submit(request.records, [*(ref.key for ref in refs), *kept])
+        keys = [*(ref.key for ref in refs), *kept]
+        if alone and self.grain != "node":
+            handles = self.executor.submit_line(request.records, keys, one_blas_thread=request.threads > 1)
+        else:
+            handles = self.executor.submit(request.records, keys)
         for handle in handles[len(refs) :]:
-            self.cache.add(handle, request.sizes[handle.key])
+            its = request.known if handle.key in request.fed else None
+            self.cache.add(handle, request.sizes[handle.key], its)
         self.cache.trim()
         return handles[: len(refs)]
 

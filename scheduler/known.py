@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ COPIED = 32 << 20
 REMEMBERED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KnownFeeds:
     """Checked feeds, and what stands for the content of each."""
 
@@ -53,11 +53,14 @@ class FeedMemory:
         True: tokens are hashes, the same for everybody; False: they hold in this process only and cost less.
     keeps : bool
         False: nothing computed from the feeds is kept, so each call has tokens of its own.
+    forget : callable
+        Is told of feeds whose tokens will never come again.
     """
 
-    def __init__(self, hashed: bool, keeps: bool = True):
+    def __init__(self, hashed: bool, keeps: bool = True, forget: Callable[[KnownFeeds], None] = lambda known: None):
         self.hashed = hashed
         self.keeps = keeps
+        self.forget = forget
         self.calls: list[_Call] = []
         self.salt = uuid.uuid4().hex[:8]
         self.count = itertools.count()
@@ -88,7 +91,11 @@ class FeedMemory:
         known = KnownFeeds(
             Feeds(arrays, checked.samples, checked.dtype), {v: self._token(a) for v, a in arrays.items()}
         )
-        self.calls = [*self.calls[1 - REMEMBERED :], _Call(graph, dtype, beginnings, raw, known)]
+        self.calls.append(_Call(graph, dtype, beginnings, raw, known))
+        if len(self.calls) > REMEMBERED:
+            gone = self.calls.pop(0)
+            if not self.hashed:
+                self.forget(gone.known)
         return known
 
     def clear(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
 
@@ -16,11 +15,11 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
 from . import buffers
-from .blas import one_thread
 from .executors import Executor
+from .spread import each_side_by_side, spread
 
 Part = list[Factors]
-# Pairs of samples from which on their scalar products are worth several threads.
+# Entries of a result from which on it is worth several threads.
 THREADED = 1 << 20
 
 Places = Sequence[tuple[int, int, int] | int]
@@ -29,10 +28,19 @@ Places = Sequence[tuple[int, int, int] | int]
 # -- what tasks run, on the factors of one block of samples -----------------------------------------------------------
 
 
-def array_of(part: Part, places: Places) -> Array:
+def array_of(part: Part, places: Places, threads: int = 1) -> Array:
     """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
     size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
-    out = buffers.empty((part[0].samples, size), part[0].dtype)
+    samples = part[0].samples
+    out = buffers.empty((samples, size), part[0].dtype)
+    if threads == 1 or out.size < THREADED:
+        _write(part, places, out)
+    else:
+        spread(lambda lo, hi: _write([f.of(lo, hi) for f in part], places, out[lo:hi]), samples, threads)
+    return out
+
+
+def _write(part: Part, places: Places, out: Array) -> None:
     start = 0
     for place in places:
         if isinstance(place, int):
@@ -42,7 +50,6 @@ def array_of(part: Part, places: Places) -> Array:
             wrt, lo, hi = place
             part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
             start += hi - lo
-    return out
 
 
 def norms_of(part: Part) -> Array:
@@ -64,11 +71,9 @@ def dot_of(part: Part, other: Part | None, each: Callable[..., Iterable[Any]] = 
 
 
 def dot_here(part: Part, other: Part | None, threads: int) -> Array:
-    """Return the scalar products ``(N, M)``, many of them tile by tile in some threads with one BLAS thread each."""
-    if threads == 1 or part[0].samples * (other or part)[0].samples < THREADED:
-        return dot_of(part, other)
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
-        return dot_of(part, other, pool.map)
+    """Return the scalar products ``(N, M)``, many of them tile by tile in several threads."""
+    alone = threads == 1 or part[0].samples * (other or part)[0].samples < THREADED
+    return dot_of(part, other, map if alone else each_side_by_side)
 
 
 def project_of(part: Part, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
@@ -163,7 +168,7 @@ class PerSampleGradients:
         nodes = self.wrt if node is None else (node,)
         places = self._merged(nodes)
         if self._here and compute:
-            return array_of(self._parts[0], places)
+            return array_of(self._parts[0], places, self._executor.threads)
         return self._rows(array_of, (sum(n.dim for n in nodes),), compute, places)
 
     def norms(self, compute: bool = True) -> Any:

@@ -23,6 +23,7 @@ from flowgrad.node import Node, Op, Variable, ancestors
 from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace
 
+from .cost import count
 from .feeds import Feeds, require_values
 from .lower import flat_values, input_var
 from .passes import forward_passes, run_passes
@@ -47,13 +48,19 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Instructions that one task runs; variables are numbered anew: first what is read, then each result."""
+    """Instructions that one task runs; variables are numbered anew: first what is read, then each result.
+
+    `fed` tells whether results depend on a feed. `flops` are the operations per sample and row of the seed of a single instruction
+    whose samples may be dealt out to threads.
+    """
 
     prefix: str
     token: str
     instrs: tuple[Instr, ...]
     reads: tuple[int, ...]
     writes: tuple[int, ...]
+    fed: bool = True
+    flops: float = 0.0
 
 
 class Recipe:
@@ -205,6 +212,7 @@ def _units(
     size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
     units = []
     tokens: dict[int, str] = {}
+    fed = {i.var for i in program.inputs if i.role == "feed"}
     for start in range(0, len(instrs), size):
         run = [i._replace(args=tuple(map(through, i.args))) for i in instrs[start : start + size]]
         own = {i.out for i in run}
@@ -214,7 +222,12 @@ def _units(
             if id(i.attrs) not in tokens:
                 tokens[id(i.attrs)] = token(i.attrs)
         rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot}" for i in numbered]
-        units.append(Unit(_prefix(run), combine(*rows), numbered, reads, tuple(i.out for i in run)))
+        apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
+        flops = count(run[0], program) if apart else 0.0
+        writes = tuple(i.out for i in run)
+        if not fed.isdisjoint(reads):
+            fed.update(writes)
+        units.append(Unit(_prefix(run), combine(*rows), numbered, reads, writes, writes[0] in fed, flops))
     return units
 
 

@@ -13,11 +13,13 @@ from . import blocks
 from .cache import Cache
 from .known import KnownFeeds
 from .recipe import Recipe, Unit, combine
-from .steps import run_unit
+from .steps import run_spread, run_unit
 from .tasks import Data, Record, Ref, Task, token
 
 # What the client gives and is larger stays on a worker like a computed value.
 PLACED = 1 << 20
+# Operations of an instruction from which on its samples are dealt out to threads; a thread takes 0.1 ms to wake.
+SPREAD_FLOPS = 1e8
 
 
 class Request:
@@ -30,13 +32,17 @@ class Request:
     cache : Cache
     seed : ndarray (V, 1 or N, dim), optional
         The cotangent to begin with; rows of the identity if not given.
+    threads : int
+        To which large products may deal out their samples.
     """
 
-    def __init__(self, recipe: Recipe, known: KnownFeeds, cache: Cache, seed: Array | None = None):
+    def __init__(self, recipe: Recipe, known: KnownFeeds, cache: Cache, seed: Array | None = None, threads: int = 1):
         cache.check()
+        self.threads = threads
         self.recipe, self.known, self.cache = recipe, known, cache
         self.records: dict[str, Record] = {}
         self.sizes: dict[str, int] = {}  # bytes of values that are worth keeping
+        self.fed: set[str] = set()  # those that depend on the feeds
         self.used: set[str] = set()  # keys whose use is counted
         if seed is None:
             seed = np.eye(recipe.result.dim, dtype=known.feeds.dtype)[:, None, :]
@@ -92,9 +98,14 @@ class Request:
                 for a in unit.reads:
                     name, position = outs.get(a, (names.get(a, ""), None))
                     reads.append((args.setdefault(name, len(args)), position))
-                many = at is not None
-                self.records[key] = Task(run_unit, (unit.instrs, tuple(reads), many, *map(Ref, args)))
+                how: tuple[Any, ...] = (unit.instrs, tuple(reads), at is not None)
+                if self.threads > 1 and unit.flops and unit.flops * len(self.seed) * (stop - start) >= SPREAD_FLOPS:
+                    self.records[key] = Task(run_spread, (self.threads, stop - start, *how, *map(Ref, args)))
+                else:
+                    self.records[key] = Task(run_unit, (*how, *map(Ref, args)))
                 self.sizes[key] = self._bytes(unit, stop - start)
+                if unit.fed:
+                    self.fed.add(key)
         found = {var: self._ref(outs, refs, var) for var in wants}
         return {var: found[recipe.through(var)] for var in wanted}
 

@@ -16,6 +16,7 @@ from flowgrad.program import Instr
 
 from . import buffers
 from .kernel import canonical, run_instr
+from .spread import spread
 
 
 def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any) -> Any:
@@ -26,10 +27,36 @@ def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]],
     reads : sequence
         Per variable that is read, which of `args` it is, or which of the results that are in it.
     """
-    env: list[Any] = [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
+    env = _given(reads, args)
     for i in instrs:
         env.append(run_instr(i, *(env[a] for a in i.args)))
     return env[len(reads) :] if many else env[-1]
+
+
+def run_spread(
+    threads: int,
+    samples: int,
+    instrs: tuple[Instr, ...],
+    reads: Sequence[tuple[int, int | None]],
+    many: bool,
+    *args: Any,
+) -> Any:
+    """Run a single instruction as `run_unit` does, its samples dealt out to threads."""
+    (instr,) = instrs
+    env = _given(reads, args)
+    if all(v.shape[-2] == 1 for v in env):  # nothing has told the samples apart yet
+        return run_unit(instrs, reads, many, *args)
+
+    def run(start: int, stop: int) -> Array:
+        cut = [v if v.shape[-2] == 1 else v[..., start:stop, :] for v in env]
+        return run_instr(instr, *(cut[a] for a in instr.args))
+
+    result = np.concatenate(spread(run, samples, threads), axis=-2)
+    return [result] if many else result
+
+
+def _given(reads: Sequence[tuple[int, int | None]], args: Sequence[Any]) -> list[Array]:
+    return [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
 
 
 def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:

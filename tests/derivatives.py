@@ -105,9 +105,9 @@ class Counting(LocalExecutor):
         self._count(records)
         return super().submit(records, keys)
 
-    def submit_line(self, records, keys):
+    def submit_line(self, records, keys, **how):
         self._count(records)
-        return super().submit_line(records, keys)
+        return super().submit_line(records, keys, **how)
 
     def take(self):
         """Return the keys since the last time."""

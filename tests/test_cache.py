@@ -12,6 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from test_jacobians import Net, same
 
 import flowgrad as fg
+from flowgrad.scheduler.known import REMEMBERED
 
 
 class CountTasks(SchedulerPlugin):
@@ -109,6 +110,27 @@ def test_a_feed_that_was_changed_in_place_is_another_feed(counted):
     for _ in range(3):
         same(engine.jacobian(net.logits, net.x, feeds), fg.Engine("sync").jacobian(net.logits, net.x, feeds))
         feeds[net.x][2, 1] += 0.5
+
+
+def test_what_nobody_can_ask_for_again_is_dropped():
+    net = Net()
+    engine = fg.Engine("sync")
+    x = net.feeds[net.x].copy()
+    engine.jacobian(net.logits, net.x, {net.x: x})
+    first = engine.cache_info()
+    x[0, 0] = -1
+    engine.jacobian(net.logits, net.x, {net.x: x})
+    second = engine.cache_info()
+    assert second.values < 2 * first.values  # what depends on no feed serves all
+    for k in range(3 * REMEMBERED):
+        x[0, 0] = k
+        engine.jacobian(net.logits, net.x, {net.x: x})
+    now = engine.cache_info()
+    assert now.values == first.values + (REMEMBERED - 1) * (second.values - first.values)
+    assert now.bytes == first.bytes + (REMEMBERED - 1) * (second.bytes - first.bytes)
+    x[0, 0] = 2 * REMEMBERED  # one of those that are remembered
+    engine.jacobian(net.logits, net.x, {net.x: x})
+    assert engine.cache_info().misses == now.misses
 
 
 @pytest.mark.parametrize("layout", [np.asfortranarray, lambda a: a[:, ::-1][:, ::-1], lambda a: a.astype(np.float32)])

@@ -14,7 +14,7 @@ from test_jacobians import same
 import flowgrad as fg
 from flowgrad import factors
 from flowgrad.factors import Factors, Share, projection
-from flowgrad.scheduler import per_sample
+from flowgrad.scheduler import per_sample, request
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
@@ -35,6 +35,24 @@ def test_random_graphs(made, plan, data):
         fg.Engine("sync", grain=grain, shards=shards).per_sample_gradients(made.loss, made.feeds, wrt),
         explicit(made, wrt),
     )
+
+
+@settings(max_examples=60)
+@given(made=strategies.graphs(), cached=st.booleans())
+def test_samples_dealt_out_to_threads(made, cached):
+    with mock.patch.object(request, "SPREAD_FLOPS", 0.0), mock.patch.object(per_sample, "THREADED", 0):
+        engine = fg.Engine("threads", cache_bytes=1 << 20 if cached else 0)
+        found = engine.per_sample_gradients(made.loss, made.feeds, made.parameters)
+        agree(found, explicit(made, made.parameters))
+
+
+def test_threads_write_the_same_array():
+    rng = np.random.default_rng(0)
+    part = [Factors([Share(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
+    places = [(0, 2, 11), 2]
+    with mock.patch.object(per_sample, "THREADED", 0):
+        arrays = [per_sample.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
+    assert len(set(arrays)) == 1
 
 
 def agree(found, g):

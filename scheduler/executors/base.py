@@ -143,8 +143,13 @@ class Executor(ABC):
             Threads that each matrix product of tasks in this process may use.
         """
 
-    def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
-        """Like `submit`, for records in which hardly anything can run side by side; they stand in their order."""
+    def submit_line(
+        self, records: dict[str, Record], keys: Sequence[str], one_blas_thread: bool = False
+    ) -> list[Handle]:
+        """Like `submit`, for records in which hardly anything can run side by side; they stand in their order.
+
+        BLAS may use all its threads in this process, or with `one_blas_thread` the tasks deal out their samples themselves.
+        """
         return self.submit(records, keys)
 
     def alive(self, handle: Handle) -> bool:

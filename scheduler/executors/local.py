@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import dask.local
@@ -57,11 +58,16 @@ class LocalExecutor(Executor):
             values = self._get(graph, list(keys))
         return [self._hold(key, value) for key, value in zip(keys, values)]
 
-    def submit_line(self, records: dict[str, Record], keys: Sequence[str]) -> list[Handle]:
-        """Compute one record after the other, without dask; BLAS may use all its threads."""
+    def submit_line(
+        self, records: dict[str, Record], keys: Sequence[str], one_blas_thread: bool = False
+    ) -> list[Handle]:
+        """Compute one record after the other, without dask."""
         values: dict[str, Any] = {}
-        for key, r in records.items():
-            values[key] = r.value if isinstance(r, Data) else r.func(*[_resolve(a, values, self._held) for a in r.args])
+        with one_thread() if one_blas_thread else nullcontext():
+            for key, r in records.items():
+                values[key] = (
+                    r.value if isinstance(r, Data) else r.func(*[_resolve(a, values, self._held) for a in r.args])
+                )
         return [self._hold(key, values[key]) for key in keys]
 
     def compute(self, collection: Any) -> Any:

@@ -1,0 +1,60 @@
+"""Samples dealt out to several threads of this process, each with one BLAS thread.
+
+BLAS's own threads would do for matrix products. But they keep a processor busy for tens of milliseconds after their last one,
+and whatever other threads do next takes twice as long.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import TypeVar
+
+from dask.system import CPU_COUNT
+
+from .blas import one_thread
+from .tree import bounds
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="flowgrad")
+
+
+# Threads do not survive a fork.
+os.register_at_fork(after_in_child=_helpers.cache_clear)
+
+
+def spread(work: Callable[[int, int], T], samples: int, threads: int) -> list[T]:
+    """Return ``work(start, stop)`` for neighbouring ranges of samples, one for each thread; the caller's thread takes part.
+
+    Parameters
+    ----------
+    work : callable
+        Must not call `spread` or `each_side_by_side` itself.
+    samples, threads : int
+
+    Examples
+    --------
+    >>> spread(lambda start, stop: (start, stop), 5, 2)
+    [(0, 3), (3, 5)]
+    """
+    own, *others = bounds(samples, min(threads, samples))
+    with one_thread():
+        futures = [_helpers().submit(work, *part) for part in others]
+        try:
+            first = work(*own)
+        finally:
+            wait(futures)  # they write into arrays of the caller's
+    return [first, *(future.result() for future in futures)]
+
+
+def each_side_by_side(work: Callable[[A], T], items: Iterable[A]) -> list[T]:
+    """Return ``work(item)`` for each item, as many at a time as there are processors; like ``map``."""
+    with one_thread():
+        return list(_helpers().map(work, items))
