@@ -59,8 +59,8 @@ class History:
         Grain, shards, steps per task and window, and the reason.
     window : dict
         What bounds the work ahead: ``steps`` and ``tasks`` of a window, and an estimate of the memory that it takes on a worker,
-        ``worker_bytes``. Who updates the parameters, ``exchange``: ``"together"`` with the next gradients (in one task, in rounds
-        too), ``"copies"`` of the state on every worker, or ``"slices"`` of it.
+        ``worker_bytes``. Who updates the parameters, ``exchange``: every worker ``"together"`` with its next gradients (in
+        rounds too), each its own ``"slices"``, or ``"carried"``: together, and the state travels along.
     recoveries : list of dict
         Failures that were got over: ``step`` that was the last one done, ``again`` (steps that were done a second time), ``cause``.
     kept_epoch : int, optional

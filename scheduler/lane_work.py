@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
@@ -43,17 +44,29 @@ class Carry(NamedTuple):
 
     Attributes
     ----------
-    state : dict
-        At which `shares` were computed.
+    state : dict, or None
+        At which `shares` were computed; None where it stayed behind.
     shares : dict
         The gradients of the lane's shards, added up as far as the tree allows.
     losses : list of float
         Mean losses of the steps that were updated by.
     """
 
-    state: State
+    state: State | None
     shares: Shares
     losses: list[float]
+
+
+class Light(Carry):
+    """A carry whose state stays in its process: every lane has the same state, so that gradients alone need to travel."""
+
+    def __reduce__(self) -> tuple[type[Carry], tuple[None, Shares, list[float]]]:
+        """Leave the state behind."""
+        return Carry, (None, self.shares, self.losses)
+
+
+class StateAway(FlowgradError):
+    """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
 
 
 def gradients(step: Step, rule: Rule, state: State, const: Array | None, feeds: list[Array], part: Part) -> Shares:
@@ -79,16 +92,18 @@ def total(lanes: Sequence[Shares], shards: int) -> Gradient:
     return mean
 
 
-def first_gradient(step: Step, rule: Rule, state: State, const: Array | None, feeds: list[Array], part: Part) -> Carry:
+def first_gradient(
+    step: Step, rule: Rule, kind: type[Carry], state: State, const: Array | None, feeds: list[Array], part: Part
+) -> Carry:
     """Compute the gradients of a lane's shards at the state that a submission begins with."""
     state = {k: canonical(v) for k, v in state.items()}
-    return Carry(state, gradients(step, rule, state, const, feeds, part), [])
+    return kind(state, gradients(step, rule, state, const, feeds, part), [])
 
 
 def update_gradient(
     step: Step,
     rule: Rule,
-    lane: int,
+    kind: type[Carry],
     carries: Sequence[Carry],
     shards: int,
     const: Array | None,
@@ -96,15 +111,20 @@ def update_gradient(
     part: Part,
 ) -> Carry:
     """Update by the gradients of all lanes, then compute those of a lane's own shards; `shards` are those before."""
-    state, losses = _updated(step, rule, lane, carries, shards)
-    return Carry(state, gradients(step, rule, state, const, feeds, part), losses)
+    state, losses = last_update(step, rule, carries, shards)
+    return kind(state, gradients(step, rule, state, const, feeds, part), losses)
 
 
 def last_update(step: Step, rule: Rule, carries: Sequence[Carry], shards: int) -> tuple[State, list[float]]:
-    """Update by the gradients of all lanes; return the state and the mean losses of all steps."""
-    return _updated(step, rule, 0, carries, shards)
+    """Update by the gradients of all lanes; return the state and the mean losses of all steps.
 
-
-def _updated(step: Step, rule: Rule, lane: int, carries: Sequence[Carry], shards: int) -> tuple[State, list[float]]:
+    Raises
+    ------
+    StateAway
+        If none of the carries has its state.
+    """
+    states = [carry.state for carry in carries if carry.state is not None]
+    if not states:
+        raise StateAway("the optimizer's state stayed on another worker")
     mean = total([carry.shares for carry in carries], shards)
-    return update(step, rule, carries[lane].state, mean), [*carries[lane].losses, mean[1]]
+    return update(step, rule, states[0], mean), [*carries[0].losses, mean[1]]

@@ -140,8 +140,8 @@ def lower_steps(
     if plan.grain == "shard" and exchange == "slices":
         done = _sliced_steps(graph, rule, lanes, state, steps)
     elif plan.grain == "shard":
-        lower = _lane_steps if exchange == "together" else _copied_steps
-        done = [lower(graph, rule, lanes, state[0], steps)]
+        kind = lane_work.Light if exchange == "together" else lane_work.Carry
+        done = [_lane_steps(graph, rule, kind, lanes, state[0], steps)]
     else:
         lane = lanes[0]
         args = (lane.step, rule, state[0], lane.const, lane.feeds, list(steps), lane.threads)
@@ -161,7 +161,14 @@ def _parts(lanes: Sequence[Lane], shards: list[Array]) -> list[Part]:
     return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
-def _lane_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref, steps: Sequence[list[Array]]) -> Ref:
+def _lane_steps(
+    graph: TaskGraph,
+    rule: Rule,
+    kind: type[lane_work.Carry],
+    lanes: Sequence[Lane],
+    state: Ref,
+    steps: Sequence[list[Array]],
+) -> Ref:
     """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
 
     Every lane makes the same update, so that a step waits for one hop between workers and not for two.
@@ -170,31 +177,16 @@ def _lane_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref,
     before = 0
     for shards in steps:
         new = []
-        for k, (lane, part) in enumerate(zip(lanes, _parts(lanes, shards))):
+        for lane, part in zip(lanes, _parts(lanes, shards)):
             reads = (lane.const, lane.feeds, part)
             if carries:
-                args = (lane.step, rule, k, carries, before, *reads)
+                args = (lane.step, rule, kind, carries, before, *reads)
                 new.append(graph.task("update-gradient", lane_work.update_gradient, *args, worker=lane.worker))
             else:
-                first = (lane.step, rule, state, *reads)
+                first = (lane.step, rule, kind, state, *reads)
                 new.append(graph.task("gradient", lane_work.first_gradient, *first, worker=lane.worker))
         carries, before = new, len(shards)
     return graph.task("update", lane_work.last_update, lanes[0].step, rule, carries, before, worker=lanes[0].worker)
-
-
-def _copied_steps(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Ref, steps: Sequence[list[Array]]) -> Ref:
-    """Give each lane its own copy of the state and a task that updates it, so that gradients alone travel."""
-    done = [graph.task("update", slices.begin, state, k, worker=lane.worker) for k, lane in enumerate(lanes)]
-    for shards in steps:
-        shares = [
-            graph.task("gradient", slices.gradient_at, x.step, rule, d, x.const, x.feeds, part, worker=x.worker)
-            for x, d, part in zip(lanes, done, _parts(lanes, shards))
-        ]
-        done = [
-            graph.task("update", slices.update_slice, x.step, rule, d, shares, len(shards), worker=x.worker)
-            for x, d in zip(lanes, done)
-        ]
-    return done[0]
 
 
 def _sliced_steps(

@@ -66,13 +66,6 @@ def begin(state: State, lane: int) -> tuple[State, list[float]]:
     return state, []
 
 
-def gradient_at(
-    step: Step, rule: Rule, done: tuple[State, Any], const: Array | None, feeds: list[Array], part: Part
-) -> Shares:
-    """Compute the gradients of a lane's shards at the state that the lane has."""
-    return gradients(step, rule, {k: canonical(v) for k, v in done[0].items()}, const, feeds, part)
-
-
 def pick_weights(done: tuple[State, Any]) -> Array:
     """Return the parameters of a slice."""
     weights: Array = done[0]["w"]

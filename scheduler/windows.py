@@ -16,6 +16,7 @@ from .blocks import State, Step
 from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
+from .lane_work import StateAway
 from .lower_train import Lane, lower_steps
 from .measure import task_links
 from .plan import Plan
@@ -104,6 +105,7 @@ class Windows:
         self.recovery = Recovery()
         self.tasks = self.worker_bytes = 0
         self.exchange = "together"
+        self._carried = False
         self._links: Links | None = None
         self._held: list[Handle] = []
         self._reported = 0
@@ -129,7 +131,7 @@ class Windows:
             try:
                 state = self._attempt(batches)
             except (Lost, TaskFailed) as error:
-                failure = error.with_traceback(None)  # it would keep keys alive
+                failure = self._failure(error).with_traceback(None)  # it would keep keys alive
             else:
                 break
             finally:
@@ -139,6 +141,12 @@ class Windows:
             self._recover(failure)
         self.state = state
         self.recovery.progress()
+
+    def _failure(self, error: Lost | TaskFailed) -> Lost | TaskFailed:
+        if not (isinstance(error, TaskFailed) and isinstance(error.error, StateAway)):
+            return error
+        self._carried = True
+        return Lost(f"{error}; from now on it travels with the gradients")
 
     def _recover(self, failure: Lost | TaskFailed) -> None:
         pause = self.recovery.judge(failure, len(self.executor.workers(self.recovery.avoid)))
@@ -182,13 +190,13 @@ class Windows:
 
     def _exchange(self, lanes: int) -> str:
         """Return the way to update that takes the least time on these workers; what it hangs on is measured once."""
-        if self.plan.grain != "shard" or lanes == 1:
-            return "together"
-        if self._links is None:
-            self._links = task_links(self.executor)
-        # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
+        way = "together"
+        # The noise of a private step is drawn, and a norm is taken, of the whole vector at once: there are no slices.
         whole = self.step.private is not None or self.rule.clip_norm is not None
-        return choose_way(self.state["w"].nbytes, len(self.rule.slots), lanes, self._links, whole)
+        if self.plan.grain == "shard" and lanes > 1 and not whole:
+            self._links = self._links or task_links(self.executor)
+            way = choose_way(self.state["w"].nbytes, len(self.rule.slots), lanes, self._links)
+        return "carried" if way == "together" and self._carried else way
 
     def _estimate(self, workers: list[Worker]) -> None:
         state = sum(v.nbytes for v in self.state.values())

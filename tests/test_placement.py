@@ -6,16 +6,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from distributed.protocol import deserialize, serialize
+from distributed.utils import nbytes
 from faults import BATCH, Net, train
 from hypothesis import given
 from hypothesis import strategies as st
 
 import flowgrad as fg
 from flowgrad.optim import AdamRule
-from flowgrad.scheduler import slices, tree, windows
+from flowgrad.scheduler import lane_work, slices, tree, windows
 from flowgrad.scheduler.data import Placement
 from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.executors import Executor, Handle, Worker
+from flowgrad.scheduler.lane_work import Carry, Light, StateAway, last_update
 from flowgrad.scheduler.lower_train import Lane, lower_steps
 from flowgrad.scheduler.plan import Plan
 from flowgrad.scheduler.rates import Links
@@ -135,17 +138,22 @@ def test_a_step_is_one_task_per_lane():
     }
 
 
-def test_only_gradients_travel_where_each_lane_has_its_own_copy_of_the_state():
-    records, after, _ = lowered(1, "copies")
-    assert len(after) == 1
-    found = kinds(records)
-    for worker in (0, 1):
-        assert found["update", worker] == 1 + 3
-        assert found["gradient", worker] == 3
-    for key, record in records.items():
-        if key.startswith("gradient"):  # reads the copy of its own lane
-            (state,) = [a.key for a in record.args if isinstance(a, Ref) and a.key.startswith("update")]
-            assert records[state].worker == record.worker
+@pytest.mark.parametrize(("kind", "stays"), [(Light, True), (Carry, False)])
+def test_gradients_travel_and_the_state_stays(kind, stays):
+    state = {"w": np.zeros(1000)}
+    carry = kind(state, {(0, 0): (np.ones(3), 0.5)}, [1.0])
+    header, frames = serialize(carry)
+    there = deserialize(header, frames)
+    assert there.shares[0, 0][0].tolist() == [1, 1, 1]
+    assert there.losses == [1.0]
+    assert (there.state is None) == stays
+    assert carry.state is state
+    assert (sum(map(nbytes, frames)) < 2000) == stays
+
+
+def test_an_update_without_any_state_says_so():
+    with pytest.raises(StateAway, match="stayed on another worker"):
+        last_update(None, AdamRule(), [Carry(None, {}, []), Carry(None, {}, [])], 2)
 
 
 def test_slices_are_updated_on_workers_of_their_own():
@@ -220,7 +228,7 @@ def test_gradients_run_on_both_workers(client, tmp_path):
     assert list(counts.values()) == [2 * steps, 2 * steps]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, "carried"])
 @pytest.mark.parametrize("shards", [2, 3, 4])
 def test_no_way_to_update_changes_a_bit(executor, monkeypatch, way, shards):
     expected = train("sync", 2, shards=shards)[:2]
@@ -233,14 +241,37 @@ def test_no_way_to_update_changes_a_bit(executor, monkeypatch, way, shards):
 @pytest.mark.distributed
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_the_way_to_update_follows_from_what_was_measured(client, monkeypatch, clip_norm):
-    """A cluster on which bytes and updates are dear, and tasks are not; a norm is taken of the whole gradient."""
-    links = Links(2, 1, 2, hop=1e-9, task=1e-9, move=1e-3, update=1.0)
+    """A cluster on which updates are dear, and tasks are not; a norm is taken of the whole gradient."""
+    links = Links(2, 1, 2, hop=1e-9, task=1e-9, move=1e-9, update=1.0)
     monkeypatch.setattr(windows, "task_links", lambda executor: links)
     net = Net()
     optimizer = fg.Adam(net.graph, net.loss, batch_size=BATCH, clip_norm=clip_norm)
     engine = fg.Engine(client, grain="shard", shards=2, kernel="numpy")
     history = fg.Trainer(optimizer, engine).fit(net.feeds, epochs=1)
-    assert history.window["exchange"] == ("slices" if clip_norm is None else "copies")
+    assert history.window["exchange"] == ("slices" if clip_norm is None else "together")
+
+
+@pytest.mark.distributed
+def test_a_state_that_stayed_behind_travels_from_then_on(client, monkeypatch):
+    """As where a task moves to a worker that has no lane: here no worker may use the state of its own lane."""
+    expected = train("sync", 2, shards=2)[:2]
+    client.run(forget_states, True)
+    try:
+        fingerprint, losses, history = train(client, 2, shards=2)
+    finally:
+        client.run(forget_states, False)
+    assert (fingerprint, losses) == expected
+    assert history.window["exchange"] == "carried"
+    (recovery,) = history.recoveries
+    assert "travels with the gradients" in recovery["cause"]
+
+
+def forget_states(forget):
+    lane_work.Light.__new__ = light_without_state if forget else Carry.__new__
+
+
+def light_without_state(cls, state, shares, losses):
+    return Carry(None, shares, losses)
 
 
 sizes, lanes = st.integers(0, 1 << 32), st.integers(2, 16)
@@ -254,7 +285,6 @@ links = st.builds(
 def test_the_way_to_update_that_is_chosen_takes_the_least_time(size, slots, lanes, links):
     costs = {way: exchange_seconds(way, size, slots, lanes, links) for way in WAYS}
     assert costs[choose_way(size, slots, lanes, links)] == min(costs.values()) > 0
-    assert choose_way(size, slots, lanes, links, whole=True) != "slices"
 
 
 @given(st.integers(0, 2), lanes, links)
@@ -266,7 +296,7 @@ def test_more_parameters_are_split_more(slots, lanes, links):
 
 
 def test_each_way_where_it_was_the_fastest():
-    """Steps of two workers on one machine, measured with each way: one hop 1.6 ms, a task 0.8 ms, 1.5 billion bytes per second."""
-    links = Links(2, 1, 2, hop=1.6e-3, task=8e-4, move=7e-10, update=1.5e-10)
-    chosen = [choose_way(megabytes << 20, 2, 2, links) for megabytes in (0, 4, 64)]
-    assert chosen == list(WAYS)
+    """Steps of two workers on one machine, measured with each way: one hop 2.1 ms, a task 1 ms, 1.5 billion bytes per second."""
+    links = Links(2, 1, 2, hop=2.1e-3, task=1e-3, move=7e-10, update=1.4e-10)
+    chosen = [choose_way(megabytes << 20, 2, 2, links) for megabytes in (0, 3, 16, 64)]
+    assert chosen == ["together", "together", "together", "slices"]
