@@ -87,12 +87,8 @@ def _table(e: Estimate) -> list[str]:
         found = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
         ratio = found.get(e.plan.kernel, found["numpy"]) / e.seconds()
         steps = min(steps_per_round(e.seconds("round")), e.case.steps)
-        tasks = {
-            "round": 1 / steps,
-            "shard": e.case.shards + 2,
-            "sample": e.case.batch + 2,
-            "node": tasks_per_step(e.case.nodes) + 2,
-        }[grain]
+        parts = e.case.batch if grain == "sample" else e.case.shards
+        tasks = 1 / steps if grain == "round" else tasks_per_step(grain, parts, e.case.nodes, e.links.workers)
         rows.append(
             [
                 grain,

@@ -71,7 +71,7 @@ def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
         return round_seconds(case, _round_work(case, rates, links), links)
     update = rates.update(case.work.params, case.slots)
     if grain == "node":
-        tasks = case.shards * tasks_per_step(case.nodes)
+        tasks = tasks_per_step(grain, case.shards, case.nodes)
         compute = case.shards * rates.gradient(case.work, case.largest) + update
         waiting = max(tasks * links.task, 2 * case.work.levels * links.hop)
         return compute + waiting + links.window / min(case.steps, max(1, WINDOW_TASKS // tasks))
@@ -79,7 +79,7 @@ def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
     compute = _spread(case.work, parts, -(-case.batch // parts), rates, links)
     compute += (parts - 1) * rates.add(case.work.params) + update
     if grain == "sample":  # a task for each gradient and for each sum of some
-        compute += 2 * parts * links.task + _levels(parts) * links.hop
+        compute += tasks_per_step(grain, parts, case.nodes) * links.task + _levels(parts) * links.hop
     return shard_seconds(case, compute, links)
 
 

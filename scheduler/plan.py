@@ -128,9 +128,21 @@ def choose_blas_threads(tasks: int, product_flops: float, threads: int) -> int:
     return threads if tasks == 1 and product_flops >= BLAS_FROM else 1
 
 
-def tasks_per_step(nodes: int) -> int:
-    """Return about how many tasks a step of one shard is at grain ``"node"``: forward, and back over each edge."""
-    return 3 * nodes
+def tasks_per_step(grain: str, shards: int, nodes: int, lanes: int | None = None) -> int:
+    """Return about how many tasks a step is at a grain other than ``"round"``.
+
+    Parameters
+    ----------
+    grain : str
+    shards, nodes : int
+        At grain ``"node"`` a task goes forward through each node, and back over each edge, for every shard.
+    lanes : int, optional
+        Workers that share a step; as many as shards if not given.
+    """
+    if grain == "shard":
+        return min(shards, lanes or shards)
+    gradients = shards * (3 * nodes if grain == "node" else 1)
+    return gradients + (shards - 1) + 2  # added up, then the update and the loss
 
 
 def choose_round_threads(one_worker: int, machine: int, step_seconds: float) -> int:
@@ -193,5 +205,5 @@ def choose_plan(
     if grain[0] == "round":
         steps = steps_per_round(step_seconds)
         return Plan(grain[0], shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason, threads=threads)
-    per_step = shards * (tasks_per_step(nodes) if grain[0] == "node" else 1) + 2
-    return Plan(grain[0], shards, kernel[0], 1, max(1, WINDOW_TASKS // per_step), reason)
+    per_step = tasks_per_step(grain[0], shards, nodes)
+    return Plan(grain[0], shards, kernel[0], 1, max(1, WINDOW_TASKS // (per_step + 2)), reason)

@@ -40,7 +40,9 @@ def test_a_small_step():
     assert set(rows) == {"round", "shard", "sample", "node"}
     assert rows["round"].endswith("the plan")
     assert "the gradient of 16 samples" in rows["shard"]
-    assert "1,223" in rows["node"]
+    assert "2,445" in rows["node"]  # forward and back through 407 nodes for 2 shards, a sum, the update, the loss
+    assert "  65 " in rows["sample"]
+    assert "  2 " in rows["shard"]
     assert "this batch is below that" in text
     assert max(map(len, text.splitlines())) < 130
 
