@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .jacobian import Array
+from .shares import Share, add_share, cut, write_share
 
 # Entries of an explicit stretch, and samples in a tile of a matrix of scalar products: both stay in a processor's cache.
 STRETCH = 1 << 21
@@ -28,44 +29,6 @@ DRAWN = 4096
 
 
 _ONE = np.ones((1, 1), np.float32)
-
-
-class Share(NamedTuple):
-    """One share: factors and place.
-
-    Attributes
-    ----------
-    delta : ndarray (V, N, k)
-        ``N == 1`` where all samples are alike.
-    row : ndarray (N, n), or None
-        None: a row of one 1.
-    start : int
-        The share covers ``start : start + k * n`` of the vector;
-    entries : int array, or None
-        or, in its order, these entries, which may repeat.
-    """
-
-    delta: Array
-    row: Array | None
-    start: int = 0
-    entries: Array | None = None
-
-    @property
-    def width(self) -> int:
-        """Length of the rows."""
-        return 1 if self.row is None else self.row.shape[1]
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """First entry, and one past the last."""
-        if self.entries is not None:
-            return int(self.entries.min()), int(self.entries.max()) + 1
-        return self.start, self.start + self.delta.shape[2] * self.width
-
-    @property
-    def place(self) -> Any:
-        """Where the factors lie; equal for shares that can be multiplied factor by factor."""
-        return None if self.entries is not None else (self.start, self.delta.shape[2], self.width)
 
 
 class Group(NamedTuple):
@@ -113,14 +76,7 @@ class Factors:
 
     def of(self, start: int, stop: int) -> Factors:
         """Return those of samples ``start:stop``; nothing is copied."""
-        its = slice(start, stop)
-        shares = [
-            s._replace(
-                delta=_cut(np.swapaxes(s.delta, 0, 1), its).swapaxes(0, 1),
-                row=None if s.row is None else _cut(s.row, its),
-            )
-            for s in self.shares
-        ]
+        shares = [share.of(slice(start, stop)) for share in self.shares]
         return Factors(shares, self.rows, stop - start, self.size, self.dtype)
 
     # -- explicit entries ---------------------------------------------------------------------------------------
@@ -138,10 +94,10 @@ class Factors:
         if any(s.entries is not None for s in meeting) or [lo, *(b for _, b in spans)] != [*(a for a, _ in spans), hi]:
             out[...] = 0
             for share, (a, b) in zip(meeting, spans):
-                _add(share, a, b, out[:, :, a - lo : b - lo], lo, out)
+                add_share(share, a, b, out[:, :, a - lo : b - lo], lo, out)
             return
         for share, (a, b) in zip(meeting, spans):
-            _write(share, a - share.start, b - share.start, out[:, :, a - lo : b - lo])
+            write_share(share, a - share.start, b - share.start, out[:, :, a - lo : b - lo])
 
     def stretches(self, lo: int, hi: int) -> Iterator[Array]:
         """Return entries ``lo:hi`` of all rows and samples, a stretch ``(V, N, c)`` at a time."""
@@ -292,42 +248,6 @@ def projection(position: int, number: int, rows: int, k: int, seed: int) -> Arra
     return np.random.default_rng([seed, position, number]).standard_normal((rows, k)) / np.sqrt(k)
 
 
-def _write(share: Share, a: int, b: int, out: Array) -> None:
-    """Write entries ``a:b`` of a share that lies end to end."""
-    n = share.width
-    if share.row is None:
-        out[...] = share.delta[:, :, a:b]
-        return
-    first, last = a // n, -(-b // n)
-    if last - first == 1:
-        np.multiply(share.delta[:, :, first:last], share.row[:, a - first * n : b - first * n], out=out)
-    elif a % n == 0 and b % n == 0:
-        wide = out.reshape(*out.shape[:2], last - first, n)
-        if max(share.delta.shape[1], len(share.row)) == out.shape[1]:  # half of the time of `multiply`
-            np.einsum("vnk,ni->vnki", share.delta[:, :, first:last], share.row, out=wide)
-        else:
-            np.multiply(share.delta[:, :, first:last, None], share.row[:, None, :], out=wide)
-    else:
-        block = share.delta[:, :, first:last, None] * share.row[:, None, :]
-        out[...] = block.reshape(*block.shape[:2], -1)[:, :, a - first * n : b - first * n]
-
-
-def _add(share: Share, a: int, b: int, part: Array, lo: int, out: Array) -> None:
-    """Add entries ``a:b`` of a share to `part`, the same entries of `out`, which begins at `lo`."""
-    if share.entries is None:
-        block = np.empty_like(part)
-        _write(share, a - share.start, b - share.start, block)
-        part += block
-        return
-    values = share.delta
-    if share.row is not None:
-        values = (values[..., None] * share.row[:, None, :]).reshape(*np.broadcast_shapes(
-            values.shape[:2], (1, len(share.row))), -1)  # fmt: skip
-    inside = (share.entries >= a) & (share.entries < b)
-    where: Any = (slice(None), slice(None), share.entries[inside] - lo)
-    np.add.at(out, where, values[:, :, inside])
-
-
 def _each(a: Share, b: Share) -> Array:
     """Return ``⟨δᵃ⊗xᵃ, δᵇ⊗xᵇ⟩`` of each sample, rows together."""
     left = np.einsum("vnk,vnk->n", a.delta, b.delta)
@@ -339,15 +259,15 @@ def _each(a: Share, b: Share) -> Array:
 
 def _tile(pairs: list[tuple[Share, Share]], rows: slice, columns: slice, out: Array, work: Array, first: bool) -> None:
     """Write, or if it is not the `first`, add ``(Δᵃ Δᵇᵀ) ∘ Σ (Xᵃ Xᵇᵀ)`` to a tile; all pairs have the same two deltas."""
-    left = _product(_cut(pairs[0][0].delta[0], rows), _cut(pairs[0][1].delta[0], columns), work[0])
+    left = _product(cut(pairs[0][0].delta[0], rows), cut(pairs[0][1].delta[0], columns), work[0])
     wide: Array | None = None
     ones = 0
     for a, b in pairs:
         if a.row is None and b.row is None:
             ones += 1
             continue
-        left_row = _ONE if a.row is None else _cut(a.row, rows)
-        right_row = _ONE if b.row is None else _cut(b.row, columns)
+        left_row = _ONE if a.row is None else cut(a.row, rows)
+        right_row = _ONE if b.row is None else cut(b.row, columns)
         if wide is None:
             wide = _product(left_row, right_row, work[1])
         else:
@@ -365,10 +285,6 @@ def _tile(pairs: list[tuple[Share, Share]], rows: slice, columns: slice, out: Ar
 def _product(a: Array, b: Array, work: Array) -> Array:
     """Return ``a @ b.T``, in the memory of `work`."""
     return np.matmul(a, b.T, out=work[: len(a) * len(b)].reshape(len(a), len(b)))
-
-
-def _cut(factor: Array, samples: slice) -> Array:
-    return factor if len(factor) == 1 else factor[samples]
 
 
 def _mirror(out: Array, start: int) -> None:

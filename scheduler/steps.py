@@ -10,9 +10,10 @@ import numpy as np
 
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
-from flowgrad.factors import Factors, Share
+from flowgrad.factors import Factors
 from flowgrad.jacobian import Array, LocalJacobian
 from flowgrad.program import Instr
+from flowgrad.shares import Share
 
 from . import buffers
 from .kernel import canonical, run_instr
@@ -44,14 +45,16 @@ def run_spread(
     """Run a single instruction as `run_unit` does, its samples dealt out to threads."""
     (instr,) = instrs
     env = _given(reads, args)
-    if all(v.shape[-2] == 1 for v in env):  # nothing has told the samples apart yet
+    if samples < 2 * threads:
         return run_unit(instrs, reads, many, *args)
 
     def run(start: int, stop: int) -> Array:
         cut = [v if v.shape[-2] == 1 else v[..., start:stop, :] for v in env]
         return run_instr(instr, *(cut[a] for a in instr.args))
 
-    result = np.concatenate(spread(run, samples, threads), axis=-2)
+    parts = spread(run, samples, threads)
+    # One row for several samples: nothing has told them apart yet.
+    result = parts[0] if parts[0].shape[-2] == 1 else np.concatenate(parts, axis=-2)
     return [result] if many else result
 
 

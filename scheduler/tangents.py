@@ -14,8 +14,10 @@ import numpy as np
 
 from flowgrad.errors import NodeFailed
 from flowgrad.jacobian import Array, LocalJacobian
-from flowgrad.program import Instr
+from flowgrad.program import Instr, Program
 
+from .blocks import mean_seed
+from .kernel import canonical, run_instr
 from .steps import local_jacobian
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
@@ -122,3 +124,41 @@ def _sum(parts: Sequence[Array | None]) -> Array | None:
         if part is not None:
             total = part if total is None else total + part
     return total
+
+
+# -- what tasks run ---------------------------------------------------------------------------------------------------
+
+
+def jvp_block(program: Program, samples: int, directions: dict[int, Array], *inputs: Array) -> Array:
+    """Return the tangent of output ``"0"`` for some samples, ``(samples, dim)``."""
+    env = _run(program, [canonical(i) for i in inputs])
+    target = program.outputs["0"]
+    dims = [t.dim for t in program.types]
+    moved = push_through(program.instrs, env, dims, {var: t[None] for var, t in directions.items()})
+    if target not in moved:
+        return np.zeros((samples, dims[target]), inputs[0].dtype)
+    return np.array(np.broadcast_to(moved[target][0], (samples, dims[target])))
+
+
+def hvp_block(
+    program: Program, name: str, batch: int, samples: int, directions: dict[int, Array], *inputs: Array
+) -> Array:
+    """Return some samples' share of the Hessian of the mean loss times a direction, laid end to end."""
+    batched = program.types[program.inputs[-1].var].batched
+    seed = mean_seed(np.empty((samples if batched else 1, 0), inputs[0].dtype), samples, batch)
+    env = _run(program, [*(canonical(i) for i in inputs), seed])
+    dims = [t.dim for t in program.types]
+    target = program.outputs[name]
+    moved = push_through(program.instrs, env, dims, {var: t[None] for var, t in directions.items()})
+    if target not in moved:
+        return np.zeros(dims[target], inputs[0].dtype)
+    return moved[target].sum(axis=1)[0]
+
+
+def _run(program: Program, inputs: list[Array]) -> list[Any]:
+    env: list[Any] = [None] * len(program.types)
+    for given, value in zip(program.inputs, inputs):
+        env[given.var] = value
+    for i in program.instrs:
+        env[i.out] = run_instr(i, *(env[a] for a in i.args))
+    return env

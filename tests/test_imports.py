@@ -109,7 +109,8 @@ def test_the_door_loads_the_scheduler_lazily():
     [
         ("errors", set()),
         ("jacobian", set()),
-        ("factors", {"jacobian"}),
+        ("shares", {"jacobian"}),
+        ("factors", {"jacobian", "shares"}),
         ("privacy", {"errors", "jacobian"}),
         ("graph", {"draw", "node"}),
         ("node", {"errors", "graph", "jacobian"}),

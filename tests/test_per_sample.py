@@ -13,8 +13,9 @@ from test_jacobians import same
 
 import flowgrad as fg
 from flowgrad import factors
-from flowgrad.factors import Factors, Share, projection
+from flowgrad.factors import Factors, projection
 from flowgrad.scheduler import per_sample, request
+from flowgrad.shares import Share
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
@@ -37,8 +38,8 @@ def test_random_graphs(made, plan, data):
     )
 
 
-@settings(max_examples=60)
-@given(made=strategies.graphs(), cached=st.booleans())
+@settings(max_examples=100)
+@given(made=st.integers(2, 7).flatmap(lambda n: strategies.graphs(samples=n)), cached=st.booleans())
 def test_samples_dealt_out_to_threads(made, cached):
     with mock.patch.object(request, "SPREAD_FLOPS", 0.0), mock.patch.object(per_sample, "THREADED", 0):
         engine = fg.Engine("threads", cache_bytes=1 << 20 if cached else 0)
