@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,28 +13,23 @@ import psutil
 from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
-from flowgrad.graph import Graph
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
-from . import buffers
-from .cache import Cache, CacheInfo
-from .executors import Executor, Handle, Lost
+from .executors import Lost
 from .feeds import check_nodes
 from .forward_mode import cheaper_mode, lower_push
-from .known import FeedMemory, KnownFeeds
+from .kept import Kept
+from .known import KnownFeeds
+from .parts import Made, Parts
 from .per_sample import PerSampleGradients
-from .recipe import Recipe, RecipeBook
+from .recipe import Recipe
 from .request import Request
 from .steps import factors_block, jacobian_block, join
 from .tasks import Ref
-from .tree import bounds
 
-# Samples in one block if no number of shards is given, and blocks at most.
-BLOCK_SAMPLES = 4096
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
 CHECKED = 64 << 20
-MAX_BLOCKS = 16
 
 
 Lower = Callable[[Request, int, int], Ref]
@@ -50,50 +44,8 @@ def lower_reverse(request: Request, start: int, stop: int) -> Ref:
     return request.task("jacobian", jacobian_block, ends, recipe.place, stop - start, *reads)
 
 
-class Derivatives:
+class Derivatives(Kept):
     """Base of `Engine`: derivatives that are kept, reused and exact."""
-
-    executor: Executor
-    dtype: Any
-    grain: str
-    shards: int | None
-    cache: Cache
-    memory: FeedMemory
-    recipes: RecipeBook
-
-    def _begin(self, cache_bytes: int) -> None:
-        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, (int, np.integer)) or cache_bytes < 0:
-            raise GraphError(f"cache_bytes is a number of bytes, 0 or more, not {cache_bytes!r}")
-        self.cache = Cache(self.executor, int(cache_bytes))
-        self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget)
-        self.recipes = RecipeBook()
-
-    # -- the cache ----------------------------------------------------------------------------------------------
-
-    def cache_info(self) -> CacheInfo:
-        """Return what the cache of intermediate values and cotangents did: hits, misses, bytes, limit, values.
-
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     x = fg.Variable(2, [1.0, 2.0])
-        ...     y = fg.Exp(x * x)
-        >>> engine = fg.Engine("sync")
-        >>> _ = engine.jacobian(y, x), engine.jacobian(y, x)
-        >>> engine.cache_info().hits > 0
-        True
-        """
-        return self.cache.info()
-
-    def clear_cache(self) -> None:
-        """Drop all values that are kept, and forget the feeds seen; the counts start again.
-
-        The memory of large results, which is used again when the caller has let go of them, goes too.
-        """
-        self.cache.clear()
-        self.memory.clear()
-        buffers.clear()
 
     # -- Jacobians ----------------------------------------------------------------------------------------------
 
@@ -222,6 +174,21 @@ class Derivatives:
         if seed is None and isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
             return self._chunked(target, feeds, wrt)
         recipe, known = self._recipe(target, wrt, feeds, "per_sample_gradients")
+        lengths = [stop - start for start, stop in self._blocks(known.feeds.samples)]
+        set_now = recipe.tokens_now(known.feeds)
+
+        def again() -> Made:
+            if recipe.tokens_now(known.feeds) != set_now or not known.unchanged():
+                raise Lost(
+                    "factors are gone with a worker, and variables or feeds have changed since: call per_sample_gradients again"
+                )
+            self.cache.lost()
+            return self._factors(recipe, known, seed)
+
+        parts = Parts(self._factors(recipe, known, seed), lengths, again if self.executor.remote else None)
+        return PerSampleGradients(self.executor, recipe.wrt, recipe.place, recipe.sizes, parts, known.feeds.dtype)
+
+    def _factors(self, recipe: Recipe, known: KnownFeeds, seed: Array | None) -> Made:
         blocks = self._blocks(known.feeds.samples)
         here = len(blocks) == 1 and not self.executor.remote
         request = Request(recipe, known, self.cache, seed, self.executor.threads if here else 1)
@@ -232,92 +199,24 @@ class Derivatives:
             reads = [refs[var] for var in recipe.end_reads]
             keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
         handles = self._submit(request, keys, len(blocks) == 1)
-        release: Any = None
         if self.executor.remote:
-            parts, release = [self.executor.future(h) for h in handles], partial(self.executor.release, handles)
-        else:
-            parts = self.executor.result(handles)
-            self.executor.release(handles)
-        lengths = [stop - start for start, stop in blocks]
-        places = recipe.place
-        return PerSampleGradients(
-            self.executor, recipe.wrt, places, recipe.sizes, parts, lengths, known.feeds.dtype, release
-        )
+            return Made([self.executor.future(h) for h in handles], partial(self.executor.release, handles))
+        values = self.executor.result(handles)
+        self.executor.release(handles)
+        return Made(values)
 
     def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
         graph, _ = check_nodes(target, "per_sample_gradients")
         late = _late("chunked")
         chunked = late.chunk_feeds(graph, feeds, self.dtype)
         recipe = self._recipe_of(target, self._wrt(graph, feeds, wrt), chunked.arrays)
-        parts = late.chunked_factors(recipe, chunked)
-        places = recipe.place
-        return PerSampleGradients(
-            self.executor, recipe.wrt, places, recipe.sizes, parts, chunked.lengths, chunked.dtype
-        )
-
-    # -- how it runs --------------------------------------------------------------------------------------------
-
-    def _recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, KnownFeeds]:
-        graph, _ = check_nodes(result, what)
-        nodes = self._wrt(graph, feeds, wrt)
-        known = self.memory.check(graph, feeds, self.dtype)
-        return self._recipe_of(result, nodes, known.feeds.arrays), known
-
-    def _wrt(self, graph: Graph, feeds: Any, wrt: Any) -> list[Node]:
-        if wrt is None:
-            return self.recipes.trained(graph, feeds if isinstance(feeds, Mapping) else ())
-        return nodes_of(wrt, graph)
-
-    def _recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
-        recipe = self.recipes.get(result, nodes, fed, self.grain)
-        if recipe.independent:
-            names = ", ".join(repr(n.name) for n in recipe.independent[:5])
-            more = ", ..." if len(recipe.independent) > 5 else ""
-            warnings.warn(f"{result} does not depend on {names}{more}: that derivative is zero", stacklevel=5)
-        return recipe
-
-    def _blocks(self, samples: int) -> list[tuple[int, int]]:
-        if self.grain == "sample":
-            return bounds(samples, samples)
-        return bounds(samples, self.shards or min(MAX_BLOCKS, -(-samples // BLOCK_SAMPLES)))
-
-    def _submit(self, request: Request, refs: Sequence[Ref], alone: bool) -> list[Handle]:
-        """Submit a request; what it computed on the way is kept."""
-        kept = list(request.sizes) if self.cache.limit else []
-        keys = [*(ref.key for ref in refs), *kept]
-        if alone and self.grain != "node":
-            handles = self.executor.submit_line(request.records, keys, one_blas_thread=request.threads > 1)
-        else:
-            handles = self.executor.submit(request.records, keys)
-        for handle in handles[len(refs) :]:
-            its = request.known if handle.key in request.fed else None
-            self.cache.add(handle, request.sizes[handle.key], its)
-        self.cache.trim()
-        return handles[: len(refs)]
-
-    def _gather(self, request: Request, refs: Sequence[Ref]) -> list[Any]:
-        handles = self._submit(request, refs, len(refs) == 1)
-        try:
-            return self.executor.result(handles)
-        finally:
-            self.executor.release(handles)
+        parts = Parts(Made(late.chunked_factors(recipe, chunked)), chunked.lengths)
+        return PerSampleGradients(self.executor, recipe.wrt, recipe.place, recipe.sizes, parts, chunked.dtype)
 
 
 def _late(name: str) -> Any:
     """Load a module that works with dask arrays, which take a while to import."""
     return import_module(f".{name}", __package__)
-
-
-def nodes_of(wrt: Any, graph: Any) -> list[Node]:
-    """Return the nodes to differentiate by, each once."""
-    found: dict[Node, None] = {}
-    for node in [wrt] if isinstance(wrt, Node) else list(wrt):
-        if not isinstance(node, Node):
-            raise GraphError(f"derivatives are by nodes; {node!r} is not one")
-        if node.graph is not graph:
-            raise GraphError(f"{node} belongs to another graph")
-        found[node] = None
-    return list(found)
 
 
 def _positive(value: Any, what: str) -> int:

@@ -34,6 +34,10 @@ class KnownFeeds:
     feeds: Feeds
     tokens: dict[Variable, str]
 
+    def unchanged(self) -> bool:
+        """Whether hashed feeds still have the content that their tokens stand for; arrays may be changed in place."""
+        return all(token(array) == self.tokens[v] for v, array in self.feeds.arrays.items())
+
 
 @dataclass(frozen=True)
 class _Call:

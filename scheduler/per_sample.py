@@ -2,105 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.factors import Factors
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
 
-from . import buffers
-from .executors import Executor
-from .spread import each_side_by_side, spread
-
-Part = list[Factors]
-# Entries of a result from which on it is worth several threads.
-THREADED = 1 << 20
-
-Places = Sequence[tuple[int, int, int] | int]
-
-
-# -- what tasks run, on the factors of one block of samples -----------------------------------------------------------
-
-
-def array_of(part: Part, places: Places, threads: int = 1) -> Array:
-    """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
-    size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
-    samples = part[0].samples
-    out = buffers.empty((samples, size), part[0].dtype)
-    if threads == 1 or out.size < THREADED:
-        _write(part, places, out)
-    else:
-        spread(lambda lo, hi: _write([f.of(lo, hi) for f in part], places, out[lo:hi]), samples, threads)
-    return out
-
-
-def _write(part: Part, places: Places, out: Array) -> None:
-    start = 0
-    for place in places:
-        if isinstance(place, int):
-            out[:, start : start + place] = 0
-            start += place
-        else:
-            wrt, lo, hi = place
-            part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
-            start += hi - lo
-
-
-def norms_of(part: Part) -> Array:
-    """Return the norms ``(N,)``."""
-    total = part[0].squared_norms()
-    for more in part[1:]:
-        total += more.squared_norms()
-    # Rounding may leave a sum of cross terms a little below zero.
-    return np.sqrt(np.maximum(total, 0, out=total), out=total)
-
-
-def dot_of(part: Part, other: Part | None, each: Callable[..., Iterable[Any]] = map) -> Array:
-    """Return the scalar products ``(N, M)``; `each` is like ``map``."""
-    shape = (part[0].samples, (other or part)[0].samples)
-    total = part[0].dot(None if other is None else other[0], each, buffers.empty(shape, part[0].dtype))
-    for k, more in enumerate(part[1:], 1):
-        total += more.dot(None if other is None else other[k], each)
-    return total
-
-
-def dot_here(part: Part, other: Part | None, threads: int) -> Array:
-    """Return the scalar products ``(N, M)``, many of them tile by tile in several threads."""
-    alone = threads == 1 or part[0].samples * (other or part)[0].samples < THREADED
-    return dot_of(part, other, map if alone else each_side_by_side)
-
-
-def project_of(part: Part, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
-    """Return the projections ``(N, k)``."""
-    total = part[0].project(ranges[0], k, seed)
-    for more, its in zip(part[1:], ranges[1:]):
-        total += more.project(its, k, seed)
-    return total
-
-
-def sum_of(part: Part, max_norm: float | None, scale: float) -> Array:
-    """Return the sum over the samples, clipped if asked for, times `scale`, all variables laid end to end."""
-    if max_norm is None:
-        weights = np.full(part[0].samples, scale, part[0].dtype)
-    else:
-        weights = clip_weights(norms_of(part), max_norm) * scale
-    return np.concatenate([factors.sum(weights)[0] for factors in part])
-
-
-def squares_of(part: Part, scale: float) -> Array:
-    """Return the sum of the squared entries over rows and samples times `scale`, all variables laid end to end."""
-    return np.concatenate([factors.square_sum() for factors in part]) * part[0].dtype.type(scale)
-
-
-def clip_weights(norms: Array, max_norm: float) -> Array:
-    """Return ``min(1, max_norm / norm)``."""
-    return max_norm / np.maximum(norms, max_norm)
+from .executors import Executor, Lost
+from .factor_work import Places, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
+from .parts import Parts
 
 
 def _dask() -> Any:
@@ -139,17 +54,12 @@ class PerSampleGradients:
         wrt: Sequence[Node],
         places: Places,
         sizes: Sequence[int],
-        parts: Sequence[Any],
-        lengths: Sequence[int],
+        parts: Parts,
         dtype: Any,
-        release: Callable[[], None] | None = None,
     ):
-        self.wrt, self.samples, self.dtype = tuple(wrt), sum(lengths), np.dtype(dtype)
-        self._executor, self._parts, self._lengths = executor, list(parts), list(lengths)
+        self.wrt, self.samples, self.dtype = tuple(wrt), sum(parts.lengths), np.dtype(dtype)
+        self._executor, self._parts = executor, parts
         self._places, self._sizes = dict(zip(wrt, places)), list(sizes)
-        self._here = len(self._parts) == 1 and isinstance(self._parts[0], list)
-        if release is not None:
-            weakref.finalize(self, release)
 
     # -- one row per sample -------------------------------------------------------------------------------------
 
@@ -167,8 +77,8 @@ class PerSampleGradients:
             raise GraphError(f"{node} is not among the nodes that were differentiated by: {self._told()}")
         nodes = self.wrt if node is None else (node,)
         places = self._merged(nodes)
-        if self._here and compute:
-            return array_of(self._parts[0], places, self._executor.threads)
+        if self._parts.here and compute:
+            return array_of(self._parts.here, places, self._executor.threads)
         return self._rows(array_of, (sum(n.dim for n in nodes),), compute, places)
 
     def norms(self, compute: bool = True) -> Any:
@@ -214,10 +124,14 @@ class PerSampleGradients:
             raise GraphError(
                 "dot: the two sets were made with other feeds or another grain, so that their variables lie otherwise"
             )
-        if self._here and other._here and compute:
-            return dot_here(self._parts[0], other._parts[0], self._executor.threads)
-        found = _dask().pairs(dot_of, self._parts, other._parts, self._lengths, other._lengths, self.dtype)
-        return self._done(found, compute)
+        mine, theirs = self._parts, other._parts
+        if mine.here and theirs.here and compute:
+            return dot_here(mine.here, theirs.here, self._executor.threads)
+
+        def pairs() -> Any:
+            return _dask().pairs(dot_of, mine.values, theirs.values, mine.lengths, theirs.lengths, self.dtype)
+
+        return self._done(pairs, compute, theirs)
 
     def gram(self, compute: bool = True) -> Any:
         """Return the scalar products of all pairs of samples, ``(N, N)``: the empirical neural tangent kernel.
@@ -226,10 +140,14 @@ class PerSampleGradients:
         -----
         A. Jacot, F. Gabriel, C. Hongler, *Neural tangent kernel*, NeurIPS 2018.
         """
-        if self._here and compute:
-            return dot_here(self._parts[0], None, self._executor.threads)
-        found = _dask().pairs(dot_of, self._parts, None, self._lengths, self._lengths, self.dtype)
-        return self._done(found, compute)
+        parts = self._parts
+        if parts.here and compute:
+            return dot_here(parts.here, None, self._executor.threads)
+
+        def pairs() -> Any:
+            return _dask().pairs(dot_of, parts.values, None, parts.lengths, parts.lengths, self.dtype)
+
+        return self._done(pairs, compute)
 
     # -- sums over the samples ----------------------------------------------------------------------------------
 
@@ -267,15 +185,18 @@ class PerSampleGradients:
         return found
 
     def _rows(self, func: Callable[..., Array], tail: tuple[int, ...], compute: bool, *args: Any) -> Any:
-        if self._here and compute:
-            return func(self._parts[0], *args)
-        return self._done(_dask().rows(func, self._parts, self._lengths, tail, self.dtype, *args), compute)
+        parts = self._parts
+        if parts.here and compute:
+            return func(parts.here, *args)
+        return self._done(lambda: _dask().rows(func, parts.values, parts.lengths, tail, self.dtype, *args), compute)
 
     def _sums(self, func: Callable[..., Array], compute: bool, *args: Any) -> dict[Node, Any]:
-        if self._here and compute:
-            total = func(self._parts[0], *args)
+        parts = self._parts
+        if parts.here and compute:
+            total = func(parts.here, *args)
         else:
-            total = self._done(_dask().total(func, self._parts, sum(self._sizes), self.dtype, *args), compute)
+            size = sum(self._sizes)
+            total = self._done(lambda: _dask().total(func, parts.values, size, self.dtype, *args), compute)
         starts = np.cumsum([0, *self._sizes])
         found = {}
         for node in self.wrt:
@@ -286,8 +207,15 @@ class PerSampleGradients:
                 found[node] = total[starts[place[0]] + place[1] : starts[place[0]] + place[2]]
         return found
 
-    def _done(self, array: Any, compute: bool) -> Any:
-        return self._executor.compute(array) if compute else array
+    def _done(self, array: Callable[[], Any], compute: bool, *others: Parts) -> Any:
+        """Return a dask array of the parts, or its value; parts that are lost meanwhile are made again, once."""
+        if not compute:
+            return array()
+        with suppress(Lost):
+            return self._executor.compute(array())
+        for parts in (self._parts, *others):
+            parts.renew()
+        return self._executor.compute(array())
 
     def __repr__(self) -> str:
         return f"<PerSampleGradients of {self.samples} samples by {len(self.wrt)} nodes, {sum(self._sizes)} entries>"

@@ -142,6 +142,10 @@ class Recipe:
         self._set = now, feeds.dtype, found
         return found
 
+    def tokens_now(self, feeds: Feeds) -> list[str]:
+        """Return what stands for the content of all variables that are set."""
+        return [name for name, _ in self.values_now(feeds).values()]
+
     def ends(self, rows: int, dtype: Any) -> Ends:
         """Return the last edges for a seed of `rows` rows; they read `end_reads`, in that order."""
         key = (rows, np.dtype(dtype))

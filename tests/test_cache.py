@@ -12,6 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from test_jacobians import Net, same
 
 import flowgrad as fg
+from flowgrad.errors import ClusterError
 from flowgrad.scheduler.known import REMEMBERED
 
 
@@ -232,6 +233,10 @@ def test_values_lost_with_their_workers_are_computed_again():
         assert engine.cache_info().values > 0
         client.restart()
         np.testing.assert_array_equal(engine.jacobian(net.logits, net.x, net.feeds), first)
+        found = engine.per_sample_gradients(net.logits[0:1], net.feeds)
         client.restart()
-        again = engine.per_sample_gradients(net.logits[0:1], net.feeds).norms()
-    same(again, fg.Engine("sync").per_sample_gradients(net.logits[0:1], net.feeds).norms())
+        same(found.norms(), fg.Engine("sync").per_sample_gradients(net.logits[0:1], net.feeds).norms())
+        net.parameters[0].set_value(net.parameters[0].value + 1)
+        client.restart()
+        with pytest.raises(ClusterError, match="have changed since: call per_sample_gradients again"):
+            found.norms()

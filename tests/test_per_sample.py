@@ -1,5 +1,7 @@
 """Per-sample gradients as factors against the explicit ones of HIPS autograd, and what follows from them."""
 
+import gc
+from functools import partial
 from unittest import mock
 
 import derivatives
@@ -14,7 +16,10 @@ from test_jacobians import same
 import flowgrad as fg
 from flowgrad import factors
 from flowgrad.factors import Factors, projection
-from flowgrad.scheduler import per_sample, request
+from flowgrad.scheduler import factor_work, request
+from flowgrad.scheduler.executors import LocalExecutor, Lost
+from flowgrad.scheduler.parts import Made, Parts
+from flowgrad.scheduler.per_sample import PerSampleGradients
 from flowgrad.shares import Share
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
@@ -41,7 +46,7 @@ def test_random_graphs(made, plan, data):
 @settings(max_examples=100)
 @given(made=st.integers(2, 7).flatmap(lambda n: strategies.graphs(samples=n)), cached=st.booleans())
 def test_samples_dealt_out_to_threads(made, cached):
-    with mock.patch.object(request, "SPREAD_FLOPS", 0.0), mock.patch.object(per_sample, "THREADED", 0):
+    with mock.patch.object(request, "SPREAD_FLOPS", 0.0), mock.patch.object(factor_work, "THREADED", 0):
         engine = fg.Engine("threads", cache_bytes=1 << 20 if cached else 0)
         found = engine.per_sample_gradients(made.loss, made.feeds, made.parameters)
         agree(found, explicit(made, made.parameters))
@@ -51,8 +56,8 @@ def test_threads_write_the_same_array():
     rng = np.random.default_rng(0)
     part = [Factors([Share(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
     places = [(0, 2, 11), 2]
-    with mock.patch.object(per_sample, "THREADED", 0):
-        arrays = [per_sample.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
+    with mock.patch.object(factor_work, "THREADED", 0):
+        arrays = [factor_work.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
     assert len(set(arrays)) == 1
 
 
@@ -261,8 +266,68 @@ def test_a_loss_that_reaches_no_parameter_has_zero_gradients():
 def test_tiles_side_by_side_are_the_same(made, tile):
     one = fg.Engine("sync").per_sample_gradients(made.loss, made.feeds, made.parameters)
     other = fg.Engine("threads").per_sample_gradients(made.loss, made.feeds, made.parameters)
-    with mock.patch.object(factors, "TILE", tile), mock.patch.object(per_sample, "THREADED", 0):
+    with mock.patch.object(factors, "TILE", tile), mock.patch.object(factor_work, "THREADED", 0):
         side_by_side = other.gram(), other.dot(one)
     for found in (*side_by_side, one.gram()):
         same(found, explicit(made, made.parameters) @ explicit(made, made.parameters).T)
     np.testing.assert_array_equal(side_by_side[0], side_by_side[0].T)
+
+
+# -- on workers that may die --
+
+
+class Losing(LocalExecutor):
+    """Loses so many results."""
+
+    def __init__(self, times):
+        super().__init__(threads=False)
+        self.times = times
+
+    def compute(self, collection):
+        self.times -= 1
+        if self.times >= 0:
+            raise Lost("gone")
+        return super().compute(collection)
+
+
+def parts_that_are_made_again(made, released):
+    """Two blocks of one sample; notes when they are made and let go of."""
+
+    def make():
+        made.append(len(made))
+        factors = [Factors([Share(np.full((1, 1, 2), k), np.ones((1, 3)))], 1, 1, 6, float) for k in (1.0, 2.0)]
+        return Made([[f] for f in factors], partial(released.append, len(made) - 1))
+
+    return Parts(make(), [1, 1], make)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_lost_parts_are_made_again_once(times):
+    with fg.Graph():
+        w = fg.Variable(6)
+    made, released = [], []
+    parts = parts_that_are_made_again(made, released)
+    found = PerSampleGradients(Losing(times), [w], [(0, 0, 6)], [6], parts, float)
+    if times == 2:
+        with pytest.raises(Lost):
+            found.norms()
+    else:
+        np.testing.assert_allclose(found.norms(), [6**0.5, 24**0.5])
+        assert found.mean()[w].tolist() == [1.5] * 6
+    assert len(made) == min(times, 1) + 1
+    assert released == []
+    del found, parts
+    gc.collect()
+    assert sorted(released) == made
+
+
+def test_lost_parts_of_two_sets_are_made_again():
+    with fg.Graph():
+        w = fg.Variable(6)
+    noted = [([], []), ([], [])]
+    executor = Losing(1)
+    one, other = (
+        PerSampleGradients(executor, [w], [(0, 0, 6)], [6], parts_that_are_made_again(*n), float) for n in noted
+    )
+    assert one.dot(other).tolist() == [[6, 12], [12, 24]]
+    assert [len(made) for made, _ in noted] == [2, 2]

@@ -158,7 +158,7 @@ class Executor(ABC):
 
     @abstractmethod
     def compute(self, collection: Any) -> Any:
-        """Compute a dask collection."""
+        """Compute a dask collection; raises `Lost` where a value that it needs is gone."""
 
     @abstractmethod
     def future(self, handle: Handle) -> Any:

@@ -156,7 +156,11 @@ class DistributedExecutor(Executor):
         with suppress(CancelledError):
             return list(self.client.gather([_future(h) for h in handles]))
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
-        raise Lost("values that were kept on a worker are gone with it: call again")
+        raise self._gone_with_worker()
+
+    @staticmethod
+    def _gone_with_worker() -> Lost:
+        return Lost("values that were kept on a worker are gone with it: call again")
 
     def alive(self, handle: Handle) -> bool:
         """Whether the future is not cancelled, lost or failed; a scattered value is never pending."""
@@ -166,7 +170,9 @@ class DistributedExecutor(Executor):
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
-        return self.client.compute(collection, sync=True)
+        with suppress(CancelledError):
+            return self.client.compute(collection, sync=True)
+        raise self._gone_with_worker()
 
     def future(self, handle: Handle) -> Any:
         """Return the dask Future."""
