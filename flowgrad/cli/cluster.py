@@ -107,12 +107,12 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
     ClusterError
         When no scheduler answers, it has no workers, or a worker cannot import flowgrad.
     """
-    from distributed import Client
+    from ..scheduler.executors.distributed import reach
 
     timeout = TIMEOUT if timeout is None else timeout
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
-        client = Client(address, timeout=timeout, set_as_default=False)
+        client = reach(address, timeout)
     except Exception as error:  # whatever answers there may be no scheduler at all
         raise ClusterError(
             f"no scheduler at {address}: {_brief(error)}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -288,9 +289,32 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
     if not isinstance(where, str):
         raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
     try:
-        return DistributedExecutor(Client(where, timeout=timeout, set_as_default=False))
+        return DistributedExecutor(reach(where, timeout))
     except Exception as error:  # whatever listens there may answer anything
         raise ClusterError(
             f"no dask scheduler answers at {where} within {timeout:g} s: start one with `dask scheduler`, "
             f"check the address, or leave it out to run here ({type(error).__name__})"
         ) from error
+
+
+def reach(address: str, timeout: float) -> Client:
+    """Return a client of the scheduler at an address.
+
+    Raises
+    ------
+    Exception
+        Whatever dask raises if none answers there; anything may.
+    """
+    try:
+        return Client(address, timeout=timeout, set_as_default=False)
+    except Exception as error:
+        failure = error
+    # Its frames hold a half-made client. That must go now: collected while dask holds the lock of its event loops, it would wait
+    # for that lock for ever.
+    chain: list[BaseException | None] = [failure]
+    for link in chain:
+        if link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            chain += [link.__cause__, link.__context__]
+    gc.collect()
+    raise failure
