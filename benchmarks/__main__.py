@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from flowgrad.scheduler.facts import read_facts
+
 from .cluster import cluster_report
 from .derivatives import derivatives_report
 from .fusion import fusion_report
@@ -36,6 +38,10 @@ HEADS = {
     "cluster": "On a cluster",
 }
 SUBJECTS = tuple(HEADS)
+TITLE = """\
+# Results
+
+Written by `python -m benchmarks --write`, part by part: each tells on which processor it was measured. The latest one's machine:"""
 ABOUT = {
     "lowering": "From nodes to dask task graph, gradient included.",
     "fusion": "Steps at batch 32 by the NumPy kernel, one thread.",
@@ -80,7 +86,8 @@ def main(
         click.echo(text, err=True)
 
     busy = load_of_others()
-    when = f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+    facts = read_facts()
+    when = f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {facts.cpu}, {facts.usable_cores} cores."
     if busy > 0.2:
         when += f" Others used {busy:.1f} cores when the run began: times by wall clock are too long."
     parts: dict[str, str] = {}
@@ -107,7 +114,7 @@ def results(parts: dict[str, str], before: str) -> str:
     }
     kept |= {HEADS[subject]: text for subject, text in parts.items()}
     sections = [f"## {head}\n\n{kept[head]}" for head in HEADS.values() if head in kept]
-    return "\n\n".join(["# Results\n\nWritten by `python -m benchmarks --write`.", machine_report(), *sections]) + "\n"
+    return "\n\n".join([TITLE, machine_report(), *sections]) + "\n"
 
 
 if __name__ == "__main__":
