@@ -17,6 +17,7 @@ from . import compiled
 from .kernel import canonical, kernel_of
 from .private import PrivateStep
 from .scratch import Scratch, shard_threads
+from .subnormals import without_subnormals
 from .tree import SIDE_BY_SIDE, fold_tree
 
 
@@ -127,6 +128,7 @@ def _run_seeded(
     return kernel_of(program)([*inputs, mean_seed(like, samples, batch)], into)
 
 
+@without_subnormals
 def shard_step(
     step: Step,
     rule: Rule,
@@ -178,6 +180,7 @@ def arrange(program: Program, state: State, const: Array | None, feeds: list[Arr
     return inputs
 
 
+@without_subnormals
 def add_gradients(shares: list[Gradient]) -> Gradient:
     """Add neighbouring shares, in their order."""
     gradient, loss = shares[0]
@@ -187,6 +190,7 @@ def add_gradients(shares: list[Gradient]) -> Gradient:
     return gradient, loss
 
 
+@without_subnormals
 def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
     state = {k: canonical(v) for k, v in state.items()}
@@ -203,6 +207,7 @@ def _update(step: Step, rule: Rule, state: State, gradient: Array, scratch: Scra
     rule.update_in_place(state["w"], gradient, state, scratch.work(len(gradient), gradient.dtype))
 
 
+@without_subnormals
 def run_round(
     step: Step,
     rule: Rule,
@@ -244,6 +249,7 @@ def _shares(each: Any, share: Any, shards: list[Array], scratches: list[Scratch]
             yield (gradient.copy() if again else gradient), loss
 
 
+@without_subnormals
 def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:
     """Return the sum of the losses, the number of right classes (-1 without classes) and the number of samples."""
     samples = max(map(len, feeds))

@@ -29,6 +29,7 @@ from .blas import COMPILED_BLAS, one_thread
 from .codegen import generate
 from .compiled_text import round_text
 from .loops import Source, Unsupported
+from .subnormals import without_subnormals
 from .tasks import token
 from .tree import FAN_IN, SIDE_BY_SIDE, levels
 
@@ -185,6 +186,7 @@ def _in_threads(work: Any, threads: int, sync: Array) -> None:
     """Run ``work(k)`` in `threads` threads; an error in one of them ends them all."""
     errors: list[BaseException] = []
 
+    @without_subnormals
     def guarded(k: int) -> None:
         try:
             work(k)

@@ -12,6 +12,7 @@ from flowgrad.optim import Rule
 from .blocks import Gradient, State, Step, add_gradients, shard_step, update
 from .kernel import canonical
 from .scratch import shard_threads
+from .subnormals import without_subnormals
 from .tree import SIDE_BY_SIDE, reduce_some
 
 # What a lane has of the tree of gradients, by level and index.
@@ -92,6 +93,7 @@ def total(lanes: Sequence[Shares], shards: int) -> Gradient:
     return mean
 
 
+@without_subnormals
 def first_gradient(
     step: Step, rule: Rule, kind: type[Carry], state: State, const: Array | None, feeds: list[Array], part: Part
 ) -> Carry:
@@ -100,6 +102,7 @@ def first_gradient(
     return kind(state, gradients(step, rule, state, const, feeds, part), [])
 
 
+@without_subnormals
 def update_gradient(
     step: Step,
     rule: Rule,
@@ -115,6 +118,7 @@ def update_gradient(
     return kind(state, gradients(step, rule, state, const, feeds, part), losses)
 
 
+@without_subnormals
 def last_update(step: Step, rule: Rule, carries: Sequence[Carry], shards: int) -> tuple[State, list[float]]:
     """Update by the gradients of all lanes; return the state and the mean losses of all steps.
 

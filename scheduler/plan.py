@@ -21,6 +21,8 @@ COMPILE_FROM = 2e10
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
 SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (4e6, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
+# Samples of a shard of a large step, at most: what lies between its instructions should stay in a processor's cache.
+MOST_ROWS = 1024
 # Seconds of a step from which on the threads of a round may belong to several workers of one machine: they wait for each other
 # at every step, and if something else has a processor meanwhile, for as long as that keeps it: some milliseconds.
 LONG_STEP = 4e-3
@@ -83,10 +85,15 @@ def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: f
                 f"grain sample has one shard per sample: leave shards out, or give the batch size {batch_size}, not {shards}"
             )
         return batch_size
-    found = (
-        shards or DEFAULT_SHARDS.get(grain) or next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
-    )
-    return min(found, batch_size)
+    return min(shards or DEFAULT_SHARDS.get(grain) or _shards_for(batch_size, step_flops, kernel), batch_size)
+
+
+def _shards_for(batch_size: int, step_flops: float, kernel: str) -> int:
+    most = SHARDS_FROM[kernel][0][1]
+    found = next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
+    while found >= most and batch_size > found * MOST_ROWS:
+        found *= 2
+    return found
 
 
 def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from flowgrad.optim import Rule
 from .blocks import State, Step, update
 from .kernel import canonical
 from .lane_work import Part, Shares, gradients, total
+from .subnormals import without_subnormals
 from .tree import bounds
 
 
@@ -39,6 +40,7 @@ def join_state(slices: Sequence[State]) -> State:
     return {k: first[k] if k == "t" else np.concatenate([s[k] for s in slices]) for k in first}
 
 
+@without_subnormals
 def sliced_gradient(
     step: Step, rule: Rule, weights: list[Array], const: Array | None, feeds: list[Array], part: Part
 ) -> Shares:
@@ -52,6 +54,7 @@ def cut_shares(shares: Shares, k: int, slices: int) -> Shares:
     return {key: (gradient[start:stop], loss) for key, (gradient, loss) in shares.items()}
 
 
+@without_subnormals
 def update_slice(
     step: Step, rule: Rule, before: tuple[State, list[float]], parts: list[Shares], shards: int
 ) -> tuple[State, list[float]]:
