@@ -119,7 +119,8 @@ def round_seconds(case: Case, work: float, links: Links) -> float:
 
 def shard_seconds(case: Case, work: float, links: Links) -> float:
     """Return the seconds per step with a task per shard, if its gradients and its update take `work` seconds."""
-    return work + links.step + _moving(case, links) + links.window / case.steps
+    rows = max(0, case.shards - 2) * links.rows  # the step was measured with two shards
+    return work + links.step + rows + _moving(case, links) + links.window / case.steps
 
 
 def _moving(case: Case, links: Links) -> float:

@@ -176,7 +176,7 @@ def test_a_label_out_of_range_is_told_with_its_sample(tmp_path):
 
 def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch):
     seen = []
-    run_round = blocks.run_round
+    run_round = getattr(blocks.run_round, "__wrapped__", blocks.run_round)  # it travels, what wraps it need not
 
     def watched(step, rule, state, const, feeds, steps, threads=1):
         seen.append((min(map(len, feeds)), max(int(rows.max()) for shards in steps for rows in shards)))
