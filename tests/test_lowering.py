@@ -334,6 +334,12 @@ def test_a_cluster_or_an_address_is_used_and_becomes_nobody_elses_default(small,
     engine = fg.Engine(where(client))
     expected = fg.Engine("sync").forward(small.loss, small.feeds)
     np.testing.assert_array_equal(engine.forward(small.loss, small.feeds), expected)
+    own = engine.executor.client
+    assert fg.Engine(where(client)).executor.client is own
+    own.close()
+    again = fg.Engine(where(client))
+    assert again.executor.client is not own
+    np.testing.assert_array_equal(again.forward(small.loss, small.feeds), expected)
     try:
         assert "threads" in repr(fg.Engine())
     finally:

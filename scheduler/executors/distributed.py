@@ -285,16 +285,28 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
     if isinstance(where, Client):
         return DistributedExecutor(where)
     if isinstance(where, Cluster):
-        return DistributedExecutor(Client(where, set_as_default=False))
+        return DistributedExecutor(_own(where.scheduler_address, lambda: Client(where, set_as_default=False)))
     if not isinstance(where, str):
         raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
     try:
-        return DistributedExecutor(reach(where, timeout))
+        return DistributedExecutor(_own(where, lambda: reach(where, timeout)))
     except Exception as error:  # whatever listens there may answer anything
         raise ClusterError(
             f"no dask scheduler answers at {where} within {timeout:g} s: start one with `dask scheduler`, "
             f"check the address, or leave it out to run here ({type(error).__name__})"
         ) from error
+
+
+# Clients that nobody gave us, by the scheduler's address. They stay: one that is collected while dask holds the lock of its event
+# loops waits for that lock for ever.
+_own_clients: dict[str, Client] = {}
+
+
+def _own(address: str, make: Callable[[], Client]) -> Client:
+    known = _own_clients.get(address)
+    if known is None or known.status != "running":
+        known = _own_clients[address] = make()
+    return known
 
 
 def reach(address: str, timeout: float) -> Client:
