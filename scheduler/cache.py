@@ -7,7 +7,6 @@ from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 from .executors import Executor, Handle
-from .known import KnownFeeds
 
 # Bytes that an engine keeps if it is not told otherwise.
 DEFAULT_BYTES = 256 << 20
@@ -47,8 +46,8 @@ class Cache:
     def __init__(self, executor: Executor, limit: int = DEFAULT_BYTES):
         self.executor = executor
         self.limit = limit
-        self.held: OrderedDict[str, tuple[Handle, int, KnownFeeds | None]] = OrderedDict()
-        self.of: defaultdict[KnownFeeds | None, set[str]] = defaultdict(set)  # keys by the feeds that they depend on
+        self.held: OrderedDict[str, tuple[Handle, int, int | None]] = OrderedDict()
+        self.of: defaultdict[int, set[str]] = defaultdict(set)  # keys by the call whose feeds they depend on
         self.hits = self.misses = self.bytes = 0
         self.salt = ""
 
@@ -71,29 +70,31 @@ class Cache:
         self.misses += 1
         return False
 
-    def add(self, handle: Handle, nbytes: int, known: KnownFeeds | None = None) -> None:
-        """Take over a handle of a value that depends on these feeds, if on any. Nothing is dropped before `trim`."""
+    def add(self, handle: Handle, nbytes: int, call: int | None = None) -> None:
+        """Take over a handle; nothing is dropped before `trim`. `call`: whose feeds the value depends on, see `forget`."""
         if handle.key in self.held:
             self.executor.release([handle])
             return
-        self.held[handle.key] = (handle, nbytes, known)
-        self.of[known].add(handle.key)
+        self.held[handle.key] = (handle, nbytes, call)
+        if call is not None:
+            self.of[call].add(handle.key)
         self.bytes += nbytes
 
     def trim(self) -> None:
         """Drop the least recently used values until the rest fits the limit."""
         while self.bytes > self.limit:
-            key = next(iter(self.held))
-            self.of[self.held[key][2]].discard(key)
-            self._drop(key)
+            self._drop(next(iter(self.held)))
 
-    def forget(self, known: KnownFeeds) -> None:
-        """Drop what depends on feeds that will not come again: nobody will ask for it."""
-        for key in self.of.pop(known, ()):
+    def forget(self, call: int) -> None:
+        """Drop what depends on the feeds of a call that will not come again: nobody will ask for it."""
+        for key in tuple(self.of.get(call, ())):
             self._drop(key)
+        self.of.pop(call, None)
 
     def _drop(self, key: str) -> None:
-        handle, nbytes, _ = self.held.pop(key)
+        handle, nbytes, call = self.held.pop(key)
+        if call is not None:
+            self.of[call].discard(key)
         self.bytes -= nbytes
         self.executor.release([handle])
 

@@ -107,8 +107,8 @@ class Kept:
         else:
             handles = self.executor.submit(request.records, keys)
         for handle in handles[len(refs) :]:
-            its = request.known if handle.key in request.fed else None
-            self.cache.add(handle, request.sizes[handle.key], its)
+            call = request.known.call if handle.key in request.fed else None
+            self.cache.add(handle, request.sizes[handle.key], call)
         self.cache.trim()
         return handles[: len(refs)]
 

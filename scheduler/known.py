@@ -27,12 +27,16 @@ COPIED = 32 << 20
 REMEMBERED = 8
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class KnownFeeds:
-    """Checked feeds, and what stands for the content of each."""
+    """Checked feeds, what stands for the content of each, and the number of the call after which those tokens never come again.
+
+    No number: tokens are hashes, and the same content will have them again.
+    """
 
     feeds: Feeds
     tokens: dict[Variable, str]
+    call: int | None = None
 
     def unchanged(self) -> bool:
         """Whether hashed feeds still have the content that their tokens stand for; arrays may be changed in place."""
@@ -58,10 +62,10 @@ class FeedMemory:
     keeps : bool
         False: nothing computed from the feeds is kept, so each call has tokens of its own.
     forget : callable
-        Is told of feeds whose tokens will never come again.
+        Is told the number of a call whose tokens will never come again.
     """
 
-    def __init__(self, hashed: bool, keeps: bool = True, forget: Callable[[KnownFeeds], None] = lambda known: None):
+    def __init__(self, hashed: bool, keeps: bool = True, forget: Callable[[int], None] = lambda call: None):
         self.hashed = hashed
         self.keeps = keeps
         self.forget = forget
@@ -93,13 +97,15 @@ class FeedMemory:
             arrays[v] = raw[v] if same else a.copy() if np.shares_memory(a, feeds[v]) else a
             arrays[v].flags.writeable = False
         known = KnownFeeds(
-            Feeds(arrays, checked.samples, checked.dtype), {v: self._token(a) for v, a in arrays.items()}
+            Feeds(arrays, checked.samples, checked.dtype),
+            {v: self._token(a) for v, a in arrays.items()},
+            None if self.hashed else next(self.count),
         )
         self.calls.append(_Call(graph, dtype, beginnings, raw, known))
         if len(self.calls) > REMEMBERED:
-            gone = self.calls.pop(0)
-            if not self.hashed:
-                self.forget(gone.known)
+            gone = self.calls.pop(0).known.call
+            if gone is not None:
+                self.forget(gone)
         return known
 
     def clear(self) -> None:

@@ -13,7 +13,7 @@ from test_jacobians import Net, same
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
-from flowgrad.scheduler.known import REMEMBERED
+from flowgrad.scheduler.known import REMEMBERED, KnownFeeds
 
 
 class CountTasks(SchedulerPlugin):
@@ -102,6 +102,16 @@ def test_after_set_value_only_what_lies_downstream_is_computed(counted):
     assert "tanh" not in after
     same(found, fg.Engine("sync").jacobian(net.probabilities, net.x, net.feeds))
     w.set_value(w.value - 0.1)
+
+
+def test_the_cache_holds_no_feeds(counted):
+    engine, _ = counted
+    net = Net()
+    for k in range(2 * REMEMBERED):
+        engine.jacobian(net.logits, net.x, {net.x: net.feeds[net.x] + k})
+    gc.collect()
+    alive = [o for o in gc.get_objects() if type(o) is KnownFeeds and net.x in o.feeds.arrays]
+    assert len(alive) <= REMEMBERED
 
 
 def test_a_feed_that_was_changed_in_place_is_another_feed(counted):
