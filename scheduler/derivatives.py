@@ -175,6 +175,12 @@ class Derivatives(Kept):
             return self._chunked(target, feeds, wrt)
         recipe, known = self._recipe(target, wrt, feeds, "per_sample_gradients")
         lengths = [stop - start for start, stop in self._blocks(known.feeds.samples)]
+        again = self._again(recipe, known, seed) if self.executor.remote else None
+        parts = Parts(self._factors(recipe, known, seed), lengths, again)
+        return PerSampleGradients(self.executor, recipe.wrt, recipe.place, recipe.sizes, parts, known.feeds.dtype)
+
+    def _again(self, recipe: Recipe, known: KnownFeeds, seed: Array | None) -> Callable[[], Made]:
+        """Return what makes the same factors once more, after values were lost."""
         set_now = recipe.tokens_now(known.feeds)
 
         def again() -> Made:
@@ -185,8 +191,7 @@ class Derivatives(Kept):
             self.cache.lost()
             return self._factors(recipe, known, seed)
 
-        parts = Parts(self._factors(recipe, known, seed), lengths, again if self.executor.remote else None)
-        return PerSampleGradients(self.executor, recipe.wrt, recipe.place, recipe.sizes, parts, known.feeds.dtype)
+        return again
 
     def _factors(self, recipe: Recipe, known: KnownFeeds, seed: Array | None) -> Made:
         blocks = self._blocks(known.feeds.samples)

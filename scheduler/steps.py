@@ -44,9 +44,9 @@ def run_spread(
 ) -> Any:
     """Run a single instruction as `run_unit` does, its samples dealt out to threads."""
     (instr,) = instrs
-    env = _given(reads, args)
     if samples < 2 * threads:
         return run_unit(instrs, reads, many, *args)
+    env = _given(reads, args)
 
     def run(start: int, stop: int) -> Array:
         cut = [v if v.shape[-2] == 1 else v[..., start:stop, :] for v in env]

@@ -58,11 +58,11 @@ def without_subnormals(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def flushed(*args: P.args, **kwargs: P.kwargs) -> R:
-        before, during = _Environment(), _Environment()
+        before = _Environment()
         _libm.fegetenv(ctypes.byref(before))
         if before.mxcsr & FLUSH == FLUSH:
             return function(*args, **kwargs)
-        ctypes.pointer(during)[0] = before
+        during = _Environment.from_buffer_copy(before)
         during.mxcsr |= FLUSH
         _libm.fesetenv(ctypes.byref(during))
         try:
