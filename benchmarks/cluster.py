@@ -100,7 +100,7 @@ def scaling_report(tell: Tell, turns: int = 3) -> str:
             )
             tell(lines[-1])
     about = (
-        f"784-1024-10, {SAMPLES:,} samples, 8 shards, compiled; wanted {WANTED_SPEEDUP}x where a step takes 50 ms or more. "
+        f"784-1024-10, {SAMPLES:,} samples, compiled; wanted {WANTED_SPEEDUP}x where a step takes 50 ms or more. "
         f"At grain `round` one task of one worker computes with the threads of both, which are of one machine."
     )
     return about + "\n\n" + "\n".join(lines)

@@ -92,7 +92,7 @@ def _table(e: Estimate) -> list[str]:
         rows.append(
             [
                 grain,
-                text.format(steps=count(steps, "step"), part=count(e.case.largest, "sample")),
+                text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // max(1, round(tasks))), "sample")),
                 f"{tasks:,.0f}" if tasks >= 1 else f"{tasks:.2g}",
                 *(ms(found[k]) if k in found else "-" for k in kernels),
                 "the plan" if grain == e.plan.grain else times(ratio),
