@@ -77,7 +77,7 @@ def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
         step = compile_step(loss, feeds, optimizer.variables(without=feeds.arrays), grain)
         w = flat_values(step.program, graph, "param", feeds.dtype)[0]
         given = [feeds.arrays[graph.nodes[k]] for k in step.fed]  # type: ignore[index]
-        runs[grain] = (step, rule, {"w": w, **rule.init(w)}, None, given, rows)
+        runs[grain] = (step, rule, ({"w": w, **rule.init(w)}, []), None, given, rows)
     spent: dict[str, list[float]] = {"round": [], "node": []}
     ends = time.perf_counter() + 2 * seconds
     with one_thread():

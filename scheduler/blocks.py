@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ class Step:
 
 State = dict[str, Array]
 Gradient = tuple[Array, float]
+# A state and the mean losses of the steps that led to it.
+Done = tuple[State, list[float]]
 
 
 def pick(values: Any, index: Any) -> Any:
@@ -211,17 +213,17 @@ def _update(step: Step, rule: Rule, state: State, gradient: Array, scratch: Scra
 def run_round(
     step: Step,
     rule: Rule,
-    state: State,
+    before: Done,
     const: Array | None,
     feeds: list[Array],
-    steps: list[list[Array]],
+    steps: Sequence[Sequence[Array]],
     threads: int = 1,
-) -> tuple[State, list[float]]:
+) -> Done:
     """Run several optimizer steps; per step the rows of each shard. Same arithmetic as the tasks of grain ``shard``.
 
     `threads` share the work; the result does not depend on how many.
     """
-    state = {k: canonical(v) for k, v in state.items()}
+    state = {k: canonical(v) for k, v in before[0].items()}
     if step.compiled:
         return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
@@ -240,7 +242,7 @@ def run_round(
     return state, losses
 
 
-def _shares(each: Any, share: Any, shards: list[Array], scratches: list[Scratch]) -> Iterator[Gradient]:
+def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scratch]) -> Iterator[Gradient]:
     """Give the gradients of shards in their order, as many at a time as there are scratches."""
     again = len(shards) > len(scratches)
     for k in range(0, len(shards), len(scratches)):

@@ -207,7 +207,7 @@ class Probe:
     def run(self, samples: int, steps: int = 1) -> Callable[[], Any]:
         """Return a call of some steps with `samples` samples each."""
         rows = [[self.order[(k * samples) % (len(self.order) - samples + 1) :][:samples]] for k in range(steps)]
-        return lambda: blocks.run_round(self.step, self.rule, self.state, self.const, self.feeds, rows)
+        return lambda: blocks.run_round(self.step, self.rule, (self.state, []), self.const, self.feeds, rows)
 
     def seconds(self, samples: int, steps: int) -> float:
         """Return the seconds of one step with `samples` samples, of `steps` of them in one round."""

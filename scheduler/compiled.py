@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -93,7 +94,7 @@ class CompiledRound:
         return np.tile(np.array(self.rule.constants(t + 1), self.dtype), (steps, 1))
 
     def run(
-        self, state: State, const: Array | None, feeds: list[Array], steps: list[list[Array]], threads: int = 1
+        self, state: State, const: Array | None, feeds: list[Array], steps: Sequence[Sequence[Array]], threads: int = 1
     ) -> tuple[State, list[float]]:
         """Run several optimizer steps; the inputs stay as they are."""
         order, cuts, counts = _schedule(steps)
@@ -169,7 +170,7 @@ def _kernels(
     return _load(round_text(_source(program, names), program, rule, dtype, clips, decays))
 
 
-def _schedule(steps: list[list[Array]]) -> tuple[Array, Array, Array]:
+def _schedule(steps: Sequence[Sequence[Array]]) -> tuple[Array, Array, Array]:
     """Return all rows in one array, where each shard of each step begins in it, and the number of shards by step."""
     order = np.concatenate([rows for shards in steps for rows in shards]).astype(np.int64)
     counts = np.array([len(shards) for shards in steps], np.int64)

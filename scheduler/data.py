@@ -104,7 +104,7 @@ class Placement:
         graph: TaskGraph,
         lanes: Sequence[Lane],
         workers: Sequence[Worker],
-        steps: Sequence[list[Array]],
+        steps: Sequence[Sequence[Array]],
         salt: str,
     ) -> tuple[list[Lane], list[list[Array]], list[Handle]]:
         """Add the tasks that collect the rows of some steps.

@@ -9,7 +9,7 @@ from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
-from .blocks import Gradient, State, Step, add_gradients, shard_step, update
+from .blocks import Done, Gradient, State, Step, add_gradients, shard_step, update
 from .kernel import canonical
 from .scratch import shard_threads
 from .subnormals import without_subnormals
@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
     Attributes
     ----------
-    rows : list of int array
+    rows : sequence of int array
     first : int
         Index of the first of these shards.
     shards, batch : int
@@ -33,7 +33,7 @@ class Part(NamedTuple):
         How many may share the work.
     """
 
-    rows: list[Array]
+    rows: Sequence[Array]
     first: int
     shards: int
     batch: int
@@ -95,10 +95,10 @@ def total(lanes: Sequence[Shares], shards: int) -> Gradient:
 
 @without_subnormals
 def first_gradient(
-    step: Step, rule: Rule, kind: type[Carry], state: State, const: Array | None, feeds: list[Array], part: Part
+    step: Step, rule: Rule, kind: type[Carry], before: Done, const: Array | None, feeds: list[Array], part: Part
 ) -> Carry:
     """Compute the gradients of a lane's shards at the state that a submission begins with."""
-    state = {k: canonical(v) for k, v in state.items()}
+    state = {k: canonical(v) for k, v in before[0].items()}
     return kind(state, gradients(step, rule, state, const, feeds, part), [])
 
 
@@ -119,7 +119,7 @@ def update_gradient(
 
 
 @without_subnormals
-def last_update(step: Step, rule: Rule, carries: Sequence[Carry], shards: int) -> tuple[State, list[float]]:
+def last_update(step: Step, rule: Rule, carries: Sequence[Carry], shards: int) -> Done:
     """Update by the gradients of all lanes; return the state and the mean losses of all steps.
 
     Raises

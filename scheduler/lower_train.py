@@ -26,7 +26,7 @@ from .plan import Plan
 from .private import PrivateStep
 from .recipe import Recipe, work_of
 from .steps import Ends
-from .tasks import Ref, Task, TaskGraph
+from .tasks import Ref, TaskGraph
 from .tree import reduce_tree
 
 
@@ -105,11 +105,11 @@ def lower_steps(
     plan: Plan,
     rule: Rule,
     lanes: Sequence[Lane],
-    state: list[Ref],
-    steps: Sequence[list[Array]],
+    before: list[Ref],
+    steps: Sequence[Sequence[Array]],
     program: Step,
     exchange: str = "together",
-) -> tuple[list[Ref], Ref]:
+) -> list[Ref]:
     """Lower consecutive steps.
 
     Parameters
@@ -120,9 +120,9 @@ def lower_steps(
         What the arithmetic is.
     lanes : sequence of Lane
         Where shards are computed; changes no bit.
-    state : list of Ref
-        The state before the first step: one, or a slice each.
-    steps : sequence of list of int array
+    before : list of Ref
+        What was done so far (`blocks.Done`): one state, or a slice each, and losses of no interest here.
+    steps : sequence of sequence of int array
         Per step the rows of each shard in its lane's feeds.
     program : Step
         The program itself, for grain ``"node"``.
@@ -131,32 +131,22 @@ def lower_steps(
 
     Returns
     -------
-    (list of Ref, Ref)
-        The state after the last step, as it was given; the list of the steps' mean losses.
+    list of Ref
+        The states after the last step, as they were given, each with the mean losses of these steps.
     """
-    home = lanes[0].worker
     if plan.grain not in ("round", "shard"):
-        return _fine_steps(graph, plan, rule, lanes, state[0], steps, program)
+        return [_fine_steps(graph, plan, rule, lanes, before[0], steps, program)]
     if plan.grain == "shard" and exchange == "slices":
-        done = _sliced_steps(graph, rule, lanes, state, steps)
-    elif plan.grain == "shard":
+        return _sliced_steps(graph, rule, lanes, before, steps)
+    if plan.grain == "shard":
         kind = lane_work.Light if exchange == "together" else lane_work.Carry
-        done = [_lane_steps(graph, rule, kind, lanes, state[0], steps)]
-    else:
-        lane = lanes[0]
-        args = (lane.step, rule, state[0], lane.const, lane.feeds, list(steps), lane.threads)
-        done = [graph.task("round", blocks.run_round, *args, worker=home)]
-    # Taken apart where they were computed: the next steps begin there.
-    after = [graph.task("state", blocks.pick, d, 0, worker=_home(graph, d)) for d in done]
-    return after, graph.task("loss", blocks.pick, done[0], 1, worker=home)
+        return [_lane_steps(graph, rule, kind, lanes, before[0], steps)]
+    lane = lanes[0]
+    args = (lane.step, rule, before[0], lane.const, lane.feeds, steps, lane.threads)
+    return [graph.task("round", blocks.run_round, *args, worker=lane.worker)]
 
 
-def _home(graph: TaskGraph, ref: Ref) -> int | None:
-    record = graph.records[ref.key]
-    return record.worker if isinstance(record, Task) else None
-
-
-def _parts(lanes: Sequence[Lane], shards: list[Array]) -> list[Part]:
+def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[Part]:
     batch = sum(map(len, shards))
     return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
@@ -166,36 +156,36 @@ def _lane_steps(
     rule: Rule,
     kind: type[lane_work.Carry],
     lanes: Sequence[Lane],
-    state: Ref,
-    steps: Sequence[list[Array]],
+    before: Ref,
+    steps: Sequence[Sequence[Array]],
 ) -> Ref:
     """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
 
     Every lane makes the same update, so that a step waits for one hop between workers and not for two.
     """
     carries: list[Ref] = []
-    before = 0
+    last = 0
     for shards in steps:
         new = []
         for lane, part in zip(lanes, _parts(lanes, shards)):
             reads = (lane.const, lane.feeds, part)
             if carries:
-                args = (lane.step, rule, kind, carries, before, *reads)
+                args = (lane.step, rule, kind, carries, last, *reads)
                 new.append(graph.task("update-gradient", lane_work.update_gradient, *args, worker=lane.worker))
             else:
-                first = (lane.step, rule, kind, state, *reads)
+                first = (lane.step, rule, kind, before, *reads)
                 new.append(graph.task("gradient", lane_work.first_gradient, *first, worker=lane.worker))
-        carries, before = new, len(shards)
-    return graph.task("update", lane_work.last_update, lanes[0].step, rule, carries, before, worker=lanes[0].worker)
+        carries, last = new, len(shards)
+    return graph.task("update", lane_work.last_update, lanes[0].step, rule, carries, last, worker=lanes[0].worker)
 
 
 def _sliced_steps(
-    graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], state: Sequence[Ref], steps: Sequence[list[Array]]
+    graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], before: Sequence[Ref], steps: Sequence[Sequence[Array]]
 ) -> list[Ref]:
     """Give each slice of the parameters an update of its own, on a worker of its own."""
-    n = len(state)
+    n = len(before)
     homes = [lanes[k * len(lanes) // n] for k in range(n)]
-    done = [graph.task("update", slices.begin, s, k, worker=h.worker) for k, (s, h) in enumerate(zip(state, homes))]
+    done = [graph.task("update", slices.begin, s, k, worker=h.worker) for k, (s, h) in enumerate(zip(before, homes))]
     for shards in steps:
         weights = [graph.task("weights", slices.pick_weights, d, worker=h.worker) for d, h in zip(done, homes)]
         shares = [
@@ -216,13 +206,14 @@ def _fine_steps(
     plan: Plan,
     rule: Rule,
     lanes: Sequence[Lane],
-    state: Ref,
-    steps: Sequence[list[Array]],
+    before: Ref,
+    steps: Sequence[Sequence[Array]],
     program: Step,
-) -> tuple[list[Ref], Ref]:
+) -> Ref:
     """Grains ``"node"`` and ``"sample"``: a task for everything that people want to see."""
     losses = []
     step, home = lanes[0].step, lanes[0].worker
+    state = graph.task("state", blocks.pick, before, 0, worker=home)
     for shards in steps:
         batch = sum(map(len, shards))
         shares = [
@@ -231,7 +222,7 @@ def _fine_steps(
         mean = reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group, worker=home))
         state = graph.task("update", blocks.update, step, rule, state, mean, worker=home)
         losses.append(graph.task("loss", blocks.pick, mean, 1, worker=home))
-    return [state], graph.task("losses", blocks.collect, *losses, worker=home)
+    return graph.task("done", blocks.collect, state, losses, worker=home)
 
 
 def _share(
@@ -257,12 +248,3 @@ def _share(
 def lane_of(lanes: Sequence[Lane], shard: int) -> Lane:
     """Return the lane that computes a shard."""
     return next(lane for lane in lanes if lane.first <= shard < lane.stop)
-
-
-def epoch_batches(samples: int, batch_size: int, shuffle: bool, seed: int, epoch: int) -> list[Array]:
-    """Return the rows of every mini-batch of an epoch; the last one may be smaller.
-
-    The order depends on `seed` and `epoch` alone.
-    """
-    rows = np.random.default_rng([seed, epoch]).permutation(samples) if shuffle else np.arange(samples)
-    return [rows[i : i + batch_size] for i in range(0, samples, batch_size)]

@@ -177,7 +177,7 @@ class Job:
             start = time.perf_counter()
             with one_thread():
                 many = [shards] * steps
-                blocks.run_round(self.step, self.rule, self.state, self.const(), arrays, many, threads)
+                blocks.run_round(self.step, self.rule, (self.state, []), self.const(), arrays, many, threads)
             seconds = time.perf_counter() - start
             best = min(best, seconds / steps)
             steps = max(1, min(32, int(0.01 / best)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,13 @@ import numpy as np
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 
+from .batches import Batches, Epoch
 from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
 from .data import Placement
 from .evaluate import Evaluation
 from .feeds import check_feeds
 from .history import History, Steps
-from .lower_train import epoch_batches
 from .plan import Plan
 from .prepare import Job, Settings
 from .windows import Windows
@@ -57,7 +56,7 @@ class Run:
         state = job.state
         if found is not None:
             state = self._go_on(found)
-        self.steps_per_epoch = -(-job.feeds.samples // settings.batch_size)
+        self.steps_per_epoch = self._batches(1).epoch.steps
         self.placement = Placement(job.executor, job.step, job.const(), job.fed())
         self.evaluation = None
         if checked is not None:
@@ -66,6 +65,11 @@ class Run:
         self.windows = Windows(
             job.executor, self.placement, self.plan, job.rule, job.step, state, self._report, self._recovered
         )
+
+    def _batches(self, epoch: int) -> Batches:
+        settings = self.settings
+        order = Epoch(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
+        return Batches(order, self.plan.shards)
 
     def _go_on(self, found: Found) -> dict[str, Array]:
         about = found.about
@@ -114,15 +118,14 @@ class Run:
 
     def _epoch(self, epoch: int) -> bool:
         """Run what is left of an epoch, the last window ending with it; return whether to stop."""
-        settings, size = self.settings, self.plan.steps_per_window
-        rows = epoch_batches(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
-        for k in range(self.position, len(rows), size):
-            self._window(rows[k : k + size])
+        batches, size = self._batches(epoch), self.plan.steps_per_window
+        for k in range(self.position, len(batches), size):
+            self._window(batches[k : k + size])
             if self.saver is not None and self.position and self.saver.in_epoch():
                 self._checkpoint()
         return self._end_of_epoch(epoch)
 
-    def _window(self, batches: Sequence[Array]) -> None:
+    def _window(self, batches: Batches) -> None:
         self.windows.run(batches)
         done = self.epoch * self.steps_per_epoch + self.position + len(batches)
         self.epoch, self.position = divmod(done, self.steps_per_epoch)
@@ -133,7 +136,7 @@ class Run:
             "exchange": self.windows.exchange,
         }
 
-    def _report(self, batches: Sequence[Array], losses: list[float]) -> None:
+    def _report(self, batches: Batches, losses: list[float]) -> None:
         """Take the losses of steps that are done."""
         epoch = self.epoch + 1
         history = self.history
@@ -144,15 +147,14 @@ class Run:
                     f"the variables keep the values that they had before"
                 )
             history.steps.losses.append(loss)
-        samples = sum(map(len, batches))
-        self.samples += samples
+        self.samples += batches.samples
         self.settings.callbacks.notify(
             "on_steps",
             {
                 "step": len(history.steps),
                 "steps": self.info["steps"],
                 "epoch": epoch,
-                "samples": samples,
+                "samples": batches.samples,
                 "loss": float(np.mean(losses)),
                 "seconds": time.perf_counter() - self.start,
             },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +45,9 @@ class Scratch:
 
 
 @contextmanager
-def shard_threads(program: Program, steps: list[list[Array]], threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def shard_threads(
+    program: Program, steps: Sequence[Sequence[Array]], threads: int
+) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a ``map`` over shards: in several threads, where shards are worth it."""
     shards, largest = max(map(len, steps)), max(map(len, steps[0]), default=0)
     fixed, each = flops(program)

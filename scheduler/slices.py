@@ -8,14 +8,13 @@ and the tree is by shard index, so that slices change no bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
-from .blocks import State, Step, update
+from .blocks import Done, State, Step, update
 from .kernel import canonical
 from .lane_work import Part, Shares, gradients, total
 from .subnormals import without_subnormals
@@ -55,21 +54,18 @@ def cut_shares(shares: Shares, k: int, slices: int) -> Shares:
 
 
 @without_subnormals
-def update_slice(
-    step: Step, rule: Rule, before: tuple[State, list[float]], parts: list[Shares], shards: int
-) -> tuple[State, list[float]]:
+def update_slice(step: Step, rule: Rule, before: Done, parts: list[Shares], shards: int) -> Done:
     """Update a slice by its parts of all lanes' gradients; return it and the mean losses of all steps so far."""
     gradient, loss = total(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}
     return update(step, rule, state, (gradient, loss)), [*before[1], loss]
 
 
-def begin(state: State, lane: int) -> tuple[State, list[float]]:
-    """Return a slice, or a lane's copy of the whole, before the first step."""
-    return state, []
+def begin(before: Done, lane: int) -> Done:
+    """Return a slice before the first step."""
+    return before[0], []
 
 
-def pick_weights(done: tuple[State, Any]) -> Array:
+def pick_weights(done: Done) -> Array:
     """Return the parameters of a slice."""
-    weights: Array = done[0]["w"]
-    return weights
+    return done[0]["w"]

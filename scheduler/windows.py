@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
-from .blocks import State, Step
+from . import blocks
+from .batches import Batches
+from .blocks import Done, State, Step
 from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
@@ -24,7 +26,6 @@ from .rates import Links
 from .recovery import Recovery, told
 from .slices import cut_state, join_state
 from .tasks import Ref, TaskGraph, token
-from .tree import bounds
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8
@@ -32,11 +33,21 @@ LOOK_AHEAD = 3
 
 
 class Piece(NamedTuple):
-    """A submission that is under way."""
+    """A submission that is under way.
 
-    loss: Handle
+    Attributes
+    ----------
+    loss : Handle, or None
+        The mean losses of its steps; None at the last piece of a window, whose state comes with them.
+    kept : list of Handle
+        What is needed until it is done.
+    batches : Batches
+        Its steps.
+    """
+
+    loss: Handle | None
     kept: list[Handle]
-    batches: Sequence[Array]
+    batches: Batches
 
 
 @dataclass
@@ -75,7 +86,7 @@ class Windows:
     state : dict
         Before the first step.
     report : callable
-        Receives the rows of steps that are done and their losses, each step once and in order.
+        Receives steps that are done and their losses, each step once and in order.
     recovered : callable
         Receives a dict that tells of a failure that was got over.
 
@@ -97,7 +108,7 @@ class Windows:
         rule: Rule,
         step: Step,
         state: State,
-        report: Callable[[Sequence[Array], list[float]], None],
+        report: Callable[[Batches, list[float]], None],
         recovered: Callable[[dict[str, Any]], None],
     ):
         self.executor, self.placement, self.plan, self.rule, self.step = executor, placement, plan, rule, step
@@ -110,13 +121,12 @@ class Windows:
         self._held: list[Handle] = []
         self._reported = 0
 
-    def run(self, batches: Sequence[Array]) -> None:
+    def run(self, batches: Batches) -> None:
         """Do a window of steps, whatever happens to workers meanwhile.
 
         Parameters
         ----------
-        batches : sequence of int array
-            The rows of each step's mini-batch.
+        batches : Batches
 
         Raises
         ------
@@ -156,18 +166,15 @@ class Windows:
 
     # -- one attempt --------------------------------------------------------------------------------------------
 
-    def _attempt(self, batches: Sequence[Array]) -> State:
+    def _attempt(self, batches: Batches) -> State:
         site = self._site()
-        slices = cut_state(self.state, site.slices)
-        owners = [site.lanes[k * len(site.lanes) // len(slices)].worker for k in range(len(slices))]
-        handles = []
-        for k, (part, worker) in enumerate(zip(slices, owners)):
-            handles += self._hold(self.executor.put({f"state-{token(site.salt, k)}": part}, site.addresses[worker]))
+        handles = self._begin(site)
         waiting: deque[Piece] = deque()
         done = tasks = 0
-        for part_of in self._pieces(batches, site):
+        pieces = list(self._pieces(batches, site))
+        for number, part_of in enumerate(pieces, 1):
             graph = TaskGraph()
-            handles, piece = self._submit(graph, site, handles, part_of)
+            handles, piece = self._submit(graph, site, handles, part_of, last=number == len(pieces))
             waiting.append(piece)
             tasks += len(graph.records)
             if len(waiting) > LOOK_AHEAD:
@@ -175,14 +182,23 @@ class Windows:
         self.tasks = max(self.tasks, tasks)
         while len(waiting) > 1:
             done = self._finish(waiting.popleft(), site, done)
-        # The last losses and the state come together: the next window waits for them.
-        losses, *parts = self.executor.outcome([waiting[0].loss, *handles], self._needed(site))
-        self._tell(waiting[0], losses, done)
-        return join_state(parts)
+        found: list[Done] = self.executor.outcome(handles, self._needed(site))
+        self._tell(waiting[0], found[0][1], done)
+        return join_state([state for state, _ in found])
+
+    def _begin(self, site: Site) -> list[Handle]:
+        """Place the state where the first tasks read it."""
+        slices = cut_state(self.state, site.slices)
+        handles = []
+        for k, part in enumerate(slices):
+            worker = site.lanes[k * len(site.lanes) // len(slices)].worker
+            done: Done = (part, [])
+            handles += self._hold(self.executor.put({f"state-{token(site.salt, k)}": done}, site.addresses[worker]))
+        return handles
 
     def _site(self) -> Site:
         workers = self.executor.workers(self.recovery.avoid)
-        alone = max(self.executor.threads, min(self.plan.threads, self.executor.machine_threads))
+        alone = self.executor.threads_alone(workers, self.plan.threads)
         lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", alone)
         self._estimate(workers)
         self.exchange = self._exchange(len(lanes))
@@ -206,36 +222,38 @@ class Windows:
         # Of a lane: the state and its part of the gradient, before a step and after it.
         self.worker_bytes = max(self.worker_bytes, feeds + 2 * (state + self.state["w"].nbytes))
 
-    def _pieces(self, batches: Sequence[Array], site: Site) -> Iterator[Sequence[Array]]:
+    def _pieces(self, batches: Batches, site: Site) -> Iterator[Batches]:
         plan = self.plan
         size = plan.steps_per_task if plan.grain == "round" else -(-plan.steps_per_window // PIECES)
         if self.placement.bucketed(site.workers):
             rows = self.placement.bucket_rows(site.workers, len(site.lanes))
-            size = max(1, min(size, rows // max(map(len, batches))))
+            size = max(1, min(size, rows // batches.largest))
         for k in range(0, len(batches), size):
             yield batches[k : k + size]
 
     def _submit(
-        self, graph: TaskGraph, site: Site, before: list[Handle], batches: Sequence[Array]
+        self, graph: TaskGraph, site: Site, before: list[Handle], batches: Batches, last: bool
     ) -> tuple[list[Handle], Piece]:
-        steps = [[rows[start:stop] for start, stop in bounds(len(rows), self.plan.shards)] for rows in batches]
+        steps: Sequence[Sequence[Array]] = batches
         lanes = site.lanes
         kept: list[Handle] = []
         if self.placement.bucketed(site.workers):
             lanes, steps, kept = self.placement.bucket(graph, lanes, site.workers, steps, site.salt)
             self._hold(kept)
         refs = [Ref(h.key) for h in before]
-        state, losses = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, site.exchange)
-        keys = [losses.key, *(ref.key for ref in state)]
-        loss, *after = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
+        after = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, site.exchange)
+        losses = [] if last else [graph.task("loss", blocks.pick, after[0], 1, worker=lanes[0].worker)]
+        keys = [ref.key for ref in (*after, *losses)]
+        found = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
         self._drop(before)
-        return after, Piece(loss, kept, batches)
+        return found[: len(after)], Piece(None if last else found[-1], kept, batches)
 
     def _needed(self, site: Site) -> set[str]:
         """Return the workers without which a window cannot end."""
         return {site.workers[lane.worker].address for lane in site.lanes}
 
     def _finish(self, piece: Piece, site: Site, done: int) -> int:
+        assert piece.loss is not None
         (losses,) = self.executor.outcome([piece.loss], self._needed(site))
         self._drop([piece.loss, *piece.kept])
         return self._tell(piece, losses, done)

@@ -107,6 +107,10 @@ class Executor(ABC):
         """Threads that a long task may use when nothing else runs meanwhile."""
         return self.threads
 
+    def threads_alone(self, workers: Sequence[Worker], wanted: int) -> int:
+        """Return how many threads a long task may use on these workers, as many as wanted if there are."""
+        return max(self.threads, min(wanted, self.machine_threads))
+
     @cached_property
     def measured(self) -> dict[Any, Any]:
         """What was measured on this executor, for the cost model."""

@@ -70,7 +70,15 @@ class DistributedExecutor(Executor):
     @property
     def machine_threads(self) -> int:
         """On a cluster of our own, which is on this machine, the threads of all workers; else those of one."""
-        return max(self.threads, min(sum(self.client.nthreads().values()), CPU_COUNT)) if self.own else self.threads
+        return self._machine(list(self.client.nthreads().values()) or [1])
+
+    def threads_alone(self, workers: Sequence[Worker], wanted: int) -> int:
+        """Return how many threads a long task may use; the scheduler is not asked again."""
+        each = [w.threads for w in workers]
+        return max(min(each), min(wanted, self._machine(each)))
+
+    def _machine(self, each: list[int]) -> int:
+        return max(min(each), min(sum(each), CPU_COUNT)) if self.own else min(each)
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers that run, in the order of their names; wait for one if there is none.
