@@ -11,8 +11,10 @@ from . import errors
 from .check import check_gradients
 from .errors import FlowgradError
 from .graph import Graph, default_graph
-from .jacobian import Dense, Diagonal, Identity, LocalJacobian, Outer, Rows, Selection, SoftMaxJacobian
-from .node import Node, Op, Stacked, Variable
+from .jacobian import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian
+from .matrix_jacobian import Dense, Outer, Rows
+from .node import Node, Variable
+from .op import Op, Stacked
 from .ops import (
     Add,
     BatchMatVec,

@@ -254,7 +254,7 @@ def _each(a: Share, b: Share) -> Array:
     if a.row is None or b.row is None:
         row = b.row if a.row is None else a.row
         return left if row is None else left * row[:, 0]
-    return left * np.einsum("ni,ni->n", a.row, b.row)
+    return left * np.vecdot(a.row, b.row)
 
 
 def _tile(pairs: list[tuple[Share, Share]], rows: slice, columns: slice, out: Array, work: Array, first: bool) -> None:

@@ -17,7 +17,8 @@ from safetensors.numpy import save as to_bytes
 from .errors import DataError
 from .graph import Graph
 from .jacobian import Array
-from .node import Node, Op, Variable
+from .node import Node, Variable
+from .op import Op
 from .optimizers import Optimizer
 from .schedules import describe, restore
 

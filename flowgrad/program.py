@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .errors import GraphError
-from .node import Node, Op, Variable
+from .node import Node, Variable
+from .op import Op
 
 Verb = Literal["apply", "pull", "pull_sum", "add", "scatter"]
 Role = Literal["param", "const", "feed", "seed"]

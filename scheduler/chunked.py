@@ -18,8 +18,9 @@ from flowgrad.node import Variable
 from flowgrad.program import Instr
 
 from .feeds import Feeds, check_array, check_lengths, common_dtype, fed_variable
-from .recipe import Recipe, work_of
+from .recipe import Recipe
 from .steps import Ends, factors_chunk
+from .work import work_of
 
 
 class Name(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from flowgrad.node import Op, Stacked
+from flowgrad.op import Op, Stacked
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from flowgrad.errors import ShapeError
 from flowgrad.jacobian import Array, Identity, LocalJacobian
-from flowgrad.node import Op
+from flowgrad.op import Op
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 

@@ -12,9 +12,11 @@ from flowgrad.node import Node
 
 from .blocks import cut
 from .known import KnownFeeds
-from .recipe import Recipe, combine, work_of
+from .recipe import Recipe
 from .steps import Ends, jacobian_chunk
 from .tasks import token
+from .units import combine
+from .work import work_of
 
 
 def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:

@@ -24,10 +24,11 @@ from .lower import compile_forward, input_var, lower_share
 from .passes import backward_passes, run_passes
 from .plan import Plan
 from .private import PrivateStep
-from .recipe import Recipe, work_of
+from .recipe import Recipe
 from .steps import Ends
 from .tasks import Ref, TaskGraph
 from .tree import reduce_tree
+from .work import work_of
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from flowgrad.autodiff import Derivation, Edge, derive
+from flowgrad.autodiff import Derivation, derive
 from flowgrad.graph import Graph
 from flowgrad.jacobian import Array, Identity
-from flowgrad.node import Node, Op, Variable, ancestors
+from flowgrad.node import Node, Variable, ancestors
+from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace
 
-from .cost import count
 from .feeds import Feeds, require_values
 from .lower import flat_values, input_var
 from .passes import forward_passes, run_passes
 from .steps import Ends
 from .tasks import token
+from .units import cut_up
 
 # Recipes that an engine remembers.
 REMEMBERED = 64
-# Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
-MAX_UNITS = 256
-UNITS = 64
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,6 @@ class Place:
     wrt: int
     lo: int
     hi: int
-
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """Instructions that one task runs; variables are numbered anew: first what is read, then each result.
-
-    `fed` tells whether results depend on a feed. `flops` are the operations per sample and row of the seed of a single instruction
-    whose samples may be dealt out to threads.
-    """
-
-    prefix: str
-    token: str
-    instrs: tuple[Instr, ...]
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    fed: bool = True
-    flops: float = 0.0
 
 
 class Recipe:
@@ -97,7 +77,7 @@ class Recipe:
         self.program = self.derivation.program
         self.statics = _statics(self.program)
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
-        self.units = _units(self.program, self.statics, self.same, self.through, grain)
+        self.units = cut_up(self.program, self.statics, self.same, self.through, grain)
         self.unit_of = {var: unit for unit in self.units for var in unit.writes}
         nodes = self.graph.nodes
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
@@ -186,62 +166,9 @@ class RecipeBook:
         return self.found[key]
 
 
-def combine(*parts: str) -> str:
-    """Return a token of tokens."""
-    return blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
-
-
-def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]:
-    """Return instructions whose variables are positions: first `reads`, then their own results in order."""
-    at = {var: k for k, var in enumerate(reads)}
-    out = []
-    for i in instrs:
-        args = tuple(at[a] for a in i.args)
-        at[i.out] = len(at)
-        out.append(i._replace(out=at[i.out], args=args))
-    return tuple(out)
-
-
 def _passes_on(i: Instr, grain: str) -> bool:
     """Whether the result is the first argument: marks, and pulls by an identity where an edge need not be a task."""
     return i.op is Mark or (grain != "node" and i.verb == "pull" and i.op.kind(i.slot) is Identity)
-
-
-def _units(
-    program: Program, statics: Sequence[Instr | int], same: Container[int], through: Callable[[int], int], grain: str
-) -> list[Unit]:
-    """Cut a program into units: single instructions, or runs of them where there are very many."""
-    cuts = {i.out for i in statics if isinstance(i, Instr)}
-    instrs = [i for i in program.instrs if i.out not in same and i.out not in cuts]
-    size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
-    units = []
-    tokens: dict[int, str] = {}
-    fed = {i.var for i in program.inputs if i.role == "feed"}
-    for start in range(0, len(instrs), size):
-        run = [i._replace(args=tuple(map(through, i.args))) for i in instrs[start : start + size]]
-        own = {i.out for i in run}
-        reads = tuple(dict.fromkeys(a for i in run for a in i.args if a not in own))
-        numbered = renumber(run, reads)
-        for i in numbered:
-            if id(i.attrs) not in tokens:
-                tokens[id(i.attrs)] = token(i.attrs)
-        rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot}" for i in numbered]
-        apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
-        flops = count(run[0], program) if apart else 0.0
-        writes = tuple(i.out for i in run)
-        if not fed.isdisjoint(reads):
-            fed.update(writes)
-        units.append(Unit(_prefix(run), combine(*rows), numbered, reads, writes, writes[0] in fed, flops))
-    return units
-
-
-def _prefix(run: Sequence[Instr]) -> str:
-    first = run[0]
-    if len(run) > 1:
-        return "block"
-    if first.verb in ("pull", "pull_sum"):
-        return f"pull-{first.op.__name__.lower()}"
-    return first.op.__name__.lower() if first.verb == "apply" else first.verb
 
 
 def _statics(program: Program) -> list[Instr | int]:
@@ -269,53 +196,3 @@ def _static_values(
             value = np.ascontiguousarray(item.op.apply(flats[item.args[0]], **dict(item.attrs)))
             found[item.out] = token(value), value
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """Everything from what is given to the last edges as one task: for blocks whose values nobody asks for again.
-
-    Attributes
-    ----------
-    unit : Unit
-        Reads ``leaves``, in their order, then the seed.
-    leaves : tuple of int
-        Program variables: values that are set, then feeds.
-    edges : tuple of Edge
-        Numbered by the unit's variables.
-    result : int
-        The result's value, numbered so too.
-    """
-
-    unit: Unit
-    leaves: tuple[int, ...]
-    edges: tuple[Edge, ...]
-    result: int
-
-
-def work_of(recipe: Recipe, cut: bool = True) -> Work:
-    """Return the whole of a recipe as one unit, the result's value included.
-
-    With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the unit cuts them.
-    """
-    edges = [
-        e._replace(pull=e.pull._replace(args=tuple(map(recipe.through, e.pull.args)))) for e in recipe.derivation.edges
-    ]
-    target = recipe.through(recipe.target)
-    wanted = {target, *(a for e in edges for a in e.pull.args)}
-    cuts = {i.out for i in recipe.statics if isinstance(i, Instr)} if cut else set()
-    kept = []
-    for i in reversed(recipe.program.instrs):
-        if i.out in wanted and i.out not in recipe.same and i.out not in cuts:
-            kept.append(i._replace(args=tuple(map(recipe.through, i.args))))
-            wanted.update(kept[-1].args)
-    kept.reverse()
-    own = {i.out for i in kept}
-    seed = recipe.derivation.seed
-    leaves = tuple(sorted(var for var in wanted if var not in own and var != seed))
-    reads = (*leaves, seed)
-    numbered = renumber(kept, reads)
-    at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
-    edges = [e._replace(pull=e.pull._replace(args=tuple(at[a] for a in e.pull.args))) for e in edges]
-    unit = Unit("block", "", numbered, reads, tuple(i.out for i in kept))
-    return Work(unit, leaves, tuple(edges), at[target])

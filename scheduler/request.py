@@ -12,9 +12,10 @@ from flowgrad.jacobian import Array
 from . import blocks
 from .cache import Cache
 from .known import KnownFeeds
-from .recipe import Recipe, Unit, combine
+from .recipe import Recipe
 from .steps import run_spread, run_unit
 from .tasks import Data, Record, Ref, Task, token
+from .units import Unit, combine
 
 # What the client gives and is larger stays on a worker like a computed value.
 PLACED = 1 << 20

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowgrad.node import Op
+from flowgrad.op import Op
 from flowgrad.program import Program
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobian import Array, Blocks, LocalJacobian, OuterSum
-from ..node import Node, Op, Stacked
+from ..jacobian import Array, LocalJacobian
+from ..matrix_jacobian import Blocks, OuterSum
+from ..node import Node
+from ..op import Op, Stacked
 
 
 class BatchMatVec(Op):

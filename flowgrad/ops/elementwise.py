@@ -8,7 +8,8 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..jacobian import Array, Diagonal, Identity, LocalJacobian
-from ..node import Node, Op, Stacked
+from ..node import Node
+from ..op import Op, Stacked
 
 
 class Elementwise(Op):

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobian import Array, Dense, LocalJacobian, Outer, Rows
-from ..node import Node, Op, Stacked
+from ..jacobian import Array, LocalJacobian
+from ..matrix_jacobian import Dense, Outer, Rows
+from ..node import Node
+from ..op import Op, Stacked
 from .batch import BatchMatVec
 
 # Up to this many samples, and from this many entries of a matrix on, products are computed as their transpose: BLAS is up to

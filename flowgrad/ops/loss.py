@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobian import Array, LocalJacobian, Outer, SoftMaxJacobian, SoftMaxTangent
-from ..node import Op
+from ..jacobian import Array, LocalJacobian, SoftMaxJacobian, SoftMaxTangent
+from ..matrix_jacobian import Outer
+from ..op import Op
 
 # Added to the probabilities under the logarithm, so that a probability of 0 costs 23, not infinity.
 EPSILON = 1e-10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..jacobian import Array, Identity, LocalJacobian
-from ..node import Op
+from ..op import Op
 
 
 class Mark(Op):

@@ -6,7 +6,8 @@ from numbers import Real
 from typing import Any
 
 from ..errors import GraphError, ShapeError
-from ..node import Node, Op
+from ..node import Node
+from ..op import Op
 from .elementwise import Add, Multiply, Negative, Scale, Subtract
 from .linear import Dot
 from .select import Slice

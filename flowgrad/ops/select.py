@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..jacobian import Array, LocalJacobian, Selection
-from ..node import Node, Op
+from ..node import Node
+from ..op import Op
 
 
 class Vectorize(Op):

@@ -1,0 +1,187 @@
+"""Local Jacobians of ops that are matrix products: summed over the samples, each is ONE matrix product again."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jacobian import Array, LocalJacobian
+
+
+class Outer(LocalJacobian):
+    """``dy/dx = I_k ⊗ row``: the node is ``k`` dot products with one row (Dot, Sum, MatVec by its matrix).
+
+    Per sample the pulled cotangent is the outer product ``g ⊗ row``; summed over the samples it is ONE matrix product.
+
+    Parameters
+    ----------
+    row : ndarray (N, n)
+        The row shared by the ``k`` outputs; the parent has length ``k * n``, row-major.
+    """
+
+    def __init__(self, row: Array):
+        self.row = row
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return the outer product of each sample's cotangent with its row."""
+        return _blocks(g, self.row[:, None, :], out)
+
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
+        """Return ``sum_n g_n ⊗ row_n`` as one matrix product ``gᵀ @ row``."""
+        v, _, k = g.shape
+        if len(self.row) == 1:
+            return self.pull(g.sum(axis=1, keepdims=True), out)
+        n = self.row.shape[1]
+        target = None if out is None else out.reshape(v, k, n)
+        return np.matmul(np.swapaxes(g, 1, 2), self.row, target).reshape(v, 1, k * n)
+
+    def split(self, g: Array) -> list[tuple[Array, Array | None]]:
+        """Return `g` and the row: they are the factors."""
+        return [(g, self.row)]
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the `k` dot products of the tangent with the row."""
+        v, n = t.shape[:2]
+        wide = t.reshape(v, n, out_dim, -1)
+        if len(self.row) == 1:
+            return wide @ self.row[0]
+        return np.einsum("vnki,ni->vnk", np.broadcast_to(wide, (v, len(self.row), *wide.shape[2:])), self.row)
+
+
+class Dense(LocalJacobian):
+    """``dy/dx = m``, an explicit matrix per sample (MatVec by its vector).
+
+    Parameters
+    ----------
+    m : ndarray (N, out, in)
+        For `MatVec` this is a view of the matrix, no copy.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return ``g @ m``; one plain matrix product when `m` is shared by the samples."""
+        if len(self.m) == 1:
+            if out is None or len(out) == 1 or not np.swapaxes(out, 0, 1).flags.c_contiguous:
+                return np.matmul(g, self.m[0], out)
+            # Laid out sample by sample: one product over samples and rows, not one for each row with gaps between its results.
+            left = np.ascontiguousarray(np.swapaxes(g, 0, 1)).reshape(-1, g.shape[2])
+            np.matmul(left, self.m[0], np.swapaxes(out, 0, 1).reshape(-1, out.shape[2]))
+            return out
+        return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m, out=out)
+
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
+        """Return the sum over the samples as one matrix product."""
+        samples, k, n = self.m.shape
+        if samples == 1:
+            return self.pull(g.sum(axis=1, keepdims=True), out)
+        return np.matmul(g.reshape(len(g), 1, samples * k), self.m.reshape(-1, n), out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return ``m @ t``; one plain matrix product when `m` is shared by the samples."""
+        if len(self.m) == 1:
+            return t @ self.m[0].T
+        return np.einsum("noi,vni->vno", self.m, np.broadcast_to(t, (len(t), len(self.m), t.shape[2])))
+
+
+class Rows(LocalJacobian):
+    """``y_i`` depends on the ``i``-th stretch of the parent alone, by the row ``m_i`` (RowDot).
+
+    Parameters
+    ----------
+    m : ndarray (N, k, n)
+        One row per output; the parent has length ``k * n``.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return each row times its entry of the cotangent."""
+        return _blocks(g, self.m, out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the dot product of each stretch of the tangent with its row."""
+        return (t.reshape(*t.shape[:2], *self.m.shape[1:]) * self.m).sum(axis=3)
+
+
+class OuterSum(LocalJacobian):
+    """The node is ``r`` products of one matrix with ``r`` vectors, this is its derivative by the matrix (BatchMatVec).
+
+    Per sample the pulled cotangent is a sum of ``r`` outer products, summed over the samples ONE matrix product.
+
+    Parameters
+    ----------
+    rows : ndarray (N, r, n)
+        The vectors; the node has length ``r * k``, the parent ``k * n``.
+    """
+
+    def __init__(self, rows: Array):
+        self.rows = rows
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return the sum of the outer products of each sample."""
+        _, r, n = self.rows.shape
+        turned = np.swapaxes(g.reshape(*g.shape[:2], r, -1), 2, 3)
+        target = None if out is None else out.reshape(*out.shape[:2], turned.shape[2], n)
+        found = np.matmul(turned, self.rows, target)
+        return found.reshape(*found.shape[:2], -1)
+
+    def pull_sum(self, g: Array, out: Array | None = None) -> Array:
+        """Return the sum over samples and vectors as one matrix product."""
+        samples, r, n = self.rows.shape
+        if samples == 1:
+            return self.pull(g.sum(axis=1, keepdims=True), out)
+        turned = np.swapaxes(g.reshape(len(g), samples * r, -1), 1, 2)
+        target = None if out is None else out.reshape(len(g), turned.shape[1], n)
+        return np.matmul(turned, self.rows.reshape(-1, n), target).reshape(len(g), 1, -1)
+
+    def split(self, g: Array) -> list[tuple[Array, Array | None]]:
+        """Return a pair for each vector."""
+        r = self.rows.shape[1]
+        stretches = g.reshape(*g.shape[:2], r, -1)
+        return [(stretches[:, :, k], self.rows[:, k]) for k in range(r)]
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the tangent of the matrix times every vector."""
+        n = self.rows.shape[2]
+        found = np.matmul(self.rows, np.swapaxes(t.reshape(*t.shape[:2], -1, n), 2, 3))
+        return found.reshape(*found.shape[:2], out_dim)
+
+
+class Blocks(LocalJacobian):
+    """``dy/dx = I_r ⊗ m``: the same matrix for each of ``r`` vectors laid end to end (BatchMatVec by its vectors).
+
+    Parameters
+    ----------
+    m : ndarray (N, k, n)
+        The node has length ``r * k``, the parent ``r * n``.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return every stretch of the cotangent times the matrix."""
+        _, k, n = self.m.shape
+        stretches = g.reshape(*g.shape[:2], -1, k)
+        if len(self.m) == 1 and (out is None or out.flags.c_contiguous):  # one plain matrix product
+            target = None if out is None else out.reshape(-1, n)
+            return np.matmul(stretches.reshape(-1, k), self.m[0], target).reshape(*g.shape[:2], -1)
+        found = np.matmul(stretches, self.m, None if out is None else out.reshape(*out.shape[:2], -1, n))
+        return found.reshape(*found.shape[:2], -1)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the matrix times every stretch of the tangent."""
+        n = self.m.shape[2]
+        found = np.matmul(t.reshape(*t.shape[:2], -1, n), np.swapaxes(self.m, 1, 2))
+        return found.reshape(*found.shape[:2], -1)
+
+
+def _blocks(g: Array, rows: Array, out: Array | None) -> Array:
+    """Return ``g_i row_i`` for every entry of the cotangent, end to end."""
+    if out is None:
+        block = g[..., None] * rows
+        return block.reshape(*block.shape[:2], -1)
+    np.multiply(g[..., None], rows, out.reshape(*out.shape[:2], g.shape[2], -1))
+    return out

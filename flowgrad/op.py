@@ -1,0 +1,144 @@
+"""Ops: each is stated once, its static methods are its pure rules, on arrays whose axis 0 is the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .errors import GraphError, ShapeError
+from .jacobian import Array, Diagonal, LocalJacobian
+from .node import Node, brief
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """How siblings become one op: the op, its static attributes, and the order in which it takes the slots."""
+
+    op: type[Op]
+    attrs: dict[str, Any]
+    order: tuple[int, ...] | None = None
+
+
+class Op(Node):
+    """Base of all ops, yours included: a class of a few lines states shape, value and local Jacobian once.
+
+    Class attributes
+    ----------------
+    kinds : tuple of LocalJacobian classes
+        Kind of the local Jacobian by slot, known before any data; the last one repeats.
+    uses : tuple of tuple of int, or None
+        Which forward values the factor of each slot needs: slots of parents, ``-1`` for the node's own value; the last one
+        repeats. The others may be passed as None. None: all of them.
+
+    expr, slopes : str, tuple of str, optional
+        For compiled kernels, where the op is elementwise: the value of one entry and its derivative by slot, as expressions
+        of the parents' entries ``{0}``, ``{1}``, the value ``{y}`` and the attributes by name; constants as ``F(0.5)``.
+    row_value, row_factor, row_both : static methods, optional
+        For compiled kernels, where each sample is for itself: ``row_value(y, *parents)`` writes the value of one sample,
+        ``row_factor(slot, f, *used)`` the row of an `Outer` from the values that `uses` lists; plain loops over 1-d arrays.
+        ``row_both(y, f, *parents)`` may write the value and the row of slot 0 at once. An op that states none of these runs
+        with NumPy.
+
+    Rules (static methods; axis 0 is the samples)
+    ---------------------------------------------
+    shape(*dims, **attrs) -> int
+        Length of the value; raise `ShapeError` saying what is needed. Default: all parents alike.
+    apply(*values, **attrs) -> ndarray (N, dim)
+        Must not change its inputs; ``N == 1`` operands broadcast. May take ``out=None``, an array to write the value into.
+    jacobian(slot, y, *values, **attrs) -> LocalJacobian
+    both(*values, **attrs) -> (ndarray, LocalJacobian), optional
+        The value and the local Jacobian of slot 0 at once, where they share work; the same bits as one by one.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> class Square(fg.Op):
+    ...     kinds = (fg.Diagonal,)
+    ...
+    ...     @staticmethod
+    ...     def apply(a):
+    ...         return a * a
+    ...
+    ...     @staticmethod
+    ...     def jacobian(slot, y, a):
+    ...         return fg.Diagonal(2 * a)
+    >>> with fg.Graph():
+    ...     y = Square(fg.Variable(2, [1.0, 3.0]))
+    >>> y.forward()
+    array([1., 9.])
+    """
+
+    kinds: ClassVar[tuple[type[LocalJacobian], ...]] = (Diagonal,)
+    uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
+    expr: ClassVar[str | None] = None
+    slopes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
+        kind = type(self).__name__
+        if not parents:
+            raise GraphError(f"{kind} needs at least one node")
+        for slot, parent in enumerate(parents):
+            if not isinstance(parent, Node):
+                raise GraphError(
+                    f"{kind}: operand {slot} is {type(parent).__name__} {brief(parent)}, not a node: "
+                    f"wrap it as Variable(dim, value, trainable=False)"
+                )
+            if parent.graph is not parents[0].graph:
+                raise GraphError(
+                    f"{kind}: {parents[0]} and {parent} belong to two different graphs: build both in the same `with graph:`"
+                )
+        dims = [p.dim for p in parents]
+        try:
+            dim = self.shape(*dims, **attrs)
+        except (ShapeError, TypeError) as error:
+            told = ", ".join(f"{p.name!r} (dim {p.dim})" for p in parents[:6]) + (", ..." if len(parents) > 6 else "")
+            raise ShapeError(f"{kind}({told}): {error}") from None
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise ShapeError(f"{kind}: its shape rule gave {dim!r} for dims {dims}; a dim is a positive integer")
+        super().__init__(parents[0].graph, int(dim), tuple(parents), attrs, name)
+
+    @staticmethod
+    def shape(*dims: Any, **attrs: Any) -> int:
+        """Return the length of the value for parents of lengths `dims`; raise `ShapeError` where they do not fit."""
+        if len(set(dims)) != 1:
+            raise ShapeError(f"needs vectors of one length, got {' and '.join(map(str, dims))}")
+        return dims[0]
+
+    @staticmethod
+    def apply(*values: Any, **attrs: Any) -> Array:
+        """Return the value ``(N, dim)`` for values ``(N, dim_i)`` of the parents."""
+        raise NotImplementedError("an op states its value: a static method `apply(*values, **attrs)`")
+
+    @staticmethod
+    def jacobian(slot: int, y: Any, *values: Any, **attrs: Any) -> LocalJacobian:
+        """Return the local Jacobian by the parent in `slot`."""
+        raise NotImplementedError("an op states its derivative: a static method `jacobian(slot, y, *values, **attrs)`")
+
+    #: Optional rule ``jacobian_tangent(slot, values, tangents, **attrs)``, for second derivatives: the local Jacobian whose
+    #: factor is the factor's tangent, or None where it is zero; `values` and `tangents` begin with the node's own. An op
+    #: that states none is differentiated once more by central differences of ``jacobian``.
+    jacobian_tangent: ClassVar[Callable[..., LocalJacobian | None] | None] = None
+
+    @classmethod
+    def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
+        """Say how `k` siblings become one op, or None: they stay single.
+
+        Siblings have the same class, attributes and dims. The operands of a slot where ``shared[slot]`` are one and the
+        same node; those of the other slots are laid end to end. The op's value must be the siblings' values end to end.
+        """
+        return None
+
+    @classmethod
+    def kind(cls, slot: int) -> type[LocalJacobian]:
+        """Return the kind of the local Jacobian by the parent in `slot`."""
+        return cls.kinds[min(slot, len(cls.kinds) - 1)]
+
+    @classmethod
+    def needs(cls, slot: int, arity: int) -> tuple[int, ...]:
+        """Return which forward values the factor of `slot` needs; ``-1`` is the node's own."""
+        if cls.uses is None:
+            return (-1, *range(arity))
+        return cls.uses[min(slot, len(cls.uses) - 1)]
