@@ -30,6 +30,8 @@ from .tasks import Ref, TaskGraph, token
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8
 LOOK_AHEAD = 3
+# Of a row in the order of an epoch.
+ORDER_BYTES = 4
 
 
 class Piece(NamedTuple):
@@ -216,7 +218,7 @@ class Windows:
 
     def _estimate(self, workers: list[Worker]) -> None:
         state = sum(v.nbytes for v in self.state.values())
-        feeds = self.placement.samples * self.placement.row_bytes
+        feeds = self.placement.samples * (self.placement.row_bytes + ORDER_BYTES)
         if self.placement.bucketed(workers):
             feeds = self.placement.bucket_rows(workers, 1) * self.placement.row_bytes * (LOOK_AHEAD + 1)
         # Of a lane: the state and its part of the gradient, before a step and after it.

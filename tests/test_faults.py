@@ -49,9 +49,8 @@ def hurt():
         yield client
 
 
-@pytest.fixture(autouse=True)
-def two_workers(hurt):
-    """Every test begins with two workers that have started: a nanny gives up when its worker dies before that."""
+def wait_for_two(hurt):
+    """Wait until there are two workers that have started: a nanny gives up when its worker dies before that."""
 
     def there():
         hurt.cluster.scale(2)  # nannies may have given up
@@ -59,7 +58,11 @@ def two_workers(hurt):
         return nannies == ["running"] * 2 and len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2
 
     wait_for(there, 60)
-    return hurt
+
+
+@pytest.fixture(autouse=True)
+def two_workers(hurt):
+    wait_for_two(hurt)
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +119,7 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
 
     def attempt(self, *args):
         if len(killed) < 2:
-            # A nanny gives up when its worker dies in the moment of its start.
-            wait_for(lambda: len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2)
-            time.sleep(1)
+            wait_for_two(hurt)
             killed.append(kill(pids(hurt).values()))
         return original(self, *args)
 
