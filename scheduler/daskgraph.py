@@ -14,15 +14,35 @@ from dask.task_spec import Task as DaskTask
 from .tasks import Data, Record, Ref
 
 
+class KeyedTask(DaskTask):
+    """A task that its key stands for. dask names graphs by a hash of all that is in them, which takes longer than the rest."""
+
+    __slots__ = ()
+
+    def __dask_tokenize__(self) -> Any:
+        """Return the key."""
+        return self.key
+
+
+class KeyedData(DataNode):
+    """A value that its key stands for."""
+
+    __slots__ = ()
+
+    def __dask_tokenize__(self) -> Any:
+        """Return the key."""
+        return self.key
+
+
 def to_dask(records: dict[str, Record], run: Callable[..., Any] | None = None) -> dict[str, GraphNode]:
     """Return `records` as a dask graph with the same keys; with `run`, tasks call ``run(func, *args)``."""
     first = () if run is None else (run,)
     graph: dict[str, GraphNode] = {}
     for key, r in records.items():
         if isinstance(r, Data):
-            graph[key] = DataNode(key, r.value)
+            graph[key] = KeyedData(key, r.value)
         else:
-            graph[key] = DaskTask(key, *first, r.func, *map(_argument, r.args))
+            graph[key] = KeyedTask(key, *first, r.func, *map(_argument, r.args))
     return graph
 
 

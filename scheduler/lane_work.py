@@ -40,7 +40,7 @@ class Part(NamedTuple):
     threads: int = 1
 
 
-class Carry(NamedTuple):
+class Carry:
     """What a lane hands on from step to step.
 
     Attributes
@@ -53,13 +53,21 @@ class Carry(NamedTuple):
         Mean losses of the steps that were updated by.
     """
 
-    state: State | None
-    shares: Shares
-    losses: list[float]
+    __slots__ = ("losses", "shares", "state")
+
+    def __init__(self, state: State | None, shares: Shares, losses: list[float]):
+        self.state, self.shares, self.losses = state, shares, losses
+
+    def __sizeof__(self) -> int:
+        """Return the bytes of all arrays: dask asks after each task, and would else look through all that is inside."""
+        held = [gradient for gradient, _ in self.shares.values()] + list((self.state or {}).values())
+        return sum(array.nbytes for array in held)
 
 
 class Light(Carry):
     """A carry whose state stays in its process: every lane has the same state, so that gradients alone need to travel."""
+
+    __slots__ = ()
 
     def __reduce__(self) -> tuple[type[Carry], tuple[None, Shares, list[float]]]:
         """Leave the state behind."""
