@@ -161,9 +161,14 @@ class _Fusion:
     def _select(self, i: Instr) -> None:
         if i.op is Vectorize:
             self.segments[i.out] = _merge([s for a in i.args for s in self.segments[a]])
-        else:
-            attrs = dict(i.attrs)
-            self.segments[i.out] = _cut(self.segments[i.args[0]], attrs["start"], attrs["stop"])
+            return
+        attrs = dict(i.attrs)
+        cut = _cut(self.segments[i.args[0]], attrs["start"], attrs["stop"])
+        batched = any(s.base >= 0 and self.builder.types[s.base].batched for s in cut)
+        if batched == self.program.types[i.out].batched:
+            self.segments[i.out] = cut
+        else:  # what all samples share is left of a value with a row for each of them, and what reads it expects such rows
+            self._single(i)
 
     def _single(self, i: Instr) -> None:
         args = [self.materialise(self.segments[a]) for a in i.args]
