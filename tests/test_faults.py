@@ -103,7 +103,7 @@ def test_a_worker_is_killed(hurt, expected, monkeypatch, grain):
     check(expected, hurt, grain, lambda: kill(first), recovered=grain == "shard", op=Slow)
 
 
-@pytest.mark.parametrize("steps", [10, 60])
+@pytest.mark.parametrize("steps", [pytest.param(10, marks=pytest.mark.slow), 60])
 @pytest.mark.parametrize("grain", GRAINS)
 def test_all_workers_are_killed(hurt, expected, monkeypatch, grain, steps):
     """In the middle of a window, or perhaps between two."""

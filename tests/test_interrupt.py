@@ -60,8 +60,17 @@ def resumed(where, folder):
     return history.steps, trainer.fingerprint()
 
 
-@pytest.mark.parametrize("step", [1, 15, 40])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        (KeyboardInterrupt, 1),
+        (KeyboardInterrupt, 15),
+        (KeyboardInterrupt, 40),
+        (SystemExit, 15),
+        pytest.param(SystemExit, 1, marks=pytest.mark.slow),
+        pytest.param(SystemExit, 40, marks=pytest.mark.slow),
+    ],
+)
 def test_what_was_interrupted_goes_on_to_the_same_bits(executor, tmp_path, expected, error, step):
     interrupted(error, executor, tmp_path, step)
     assert read_checkpoint(tmp_path) is not None

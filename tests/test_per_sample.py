@@ -203,7 +203,7 @@ def test_on_every_executor_and_lazily(executor):
     assert all(isinstance(a, da.Array) for a in found.mean(compute=False).values())
 
 
-@pytest.mark.parametrize("chunks", [2, 4, 9])
+@pytest.mark.parametrize("chunks", [pytest.param(2, marks=pytest.mark.slow), 4, 9])
 def test_dask_feeds_are_read_chunk_by_chunk(executor, chunks):
     made = Shared(2)
     lazy = {v: da.from_array(a, chunks=(chunks, 3)) for v, a in made.feeds.items()}

@@ -96,7 +96,7 @@ def across_workers():
     """Every case at every grain; the costly ones, thousands of tiny tasks, are slow tests."""
     for name, grain in itertools.product(reference.NAMES, GRAINS):
         costly = (name == reference.MNIST and grain in ("node", "sample")) or (
-            grain == "node" and not name.endswith("_Adam")
+            grain == "node" and name not in ("mlp_relu_Adam", "shared_patches_Adam")
         )
         yield pytest.param(name, grain, marks=[pytest.mark.slow] if costly else [])
 
