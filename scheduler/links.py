@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,9 @@ import flowgrad as fg
 
 from .calibrate import burst
 from .engine import Engine
-from .executors import Executor, LocalExecutor
+from .executors import Executor, LocalExecutor, Worker
 from .history import History
-from .measure import run_now, task_links
+from .measure import run_now, steadily, task_links
 from .rates import Links
 from .tasks import Task
 
@@ -76,8 +76,12 @@ def _epoch(engine: Engine, fit: Fit, shards: int, steps: int) -> float:
 def _crowd(executor: Executor, slots: int) -> float:
     if slots == 1:
         return 1.0
-    name = uuid.uuid4().hex
-    keys = [f"burst-{name}-{k}" for k in range(slots + 1)]
-    alone = run_now(executor, {keys[0]: Task(burst, ())}, keys[:1])
-    together = run_now(executor, {key: Task(burst, ()) for key in keys[1:]}, keys[1:])
-    return max(1.0, max(together) / alone[0])
+
+    def measured(workers: Sequence[Worker]) -> float:
+        name = uuid.uuid4().hex
+        keys = [f"burst-{name}-{k}" for k in range(slots + 1)]
+        alone = run_now(executor, {keys[0]: Task(burst, ())}, keys[:1], workers)
+        together = run_now(executor, {key: Task(burst, ()) for key in keys[1:]}, keys[1:], workers)
+        return max(1.0, max(together) / alone[0])
+
+    return steadily(executor, measured)

@@ -4,48 +4,66 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .blocks import pick
 from .calibrate import new_state, rates_here
-from .executors import Executor, Worker
+from .executors import Executor, Lost, Worker
 from .rates import Links, Rates
 from .tasks import Data, Record, Ref, Task
 
 # Tasks side by side, of which one more is timed; bytes that workers give each other.
 WIDE, MOVED = 40, 1 << 22
+# How often something is measured when workers go away meanwhile.
+ATTEMPTS = 5
+
+T = TypeVar("T")
 
 
 def rates_of(executor: Executor, kernel: str, dtype: str, again: bool = False) -> Rates:
     """Return the rates of a worker of an executor, from its memory or its disk, or measured there."""
     name = f"rates-{kernel}-{dtype}"
     if again or name not in executor.measured:
-        key = f"measure-{uuid.uuid4().hex}"
-        executor.measured[name] = Rates.from_dict(
-            run_now(executor, {key: Task(rates_here, (kernel, dtype, again))}, [key])[0]
-        )
+
+        def measured(workers: Sequence[Worker]) -> Any:
+            key = f"measure-{uuid.uuid4().hex}"
+            return run_now(executor, {key: Task(rates_here, (kernel, dtype, again))}, [key], workers)[0]
+
+        executor.measured[name] = Rates.from_dict(steadily(executor, measured))
     found: Rates = executor.measured[name]
     return found
 
 
 def run_now(
-    executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[str] = ()
+    executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[Worker]
 ) -> list[Any]:
     """Run tasks, wait for their values and let go of them.
 
     Raises
     ------
     Lost
-        If workers went away meanwhile.
+        If one of the workers went away and the values do not come: dask now and then waits for one that has died for ever.
     """
-    handles = executor.submit(records, keys, workers)
+    addresses = [worker.address for worker in workers]
+    handles = executor.submit(records, keys, addresses)
     try:
-        return executor.outcome(handles)
+        return executor.outcome(handles, addresses)
     finally:
         executor.release(handles)
+
+
+def steadily(executor: Executor, measure: Callable[[Sequence[Worker]], T]) -> T:
+    """Measure on the workers that there are; anew, up to a limit, when one of them went away meanwhile."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return measure(executor.workers())
+        except Lost:
+            if not left:
+                raise
+    raise AssertionError
 
 
 def task_links(executor: Executor) -> Links:
@@ -53,25 +71,28 @@ def task_links(executor: Executor) -> Links:
 
     Nothing of it is about training.
     """
-    workers = executor.workers()
+    return steadily(executor, lambda workers: _links(executor, workers))
+
+
+def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
     known = ("tasks", *workers)
     if known not in executor.measured:
-        hop = executor.task_seconds()
+        hop = executor.task_seconds(workers)
         executor.measured[known] = Links(
             workers=len(workers),
             threads=executor.threads,
             slots=sum(worker.threads for worker in workers),
             hop=hop,
-            task=_task(executor, hop),
+            task=_task(executor, workers, hop),
             move=_move(executor, workers) if len(workers) > 1 else 0.0,
-            update=_update(executor) if len(workers) > 1 else 0.0,
+            update=_update(executor, workers) if len(workers) > 1 else 0.0,
             machine=executor.machine_threads,
         )
     found: Links = executor.measured[known]
     return found
 
 
-def _task(executor: Executor, hop: float) -> float:
+def _task(executor: Executor, workers: Sequence[Worker], hop: float) -> float:
     """Return the seconds of one task more beside others."""
     name = uuid.uuid4().hex
     wide: dict[str, Record] = {f"task-{name}-0": Data([0])}
@@ -79,13 +100,12 @@ def _task(executor: Executor, hop: float) -> float:
         wide[f"task-{name}-{k}"] = Task(pick, ([Ref(f"task-{name}-0")], 0))
     wide[f"task-{name}-all"] = Task(len, ([Ref(f"task-{name}-{k}") for k in range(1, WIDE + 1)],))
     start = time.perf_counter()
-    run_now(executor, wide, [f"task-{name}-all"])
+    run_now(executor, wide, [f"task-{name}-all"], workers)
     return max(time.perf_counter() - start - 2 * hop, 0.0) / WIDE
 
 
 def _move(executor: Executor, workers: Sequence[Worker]) -> float:
     """Return the seconds per byte of what two workers give each other."""
-    addresses = [worker.address for worker in workers[:2]]
 
     def swap(size: int) -> float:
         name = uuid.uuid4().hex
@@ -94,7 +114,7 @@ def _move(executor: Executor, workers: Sequence[Worker]) -> float:
         records: dict[str, Record] = {key: Task(np.ones, (size, np.uint8), k) for k, key in enumerate(made)}
         records |= {key: Task(len, ([Ref(m) for m in made],), k) for k, key in enumerate(keys)}
         start = time.perf_counter()
-        run_now(executor, records, keys, addresses)
+        run_now(executor, records, keys, workers[:2])
         return time.perf_counter() - start
 
     times = [(swap(1), swap(MOVED)) for _ in range(2)]
@@ -102,7 +122,7 @@ def _move(executor: Executor, workers: Sequence[Worker]) -> float:
     return max(large - small, 0.0) / MOVED
 
 
-def _update(executor: Executor) -> float:
+def _update(executor: Executor, workers: Sequence[Worker]) -> float:
     key = f"update-{uuid.uuid4().hex}"
-    found: float = run_now(executor, {key: Task(new_state, ())}, [key])[0]
+    found: float = run_now(executor, {key: Task(new_state, ())}, [key], workers)[0]
     return found

@@ -9,7 +9,7 @@ import pytest
 import flowgrad as fg
 from flowgrad.optim import AdamRule
 from flowgrad.scheduler import calibrate, measure
-from flowgrad.scheduler.executors import LocalExecutor, Worker
+from flowgrad.scheduler.executors import LocalExecutor, Lost, Worker
 from flowgrad.scheduler.links import links_of
 from flowgrad.scheduler.measure import rates_of, task_links
 from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Rates
@@ -194,3 +194,29 @@ def test_workers_measure_themselves(client):
 
 def test_a_burst_takes_time():
     assert calibrate.burst(0.001) > 0
+
+
+class Vanishing(LocalExecutor):
+    """Two workers, of which now and then one goes away while something is measured."""
+
+    def __init__(self, times):
+        super().__init__(threads=False)
+        self.left, self.waited_for = times, []
+
+    def workers(self, avoid=()):
+        return [Worker(f"w{self.left}", 1), Worker("stays", 1)]
+
+    def outcome(self, handles, workers=()):
+        self.waited_for.append(list(workers))
+        if self.left:
+            self.left -= 1
+            raise Lost("a worker went away")
+        return super().outcome(handles, workers)
+
+
+def test_what_is_measured_while_workers_go_away_is_measured_again():
+    executor = Vanishing(times=measure.ATTEMPTS - 1)
+    assert measure.task_links(executor).workers == 2
+    assert executor.waited_for[:2] == [["w4", "stays"], ["w3", "stays"]]  # none is waited for in vain
+    with pytest.raises(Lost, match="went away"):
+        measure.task_links(Vanishing(times=measure.ATTEMPTS))

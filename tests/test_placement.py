@@ -54,7 +54,7 @@ class Recording(Executor):
         for h in handles:
             h.future = None
 
-    def task_seconds(self):
+    def task_seconds(self, workers):
         return 1.0
 
 

@@ -195,5 +195,11 @@ class Executor(ABC):
         """Let go of keys."""
 
     @abstractmethod
-    def task_seconds(self) -> float:
-        """Measure the time of one dependent hop from task to task, in seconds."""
+    def task_seconds(self, workers: Sequence[Worker]) -> float:
+        """Measure the time of one dependent hop from task to task, in seconds.
+
+        Raises
+        ------
+        Lost
+            If one of the workers went away meanwhile.
+        """

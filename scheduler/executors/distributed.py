@@ -231,20 +231,20 @@ class DistributedExecutor(Executor):
         for h in handles:
             h.future = None
 
-    def task_seconds(self) -> float:
+    def task_seconds(self, workers: Sequence[Worker]) -> float:
         """Time chains of tasks; the longer one takes as long to hand over as the shorter one."""
-        times = [(self._chain(1), self._chain(1 + HOPS)) for _ in range(2)]
+        times = [(self._chain(1, workers), self._chain(1 + HOPS, workers)) for _ in range(2)]
         one, many = (min(each) for each in zip(*times))
         return max(many - one, 0.1 * many) / HOPS
 
-    def _chain(self, n: int) -> float:
+    def _chain(self, n: int, workers: Sequence[Worker]) -> float:
         name = uuid.uuid4().hex
         chain: dict[str, Record] = {f"hop-{name}-0": Data([0])}
         for k in range(1, n + 1):
             chain[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
         start = time.perf_counter()
         handles = self.submit(chain, [f"hop-{name}-{n}"])
-        self.outcome(handles)
+        self.outcome(handles, [worker.address for worker in workers])
         return time.perf_counter() - start
 
 

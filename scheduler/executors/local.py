@@ -90,7 +90,7 @@ class LocalExecutor(Executor):
             if not self._uses[h.key]:
                 del self._uses[h.key], self._held[h.key]
 
-    def task_seconds(self) -> float:
+    def task_seconds(self, workers: Sequence[Worker]) -> float:
         """Time a chain of tasks."""
         n = 50
         chain: dict[str, Record] = {"hop-0": Data([0])}
