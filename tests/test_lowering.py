@@ -62,22 +62,6 @@ def test_random_graphs(made, plan):
     agree(made, fg.Engine("sync", grain=grain, shards=shards))
 
 
-@pytest.mark.parametrize("grain", GRAINS)
-def test_what_is_cut_out_of_a_mixture_and_the_same_for_all_samples(grain):
-    with fg.Graph():
-        x, w = fg.Variable(1, trainable=False), fg.Variable(2, [3.0, 5.0])
-        mixed = fg.Vectorize(x, w)
-        result = fg.Sum(mixed[1:3]) * fg.Sum(mixed)
-        unread = fg.Sum(mixed[1:3])
-    engine = fg.Engine("sync", grain=grain)
-    feeds = {x: [[1.0], [2.0]]}
-    assert engine.forward([result, unread], feeds)[0].tolist() == [[72.0], [80.0]]
-    assert engine.forward(unread, feeds).tolist() == [[8.0], [8.0]]
-    assert engine.gradient(result, feeds)[w].tolist() == [17.5, 17.5]
-    assert engine.jacobian(result, [x, w], feeds)[x].tolist() == [[[8.0]], [[8.0]]]
-    assert engine.per_sample_gradients(result, feeds).array(w).tolist() == [[17.0, 17.0], [18.0, 18.0]]
-
-
 @settings(max_examples=8)
 @given(made=strategies.graphs(), plan=plans)
 def test_random_graphs_on_every_executor(executor, made, plan):
