@@ -167,7 +167,7 @@ def test_a_program_that_is_wrong_is_named():
         verify(Program(other, program.inputs, program.instrs, program.outputs))
 
 
-@pytest.mark.parametrize("grain", ("node", "sample", "shard", "round"))
+@pytest.mark.parametrize("grain", ["node", "sample", "shard", "round"])
 def test_what_is_cut_out_of_a_mixture_and_the_same_for_all_samples(grain):
     with fg.Graph():
         x, w = fg.Variable(1, trainable=False), fg.Variable(2, [3.0, 5.0])
