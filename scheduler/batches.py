@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 
 from flowgrad.jacobian import Array
 
 from .tree import bounds
+
+T = TypeVar("T")
 
 
 class Epoch(NamedTuple):
@@ -30,6 +33,14 @@ class Epoch(NamedTuple):
         """Number of mini-batches."""
         return -(-self.samples // self.size)
 
+    def samples_of(self, step: int) -> int:
+        """Return the number of samples of a mini-batch; the first is 0."""
+        return min(self.size, self.samples - step * self.size)
+
+
+# Of a row in the order of an epoch that is no longer than most.
+ORDER_BYTES = 4
+
 
 @lru_cache(maxsize=1)
 def order_of(epoch: Epoch) -> Array:
@@ -41,79 +52,92 @@ def order_of(epoch: Epoch) -> Array:
     return rows
 
 
-class Shards(Sequence[Array]):
-    """Rows of neighbouring shards of one step; the order is drawn where they are read.
+class _Range(Sequence[T]):
+    """Neighbours ``first:stop`` of an epoch, each made when it is asked for; a slice of them is one of the same kind."""
 
-    Parameters
-    ----------
-    epoch : Epoch
-    step : int
-        In the epoch, from 0.
-    shards : int
-        Into how many a mini-batch is cut.
-    first, stop : int
-        Of these, which.
-    """
+    def __init__(self, epoch: Epoch, first: int, stop: int):
+        self.epoch, self.first, self.stop = epoch, first, stop
 
-    def __init__(self, epoch: Epoch, step: int, shards: int, first: int, stop: int):
-        self.epoch, self.step, self.shards, self.first, self.stop = epoch, step, shards, first, stop
+    @abstractmethod
+    def _one(self, position: int) -> T: ...
 
-    @property
-    def samples(self) -> int:
-        """Number of rows of all of them; nothing is drawn for it."""
-        return sum(stop - start for start, stop in self._bounds())
-
-    def _bounds(self) -> list[tuple[int, int]]:
-        begin = self.step * self.epoch.size
-        size = min(self.epoch.size, self.epoch.samples - begin)
-        return [(begin + start, begin + stop) for start, stop in bounds(size, self.shards)[self.first : self.stop]]
+    @abstractmethod
+    def _some(self, first: int, stop: int) -> Self: ...
 
     def __len__(self) -> int:
         return self.stop - self.first
 
     @overload
-    def __getitem__(self, index: int) -> Array: ...
+    def __getitem__(self, index: int) -> T: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Shards: ...
+    def __getitem__(self, index: slice) -> Self: ...
 
     def __getitem__(self, index: int | slice) -> Any:
         part = range(self.first, self.stop)[index]
-        if isinstance(part, int):
-            start, stop = self._bounds()[part - self.first]
-            return order_of(self.epoch)[start:stop]
-        return Shards(self.epoch, self.step, self.shards, part.start, part.stop)
+        return self._one(part) if isinstance(part, int) else self._some(part.start, part.stop)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{tuple(vars(self).values())}"
+
+
+class Shards(_Range[Array]):
+    """Rows of neighbouring shards of one step; the order is drawn where they are read.
+
+    Parameters
+    ----------
+    epoch : Epoch
+    first, stop : int
+        Which shards of the step.
+    step : int
+        In the epoch, from 0.
+    shards : int
+        Into how many a mini-batch is cut.
+    """
+
+    def __init__(self, epoch: Epoch, first: int, stop: int, step: int, shards: int):
+        super().__init__(epoch, first, stop)
+        self.step, self.shards = step, shards
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        begin = self.step * self.epoch.size
+        return [(begin + a, begin + b) for a, b in bounds(self.epoch.samples_of(self.step), self.shards)]
+
+    def _one(self, position: int) -> Array:
+        start, stop = self._bounds()[position]
+        return order_of(self.epoch)[start:stop]
+
+    def _some(self, first: int, stop: int) -> Shards:
+        return Shards(self.epoch, first, stop, self.step, self.shards)
 
     def __iter__(self) -> Iterator[Array]:
         order = order_of(self.epoch)
-        return iter([order[start:stop] for start, stop in self._bounds()])
-
-    def __repr__(self) -> str:
-        return f"Shards({self.epoch!r}, {self.step}, {self.shards}, {self.first}, {self.stop})"
+        return iter([order[start:stop] for start, stop in self._bounds()[self.first : self.stop]])
 
 
-class Batches(Sequence[Shards]):
+class Batches(_Range[Shards]):
     """Neighbouring steps of an epoch, each as its shards.
 
     Parameters
     ----------
     epoch : Epoch
-    shards : int
     first, stop : int
         Which steps, from 0.
+    shards : int
+        Into how many each is cut.
 
     Examples
     --------
-    >>> batches = Batches(Epoch(samples=5, size=4, shuffle=False, seed=0, number=1), shards=2)
+    >>> batches = Batches(Epoch(samples=5, size=4, shuffle=False, seed=0, number=1), 0, 2, shards=2)
     >>> [[rows.tolist() for rows in shards] for shards in batches]
     [[[0, 1], [2, 3]], [[4]]]
     >>> batches[1:].samples
     1
     """
 
-    def __init__(self, epoch: Epoch, shards: int, first: int = 0, stop: int | None = None):
-        self.epoch, self.shards, self.first = epoch, shards, first
-        self.stop = epoch.steps if stop is None else stop
+    def __init__(self, epoch: Epoch, first: int, stop: int, shards: int):
+        super().__init__(epoch, first, stop)
+        self.shards = shards
 
     @property
     def samples(self) -> int:
@@ -122,24 +146,11 @@ class Batches(Sequence[Shards]):
 
     @property
     def largest(self) -> int:
-        """Number of rows of the largest step."""
-        return self[0].samples
+        """Number of rows of the largest step, which is the first."""
+        return self.epoch.samples_of(self.first)
 
-    def __len__(self) -> int:
-        return self.stop - self.first
+    def _one(self, position: int) -> Shards:
+        return Shards(self.epoch, 0, min(self.shards, self.epoch.samples_of(position)), position, self.shards)
 
-    @overload
-    def __getitem__(self, index: int) -> Shards: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Batches: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        part = range(self.first, self.stop)[index]
-        if isinstance(part, int):
-            size = min(self.epoch.size, self.epoch.samples - part * self.epoch.size)
-            return Shards(self.epoch, part, self.shards, 0, min(self.shards, size))
-        return Batches(self.epoch, self.shards, part.start, part.stop)
-
-    def __repr__(self) -> str:
-        return f"Batches({self.epoch!r}, {self.shards}, {self.first}, {self.stop})"
+    def _some(self, first: int, stop: int) -> Batches:
+        return Batches(self.epoch, first, stop, self.shards)

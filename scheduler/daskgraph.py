@@ -14,24 +14,26 @@ from dask.task_spec import Task as DaskTask
 from .tasks import Data, Record, Ref
 
 
-class KeyedTask(DaskTask):
-    """A task that its key stands for. dask names graphs by a hash of all that is in them, which takes longer than the rest."""
+class _Keyed:
+    """Something that its key stands for. dask names graphs by a hash of all that is in them, which takes longer than the rest."""
 
     __slots__ = ()
+    key: Any
 
     def __dask_tokenize__(self) -> Any:
-        """Return the key."""
         return self.key
 
 
-class KeyedData(DataNode):
-    """A value that its key stands for."""
+class KeyedTask(_Keyed, DaskTask):
+    """A task of which dask hashes the key alone."""
 
     __slots__ = ()
 
-    def __dask_tokenize__(self) -> Any:
-        """Return the key."""
-        return self.key
+
+class KeyedData(_Keyed, DataNode):
+    """A value of which dask hashes the key alone."""
+
+    __slots__ = ()
 
 
 def to_dask(records: dict[str, Record], run: Callable[..., Any] | None = None) -> dict[str, GraphNode]:

@@ -69,7 +69,7 @@ class Run:
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings
         order = Epoch(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
-        return Batches(order, self.plan.shards)
+        return Batches(order, 0, order.steps, self.plan.shards)
 
     def _go_on(self, found: Found) -> dict[str, Array]:
         about = found.about

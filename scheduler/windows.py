@@ -13,7 +13,7 @@ from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
 from . import blocks
-from .batches import Batches
+from .batches import ORDER_BYTES, Batches
 from .blocks import Done, State, Step
 from .data import Placement
 from .exchange import choose_way
@@ -30,8 +30,6 @@ from .tasks import Ref, TaskGraph, token
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8
 LOOK_AHEAD = 3
-# Of a row in the order of an epoch.
-ORDER_BYTES = 4
 
 
 class Piece(NamedTuple):
