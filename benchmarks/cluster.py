@@ -13,13 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
-from dask.task_spec import List, Task, TaskRef
 from distributed import Client, LocalCluster
 
 import flowgrad as fg
 from flowgrad.cli.cluster import local_cluster
+from flowgrad.scheduler.tasks import Ref, Task
 
 from .own import matrix
 from .turns import Contender, take_turns
@@ -52,32 +51,27 @@ def rates(client: Any, hidden: int, batch: int, samples: int, epochs: int, **eng
     return [record["samples_per_second"] for record in history.epochs[1:]], history
 
 
-def zeros(entries: int) -> Any:
-    """Return the first value of a bare chain."""
-    return np.zeros(entries, np.float32)
-
-
 def add_one(values: list[Any], step: int) -> Any:
     """Do next to nothing with what every worker has."""
     return values[0] + np.float32(1)
 
 
-def bare_chain(client: Any, steps: int = 100, entries: int = 71_560) -> float:
+def bare_chain(executor: Any, steps: int = 100, entries: int = 71_560) -> float:
     """Return milliseconds per step of the same chain of tasks without any training: what dask and the network take."""
-    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    addresses = [worker.address for worker in executor.workers()]
     name = uuid.uuid4().hex
-    graph: dict[str, Any] = {}
-    where: dict[str, list[str]] = {}
-    for step in range(steps + 1):
-        before = List(*(TaskRef(f"bare-{name}-{step - 1}-{k}") for k in range(len(workers))))
-        for k, worker in enumerate(workers):
-            key = f"bare-{name}-{step}-{k}"
-            graph[key] = Task(key, add_one, before, step) if step else Task(key, zeros, entries)
-            where[key] = [worker]
+    before = [Ref(f"bare-{name}-0-{k}") for k in range(len(addresses))]
+    records: dict[str, Any] = {ref.key: Task(np.zeros, (entries, np.float32), k) for k, ref in enumerate(before)}
+    for step in range(1, steps + 1):
+        after = [Ref(f"bare-{name}-{step}-{k}") for k in range(len(addresses))]
+        records |= {ref.key: Task(add_one, (before, step), k) for k, ref in enumerate(after)}
+        before = after
     start = time.perf_counter()
-    with dask.annotate(workers=lambda key: where.get(key, []), allow_other_workers=True):
-        client.get(graph, [f"bare-{name}-{steps}-{k}" for k in range(len(workers))])
-    return (time.perf_counter() - start) / steps * 1e3
+    handles = executor.submit(records, [ref.key for ref in before], addresses)
+    executor.outcome(handles, addresses)
+    seconds = time.perf_counter() - start
+    executor.release(handles)
+    return seconds / steps * 1e3
 
 
 def steps_report(tell: Tell) -> str:
@@ -98,7 +92,7 @@ def steps_report(tell: Tell) -> str:
                 for k, where in enumerate((client, stock)):
                     found, _ = rates(where, 90, 32, 3200, 5, grain="shard", shards=2, kernel="numba")
                     times[k] += [32e3 / rate for rate in found]
-                bare += [bare_chain(client) for _ in found]
+                bare += [bare_chain(fg.Engine(client).executor) for _ in found]
         best = min(times[0])
         verdict = f"{wanted:g}: {'yes' if best <= wanted else 'no'}"
         told = (best, statistics.median(times[0]), verdict, min(times[1]), min(bare), statistics.median(bare))
