@@ -14,8 +14,38 @@ from threadpoolctl import ThreadpoolController
 # The BLAS that numba calls; it is loaded late, and must be there to be told.
 COMPILED_BLAS = "scipy.linalg.cython_blas"
 
-_lock = threading.Lock()
-_users: list[list[tuple[Any, int]]] = []
+
+class _Limit:
+    """How many threads there may be now, for all who ask at the same time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = self.threads = 0
+        self.before: dict[str, tuple[Any, int]] = {}  # by the library's file
+
+    def enter(self, count: int) -> None:
+        with self.lock:
+            pools = _pools(COMPILED_BLAS in sys.modules)
+            allowed = 1 if self.users else count
+            self.users += 1
+            if (allowed, len(pools)) == (self.threads, len(self.before)):
+                return  # asking each library takes longer than a small task's arithmetic
+            self.threads = allowed
+            for pool in pools:
+                there = pool.num_threads
+                self.before.setdefault(pool.filepath, (pool, there))
+                _set(pool, min(allowed, there))
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                for pool, threads in self.before.values():
+                    _set(pool, threads)
+                self.before, self.threads = {}, 0
+
+
+_limit = _Limit()
 
 
 def one_thread() -> AbstractContextManager[None]:
@@ -30,21 +60,11 @@ def blas_threads(count: int) -> Iterator[None]:
     Blocks may overlap, in one thread or several: meanwhile there is one thread, and the last one to end restores what the first
     one found. Nobody gets more threads than there were.
     """
-    with _lock:
-        pools = _pools(COMPILED_BLAS in sys.modules)
-        allowed = 1 if _users else count
-        _users.append([(pool, pool.num_threads) for pool in pools] if not _users else [])
-        for pool in pools:
-            _set(pool, min(allowed, pool.num_threads))
+    _limit.enter(count)
     try:
         yield
     finally:
-        with _lock:
-            before = _users.pop(0)
-            if _users:
-                _users[0] = [*before, *_users[0]]
-            for pool, threads in [] if _users else before:
-                _set(pool, threads)
+        _limit.leave()
 
 
 @lru_cache(maxsize=2)

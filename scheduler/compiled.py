@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,7 @@ from .tree import FAN_IN, SIDE_BY_SIDE, levels
 State = dict[str, Array]
 
 
+@cache
 def available() -> bool:
     """Return whether numba and the BLAS that it calls are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("numba", "scipy"))

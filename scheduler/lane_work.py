@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flowgrad.errors import FlowgradError
@@ -17,6 +18,28 @@ from .tree import SIDE_BY_SIDE, reduce_some
 
 # What a lane has of the tree of gradients, by level and index.
 Shares = dict[tuple[int, int], Gradient]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """What all tasks of a lane read: one value, for each reference of a task takes time at every step.
+
+    Attributes
+    ----------
+    step : Step
+    rule : Rule
+    const : ndarray, or None
+    feeds : list of ndarray
+    """
+
+    step: Step
+    rule: Rule
+    const: Array | None
+    feeds: list[Array]
+
+    def __sizeof__(self) -> int:
+        """Return next to nothing: these arrays are values of their own on the worker, and dask would count them twice."""
+        return 64
 
 
 class Part(NamedTuple):
@@ -78,15 +101,15 @@ class StateAway(FlowgradError):
     """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
 
 
-def gradients(step: Step, rule: Rule, state: State, const: Array | None, feeds: list[Array], part: Part) -> Shares:
+def gradients(given: Given, state: State, part: Part) -> Shares:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
     def compute(rows: Array) -> Gradient:
-        return shard_step(step, rule, state, const, feeds, rows, part.batch)
+        return shard_step(given.step, given.rule, state, given.const, given.feeds, rows, part.batch)
 
     shares: Shares = {}
     size = max(SIDE_BY_SIDE, part.threads)
-    with shard_threads(step.program, [part.rows], part.threads) as each:
+    with shard_threads(given.step.program, [part.rows], part.threads) as each:
         for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
             found = each(compute, part.rows[k : k + size])
             shares |= {(0, part.first + m): share for m, share in enumerate(found, k)}
@@ -102,32 +125,21 @@ def total(lanes: Sequence[Shares], shards: int) -> Gradient:
 
 
 @without_subnormals
-def first_gradient(
-    step: Step, rule: Rule, kind: type[Carry], before: Done, const: Array | None, feeds: list[Array], part: Part
-) -> Carry:
+def first_gradient(given: Given, kind: type[Carry], before: Done, part: Part) -> Carry:
     """Compute the gradients of a lane's shards at the state that a submission begins with."""
     state = {k: canonical(v) for k, v in before[0].items()}
-    return kind(state, gradients(step, rule, state, const, feeds, part), [])
+    return kind(state, gradients(given, state, part), [])
 
 
 @without_subnormals
-def update_gradient(
-    step: Step,
-    rule: Rule,
-    kind: type[Carry],
-    carries: Sequence[Carry],
-    shards: int,
-    const: Array | None,
-    feeds: list[Array],
-    part: Part,
-) -> Carry:
+def update_gradient(given: Given, kind: type[Carry], carries: Sequence[Carry], shards: int, part: Part) -> Carry:
     """Update by the gradients of all lanes, then compute those of a lane's own shards; `shards` are those before."""
-    state, losses = last_update(step, rule, carries, shards)
-    return kind(state, gradients(step, rule, state, const, feeds, part), losses)
+    state, losses = last_update(given, carries, shards)
+    return kind(state, gradients(given, state, part), losses)
 
 
 @without_subnormals
-def last_update(step: Step, rule: Rule, carries: Sequence[Carry], shards: int) -> Done:
+def last_update(given: Given, carries: Sequence[Carry], shards: int) -> Done:
     """Update by the gradients of all lanes; return the state and the mean losses of all steps.
 
     Raises
@@ -139,4 +151,4 @@ def last_update(step: Step, rule: Rule, carries: Sequence[Carry], shards: int) -
     if not states:
         raise StateAway("the optimizer's state stayed on another worker")
     mean = total([carry.shares for carry in carries], shards)
-    return update(step, rule, states[0], mean), [*carries[0].losses, mean[1]]
+    return update(given.step, given.rule, states[0], mean), [*carries[0].losses, mean[1]]

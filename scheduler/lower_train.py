@@ -152,6 +152,11 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[Part]:
     return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
+def _given(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
+    """Add what brings together, once per lane, what all its tasks read."""
+    return [graph.task("given", lane_work.Given, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
+
+
 def _lane_steps(
     graph: TaskGraph,
     rule: Rule,
@@ -164,20 +169,20 @@ def _lane_steps(
 
     Every lane makes the same update, so that a step waits for one hop between workers and not for two.
     """
+    given = _given(graph, rule, lanes)
     carries: list[Ref] = []
     last = 0
     for shards in steps:
         new = []
-        for lane, part in zip(lanes, _parts(lanes, shards)):
-            reads = (lane.const, lane.feeds, part)
+        for lane, reads, part in zip(lanes, given, _parts(lanes, shards)):
             if carries:
-                args = (lane.step, rule, kind, carries, last, *reads)
+                args = (reads, kind, carries, last, part)
                 new.append(graph.task("update-gradient", lane_work.update_gradient, *args, worker=lane.worker))
             else:
-                first = (lane.step, rule, kind, before, *reads)
+                first = (reads, kind, before, part)
                 new.append(graph.task("gradient", lane_work.first_gradient, *first, worker=lane.worker))
         carries, last = new, len(shards)
-    return graph.task("update", lane_work.last_update, lanes[0].step, rule, carries, last, worker=lanes[0].worker)
+    return graph.task("update", lane_work.last_update, given[0], carries, last, worker=lanes[0].worker)
 
 
 def _sliced_steps(
@@ -185,20 +190,20 @@ def _sliced_steps(
 ) -> list[Ref]:
     """Give each slice of the parameters an update of its own, on a worker of its own."""
     n = len(before)
-    homes = [lanes[k * len(lanes) // n] for k in range(n)]
-    done = [graph.task("update", slices.begin, s, k, worker=h.worker) for k, (s, h) in enumerate(zip(before, homes))]
+    given = _given(graph, rule, lanes)
+    homes = [k * len(lanes) // n for k in range(n)]
+    at = [lanes[h].worker for h in homes]
+    done = [graph.task("update", slices.begin, s, k, worker=w) for k, (s, w) in enumerate(zip(before, at))]
     for shards in steps:
-        weights = [graph.task("weights", slices.pick_weights, d, worker=h.worker) for d, h in zip(done, homes)]
+        weights = [graph.task("weights", slices.pick_weights, d, worker=w) for d, w in zip(done, at)]
         shares = [
-            graph.task(
-                "gradient", slices.sliced_gradient, x.step, rule, weights, x.const, x.feeds, part, worker=x.worker
-            )
-            for x, part in zip(lanes, _parts(lanes, shards))
+            graph.task("gradient", slices.sliced_gradient, reads, weights, part, worker=lane.worker)
+            for lane, reads, part in zip(lanes, given, _parts(lanes, shards))
         ]
         for k, home in enumerate(homes):
             cuts = [graph.task("cut", slices.cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
-            args = (home.step, rule, done[k], cuts, len(shards))
-            done[k] = graph.task("update", slices.update_slice, *args, worker=home.worker)
+            args = (given[home], done[k], cuts, len(shards))
+            done[k] = graph.task("update", slices.update_slice, *args, worker=at[k])
     return done
 
 

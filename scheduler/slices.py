@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowgrad.jacobian import Array
-from flowgrad.optim import Rule
 
-from .blocks import Done, State, Step, update
+from .blocks import Done, State, update
 from .kernel import canonical
-from .lane_work import Part, Shares, gradients, total
+from .lane_work import Given, Part, Shares, gradients, total
 from .subnormals import without_subnormals
 from .tree import bounds
 
@@ -40,11 +39,9 @@ def join_state(slices: Sequence[State]) -> State:
 
 
 @without_subnormals
-def sliced_gradient(
-    step: Step, rule: Rule, weights: list[Array], const: Array | None, feeds: list[Array], part: Part
-) -> Shares:
+def sliced_gradient(given: Given, weights: list[Array], part: Part) -> Shares:
     """Compute the gradients of a lane's shards at parameters that come in slices."""
-    return gradients(step, rule, {"w": np.concatenate(weights)}, const, feeds, part)
+    return gradients(given, {"w": np.concatenate(weights)}, part)
 
 
 def cut_shares(shares: Shares, k: int, slices: int) -> Shares:
@@ -54,11 +51,11 @@ def cut_shares(shares: Shares, k: int, slices: int) -> Shares:
 
 
 @without_subnormals
-def update_slice(step: Step, rule: Rule, before: Done, parts: list[Shares], shards: int) -> Done:
+def update_slice(given: Given, before: Done, parts: list[Shares], shards: int) -> Done:
     """Update a slice by its parts of all lanes' gradients; return it and the mean losses of all steps so far."""
     gradient, loss = total(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}
-    return update(step, rule, state, (gradient, loss)), [*before[1], loss]
+    return update(given.step, given.rule, state, (gradient, loss)), [*before[1], loss]
 
 
 def begin(before: Done, lane: int) -> Done:

@@ -23,7 +23,7 @@ from flowgrad.scheduler.lane_work import Carry, Light, StateAway, last_update
 from flowgrad.scheduler.lower_train import Lane, lower_steps
 from flowgrad.scheduler.plan import Plan
 from flowgrad.scheduler.rates import Links
-from flowgrad.scheduler.tasks import Ref, Task, TaskGraph
+from flowgrad.scheduler.tasks import Ref, Task, TaskGraph, references
 
 
 class Recording(Executor):
@@ -129,12 +129,30 @@ def test_a_step_is_one_task_per_lane():
     records, after = lowered(1)
     assert len(after) == 1
     assert kinds(records) == {
+        ("given", 0): 1,
+        ("given", 1): 1,
         ("gradient", 0): 1,
         ("gradient", 1): 1,
         ("update-gradient", 0): 2,
         ("update-gradient", 1): 2,
         ("update", 0): 1,
     }
+
+
+@pytest.mark.parametrize("exchange", ["together", "slices"])
+def test_tasks_of_a_step_refer_to_one_value_besides_each_other(exchange):
+    records, _ = lowered(2 if exchange == "slices" else 1, exchange)
+    for key, record in records.items():
+        outside = references([record]) - set(records)
+        reads = ({"p0", "f0"}, {"p1", "f1"})[record.worker]
+        assert outside <= (reads if key.startswith("given") else {"s0", "s1"})
+        given = {k for k in references([record]) if k.startswith("given")}
+        assert all(records[k].worker == record.worker for k in given)
+
+
+def test_what_a_lane_is_given_is_not_counted_twice():
+    feed = np.zeros((1000, 100))
+    assert sizeof(lane_work.Given(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
 
 
 @pytest.mark.parametrize(("kind", "stays"), [(Light, True), (Carry, False)])
@@ -154,7 +172,7 @@ def test_gradients_travel_and_the_state_stays(kind, stays):
 
 def test_an_update_without_any_state_says_so():
     with pytest.raises(StateAway, match="stayed on another worker"):
-        last_update(None, AdamRule(), [Carry(None, {}, []), Carry(None, {}, [])], 2)
+        last_update(None, [Carry(None, {}, []), Carry(None, {}, [])], 2)
 
 
 def test_slices_are_updated_on_workers_of_their_own():
