@@ -15,6 +15,9 @@ from flowgrad.node import Node, Variable
 
 from .chunks import chunked, is_chunked
 
+# Length from which on BLAS's own threads may take part in a scalar product.
+WIDE = 10_000
+
 
 @dataclass(frozen=True)
 class Feeds:
@@ -151,7 +154,12 @@ def _numeric(v: Variable, value: Any) -> Array:
 
 
 def _all_finite(array: Array) -> bool:
-    """Whether all numbers are finite: the largest and the least are only then, and they need no memory."""
+    """Whether all numbers are finite; they are where their squares' sums are."""
+    if array.ndim == 2 and array.shape[1] < WIDE:
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = np.vecdot(array, array)
+        if np.isfinite(sums).all():
+            return True
     return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
