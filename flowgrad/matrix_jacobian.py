@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jacobian import Array, LocalJacobian
+from .outer import scale_rows
 
 
 class Outer(LocalJacobian):
@@ -181,7 +182,6 @@ class Blocks(LocalJacobian):
 def _blocks(g: Array, rows: Array, out: Array | None) -> Array:
     """Return ``g_i row_i`` for every entry of the cotangent, end to end."""
     if out is None:
-        block = g[..., None] * rows
-        return block.reshape(*block.shape[:2], -1)
-    np.multiply(g[..., None], rows, out.reshape(*out.shape[:2], g.shape[2], -1))
+        out = np.empty((len(g), max(g.shape[1], len(rows)), g.shape[2] * rows.shape[2]), np.result_type(g, rows))
+    scale_rows(g, rows, out.reshape(*out.shape[:2], g.shape[2], -1))
     return out

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .jacobian import Array
+from .outer import WIDE, scale_rows
 
 
 class Share(NamedTuple):
@@ -63,10 +64,10 @@ def write_share(share: Share, a: int, b: int, out: Array) -> None:
         np.multiply(share.delta[:, :, first:last], share.row[:, a - first * n : b - first * n], out=out)
     elif a % n == 0 and b % n == 0:
         wide = out.reshape(*out.shape[:2], last - first, n)
-        if max(share.delta.shape[1], len(share.row)) == out.shape[1]:  # half of the time of `multiply`
+        if n < WIDE and max(share.delta.shape[1], len(share.row)) == out.shape[1]:  # half of the time of `multiply`
             np.einsum("vnk,ni->vnki", share.delta[:, :, first:last], share.row, out=wide)
         else:
-            np.multiply(share.delta[:, :, first:last, None], share.row[:, None, :], out=wide)
+            scale_rows(share.delta[:, :, first:last], share.row[:, None, :], wide)
     else:
         block = share.delta[:, :, first:last, None] * share.row[:, None, :]
         out[...] = block.reshape(*block.shape[:2], -1)[:, :, a - first * n : b - first * n]

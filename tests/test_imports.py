@@ -109,8 +109,9 @@ def test_the_door_loads_the_scheduler_lazily():
     [
         ("errors", set()),
         ("jacobian", set()),
-        ("matrix_jacobian", {"jacobian"}),
-        ("shares", {"jacobian"}),
+        ("outer", {"jacobian"}),
+        ("matrix_jacobian", {"jacobian", "outer"}),
+        ("shares", {"jacobian", "outer"}),
         ("factors", {"jacobian", "shares"}),
         ("privacy", {"errors", "jacobian"}),
         ("graph", {"draw", "node"}),
