@@ -47,7 +47,7 @@ class Request:
         self.used: set[str] = set()  # keys whose use is counted
         if seed is None:
             seed = np.eye(recipe.result.dim, dtype=known.feeds.dtype)[:, None, :]
-            self.seed_token = f"eye{len(seed)}{seed.dtype}"
+            self.seed_token = f"eye{len(seed)}{seed.dtype.str}"
         else:
             self.seed_token = token(seed)
         self.seed = seed
