@@ -81,6 +81,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of everything that is kept on the executor."""
+        self.windows.close()
         self.placement.close()
         if self.evaluation is not None:
             self.evaluation.close()
@@ -120,17 +121,27 @@ class Run:
         """Run what is left of an epoch, the last window ending with it; return whether to stop."""
         batches, size = self._batches(epoch), self.plan.steps_per_window
         for k in range(self.position, len(batches), size):
-            self._window(batches[k : k + size])
+            last = k + size >= len(batches)
+            self._window(batches[k : k + size], self._following(epoch) if last else None)
             if self.saver is not None and self.position and self.saver.in_epoch():
                 self._checkpoint()
         return self._end_of_epoch(epoch)
 
-    def _window(self, batches: Batches) -> None:
-        self.windows.run(batches)
+    def _following(self, epoch: int) -> Batches | None:
+        """Return the first window of the next epoch, if it may begin while this one ends.
+
+        Not where it would take the workers' time from an evaluation, which does not count as training.
+        """
+        if epoch == self.epochs or self.evaluation is not None or not self.job.executor.remote:
+            return None
+        return self._batches(epoch + 1)[: self.plan.steps_per_window]
+
+    def _window(self, batches: Batches, following: Batches | None) -> None:
+        self.windows.run(batches, following)
         done = self.epoch * self.steps_per_epoch + self.position + len(batches)
         self.epoch, self.position = divmod(done, self.steps_per_epoch)
         self.history.window = {
-            "steps": max(len(batches), self.history.window.get("steps", 0)),
+            "steps": self.windows.steps,
             "tasks": self.windows.tasks,
             "worker_bytes": self.windows.worker_bytes,
             "exchange": self.windows.exchange,
@@ -167,6 +178,7 @@ class Run:
 
     def _end_of_epoch(self, epoch: int) -> bool:
         """Evaluate, record, save; return whether to stop."""
+        ended = time.perf_counter()
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
@@ -174,7 +186,8 @@ class Run:
         rate = self.samples / (time.perf_counter() - self.began)
         loss = math.fsum(map(float.__mul__, losses, map(float, sizes))) / samples
         stop = self._record(epoch, loss, scores, rate)
-        self.began, self.samples = time.perf_counter(), 0
+        # What callbacks take is not training, but where the next epoch has begun it is.
+        self.began, self.samples = ended if self.windows.ahead else time.perf_counter(), 0
         last = stop or epoch == self.epochs
         if self.saver is not None and (last or self.saver.after_epoch(epoch)):
             self._checkpoint()

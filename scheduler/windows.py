@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
@@ -19,11 +17,12 @@ from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .lane_work import StateAway
-from .lower_train import Lane, lower_steps
+from .lower_train import lower_steps
 from .measure import task_links
 from .plan import Plan
 from .rates import Links
 from .recovery import Recovery, told
+from .site import Ahead, Piece, Site
 from .slices import cut_state, join_state
 from .tasks import Ref, TaskGraph, token
 
@@ -32,49 +31,12 @@ PIECES = 8
 LOOK_AHEAD = 3
 
 
-class Piece(NamedTuple):
-    """A submission that is under way.
-
-    Attributes
-    ----------
-    loss : Handle, or None
-        The mean losses of its steps; None at the last piece of a window, whose state comes with them.
-    kept : list of Handle
-        What is needed until it is done.
-    batches : Batches
-        Its steps.
-    """
-
-    loss: Handle | None
-    kept: list[Handle]
-    batches: Batches
-
-
-@dataclass
-class Site:
-    """Where a window runs."""
-
-    workers: list[Worker]
-    lanes: list[Lane]
-    exchange: str
-    salt: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @property
-    def addresses(self) -> list[str]:
-        """Addresses of the workers."""
-        return [w.address for w in self.workers]
-
-    @property
-    def slices(self) -> int:
-        """Into how many slices the state is cut."""
-        return len(self.lanes) if self.exchange == "slices" else 1
-
-
 class Windows:
     """Runs steps from state to state.
 
-    Between two windows the state is here and nothing of the past is on the executor, which bounds what the scheduler has to
-    remember and what has to be computed again: at most one window.
+    Between two windows the state is here. As a rule nothing of the past is on the executor then, which bounds what the scheduler
+    has to remember and what has to be computed again: at most `plan.steps_per_window` steps. Windows that are shorter, because
+    they end with an epoch, are followed by the next one without a pause, as long as together they are no longer than that.
 
     Parameters
     ----------
@@ -94,8 +56,10 @@ class Windows:
     ----------
     state : dict
         After the last window; never on its way.
-    tasks, worker_bytes : int
-        The largest window so far: its tasks, and an estimate of the memory that it takes on a worker.
+    steps, tasks, worker_bytes : int
+        The most so far that depended on a state of the client's: steps and tasks; an estimate of the memory on a worker.
+    ahead : Ahead, or None
+        What is under way of the next window.
     exchange : str
         How the parameters of the latest window are updated; see `exchange`.
     """
@@ -114,19 +78,22 @@ class Windows:
         self.executor, self.placement, self.plan, self.rule, self.step = executor, placement, plan, rule, step
         self.state, self.report, self.recovered = state, report, recovered
         self.recovery = Recovery()
-        self.tasks = self.worker_bytes = 0
+        self.steps = self.tasks = self.worker_bytes = 0
         self.exchange = "together"
+        self.ahead: Ahead | None = None
         self._carried = False
         self._links: Links | None = None
         self._held: list[Handle] = []
-        self._reported = 0
+        self._reported = self._since = 0
 
-    def run(self, batches: Batches) -> None:
+    def run(self, batches: Batches, following: Batches | None = None) -> None:
         """Do a window of steps, whatever happens to workers meanwhile.
 
         Parameters
         ----------
         batches : Batches
+        following : Batches, optional
+            The next window, if it may begin before this one's state is here.
 
         Raises
         ------
@@ -139,18 +106,25 @@ class Windows:
         while True:
             before = self._reported
             try:
-                state = self._attempt(batches)
+                state = self._attempt(batches, following)
             except (Lost, TaskFailed) as error:
                 failure = self._failure(error).with_traceback(None)  # it would keep keys alive
+            except BaseException:
+                self.close()
+                raise
             else:
                 break
-            finally:
-                self._drop(list(self._held))
+            self.close()
             if self._reported > before:
                 self.recovery.progress()
             self._recover(failure)
         self.state = state
         self.recovery.progress()
+
+    def close(self) -> None:
+        """Let go of everything that is on the executor."""
+        self.ahead = None
+        self._drop(list(self._held))
 
     def _failure(self, error: Lost | TaskFailed) -> Lost | TaskFailed:
         if not (isinstance(error, TaskFailed) and isinstance(error.error, StateAway)):
@@ -166,25 +140,42 @@ class Windows:
 
     # -- one attempt --------------------------------------------------------------------------------------------
 
-    def _attempt(self, batches: Batches) -> State:
+    def _attempt(self, batches: Batches, following: Batches | None) -> State:
         site = self._site()
-        handles = self._begin(site)
+        begun, self.ahead = self.ahead, None
         waiting: deque[Piece] = deque()
         done = tasks = 0
-        pieces = list(self._pieces(batches, site))
+        if begun is not None and self._goes_on(begun, site, batches):
+            handles, tasks = begun.after, begun.tasks
+            waiting.append(begun.piece)
+        else:
+            self._drop(list(self._held))
+            handles, self._since = self._begin(site), 0
+        self._since += len(batches)
+        left = batches[sum(len(piece.batches) for piece in waiting) :]
+        pieces = list(self._pieces(left, site)) if left else []
         for number, part_of in enumerate(pieces, 1):
-            graph = TaskGraph()
-            handles, piece = self._submit(graph, site, handles, part_of, last=number == len(pieces))
+            after, piece, added = self._submit(site, handles, part_of, last=number == len(pieces))
+            self._drop(handles)
+            handles, tasks = after, tasks + added
             waiting.append(piece)
-            tasks += len(graph.records)
             if len(waiting) > LOOK_AHEAD:
                 done = self._finish(waiting.popleft(), site, done)
-        self.tasks = max(self.tasks, tasks)
+        self.steps, self.tasks = max(self.steps, self._since), max(self.tasks, tasks)
+        if following is not None and self._since + len(following) <= self.plan.steps_per_window:
+            first = next(self._pieces(following, site))
+            after, piece, added = self._submit(site, handles, first, last=len(first) == len(following))
+            self.ahead = Ahead(site, after, piece, tasks + added)
         while len(waiting) > 1:
             done = self._finish(waiting.popleft(), site, done)
-        found: list[Done] = self.executor.outcome(handles, self._needed(site))
+        found: list[Done] = self.executor.outcome(handles, site.needed)
         self._tell(waiting[0], found[0][1], done)
+        self._drop([*handles, *waiting[0].kept])
         return join_state([state for state, _ in found])
+
+    def _goes_on(self, begun: Ahead, site: Site, batches: Batches) -> bool:
+        """Whether what was submitted ahead is the beginning of a window that runs at `site`."""
+        return begun.begins(batches) and begun.site.same(site) and all(map(self.executor.alive, begun.after))
 
     def _begin(self, site: Site) -> list[Handle]:
         """Place the state where the first tasks read it."""
@@ -232,8 +223,10 @@ class Windows:
             yield batches[k : k + size]
 
     def _submit(
-        self, graph: TaskGraph, site: Site, before: list[Handle], batches: Batches, last: bool
-    ) -> tuple[list[Handle], Piece]:
+        self, site: Site, before: list[Handle], batches: Batches, last: bool
+    ) -> tuple[list[Handle], Piece, int]:
+        """Submit a piece; return the states after it, the piece, and its number of tasks."""
+        graph = TaskGraph()
         steps: Sequence[Sequence[Array]] = batches
         lanes = site.lanes
         kept: list[Handle] = []
@@ -245,16 +238,12 @@ class Windows:
         losses = [] if last else [graph.task("loss", blocks.pick, after[0], 1, worker=lanes[0].worker)]
         keys = [ref.key for ref in (*after, *losses)]
         found = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
-        self._drop(before)
-        return found[: len(after)], Piece(None if last else found[-1], kept, batches)
-
-    def _needed(self, site: Site) -> set[str]:
-        """Return the workers without which a window cannot end."""
-        return {site.workers[lane.worker].address for lane in site.lanes}
+        piece = Piece(None if last else found[-1], kept, batches)
+        return found[: len(after)], piece, len(graph.records)
 
     def _finish(self, piece: Piece, site: Site, done: int) -> int:
         assert piece.loss is not None
-        (losses,) = self.executor.outcome([piece.loss], self._needed(site))
+        (losses,) = self.executor.outcome([piece.loss], site.needed)
         self._drop([piece.loss, *piece.kept])
         return self._tell(piece, losses, done)
 

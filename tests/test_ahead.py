@@ -1,0 +1,143 @@
+"""Epochs that are short begin before the state of the one before is here: the same bits, whatever comes in between."""
+
+import gc
+import os
+import time
+
+import pytest
+from conftest import local_cluster
+from distributed import Client
+from faults import At, kill, pids, train, wait_for
+from test_faults import GRAINS, small_windows
+
+import flowgrad as fg
+from flowgrad.scheduler.batches import Batches, Epoch
+from flowgrad.scheduler.site import Ahead, Piece, Site
+from flowgrad.scheduler.windows import Windows
+
+STEPS = 15  # of an epoch
+
+
+def steps_of(first, stop, epoch=1, shards=4):
+    return Batches(Epoch(480, 32, True, 5, epoch), first, stop, shards)
+
+
+@pytest.mark.parametrize(
+    ("loss", "piece", "window", "begins"),
+    [
+        ("loss", (0, 5), (0, 15), True),
+        ("loss", (0, 5), (0, 10), True),
+        (None, (0, 15), (0, 15), True),
+        ("loss", (0, 15), (0, 15), False),  # it was not meant to be the last piece
+        (None, (0, 5), (0, 15), False),  # it was
+        ("loss", (0, 5), (5, 15), False),
+        ("loss", (0, 5), (0, 3), False),
+    ],
+)
+def test_a_window_begins_with_the_piece_that_was_meant_for_it(loss, piece, window, begins):
+    ahead = Ahead(Site([], [], "together"), [], Piece(loss, [], steps_of(*piece)), 0)
+    assert ahead.begins(steps_of(*window)) == begins
+    assert not ahead.begins(steps_of(*window, epoch=2))
+    assert not ahead.begins(steps_of(*window, shards=3))
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """At which step states were put on workers."""
+    found, original = [], Windows._begin
+
+    def begin(self, site):
+        found.append(int(self.state["t"][0]))
+        return original(self, site)
+
+    monkeypatch.setattr(Windows, "_begin", begin)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {grain: train("sync", grain=grain)[:2] for grain in GRAINS}
+
+
+def nothing_left(client):
+    gc.collect()
+    wait_for(lambda: not client.cluster.scheduler.tasks)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("limit", "states"), [(60, [0]), (30, [0, 30]), (44, [0, 30]), (29, [0, 15, 30, 45]), (10, None)]
+)
+@pytest.mark.parametrize("grain", GRAINS)
+def test_epochs_follow_each_other_up_to_the_bound(client, begun, expected, monkeypatch, grain, limit, states):
+    small_windows(monkeypatch, limit)
+    *found, history = train(client, grain=grain)
+    assert tuple(found) == expected[grain]
+    assert begun == (states if states is not None else [0, 10, 15, 25, 30, 40, 45, 55])
+    assert history.window["steps"] == max(b - a for a, b in zip(begun, [*begun[1:], 4 * STEPS]))
+    assert history.window["steps"] <= limit
+    nothing_left(client)
+
+
+@pytest.mark.distributed
+def test_a_run_that_stops_early_leaves_nothing(client, begun, expected):
+    class Stop:
+        def on_epoch(self, record):
+            return fg.STOP if record["epoch"] == 2 else None
+
+    _, steps, history = train(client, callbacks=[Stop()])
+    assert begun == [0]
+    assert len(history.epochs) == 2
+    assert steps == expected["shard"][1][: 2 * STEPS]
+    nothing_left(client)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_error_between_two_epochs_leaves_nothing(client, error):
+    def fail():
+        raise error
+
+    with pytest.raises(error):
+        train(client, callbacks=[At(STEPS, fail)])
+    nothing_left(client)
+
+
+@pytest.mark.distributed
+def test_evaluations_get_the_workers_for_themselves(client, begun):
+    train(client, validation=True, epochs=3)
+    assert begun == [0, 15, 30]
+
+
+@pytest.mark.distributed
+def test_no_time_is_left_out(client):
+    """What a slow callback takes counts where the next epoch has begun meanwhile."""
+
+    class Slow:
+        def on_epoch(self, record):
+            time.sleep(0.5)
+
+    *_, history = train(client, epochs=3, callbacks=[Slow()])
+    assert min(480 / record["samples_per_second"] for record in history.epochs[1:]) > 0.5
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("grain", GRAINS)
+def test_workers_change_between_two_epochs(begun, expected, grain):
+    class Between:
+        """A worker joins after the first epoch; all die after the second one."""
+
+        def on_epoch(self, record):
+            if record["epoch"] == 1:
+                cluster.scale(3)
+                client.wait_for_workers(3, timeout=30)
+            elif record["epoch"] == 2:
+                kill(pids(client).values())
+
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
+        *found, _ = train(client, grain=grain, callbacks=[Between()])
+        assert os.getpid() not in pids(client).values()
+    assert tuple(found) == expected[grain]
+    assert begun[0] == 0
+    assert set(begun[1:]) <= {15, 30, 45}
+    assert 30 in begun
