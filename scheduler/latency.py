@@ -73,6 +73,7 @@ def settings() -> dict[str, Any]:
         # How often processes look at themselves, beside their work.
         "distributed.admin.tick.interval": "500ms",
         "distributed.admin.system-monitor.interval": "2s",
+        "distributed.worker.profile.interval": "100ms",
         # Workers give freed memory back at once by default; then every temporary array of a step costs fresh pages.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
