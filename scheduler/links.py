@@ -26,8 +26,6 @@ Fit = Callable[[Any, Engine, dict[Any, Any], int], History]
 NEAR, FAR = 3, 2
 # Steps of an epoch at grain shard, at grain round.
 STEPS, ROWS = 4, 100
-# How often it is looked at whether workers disturb each other; one look in three is wrong by a third.
-BURSTS = 3
 
 
 def links_of(executor: Executor, fit: Fit) -> Links:
@@ -52,15 +50,19 @@ def _measure(executor: Executor, fit: Fit) -> Links:
     def epoch(grain: str, shards: int, steps: int, where: Executor = executor) -> float:
         return _epoch(Engine(where, "float32", grain, shards, "numpy"), fit, shards, steps)
 
+    looks = [_look(executor, base.slots)]
     window = epoch("round", 2, 1)
     rows = epoch("round", 2, ROWS) - epoch("round", 2, ROWS, where=LocalExecutor(threads=False))
+    looks.append(_look(executor, base.slots))
     step = (epoch("shard", 2, STEPS) - window) / STEPS
+    looks.append(_look(executor, base.slots))
+    alone, together = map(min, zip(*looks))
     return replace(
         base,
         window=max(window, 0.0),
         rows=max(rows - window, 0.0) / (2 * ROWS),
         step=max(step, 0.0),
-        crowd=_crowd(executor, base.slots),
+        crowd=max(1.0, together / alone),
     )
 
 
@@ -75,16 +77,19 @@ def _epoch(engine: Engine, fit: Fit, shards: int, steps: int) -> float:
     return min(len(samples) / record["samples_per_second"] for record in history.epochs)
 
 
-def _crowd(executor: Executor, slots: int) -> float:
-    if slots == 1:
-        return 1.0
+def _look(executor: Executor, slots: int) -> tuple[float, float]:
+    """Return the seconds of a matrix product, alone and with one in each slot.
 
-    def measured(workers: Sequence[Worker]) -> float:
+    Other work on the machine comes and goes within half a second, so that one look in three is wrong by a third: the shortest of
+    some that are apart counts.
+    """
+
+    def measured(workers: Sequence[Worker]) -> tuple[float, float]:
         def seconds(tasks: int) -> float:
             keys = [f"burst-{uuid.uuid4().hex}" for _ in range(tasks)]
             return max(run_now(executor, {key: Task(burst, ()) for key in keys}, keys, workers))
 
-        alone, together = zip(*((seconds(1), seconds(slots)) for _ in range(BURSTS)))
-        return max(1.0, min(together) / min(alone))
+        alone = seconds(1)
+        return alone, alone if slots == 1 else seconds(slots)
 
     return steadily(executor, measured)
