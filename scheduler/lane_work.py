@@ -10,9 +10,9 @@ from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.optim import Rule
 
-from .blocks import Done, Gradient, State, Step, add_gradients, shard_step, update
+from .blocks import Done, Gradient, State, Step, add_gradients, run_round, shard_step, update
 from .kernel import canonical
-from .scratch import shard_threads
+from .scratch import shard_threads, worth_threads
 from .subnormals import without_subnormals
 from .tree import SIDE_BY_SIDE, reduce_some
 
@@ -122,6 +122,15 @@ def total(lanes: Sequence[Shares], shards: int) -> Gradient:
     found = {key: share for shares in lanes for key, share in shares.items()}
     (mean,) = reduce_some(found, shards, add_gradients).values()
     return mean
+
+
+def whole_step(given: Given, before: Done, first: bool, shards: Sequence[Array], threads: int) -> Done:
+    """Run a step of which one lane has all shards; the losses of earlier steps are kept unless it is the `first` one."""
+    steps = [list(shards)]
+    if not worth_threads(given.step.program, steps, threads):
+        threads = 1
+    state, losses = run_round(given.step, given.rule, before, given.const, given.feeds, steps, threads)
+    return state, losses if first else [*before[1], *losses]
 
 
 @without_subnormals

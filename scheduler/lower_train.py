@@ -167,9 +167,16 @@ def _lane_steps(
 ) -> Ref:
     """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
 
-    Every lane makes the same update, so that a step waits for one hop between workers and not for two.
+    A single lane has gradients and update of a step in one task. Several make the same update each, so that a step waits for one
+    hop between workers and not for two.
     """
     given = _given(graph, rule, lanes)
+    if len(lanes) == 1:
+        (lane,) = lanes
+        for k, shards in enumerate(steps):
+            whole = (given[0], before, not k, shards, lane.threads)
+            before = graph.task("step", lane_work.whole_step, *whole, worker=lane.worker)
+        return before
     carries: list[Ref] = []
     last = 0
     for shards in steps:

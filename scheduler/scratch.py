@@ -44,15 +44,20 @@ class Scratch:
         return np.take(feed, rows, axis=0, out=out, mode="clip")
 
 
+def worth_threads(program: Program, steps: Sequence[Sequence[Array]], threads: int) -> bool:
+    """Whether shards are worth a thread each."""
+    shards, largest = max(map(len, steps)), max(map(len, steps[0]), default=0)
+    fixed, each = flops(program)
+    return min(threads, shards) > 1 and fixed + each * largest >= THREAD_FLOPS
+
+
 @contextmanager
 def shard_threads(
     program: Program, steps: Sequence[Sequence[Array]], threads: int
 ) -> Iterator[Callable[..., Iterable[Any]]]:
     """Give a ``map`` over shards: in several threads, where shards are worth it."""
-    shards, largest = max(map(len, steps)), max(map(len, steps[0]), default=0)
-    fixed, each = flops(program)
-    if min(threads, shards) < 2 or fixed + each * largest < THREAD_FLOPS:
+    if not worth_threads(program, steps, threads):
         yield map
         return
-    with ThreadPoolExecutor(min(threads, shards)) as pool:
+    with ThreadPoolExecutor(min(threads, max(map(len, steps)))) as pool:
         yield pool.map

@@ -139,6 +139,12 @@ def test_a_step_is_one_task_per_lane():
     }
 
 
+def test_a_step_of_a_single_lane_is_one_task():
+    records, after = lowered(1, lanes=1)
+    assert len(after) == 1
+    assert kinds(records) == {("given", 0): 1, ("step", 0): 3}
+
+
 @pytest.mark.parametrize("exchange", ["together", "slices"])
 def test_tasks_of_a_step_refer_to_one_value_besides_each_other(exchange):
     records, _ = lowered(2 if exchange == "slices" else 1, exchange)
