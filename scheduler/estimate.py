@@ -18,7 +18,16 @@ from .forecast import Case, crossing, from_step, round_threads, spreading, step_
 from .links import Fit, links_of
 from .lower_train import compile_step
 from .measure import rates_of, task_links
-from .plan import LEAST_HOPS, Plan, check_batch_size, choose_grain, choose_kernel, choose_plan, choose_shards
+from .plan import (
+    LEAST_HOPS,
+    Plan,
+    check_batch_size,
+    choose_grain,
+    choose_kernel,
+    choose_plan,
+    choose_shards,
+    shards_pay,
+)
 from .rates import Links, Rates
 
 # Grains that give the same bits, of which `auto` takes one.
@@ -121,7 +130,7 @@ class Estimate:
 
         def pays(batch: int) -> bool:
             there = self.at_batch(batch)
-            return there.case.shards > 1 and there.seconds("shard") < there.seconds("round")
+            return there.case.shards > 1 and shards_pay(there.seconds("round"), there.seconds("shard"))
 
         return crossing(pays)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds, work_of_job
 from .lower import Job
-from .plan import steps_per_round, tasks_per_step
+from .plan import shards_pay, steps_per_round, tasks_per_step
 from .rates import Links, Rates
 from .tasks import Task
 from .tree import FAN_IN
@@ -54,7 +54,7 @@ def explain_training(e: Estimate) -> str:
 
 def _why(e: Estimate) -> str:
     rounds, shards = e.seconds("round"), e.seconds("shard")
-    best = "round" if rounds <= shards else "shard"
+    best = "shard" if shards_pay(rounds, shards) else "round"
     if e.plan.reason.startswith("asked"):
         return f"asked for; auto would choose {best}"
     if best == "shard":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,8 @@ ROUNDS_PER_WINDOW = 8
 WINDOW_TASKS = 1500
 # Dependent hops of a step whose shards are tasks of their own, at the very least: gradients, then the update.
 LEAST_HOPS = 2
+# A task per shard has to promise less than this share of the time of rounds: predictions are no surer than that.
+SURE = 0.93
 # Operations of a whole run from which on compiling pays; below, NumPy is done before the compiler.
 COMPILE_FROM = 2e10
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
@@ -170,6 +173,11 @@ def steps_per_round(step_seconds: float) -> int:
     return max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))
 
 
+def shards_pay(rounds: float, shards: float) -> bool:
+    """Whether a task per shard is chosen, from the seconds of a step at both grains."""
+    return shards < SURE * rounds
+
+
 def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     """Return the grain and why.
 
@@ -185,7 +193,7 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     if not costs:
         return "round", "auto: a task per shard cannot pay, so many steps share a task"
     told = ", ".join(f"{seconds * 1e3:.2f} ms at grain {grain}" for grain, seconds in costs.items())
-    best = min(costs, key=lambda grain: costs[grain])
+    best = "shard" if shards_pay(costs["round"], costs.get("shard", math.inf)) else "round"
     return best, f"auto: a step takes about {told}"
 
 

@@ -13,7 +13,7 @@ from flowgrad.cli import main
 from flowgrad.scheduler.estimate import Estimate
 from flowgrad.scheduler.explain import columns, count, explain_job, explain_training, ms, short, times
 from flowgrad.scheduler.lower import lower_gradient
-from flowgrad.scheduler.plan import choose_grain, choose_kernel, choose_plan
+from flowgrad.scheduler.plan import SURE, choose_grain, choose_kernel, choose_plan
 
 
 def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numba"):
@@ -56,14 +56,14 @@ def test_a_large_step():
     assert rows_of(text)["shard"].endswith("the plan")
 
 
-def test_the_break_even_is_where_the_grains_cost_the_same():
+def test_the_break_even_is_from_where_on_shards_are_chosen():
     e = estimate(net(512, 4096, 8), cluster(2))
     found = e.break_even()
     assert found is not None
     there = e.at_batch(found)
-    assert there.seconds("shard") < there.seconds("round")
+    assert there.seconds("shard") < SURE * there.seconds("round")
     before = e.at_batch(found - 1)
-    assert before.seconds("shard") >= before.seconds("round") or before.case.shards == 1
+    assert before.seconds("shard") >= SURE * before.seconds("round") or before.case.shards == 1
     assert f"from about {float(f'{found:.2g}'):,.0f} samples on" in explain_training(e)
 
 

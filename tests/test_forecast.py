@@ -11,6 +11,7 @@ from flowgrad.scheduler.cost import Loop, Product, Work
 from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, round_threads, spreading, step_seconds
 from flowgrad.scheduler.plan import (
     ROUNDS_PER_WINDOW,
+    SURE,
     choose_blas_threads,
     choose_grain,
     choose_kernel,
@@ -280,3 +281,10 @@ def test_curves():
 
 def test_rates_as_plain_values():
     assert Rates.from_dict(machine().as_dict()) == machine()
+
+
+@pytest.mark.parametrize(
+    ("shard", "grain"), [(0.8, "shard"), (0.99 * SURE, "shard"), (1.01 * SURE, "round"), (1.0, "round")]
+)
+def test_shards_must_promise_more_than_predictions_are_sure_of(shard, grain):
+    assert choose_grain("auto", {"round": 1.0, "shard": shard})[0] == grain
