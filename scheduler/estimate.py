@@ -126,7 +126,7 @@ class Estimate:
         return replace(self, case=case, flops=each * batch)
 
     def break_even(self) -> int | None:
-        """Return the batch size from which on a task per shard costs less than rounds; None if there is none."""
+        """Return the batch size from which on a task per shard is chosen; None if there is none."""
 
         def pays(batch: int) -> bool:
             there = self.at_batch(batch)

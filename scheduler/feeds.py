@@ -16,7 +16,7 @@ from flowgrad.node import Node, Variable
 from .chunks import chunked, is_chunked
 
 # Length from which on BLAS's own threads may take part in a scalar product.
-WIDE = 10_000
+BLAS_LENGTH = 10_000
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _numeric(v: Variable, value: Any) -> Array:
 
 def _all_finite(array: Array) -> bool:
     """Whether all numbers are finite; they are where their squares' sums are."""
-    if array.ndim == 2 and array.shape[1] < WIDE:
+    if array.ndim == 2 and array.shape[1] < BLAS_LENGTH:
         with np.errstate(over="ignore", invalid="ignore"):
             sums = np.vecdot(array, array)
         if np.isfinite(sums).all():

@@ -78,18 +78,19 @@ def _epoch(engine: Engine, fit: Fit, shards: int, steps: int) -> float:
 
 
 def _look(executor: Executor, slots: int) -> tuple[float, float]:
-    """Return the seconds of a matrix product, alone and with one in each slot.
+    """Return the seconds of a matrix product, alone and with one in each slot; no matter how many, where there is one slot.
 
     Other work on the machine comes and goes within half a second, so that one look in three is wrong by a third: the shortest of
     some that are apart counts.
     """
+    if slots == 1:
+        return 1.0, 1.0
 
     def measured(workers: Sequence[Worker]) -> tuple[float, float]:
         def seconds(tasks: int) -> float:
             keys = [f"burst-{uuid.uuid4().hex}" for _ in range(tasks)]
             return max(run_now(executor, {key: Task(burst, ()) for key in keys}, keys, workers))
 
-        alone = seconds(1)
-        return alone, alone if slots == 1 else seconds(slots)
+        return seconds(1), seconds(slots)
 
     return steadily(executor, measured)

@@ -31,12 +31,12 @@ class Piece(NamedTuple):
 
 @dataclass
 class Site:
-    """Where a window runs."""
+    """Where a window runs; what runs at one may go on at an equal one."""
 
     workers: list[Worker]
     lanes: list[Lane]
     exchange: str
-    salt: str = field(default_factory=lambda: uuid.uuid4().hex)
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
     @property
     def addresses(self) -> list[str]:
@@ -52,10 +52,6 @@ class Site:
     def slices(self) -> int:
         """Into how many slices the state is cut."""
         return len(self.lanes) if self.exchange == "slices" else 1
-
-    def same(self, other: Site) -> bool:
-        """Whether what runs at the other one may go on here."""
-        return (self.workers, self.lanes, self.exchange) == (other.workers, other.lanes, other.exchange)
 
 
 class Ahead(NamedTuple):

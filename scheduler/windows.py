@@ -175,7 +175,7 @@ class Windows:
 
     def _goes_on(self, begun: Ahead, site: Site, batches: Batches) -> bool:
         """Whether what was submitted ahead is the beginning of a window that runs at `site`."""
-        return begun.begins(batches) and begun.site.same(site) and all(map(self.executor.alive, begun.after))
+        return begun.begins(batches) and begun.site == site and all(map(self.executor.alive, begun.after))
 
     def _begin(self, site: Site) -> list[Handle]:
         """Place the state where the first tasks read it."""

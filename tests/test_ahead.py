@@ -1,7 +1,6 @@
 """Epochs that are short begin before the state of the one before is here: the same bits, whatever comes in between."""
 
 import gc
-import os
 import time
 
 import pytest
@@ -132,11 +131,13 @@ def test_workers_change_between_two_epochs(begun, expected, grain):
                 cluster.scale(3)
                 client.wait_for_workers(3, timeout=30)
             elif record["epoch"] == 2:
-                kill(pids(client).values())
+                self.killed = set(pids(client).values())
+                kill(self.killed)
 
     with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
-        *found, _ = train(client, grain=grain, callbacks=[Between()])
-        assert os.getpid() not in pids(client).values()
+        between = Between()
+        *found, _ = train(client, grain=grain, callbacks=[between])
+        assert between.killed.isdisjoint(pids(client).values())
     assert tuple(found) == expected[grain]
     assert begun[0] == 0
     assert set(begun[1:]) <= {15, 30, 45}

@@ -73,7 +73,7 @@ def expected():
 
 
 def check(expected, client, grain, action, recovered=True, op=None):
-    disturbance = At(8, action)  # an epoch is a window of 15 steps, in two pieces
+    disturbance = At(8, action)  # of 15 steps that an epoch has
     fingerprint, steps, history = train(client, grain=grain, callbacks=[disturbance], op=op)
     assert disturbance.done
     assert fingerprint == expected[grain, op][0]
