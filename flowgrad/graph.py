@@ -50,6 +50,7 @@ class Graph:
         self._nodes: list[Node] = []
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
         self._tokens: list[Token[Graph | None]] = []
+        self._version = 0  # how often variables were set
 
     def __enter__(self) -> Graph:
         self._tokens.append(_current.set(self))

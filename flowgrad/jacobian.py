@@ -104,11 +104,17 @@ class Diagonal(LocalJacobian):
 
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g * d``."""
-        return np.multiply(g, self.d, out)
+        return np.multiply(g, self._numbers(g), out)
 
     def push(self, t: Array, out_dim: int) -> Array:
         """Return ``t * d``."""
-        return t * self.d
+        return t * self._numbers(t)
+
+    def _numbers(self, like: Array) -> Array | float:
+        """Return the diagonal; a mask as numbers, which NumPy would make of it once per row of `like`."""
+        if isinstance(self.d, np.ndarray) and self.d.dtype == np.bool_ and len(like) > 1:
+            return self.d.astype(like.dtype)
+        return self.d
 
 
 class Selection(LocalJacobian):

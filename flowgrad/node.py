@@ -216,6 +216,7 @@ class Variable(Node):
 
     def _assign(self, value: Array) -> None:
         self._value = _frozen(value)
+        self.graph._version += 1
         self.reset_value()
 
 

@@ -24,7 +24,7 @@ from .tasks import token
 
 # Feeds of a call up to this many bytes are copied; so many calls are remembered.
 COPIED = 32 << 20
-REMEMBERED = 8
+REMEMBERED = 4
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ So two recipes that share a part share its keys, and a variable that was set cha
 
 from __future__ import annotations
 
-import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,7 +27,7 @@ from .lower import flat_values, input_var
 from .passes import forward_passes, run_passes
 from .steps import Ends
 from .tasks import token
-from .units import cut_up
+from .units import Name, cut_up, name_units
 
 # Recipes that an engine remembers.
 REMEMBERED = 64
@@ -78,7 +77,13 @@ class Recipe:
         self.statics = _statics(self.program)
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
         self.units = cut_up(self.program, self.statics, self.same, self.through, grain)
-        self.unit_of = {var: unit for unit in self.units for var in unit.writes}
+        # By the first variable that a unit writes: its number.
+        self.made_by = {unit.writes[0]: number for number, unit in enumerate(self.units)}
+        self._holders: dict[int, tuple[int, int | None]] = {
+            var: (unit.writes[0], k if len(unit.writes) > 1 else None)
+            for unit in self.units
+            for k, var in enumerate(unit.writes)
+        }
         nodes = self.graph.nodes
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
         reached = {e.wrt for e in self.derivation.edges}
@@ -89,7 +94,8 @@ class Recipe:
         # Filled in by `forward_mode`.
         self.pushes: Any = None
         self.mode: str | None = None
-        self._set: tuple[list[Any], Any, dict[int, tuple[str, Array]]] | None = None
+        self._set: _Set | None = None
+        self._names: tuple[Any, dict[str, dict[int, Name]]] = (None, {})
 
     @staticmethod
     def _find(program: Program, node: Node, fed: frozenset[Variable]) -> tuple[int | None, int, int]:
@@ -114,17 +120,48 @@ class Recipe:
 
         The value of a variable is replaced, never changed, when it is set: the same array is the same value.
         """
-        now: list[Any] = [v._value for v in self.needed]
-        if self._set is not None and self._set[1] == feeds.dtype and all(map(operator.is_, now, self._set[0])):
-            return self._set[2]
+        version, known = self.graph._version, self._set
+        if known is not None and known.dtype == feeds.dtype:
+            if known.version == version:
+                return known.values
+            if all(v._value is value for v, value in zip(self.needed, known.read)):
+                self._set = known._replace(version=version)
+                return known.values
+        read = [v._value for v in self.needed]
         require_values(self.needed, feeds, self.result)
         found = _static_values(self.program, self.statics, self.graph, feeds.dtype)
-        self._set = now, feeds.dtype, found
+        self._set = _Set(version, read, feeds.dtype, found)
         return found
 
     def tokens_now(self, feeds: Feeds) -> list[str]:
         """Return what stands for the content of all variables that are set."""
         return [name for name, _ in self.values_now(feeds).values()]
+
+    def holder(self, var: int) -> tuple[int, int | None]:
+        """Return whose result a variable is in, see `Unit.holders`, and which of several it is."""
+        var = self.through(var)
+        return self._holders.get(var, (var, None))
+
+    def names(self, statics: dict[int, tuple[str, Array]], seed: str) -> dict[int, Name]:
+        """Return the names of all results, see `name_units`.
+
+        Parameters
+        ----------
+        statics : dict
+            What `values_now` returned.
+        seed : str
+            Stands for the content of the seed; empty for one that is given with the feeds.
+        """
+        if self._names[0] is not statics:
+            self._names = statics, {}
+        known = self._names[1]
+        if seed not in known:
+            given = {var: Name(f"value-{name}") for var, (name, _) in statics.items()}
+            given.update((var, Name("feed-", (var,))) for var in self.feeds)
+            own = self.derivation.seed
+            given[own] = Name(f"seed-{seed}") if seed else Name("seed-", (own,))
+            known[seed] = name_units(self.units, given)
+        return known[seed]
 
     def ends(self, rows: int, dtype: Any) -> Ends:
         """Return the last edges for a seed of `rows` rows; they read `end_reads`, in that order."""
@@ -137,6 +174,15 @@ class Recipe:
             told = [(e.wrt, e.start, e.entries, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.args) for e in edges]
             self._ends[key] = Ends(edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str))
         return self._ends[key]
+
+
+class _Set(NamedTuple):
+    """What was made of the values that variables had at a version of their graph."""
+
+    version: int
+    read: list[Any]
+    dtype: np.dtype[Any]
+    values: dict[int, tuple[str, Array]]
 
 
 class RecipeBook:
@@ -158,12 +204,14 @@ class RecipeBook:
         """Return the recipe; worked out if it is not remembered."""
         fed = frozenset(fed)
         key = (result, tuple(wrt), fed, grain == "node")
-        if key not in self.found:
-            self.found[key] = Recipe(result, wrt, fed, grain)
+        found = self.found.get(key)
+        if found is None:
+            found = self.found[key] = Recipe(result, wrt, fed, grain)
             if len(self.found) > REMEMBERED:
                 self.found.popitem(last=False)
-        self.found.move_to_end(key)
-        return self.found[key]
+        else:
+            self.found.move_to_end(key)
+        return found
 
 
 def _passes_on(i: Instr, grain: str) -> bool:

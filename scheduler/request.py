@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,70 +45,66 @@ class Request:
         self.sizes: dict[str, int] = {}  # bytes of values that are worth keeping
         self.fed: set[str] = set()  # those that depend on the feeds
         self.used: set[str] = set()  # keys whose use is counted
-        if seed is None:
-            seed = np.eye(recipe.result.dim, dtype=known.feeds.dtype)[:, None, :]
-            self.seed_token = f"eye{len(seed)}{seed.dtype.str}"
-        else:
-            self.seed_token = token(seed)
-        self.seed = seed
+        dim, dtype = recipe.result.dim, known.feeds.dtype
+        eye = f"eye{dim}{dtype.str}" if seed is None else ""
+        self.seed = np.eye(dim, dtype=dtype)[:, None, :] if seed is None else seed
+        self.seed_token = eye or token(seed)
         self.statics = recipe.values_now(known.feeds)
+        self.names = recipe.names(self.statics, eye)
 
     def refs(self, start: int, stop: int, wanted: Sequence[int]) -> dict[int, Ref]:
         """Return references to program variables for samples ``start:stop``; records are added for what is missing."""
-        recipe = self.recipe
-        whole = (start, stop) == (0, self.known.feeds.samples)
-        names = self._leaves(start, stop, whole)
-        keys: dict[int, str] = dict(names)
-        outs: dict[int, tuple[str, int | None]] = {}
-        for unit in recipe.units:
-            key = f"{unit.prefix}-{combine(unit.token, *[keys[a] for a in unit.reads])}"
-            single = len(unit.writes) == 1
-            for number, var in enumerate(unit.writes):
-                outs[var] = (key, None if single else number)
-                keys[var] = key if single else f"{key}.{number}"
-        emitted: dict[str, Unit] = {}
-        stack = [recipe.through(var) for var in wanted]
-        wants = list(stack)
-        seen = set(stack)
+        recipe, samples = self.recipe, (start, stop)
+        holders = {var: recipe.holder(var) for var in wanted}
+        stack = [var for var, _ in holders.values()]
+        suffixes: dict[tuple[int, ...], str] = {}
+        keys: dict[int, str] = {}
+        missing = []
         while stack:
             var = stack.pop()
-            if var not in outs:
-                self._leaf(var, names[var], start, stop, whole)
+            if var in keys:
                 continue
-            key, _ = outs[var]
-            if key in emitted or (key in self.records):
-                continue
-            if key not in self.used:
-                self.used.add(key)
-                if self.cache.has(key):
-                    continue
-            elif key in self.cache.held:
-                continue
-            unit = recipe.unit_of[var]
-            emitted[key] = unit
-            for a in unit.reads:
-                if a not in seen:
-                    seen.add(a)
-                    stack.append(a)
-        refs = {var: Ref(name) for var, name in names.items()}
-        for unit in recipe.units:
-            key, at = outs[unit.writes[0]]
-            if key in emitted:
-                args: dict[str, int] = {}
-                reads = []
-                for a in unit.reads:
-                    name, position = outs.get(a, (names.get(a, ""), None))
-                    reads.append((args.setdefault(name, len(args)), position))
-                how: tuple[Any, ...] = (unit.instrs, tuple(reads), at is not None)
-                if self.threads > 1 and unit.flops and unit.flops * len(self.seed) * (stop - start) >= SPREAD_FLOPS:
-                    self.records[key] = Task(run_spread, (self.threads, stop - start, *how, *map(Ref, args)))
-                else:
-                    self.records[key] = Task(run_unit, (*how, *map(Ref, args)))
-                self.sizes[key] = self._bytes(unit, stop - start)
-                if unit.fed:
-                    self.fed.add(key)
-        found = {var: self._ref(outs, refs, var) for var in wants}
-        return {var: found[recipe.through(var)] for var in wanted}
+            stem, feeds = self.names[var]
+            if feeds not in suffixes:
+                suffixes[feeds] = self._suffix(feeds, samples)
+            key = keys[var] = stem + suffixes[feeds]
+            if var not in recipe.made_by:
+                self._leaf(var, key, samples)
+            elif key not in self.records and not self._kept(key):
+                missing.append(recipe.made_by[var])
+                stack += recipe.units[missing[-1]].holders
+        for number in sorted(missing):
+            self._emit(recipe.units[number], keys, stop - start)
+        return {var: self._ref(keys[holder], position) for var, (holder, position) in holders.items()}
+
+    def _suffix(self, feeds: tuple[int, ...], samples: tuple[int, int]) -> str:
+        """Return the half of a key that stands for the content of feeds."""
+        if not feeds:
+            return self.cache.salt
+        whole = samples == (0, self.known.feeds.samples)
+        given, fed = self.known.tokens, self.recipe.feeds
+        told = [given[fed[var]] if var in fed else self.seed_token for var in feeds]
+        return combine(*told, *(() if whole else map(str, samples)), self.cache.salt)
+
+    def _kept(self, key: str) -> bool:
+        """Whether the cache has a value; asking counts once for a request."""
+        if key in self.used:
+            return key in self.cache.held
+        self.used.add(key)
+        return self.cache.has(key)
+
+    def _emit(self, unit: Unit, keys: Mapping[int, str], samples: int) -> None:
+        """Add the record of a unit."""
+        key = keys[unit.writes[0]]
+        args = [Ref(keys[var]) for var in unit.holders]
+        how = (unit.instrs, unit.where, len(unit.writes) > 1)
+        if self.threads > 1 and unit.flops and unit.flops * len(self.seed) * samples >= SPREAD_FLOPS:
+            self.records[key] = Task(run_spread, (self.threads, samples, *how, *args))
+        else:
+            self.records[key] = Task(run_unit, (*how, *args))
+        self.sizes[key] = unit.entries(samples, len(self.seed)) * self.known.feeds.dtype.itemsize
+        if self.names[unit.writes[0]].feeds:
+            self.fed.add(key)
 
     def task(self, prefix: str, func: Any, *args: Any) -> Ref:
         """Add a last task."""
@@ -116,10 +112,7 @@ class Request:
         self.records[key] = Task(func, args)
         return Ref(key)
 
-    def _ref(self, outs: dict[int, tuple[str, int | None]], leaves: dict[int, Ref], var: int) -> Ref:
-        if var not in outs:
-            return leaves[var]
-        key, position = outs[var]
+    def _ref(self, key: str, position: int | None) -> Ref:
         if position is None:
             return Ref(key)
         picked = f"pick-{key}.{position}"
@@ -127,41 +120,24 @@ class Request:
             self.records[picked] = Task(blocks.pick, (Ref(key), position))
         return Ref(picked)
 
-    def _leaves(self, start: int, stop: int, whole: bool) -> dict[int, str]:
-        names = {var: f"value-{name}" for var, (name, _) in self.statics.items()}
-        for i in self.recipe.program.inputs:
-            if i.role == "feed":
-                name = self.known.tokens[self.recipe.feeds[i.var]]
-                names[i.var] = f"feed-{name}" if whole else f"take-{combine(name, str(start), str(stop))}"
-            elif i.role == "seed":
-                cut = "" if whole or self.seed.shape[1] == 1 else f".{start}.{stop}"
-                names[i.var] = f"seed-{self.seed_token}{cut}"
-        return {var: f"{name}{self.cache.salt}" for var, name in names.items()} if self.cache.salt else names
-
-    def _leaf(self, var: int, name: str, start: int, stop: int, whole: bool) -> None:
+    def _leaf(self, var: int, key: str, samples: tuple[int, int]) -> None:
         """Add the record of something given, unless it is held already."""
-        if name in self.records or name in self.cache.held:
+        if key in self.records or key in self.cache.held:
             return
+        start, stop = samples
         if var in self.statics:
-            self._data(name, self.statics[var][1])
+            self._data(key, self.statics[var][1])
         elif var == self.recipe.derivation.seed:
-            self._data(name, self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop])
+            self._data(key, self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop])
         else:
             array = self.known.feeds.arrays[self.recipe.feeds[var]]
-            self._data(name, array if whole else blocks.cut(array, start, stop))
+            whole = samples == (0, self.known.feeds.samples)
+            self._data(key, array if whole else blocks.cut(array, start, stop))
 
     def _data(self, name: str, value: Array) -> None:
         self.records[name] = Data(value)
         if self.cache.executor.remote and value.nbytes > PLACED:
             self.sizes[name] = value.nbytes
-
-    def _bytes(self, unit: Unit, samples: int) -> int:
-        types, rows = self.recipe.program.types, len(self.seed)
-        size = self.known.feeds.dtype.itemsize
-        return sum(
-            types[var].dim * (samples if types[var].batched else 1) * (rows if types[var].cotangent else 1) * size
-            for var in unit.writes
-        )
 
 
 def _name(arg: Any) -> str:

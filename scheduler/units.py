@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from flowgrad.program import Instr, Program
 
@@ -20,8 +21,16 @@ UNITS = 64
 class Unit:
     """Instructions that one task runs; variables are numbered anew: first what is read, then each result.
 
-    `fed` tells whether results depend on a feed. `flops` are the operations per sample and row of the seed of a single instruction
-    whose samples may be dealt out to threads.
+    Attributes
+    ----------
+    holders : tuple of int
+        Whose results it reads: what is given, and of each other unit the first variable that it writes.
+    where : tuple of (int, int or None)
+        Per variable that is read, which of `holders` it is, or which of the results that are in it.
+    sizes : tuple of (int, bool, bool)
+        Of each result the dim, whether there is one per sample, and one per row of the seed.
+    flops : float
+        Operations per sample and row of the seed of a single instruction whose samples may be dealt out to threads.
     """
 
     prefix: str
@@ -29,13 +38,47 @@ class Unit:
     instrs: tuple[Instr, ...]
     reads: tuple[int, ...]
     writes: tuple[int, ...]
-    fed: bool = True
+    holders: tuple[int, ...] = ()
+    where: tuple[tuple[int, int | None], ...] = ()
+    sizes: tuple[tuple[int, bool, bool], ...] = ()
     flops: float = 0.0
+
+    def entries(self, samples: int, rows: int) -> int:
+        """Return how many numbers all results have, for a seed of `rows` rows."""
+        return sum(dim * (samples if batched else 1) * (rows if moving else 1) for dim, batched, moving in self.sizes)
+
+
+class Name(NamedTuple):
+    """What a value's key consists of.
+
+    Attributes
+    ----------
+    stem : str
+        Stands for its expression, down to the content of whatever is no feed.
+    feeds : tuple of int
+        The feeds in it, in the order in which it reads them; their content is the other half of the key.
+    """
+
+    stem: str
+    feeds: tuple[int, ...] = ()
 
 
 def combine(*parts: str) -> str:
     """Return a token of tokens."""
     return blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def name_units(units: Sequence[Unit], given: Mapping[int, Name]) -> dict[int, Name]:
+    """Return the names of what is given and of each unit's results, by the first variable that it writes.
+
+    The same expression has the same name whatever its feeds are called, and wherever it is a part of another one.
+    """
+    names = dict(given)
+    for unit in units:
+        feeds = tuple(dict.fromkeys(f for var in unit.holders for f in names[var].feeds))
+        reads = [f"{names[var].stem} {[feeds.index(f) for f in names[var].feeds]}" for var in unit.holders]
+        names[unit.writes[0]] = Name(f"{unit.prefix}-{combine(unit.token, repr(unit.where), *reads)}", feeds)
+    return names
 
 
 def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]:
@@ -58,7 +101,7 @@ def cut_up(
     size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
     units = []
     tokens: dict[int, str] = {}
-    fed = {i.var for i in program.inputs if i.role == "feed"}
+    holder: dict[int, tuple[int, int | None]] = {}
     for start in range(0, len(instrs), size):
         run = [i._replace(args=tuple(map(through, i.args))) for i in instrs[start : start + size]]
         own = {i.out for i in run}
@@ -71,9 +114,13 @@ def cut_up(
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
         flops = count(run[0], program) if apart else 0.0
         writes = tuple(i.out for i in run)
-        if not fed.isdisjoint(reads):
-            fed.update(writes)
-        units.append(Unit(_prefix(run), combine(*rows), numbered, reads, writes, writes[0] in fed, flops))
+        read = [holder.get(a, (a, None)) for a in reads]
+        holders = tuple(dict.fromkeys(var for var, _ in read))
+        where = tuple((holders.index(var), number) for var, number in read)
+        holder.update((var, (writes[0], number if len(run) > 1 else None)) for number, var in enumerate(writes))
+        sizes = tuple((t.dim, t.batched, t.cotangent) for t in (program.types[var] for var in writes))
+        name, told = _prefix(run), combine(*rows)
+        units.append(Unit(name, told, numbered, reads, writes, holders, where, sizes, flops))
     return units
 
 

@@ -2,13 +2,17 @@
 
 import gc
 import time
+import warnings
 
 import derivatives
 import numpy as np
 import pytest
+import strategies
 from conftest import local_cluster
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_jacobians import Net, same
 
 import flowgrad as fg
@@ -102,6 +106,57 @@ def test_after_set_value_only_what_lies_downstream_is_computed(counted):
     assert "tanh" not in after
     same(found, fg.Engine("sync").jacobian(net.probabilities, net.x, net.feeds))
     w.set_value(w.value - 0.1)
+
+
+@settings(max_examples=60)
+@given(made=strategies.graphs(), grain=st.sampled_from(["auto", "node"]), shards=st.integers(1, 3), data=st.data())
+def test_whatever_is_kept_the_numbers_are_those_without_a_cache(made, grain, shards, data):
+    kept, bare = (fg.Engine("sync", grain=grain, shards=shards, cache_bytes=n) for n in (1 << 20, 0))
+    nodes = made.graph.nodes[: made.result.index + 1]
+    for _ in range(4):
+        feeds = dict(made.feeds)
+        for v, other in zip(feeds, data.draw(st.permutations(list(feeds)))):
+            if v.dim == other.dim:
+                feeds[v] = made.feeds[other][:: data.draw(st.sampled_from([1, -1]))]
+        if data.draw(st.booleans()):
+            parameter = data.draw(st.sampled_from(made.parameters))
+            parameter.set_value(parameter.value[::-1].copy())
+        result = data.draw(st.sampled_from([made.result, *nodes[-3:]]))
+        wrt = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=3, unique=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of nodes that the result does not depend on
+            for node, found in kept.jacobian(result, wrt, feeds).items():
+                same(found, bare.jacobian(result, node, feeds))
+
+
+def test_the_same_expression_of_other_nodes_is_not_computed_again(counted):
+    engine, take = counted
+    a, b = np.random.default_rng(0).random((2, 5, 3))
+    with fg.Graph():
+        x, y = fg.Variable(3, trainable=False), fg.Variable(3, trainable=False)
+        one, again, other = (fg.Tanh(p * fg.Exp(q)) for p, q in ((x, y), (x, y), (y, x)))
+
+    def ran(result, feeds):
+        engine.jacobian(result, x, feeds)
+        return {"exp", "multiply", "tanh"} & set(prefixes(take()))
+
+    every = {"exp", "multiply", "tanh"}
+    assert ran(one, {x: a, y: b}) == every
+    assert ran(again, {x: a, y: b}) == set()
+    assert ran(other, {x: a, y: b}) == every
+    # Feeds for workers are known by their content, whatever they are fed to.
+    assert ran(other, {x: b, y: a}) == (set() if engine.executor.remote else every)
+
+
+def test_expressions_that_differ_in_which_feed_stands_where(counted):
+    engine, _ = counted
+    a, b = np.random.default_rng(0).random((2, 5, 3))
+    with fg.Graph():
+        x, y = fg.Variable(3, trainable=False), fg.Variable(3, trainable=False)
+        results = [fg.Tanh(p * q * fg.Exp(r)) for p in (x, y) for q in (x, y) for r in (x, y) if x in (p, q, r)]
+    for result in results:
+        alone = fg.Engine("sync", cache_bytes=0).jacobian(result, x, {x: a, y: b})
+        same(engine.jacobian(result, x, {x: a, y: b}), alone)
 
 
 def test_the_cache_holds_no_feeds(counted):
