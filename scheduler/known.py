@@ -10,7 +10,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -75,31 +75,24 @@ class FeedMemory:
 
     def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> KnownFeeds:
         """Return checked feeds with their tokens; raises what `check_feeds` raises."""
-        plain = isinstance(feeds, Mapping) and all(isinstance(a, np.ndarray) for a in feeds.values())
-        beginnings: dict[Any, bytes] = {}
-        if plain and feeds:
-            beginnings = _beginnings(feeds)
-            for call in reversed(self.calls):
-                alike = call.graph is graph and call.dtype == dtype and call.beginnings == beginnings
-                if alike and all(_equal(a, feeds[v]) for v, a in call.raw.items()):
-                    return call.known
-        checked = check_feeds(graph, feeds, dtype)
-        if not self.keeps and not self.hashed:
-            return KnownFeeds(checked, {v: self._token(a) for v, a in checked.arrays.items()})
-        if not plain or sum(a.nbytes for a in checked.arrays.values()) > COPIED:
-            return KnownFeeds(checked, {v: token(a) for v, a in checked.arrays.items()})
-        assert feeds is not None
-        raw, arrays = {}, {}
-        for v, a in checked.arrays.items():
-            raw[v] = buffers.empty(feeds[v].shape, feeds[v].dtype)
-            np.copyto(raw[v], feeds[v])
-            same = a.dtype == raw[v].dtype and a.shape == raw[v].shape
-            arrays[v] = raw[v] if same else a.copy() if np.shares_memory(a, feeds[v]) else a
-            arrays[v].flags.writeable = False
+        if not self._copies(feeds):
+            checked = check_feeds(graph, feeds, dtype)
+            name = token if self.keeps or self.hashed else self._token
+            return KnownFeeds(checked, {v: name(a) for v, a in checked.arrays.items()})
+        beginnings = _beginnings(feeds)
+        for call in reversed(self.calls):
+            alike = call.graph is graph and call.dtype == dtype and call.beginnings == beginnings
+            if alike and all(_equal(a, feeds[v]) for v, a in call.raw.items()):
+                return call.known
+        raw = {v: _copy(a) for v, a in feeds.items()}
+        checked = check_feeds(graph, raw, dtype)
+        arrays = checked.arrays
+        if sum(a.nbytes for a in arrays.values()) > COPIED:
+            return KnownFeeds(checked, {v: token(a) for v, a in arrays.items()})
+        for a in arrays.values():
+            a.flags.writeable = False
         known = KnownFeeds(
-            Feeds(arrays, checked.samples, checked.dtype),
-            {v: self._token(a) for v, a in arrays.items()},
-            None if self.hashed else next(self.count),
+            checked, {v: self._token(a) for v, a in arrays.items()}, None if self.hashed else next(self.count)
         )
         self.calls.append(_Call(graph, dtype, beginnings, raw, known))
         if len(self.calls) > REMEMBERED:
@@ -107,6 +100,13 @@ class FeedMemory:
             if gone is not None:
                 self.forget(gone)
         return known
+
+    def _copies(self, feeds: Any) -> TypeGuard[Mapping[Any, Array]]:
+        """Whether to copy the feeds and compare later ones with that."""
+        if not (self.keeps or self.hashed) or not isinstance(feeds, Mapping) or not feeds:
+            return False
+        plain = all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" for a in feeds.values())
+        return plain and sum(a.nbytes for a in feeds.values()) <= COPIED
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -119,6 +119,12 @@ class FeedMemory:
 def _beginnings(feeds: Mapping[Any, Array]) -> dict[Any, bytes]:
     """Return the first bytes of each feed: where they differ, the rest need not be compared."""
     return {v: a[:1].tobytes()[:64] if a.ndim else b"" for v, a in feeds.items()}
+
+
+def _copy(array: Array) -> Array:
+    copy = buffers.empty(array.shape, array.dtype)
+    np.copyto(copy, array)
+    return copy
 
 
 def _equal(a: Array, b: Array) -> bool:

@@ -6,7 +6,7 @@ So two recipes that share a part share its keys, and a variable that was set cha
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from flowgrad.autodiff import Derivation, derive
+from flowgrad.autodiff import Derivation, Edge, derive
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array, Identity
+from flowgrad.jacobian import Array, Diagonal, Identity
+from flowgrad.matrix_jacobian import Dense
 from flowgrad.node import Node, Variable, ancestors
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
@@ -76,7 +77,8 @@ class Recipe:
         self.program = self.derivation.program
         self.statics = _statics(self.program)
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
-        self.units = cut_up(self.program, self.statics, self.same, self.through, grain)
+        self.edges, joined = (self.derivation.edges, set()) if grain == "node" else self._joined()
+        self.units = cut_up(self.program, self.statics, {*self.same, *joined}, self.through, grain)
         # By the first variable that a unit writes: its number.
         self.made_by = {unit.writes[0]: number for number, unit in enumerate(self.units)}
         self._holders: dict[int, tuple[int, int | None]] = {
@@ -86,10 +88,10 @@ class Recipe:
         }
         nodes = self.graph.nodes
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
-        reached = {e.wrt for e in self.derivation.edges}
+        reached = {e.wrt for e in self.edges}
         # Nodes that the result does not depend on.
         self.independent = [n for n in self.wrt if n not in self.places or self.places[n].wrt not in reached]
-        self.end_reads = tuple(dict.fromkeys(a for e in self.derivation.edges for a in e.pull.args))
+        self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
         self._ends: dict[Any, Ends] = {}
         # Filled in by `forward_mode`.
         self.pushes: Any = None
@@ -108,6 +110,31 @@ class Recipe:
             return None, 0, node.dim
         _, lo, hi = program.layout[node.index]
         return var, lo, hi
+
+    def _joined(self) -> tuple[tuple[Edge, ...], set[int]]:
+        """Return the last edges, some of them with the pull before, and the cotangents that are no longer needed.
+
+        Where a cotangent of several rows comes from a diagonal and goes through one matrix alone, the edge's task multiplies by
+        both: that takes no longer than reading it, and it is laid out as the matrix product wants it.
+        """
+        made = {i.out: i for i in self.program.instrs if i.out not in self.same}
+        read = [*(a for i in made.values() for a in i.args), *(a for e in self.derivation.edges for a in e.pull.args)]
+        uses = Counter(map(self.through, read))
+        edges, joined = [], set()
+        for e in self.derivation.edges:
+            g = self.through(e.pull.args[0])
+            first = made.get(g)
+            if (
+                self.result.dim > 1
+                and uses[g] == 1
+                and first is not None
+                and (first.verb, first.op.kind(first.slot)) == ("pull", Diagonal)
+                and e.pull.op.kind(e.pull.slot) is Dense
+            ):
+                e = e._replace(pull=e.pull._replace(args=(first.args[0], *e.pull.args[1:])), first=first)
+                joined.add(g)
+            edges.append(e)
+        return tuple(edges), joined
 
     def through(self, var: int) -> int:
         """Return the variable that stands behind marks."""
@@ -168,10 +195,11 @@ class Recipe:
         key = (rows, np.dtype(dtype))
         if key not in self._ends:
             at = {var: k for k, var in enumerate(self.end_reads)}
-            edges = tuple(
-                e._replace(pull=e.pull._replace(args=tuple(at[a] for a in e.pull.args))) for e in self.derivation.edges
-            )
-            told = [(e.wrt, e.start, e.entries, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.args) for e in edges]
+            edges = tuple(e.renamed(at.__getitem__) for e in self.edges)
+            told = [
+                (e.wrt, e.start, e.entries, *[(i.op, i.attrs, i.slot, i.args) for i in (e.pull, e.first) if i])
+                for e in edges
+            ]
             self._ends[key] = Ends(edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str))
         return self._ends[key]
 

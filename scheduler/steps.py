@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
 from flowgrad.factors import Factors
-from flowgrad.jacobian import Array, LocalJacobian
+from flowgrad.jacobian import Array, Diagonal, LocalJacobian
 from flowgrad.program import Instr
 from flowgrad.shares import Share
 
@@ -102,7 +102,7 @@ class Ends:
             if e.wrt != wrt:
                 continue
             entries = None if e.entries is None else np.array(e.entries)
-            for delta, row in _guarded(e.pull, args, lambda local, g: local.split(g)):
+            for delta, row in _guarded(e.pull, args, _cotangent(e, args), lambda local, g: local.split(g)):
                 if row is not None and row.dtype != delta.dtype:
                     row = row.astype(delta.dtype)
                 shares.append(Share(delta, row, e.start, entries))
@@ -113,7 +113,7 @@ class Ends:
         mine = [e for e in self.edges if e.wrt == wrt]
         if len(mine) == 1 and mine[0].entries is None and mine[0].dim == self.sizes[wrt] == hi - lo:
             # The only edge: the last product goes straight into the result.
-            _guarded(mine[0].pull, args, lambda local, g: _pull_into(local, g, out))
+            _guarded(mine[0].pull, args, _cotangent(mine[0], args), lambda local, g: _pull_into(local, g, out))
         else:
             self.factors(wrt, out.shape[1], args).write(lo, hi, out)
 
@@ -126,10 +126,21 @@ def _pull_into(local: LocalJacobian, g: Array, out: Array) -> None:
         out[...] = local.pull(g)
 
 
-def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[LocalJacobian, Array], Any]) -> Any:
+def _cotangent(e: Edge, args: Sequence[Array]) -> Array:
+    """Return what an edge pulls."""
+    g = args[e.pull.args[0]]
+    if e.first is None:
+        return g
+    found: Array = _guarded(
+        e.first, args, g, lambda local, g: local.pull_by_sample(g) if type(local) is Diagonal else local.pull(g)
+    )
+    return found
+
+
+def _guarded(pull: Instr, args: Sequence[Array], g: Array, use: Callable[[Any, Array], Any]) -> Any:
     local = local_jacobian(pull, [args[a] for a in pull.args[1:]])
     try:
-        return use(local, args[pull.args[0]])
+        return use(local, g)
     except Exception as error:
         raise NodeFailed(
             f"pull of {pull.op.__name__} {pull.label!r} failed: {type(error).__name__}: {error}"

@@ -38,11 +38,9 @@ def work_of(recipe: Recipe, cut: bool = True) -> Work:
 
     With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the unit cuts them.
     """
-    edges = [
-        e._replace(pull=e.pull._replace(args=tuple(map(recipe.through, e.pull.args)))) for e in recipe.derivation.edges
-    ]
+    edges = [e.renamed(recipe.through) for e in recipe.derivation.edges]
     target = recipe.through(recipe.target)
-    wanted = {target, *(a for e in edges for a in e.pull.args)}
+    wanted = {target, *(a for e in edges for a in e.reads)}
     cuts = {i.out for i in recipe.statics if isinstance(i, Instr)} if cut else set()
     kept = []
     for i in reversed(recipe.program.instrs):
@@ -56,6 +54,6 @@ def work_of(recipe: Recipe, cut: bool = True) -> Work:
     reads = (*leaves, seed)
     numbered = renumber(kept, reads)
     at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
-    edges = [e._replace(pull=e.pull._replace(args=tuple(at[a] for a in e.pull.args))) for e in edges]
+    edges = [e.renamed(at.__getitem__) for e in edges]
     unit = Unit("block", "", numbered, reads, tuple(i.out for i in kept))
     return Work(unit, leaves, tuple(edges), at[target])

@@ -105,6 +105,47 @@ class Net:
         return [v for v in self.graph.nodes if isinstance(v, fg.Variable) and v.trainable]
 
 
+class Halves(fg.Diagonal):
+    """A kind of the user's own."""
+
+    def pull(self, g, out=None):
+        return np.multiply(0.5 * g, 2 * self.d, out)
+
+
+class Half(fg.Op):
+    kinds = (fg.Diagonal,)
+
+    @staticmethod
+    def shape(a):
+        return a
+
+    @staticmethod
+    def apply(a):
+        return 0.5 * a * a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return Halves(a)
+
+
+@pytest.mark.parametrize("act", [fg.ReLU, fg.Tanh, fg.Negative, Half])
+@pytest.mark.parametrize("fed", [True, False])
+def test_a_diagonal_before_the_last_matrix_is_no_task(act, fed):
+    """Of a mask, numbers, one number, a kind of its own; per sample or shared by all."""
+    net = Net()
+    rng = np.random.default_rng(2)
+    with net.graph:
+        inner = net.x if fed else fg.Variable(6, rng.normal(size=6), name="inner")
+        other = fg.Sum(net.x)
+        result = Net.layer(act(Net.layer(inner, 5, rng)), 4, rng) * fg.Vectorize(other, other, other, other)
+    tasks = derivatives.Counting()
+    found = fg.Engine(tasks).jacobian(result, inner, net.feeds, mode="reverse")
+    assert not any(key.startswith(f"pull-{act.__name__.lower()}") for key in tasks.take())
+    same(found, fg.Engine("sync", grain="node").jacobian(result, inner, net.feeds, mode="reverse"))
+    by_both = fg.Engine("sync").jacobian(result, [inner, *net.parameters], net.feeds, mode="reverse")
+    same(found, by_both[inner])
+
+
 def test_forward_mode_is_chosen_where_it_is_cheaper():
     """One input, many outputs: the task that pushes; many inputs, one output: the one that pulls."""
     with fg.Graph():
