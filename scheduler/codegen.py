@@ -12,7 +12,7 @@ from flowgrad.matrix_jacobian import Dense, Outer, Rows
 from flowgrad.ops import BatchMatVec, Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 
-from .codegen_values import ValueWriter, literals, tall_matrix
+from .codegen_values import ValueWriter, filled, tall_matrix
 from .loops import Source, Unsupported
 
 
@@ -161,9 +161,8 @@ class _Writer(ValueWriter):
             raise Unsupported(f"{i.op.__name__} {i.label} states no slopes")
         needs = i.op.needs(i.slot, i.arity)
         where = {need: f"{{{k + 1}}}" for k, need in enumerate(needs)}
-        slope = i.op.slopes[i.slot].format(
-            *(where.get(k, "") for k in range(i.arity)), y=where.get(-1, ""), **literals(dict(i.attrs))
-        )
+        entries = [where.get(k, "") for k in range(i.arity)]
+        slope = filled(i, i.op.slopes[i.slot], entries, y=where.get(-1, ""))
         return f"{{0}} * ({slope})", list(i.args)
 
     def _pull_outer(self, i: Instr, summed: bool) -> None:

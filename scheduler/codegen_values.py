@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from flowgrad.op import Op
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
@@ -35,8 +38,7 @@ class ValueWriter(LoopWriter):
         types, attrs = self.program.types, dict(i.attrs)
         batched = types[i.out].batched
         if i.op.expr is not None:
-            expr = i.op.expr.format(*(f"{{{k}}}" for k in range(len(i.args))), **literals(attrs))
-            self._elementwise(i.out, expr, list(i.args))
+            self._elementwise(i.out, filled(i, i.op.expr, [f"{{{k}}}" for k in range(len(i.args))]), list(i.args))
             return
         args = [self._read(a) for a in i.args]
         if i.op is Slice and not batched:
@@ -148,7 +150,10 @@ class ValueWriter(LoopWriter):
     def _call_rows(
         self, function: Callable[..., None], name: str, first: str, targets: list[str], args: Sequence[int]
     ) -> None:
-        self.out.functions[name] = function
+        others = self.out.functions
+        if others.get(name, function) is not function:  # ops of two modules may have one name
+            name = next((known for known, other in others.items() if other is function), f"{name}{len(others)}")
+        others[name] = function
         types = self.program.types
         batched = any(types[a].batched for a in args)
         read = [self._read(a) + ("[i]" if types[a].batched else "") for a in args]
@@ -162,6 +167,23 @@ def tall_matrix(batched: str, count: int, n: int) -> str:
     return f"{batched}.reshape(n * {count}, {n})"
 
 
-def literals(attrs: dict[str, Any]) -> dict[str, str]:
-    """Return attributes that are numbers as text."""
-    return {k: repr(v) for k, v in attrs.items() if isinstance(v, (int, float))}
+def filled(i: Instr, text: str, entries: Sequence[str], **named: str) -> str:
+    """Return an op's expression with entries and the attributes that are numbers in their places.
+
+    Raises
+    ------
+    Unsupported
+        If it names something else.
+    """
+    numbers = {k: _literal(v) for k, v in i.attrs if isinstance(v, (int, float, np.number))}
+    try:
+        return text.format(*entries, **named, **numbers)
+    except (KeyError, IndexError, ValueError) as error:
+        raise Unsupported(f"{i.op.__name__} {i.label}, whose expression {text!r} names {error},") from None
+
+
+def _literal(value: Any) -> str:
+    number = int(value) if isinstance(value, (int, np.integer)) else float(value)
+    if isinstance(number, float) and not math.isfinite(number):
+        return "np.nan" if math.isnan(number) else f"({'-' if number < 0 else ''}np.inf)"
+    return repr(number) if number >= 0 else f"({number!r})"

@@ -28,6 +28,7 @@ from flowgrad.program import Program
 
 from .blas import COMPILED_BLAS, one_thread
 from .codegen import generate
+from .codes import is_named
 from .compiled_text import round_text
 from .loops import Source, Unsupported
 from .subnormals import without_subnormals
@@ -61,8 +62,8 @@ def _source(program: Program, names: tuple[str, ...]) -> Source:
 
 def _check_functions(source: Source) -> None:
     for name, function in source.functions.items():
-        if function.__module__ == "__main__":
-            raise Unsupported(f"{name} of an op defined in a script")
+        if not is_named(function) or function.__qualname__.count(".") != 1:
+            raise Unsupported(f"{name}, of an op that is not defined at the top of a module,")
 
 
 class CompiledRound:

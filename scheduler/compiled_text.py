@@ -11,6 +11,7 @@ from flowgrad.norms import NORM_BLOCK, NORM_LANES
 from flowgrad.optim import Rule
 from flowgrad.program import Program
 
+from .codes import code_token
 from .loops import Source
 from .tasks import token
 from .tree import FAN_IN
@@ -26,9 +27,8 @@ def round_text(
     functions = []
     for name, function in source.functions.items():
         owner, rule_name = function.__qualname__.rsplit(".", 1)
-        code = function.__code__
         functions += [
-            f"# {token(code.co_code.hex(), repr(code.co_consts))}",
+            f"# {code_token(function)}",
             f"from {function.__module__} import {owner} as _{name}",
             f"{name} = njit(nogil=True, error_model='numpy')(_{name}.{rule_name})",
         ]
@@ -42,7 +42,6 @@ def round_text(
     make += [f"{name} = np.empty(({', '.join(shape).replace('n', 'nmax')},), F)" for name, shape in source.buffers]
     take = [f"copy_row({x}_bytes, i, X{k}, rows[i])" for k, x in enumerate(source.feeds)]
     cut = ", ".join(f"{x}[:n]" for x in source.feeds)
-    loop_code = rule.loop.__code__
     native = Path(__file__).with_name("native.py").read_text()
     return _TEMPLATE.format(
         dtype=dtype.name,
@@ -50,7 +49,7 @@ def round_text(
         rule_module=rule.__module__,
         rule=rule.__name__,
         # Machine code has the text of these, and not of where they come from, in it.
-        rule_token=token(loop_code.co_code.hex(), repr(loop_code.co_consts), native, FAN_IN, NORM_BLOCK, NORM_LANES),
+        rule_token=token(code_token(rule.loop), native, FAN_IN, NORM_BLOCK, NORM_LANES),
         gradient_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [names, buffers])]),
         call_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [cut, buffers])]),
         body="\n".join("    " + line for line in source.body),

@@ -7,16 +7,15 @@ dask's own de-duplication of keys is the cache.
 from __future__ import annotations
 
 import hashlib
-import sys
-import uuid
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowgrad.op import Op
 from flowgrad.program import Program
+
+from .codes import named_token
 
 
 class Ref(NamedTuple):
@@ -104,8 +103,6 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(program_token(part).encode())
     elif isinstance(part, Ref):
         digest.update(str(part.key).encode())
-    elif isinstance(part, type) and issubclass(part, Op):
-        digest.update(_op_token(part).encode())  # type: ignore[arg-type]
     elif isinstance(part, (list, tuple)):
         digest.update(f"{type(part).__name__}{len(part)}(".encode())
         if PLAIN.issuperset(map(type, part)):  # such as the many positions of a gather: at once
@@ -116,7 +113,7 @@ def _feed(digest: Any, part: Any) -> None:
     elif isinstance(part, dict):
         _feed(digest, list(part.items()))
     elif callable(part) and hasattr(part, "__qualname__"):
-        digest.update(f"{part.__module__}.{part.__qualname__};".encode())
+        digest.update(f"{named_token(part)};".encode())
     else:
         digest.update(f"{part!r};".encode())
 
@@ -128,23 +125,7 @@ def program_token(program: Program) -> str:
     for i in program.instrs:
         if id(i.attrs) not in attrs:
             attrs[id(i.attrs)] = token(i.attrs)
-    ops = {op: _op_token(op) for op in {i.op for i in program.instrs}}  # type: ignore[arg-type]
+    ops = {op: named_token(op) for op in {i.op for i in program.instrs}}  # type: ignore[arg-type]
     rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot}" for i in program.instrs]
     types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]
     return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs)
-
-
-@lru_cache(maxsize=4096)
-def _op_token(op: type[Op]) -> str:
-    """Return what tells an op from every other one.
-
-    An op of a module is known by its name and the code of its rules. One that was made in a function or a script may close
-    over anything, so each such class is an op of its own.
-    """
-    found: Any = sys.modules.get(op.__module__)
-    for name in op.__qualname__.split("."):
-        found = getattr(found, name, None)
-    if found is not op or op.__module__ == "__main__":
-        return uuid.uuid4().hex
-    codes = [getattr(getattr(op, rule), "__code__", None) for rule in ("shape", "apply", "jacobian")]
-    return token(op.__module__, op.__qualname__, *(repr((c.co_code, c.co_consts, c.co_names)) for c in codes if c))

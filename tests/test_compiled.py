@@ -200,3 +200,42 @@ def test_a_step_is_not_compiled_where_that_does_not_pay():
     history = fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync")).fit({x: np.ones((4, 2))}, epochs=1)
     assert history.plan["kernel"] == "numpy"
     assert "does not pay" in history.plan["reason"]
+
+
+class Clamp(fg.Op):
+    """Entries between two numbers, which are attributes."""
+
+    expr = "min(max({0}, F({low})), F({high}))"
+    slopes = ("F(1) if F({low}) < {0} and {0} < F({high}) else F(0)",)
+
+    @staticmethod
+    def shape(a, *, low, high):
+        return a
+
+    @staticmethod
+    def apply(a, *, low, high):
+        return np.clip(a, low, high)
+
+    @staticmethod
+    def jacobian(slot, y, a, *, low, high):
+        return fg.Diagonal(((low < a) & (a < high)).astype(a.dtype))
+
+    def __init__(self, a, low, high):
+        super().__init__(a, low=low, high=high)
+
+
+@pytest.mark.parametrize("low", [-0.25, np.float32(-0.25), -float("inf"), np.int64(-1), "-1"])
+def test_attributes_in_expressions(low):
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(2, trainable=False)
+        loss = fg.Sum(Clamp(x * fg.Variable(2, [0.5, -0.5]), low, float("inf")))
+    feeds = {x: np.random.default_rng(0).normal(size=(8, 2))}
+    step = compile_step(loss, check_feeds(graph, feeds), [graph.nodes[1]], "shard")
+    if isinstance(low, str):
+        assert "whose expression" in compiled.supports(step.program, step.names)
+        return
+    assert not compiled.supports(step.program, step.names)
+    grad = np.empty(2)
+    shard = plain(step, fg.Adam(graph, loss).rule)["shard"]
+    shard(np.arange(8), 8, np.zeros(0), np.array([0.5, -0.5]), grad, compiled._bytes(feeds[x]))
+    np.testing.assert_allclose(grad, fg.Engine("sync").gradient(loss, feeds)[graph.nodes[1]])
