@@ -10,6 +10,7 @@ Before a rule sees `g`, it is clipped by its norm, then ``weight_decay * w`` is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -19,6 +20,7 @@ import numpy as np
 from .errors import GraphError
 from .jacobian import Array
 from .norms import block_norms, scale_of
+from .numbers import finite
 
 State = dict[str, Array]
 
@@ -55,17 +57,11 @@ class Rule:
                 continue
             if name == "learning_rate" and callable(value):
                 continue
-            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-            if not number or not np.isfinite(value):
-                raise GraphError(f"{told}: {name} must be a finite number, not {value!r}")
-            if name in ("learning_rate", "clip_norm") and value <= 0:
-                raise GraphError(f"{told}: {name} must be positive, not {value!r}")
-            if name == "weight_decay" and value < 0:
-                raise GraphError(f"{told}: {name} must not be negative, it is {value!r}")
+            above = name in ("learning_rate", "clip_norm")
+            number = finite(value, f"{told}: {name}", 0 if above or name == "weight_decay" else -math.inf, above)
             if name in ("momentum", "beta", "beta_1", "beta_2") and not 0 <= value < 1:
                 raise GraphError(f"{told}: {name} must be at least 0 and below 1, not {value!r}")
-            # A NumPy scalar would lift single precision to double.
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, number)
 
     def init(self, w: Array) -> State:
         """Return the state before the first update of parameters `w` ``(P,)``."""
@@ -106,13 +102,8 @@ class Rule:
         """Return the learning rate of update number `t` (from 1)."""
         if not callable(self.learning_rate):
             return self.learning_rate
-        found = self.learning_rate(t)
-        if not isinstance(found, (int, float, np.number)) or not np.isfinite(found) or found < 0:
-            raise GraphError(
-                f"{type(self).__name__}: the learning rate of update {t} must be a number from 0 on, not {found!r}: "
-                f"check {self.learning_rate!r}"
-            )
-        return float(found)
+        what = f"{type(self).__name__}: the learning rate of update {t}, by {self.learning_rate!r},"
+        return finite(self.learning_rate(t), what, 0)
 
     def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
         """Move the slots in `state` on, and return what is subtracted from the parameters at update number `t` (from 1).

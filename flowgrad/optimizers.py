@@ -13,6 +13,7 @@ from .errors import GraphError
 from .graph import Graph
 from .jacobian import Array
 from .node import Node, Variable, ancestors
+from .numbers import whole
 from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule, Rule, State
 from .privacy import Privacy
 
@@ -103,12 +104,10 @@ class Optimizer:
                 f"the target {target} is not a scalar: a loss has dim 1, this node has dim {target.dim}; "
                 f"reduce it with Sum or a loss node"
             )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise GraphError(f"batch_size must be a positive integer, not {batch_size!r}")
         self.graph = graph
         self.target = target
         self.rule = replace(rule, **of_rule)
-        self.batch_size = int(batch_size)
+        self.batch_size = whole(batch_size, "batch_size")
         self.privacy: Privacy | None = None
         if per_sample_clip is not None:
             self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from .errors import GraphError
 from .jacobian import Array
+from .numbers import finite, whole
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,10 @@ class Privacy:
     seed: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not _number(self.clip) or self.clip <= 0:
-            raise GraphError(f"per_sample_clip must be a positive number, not {self.clip!r}")
-        if not _number(self.noise_multiplier) or self.noise_multiplier < 0:
-            raise GraphError(f"noise_multiplier must be a number, at least 0, not {self.noise_multiplier!r}")
-        if self.seed is None:
-            object.__setattr__(self, "seed", secrets.randbits(128))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
-            raise GraphError(f"noise_seed must be a whole number, at least 0, not {self.seed!r}")
+        finite(self.clip, "per_sample_clip", 0, above=True)
+        finite(self.noise_multiplier, "noise_multiplier", 0)
+        seed = secrets.randbits(128) if self.seed is None else whole(self.seed, "noise_seed", 0)
+        object.__setattr__(self, "seed", seed)
 
     def clipped(self, gradient: Array) -> Array:
         """Return one sample's gradient, no longer than `clip`."""
@@ -62,7 +57,3 @@ class Privacy:
         scale = self.noise_multiplier * self.clip / self.batch_size
         assert self.seed is not None
         return np.random.default_rng([self.seed, update]).standard_normal(size) * scale
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))

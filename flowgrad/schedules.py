@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from .errors import DataError, GraphError
+from .errors import DataError
+from .numbers import finite, whole
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,13 @@ class Schedule:
         """Return the learning rate of update `t` (from 1)."""
         raise NotImplementedError
 
-    def _check(self, name: str, low: float, whole: bool = False, above: bool = False) -> None:
-        """Check one field: a number from `low` on, or `above` it."""
-        value = getattr(self, name)
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value < low or (above and value == low) or (whole and value != int(value)):
-            kind = "an integer" if whole else "a number"
-            raise GraphError(
-                f"{type(self).__name__}: {name} must be {kind} {'above' if above else 'from'} {low:g}"
-                f"{'' if above else ' on'}, not {value!r}"
-            )
-        object.__setattr__(self, name, int(value) if whole else float(value))
+    def _steps(self, name: str) -> None:
+        """Check a field that counts updates."""
+        object.__setattr__(self, name, whole(getattr(self, name), f"{type(self).__name__}: {name}"))
+
+    def _rate(self, name: str, above: bool = True) -> None:
+        """Check a field that is a factor or a learning rate."""
+        object.__setattr__(self, name, finite(getattr(self, name), f"{type(self).__name__}: {name}", 0, above))
 
 
 @dataclass(frozen=True)
@@ -61,9 +56,9 @@ class StepDecay(Schedule):
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check("learning_rate", 0, above=True)
-        self._check("every", 1, whole=True)
-        self._check("factor", 0, above=True)
+        self._rate("learning_rate")
+        self._steps("every")
+        self._rate("factor")
 
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
@@ -96,9 +91,9 @@ class ExponentialDecay(Schedule):
     every: int = 1
 
     def __post_init__(self) -> None:
-        self._check("learning_rate", 0, above=True)
-        self._check("factor", 0, above=True)
-        self._check("every", 1, whole=True)
+        self._rate("learning_rate")
+        self._rate("factor")
+        self._steps("every")
 
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
@@ -132,9 +127,9 @@ class CosineDecay(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check("learning_rate", 0, above=True)
-        self._check("steps", 1, whole=True)
-        self._check("final", 0)
+        self._rate("learning_rate")
+        self._steps("steps")
+        self._rate("final", above=False)
 
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
@@ -168,9 +163,9 @@ class WarmUp(Schedule):
     then: float | Callable[[int], float]
 
     def __post_init__(self) -> None:
-        self._check("steps", 1, whole=True)
+        self._steps("steps")
         if not callable(self.then):
-            self._check("then", 0, above=True)
+            self._rate("then")
 
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""

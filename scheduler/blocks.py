@@ -10,6 +10,7 @@ import numpy as np
 
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
+from flowgrad.ops.loss import loss_sum
 from flowgrad.optim import Rule
 from flowgrad.program import Program
 
@@ -92,7 +93,7 @@ def flat_gradient(loss: Array, samples: int, batch: int, size: int, *cotangents:
     Without cotangents, where the loss depends on no parameter, the gradient is `size` zeros.
     """
     flat = [c.sum(axis=1)[0] if c.shape[1] > 1 else c[0, 0] for c in cotangents]
-    total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
+    total = loss_sum(loss, samples)
     gradient = flat[0] if len(flat) == 1 else np.concatenate(flat) if flat else np.zeros(size, loss.dtype)
     return canonical(gradient), total / batch
 
@@ -252,13 +253,12 @@ def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scra
 
 
 @without_subnormals
-def evaluate_shard(program: Program, state: State, const: Array | None, feeds: list[Array]) -> tuple[float, int, int]:
-    """Return the sum of the losses, the number of right classes (-1 without classes) and the number of samples."""
-    samples = max(map(len, feeds))
+def evaluate_shard(
+    program: Program, state: State, const: Array | None, feeds: list[Array], samples: int
+) -> tuple[float, int]:
+    """Return the sum of the losses of so many samples, and the number of right classes (-1 without classes)."""
     found = kernel_of(program)(arrange(program, state, const, feeds))
-    loss = found["0"]
-    total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
     right = -1
     if "1" in found:
-        right = int((found["1"].argmax(axis=1) == found["2"].argmax(axis=1)).sum())
-    return total, right, samples
+        right = int(loss_sum(found["1"].argmax(axis=1) == found["2"].argmax(axis=1), samples))
+    return loss_sum(found["0"], samples), right

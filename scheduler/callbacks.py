@@ -8,6 +8,7 @@ from enum import Flag, auto
 from typing import Any
 
 from flowgrad.errors import GraphError
+from flowgrad.numbers import finite, whole
 
 from .history import History
 
@@ -72,11 +73,9 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Iterable[Any] = ()):
+        if not isinstance(callbacks, Iterable):
+            raise GraphError(f"callbacks is a list of them, not {callbacks!r}: write [{type(callbacks).__name__}(...)]")
         self.callbacks = tuple(callbacks)
-
-    def has(self, method: str) -> bool:
-        """Return whether any callback has this method."""
-        return any(getattr(c, method, None) is not None for c in self.callbacks)
 
     def notify(self, method: str, *args: Any) -> Signal:
         """Call a method of every callback that has it, and return all their answers together.
@@ -146,11 +145,9 @@ class EarlyStopping(Callback):
         known = ("validation_loss", "validation_accuracy", "loss")
         if monitor not in known:
             raise GraphError(f"EarlyStopping: monitor is one of {', '.join(map(repr, known))}, not {monitor!r}")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise GraphError(f"EarlyStopping: patience must be an integer from 1 on, not {patience!r}")
-        if not (isinstance(min_delta, (int, float)) and 0 <= min_delta < math.inf):
-            raise GraphError(f"EarlyStopping: min_delta must be a number from 0 on, not {min_delta!r}")
-        self.monitor, self.patience, self.min_delta, self.restore_best = monitor, patience, min_delta, restore_best
+        self.monitor, self.restore_best = monitor, restore_best
+        self.patience = whole(patience, "EarlyStopping: patience")
+        self.min_delta = finite(min_delta, "EarlyStopping: min_delta", 0)
         self._forget()
 
     def _forget(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import time
 import warnings
@@ -12,12 +11,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, ancestors
+from flowgrad.numbers import finite, whole
 from flowgrad.optim import Rule
 from flowgrad.schedules import Schedule
 
@@ -64,17 +62,12 @@ class Checkpoints:
     keep: int = KEEP
 
     def __post_init__(self) -> None:
-        for name, least in (("every_epochs", 1), ("keep", 1)):
-            value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if value is None and name == "every_epochs":
-                continue
-            if not whole or value < least:
-                raise GraphError(f"Checkpoints: {name} must be an integer from {least} on, not {value!r}")
-        seconds = self.every_seconds
-        if seconds is not None and not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
-            raise GraphError(f"Checkpoints: every_seconds must be a positive number, not {seconds!r}")
-        if self.every_epochs is None and seconds is None:
+        whole(self.keep, "Checkpoints: keep")
+        if self.every_epochs is not None:
+            whole(self.every_epochs, "Checkpoints: every_epochs")
+        if self.every_seconds is not None:
+            finite(self.every_seconds, "Checkpoints: every_seconds", 0, above=True)
+        if self.every_epochs is None and self.every_seconds is None:
             raise GraphError("Checkpoints: give every_epochs or every_seconds; with neither, nothing is ever written")
 
 

@@ -8,13 +8,13 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import psutil
 from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
+from flowgrad.numbers import whole
 
 from .executors import Lost
 from .feeds import check_nodes
@@ -107,7 +107,7 @@ class Derivatives(Kept):
         nodes = recipe.wrt
         size = known.feeds.samples * result.dim * sum(n.dim for n in nodes) * known.feeds.dtype.itemsize
         if memory_budget is not None:
-            budget = _positive(memory_budget, "memory_budget")
+            budget = whole(memory_budget, "memory_budget")
         else:
             budget = int(psutil.virtual_memory().available) // 2 if size > CHECKED else CHECKED
         if compute and size > budget:
@@ -115,10 +115,10 @@ class Derivatives(Kept):
         else:
             forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
             lower = lower_push if forward else lower_reverse
-            found = {}
+            found = None
             with suppress(Lost):
                 found = self._run_jacobian(recipe, known, lower, compute)
-            if not found:  # what was kept is gone with a worker: begin anew
+            if found is None:  # what was kept is gone with a worker: begin anew
                 self.cache.lost()
                 found = self._run_jacobian(recipe, known, lower, compute)
         return found[nodes[0]] if isinstance(wrt, Node) else found
@@ -222,9 +222,3 @@ class Derivatives(Kept):
 def _late(name: str) -> Any:
     """Load a module that works with dask arrays, which take a while to import."""
     return import_module(f".{name}", __package__)
-
-
-def _positive(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise GraphError(f"{what} must be a positive integer, not {value!r}")
-    return int(value)

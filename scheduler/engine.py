@@ -13,12 +13,14 @@ import numpy as np
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
+from flowgrad.numbers import whole
 from flowgrad.optimizers import warn_independent
 
 from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
 from .feeds import check_feeds, check_nodes
 from .forecast import blas_threads_of
+from .kept import nodes_of
 from .lower import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
@@ -76,11 +78,9 @@ class Engine(Products):
         self.kernel = kernel
         if dtype is not None and dtype not in (np.float32, np.float64, "float32", "float64", "f4", "f8", float):
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
-        if shards is not None and (isinstance(shards, bool) or not isinstance(shards, (int, np.integer)) or shards < 1):
-            raise GraphError(f"shards must be a positive integer, not {shards!r}")
         self.dtype = dtype
         self.grain = check_grain(grain)
-        self.shards = shards
+        self.shards = shards if shards is None else whole(shards, "shards")
         self.executor: Executor = where if isinstance(where, Executor) else _executor(where)
         self._begin(cache_bytes)
 
@@ -215,12 +215,10 @@ class _First:
 
 
 def _variables(wrt: Any, graph: Any) -> list[Variable]:
-    found: list[Variable] = []
-    for v in [wrt] if isinstance(wrt, Node) else list(wrt):
+    found = []
+    for v in nodes_of(wrt, graph):
         if not isinstance(v, Variable):
-            raise GraphError(f"derivatives over many samples are by variables; {v!r} is not one")
-        if v.graph is not graph:
-            raise GraphError(f"{v} belongs to another graph")
+            raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
         found.append(v)
     return found
 

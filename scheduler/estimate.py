@@ -98,7 +98,7 @@ class Estimate:
     flops : float
         Operations of a step.
     shards_asked : bool
-        Whether the number of shards was given, or comes with the grain.
+        Whether the number of shards was given, or comes with the grain or accumulated gradients.
     """
 
     plan: Plan
@@ -136,7 +136,13 @@ class Estimate:
 
 
 def estimate(
-    optimizer: Optimizer, engine: Engine, feeds: Mapping[Any, Any] | Feeds, epochs: int, fit: Fit, again: bool = False
+    optimizer: Optimizer,
+    engine: Engine,
+    feeds: Mapping[Any, Any] | Feeds,
+    epochs: int,
+    fit: Fit,
+    again: bool = False,
+    accumulate: int = 1,
 ) -> Estimate:
     """Predict what a training would cost, from its work and measured rates; it does not run.
 
@@ -150,13 +156,16 @@ def estimate(
         How to train, for what tasks cost.
     again : bool
         Measure rates anew that are known from earlier.
+    accumulate : int
+        Mini-batches for one update.
     """
     checked = feeds if isinstance(feeds, Feeds) else check_feeds(optimizer.graph, feeds, engine.dtype, lazy=True)
-    check_batch_size(optimizer.batch_size, checked.samples)
+    check_batch_size(optimizer.batch_size, checked.samples, accumulate)
     step = compile_step(optimizer.target, checked, optimizer.variables(without=checked.arrays), "shard")
     shards, kernel = choose_arithmetic(step, optimizer, engine, checked.samples, epochs)
     fixed, each = flops(step.program)
-    case = case_of(step, optimizer, checked, shards)
+    shards *= accumulate
+    case = case_of(step, optimizer, checked, shards, optimizer.batch_size * accumulate)
     kernels = {kernel[0], "numpy"}
     if engine.kernel == "auto" and not compiled.supports(step.program, step.names):
         kernels.add("numba")
@@ -167,5 +176,5 @@ def estimate(
     grain = choose_grain(engine.grain, costs)
     work = costs["round"] if grain[0] == "round" else step_seconds(case, grain[0], rates[kernel[0]], links)
     plan = choose_plan(grain, shards, kernel, work, case.nodes, round_threads(case, rates[kernel[0]], links))
-    asked = engine.shards is not None or plan.grain in ("node", "sample")
+    asked = engine.shards is not None or accumulate > 1 or plan.grain in ("node", "sample")
     return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch, asked)

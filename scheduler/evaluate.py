@@ -92,7 +92,7 @@ class Evaluation:
             scores["accuracy"] = sum(p[1] for p in parts) / self.samples
         return scores
 
-    def _attempt(self, state: dict[str, Array] | None, held: list[Handle]) -> list[tuple[float, int, int]]:
+    def _attempt(self, state: dict[str, Array] | None, held: list[Handle]) -> list[tuple[float, int]]:
         workers = self.executor.workers(self.recovery.avoid)
         addresses, only = [w.address for w in workers], bool(self.recovery.avoid)
         salt = uuid.uuid4().hex
@@ -102,7 +102,7 @@ class Evaluation:
             at = Ref(held[-1].key)
         program, const = self._place("program"), self._place("const") if "const" in self.values else None
         size = AHEAD * len(workers) if self.placement.chunked else len(self.shards)
-        parts: list[tuple[float, int, int]] = []
+        parts: list[tuple[float, int]] = []
         for first in range(0, len(self.shards), size):
             graph = TaskGraph()
             keys: list[str] = []
@@ -110,7 +110,8 @@ class Evaluation:
             for k in range(first, min(first + size, len(self.shards))):
                 feeds = self._feeds(graph, k, workers, salt, sent)
                 where = k % len(workers)
-                keys.append(graph.task("evaluate", blocks.evaluate_shard, program, at, const, feeds, worker=where).key)
+                args = (program, at, const, feeds, self.shards[k][1] - self.shards[k][0])
+                keys.append(graph.task("evaluate", blocks.evaluate_shard, *args, worker=where).key)
             handles = self.executor.submit(graph.records, keys, addresses, only)
             try:
                 parts += self.executor.outcome(handles, set(addresses))

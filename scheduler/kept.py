@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph
 from flowgrad.node import Node
+from flowgrad.numbers import whole
 
 from . import buffers
 from .cache import Cache, CacheInfo
@@ -39,9 +38,7 @@ class Kept:
     recipes: RecipeBook
 
     def _begin(self, cache_bytes: int) -> None:
-        if isinstance(cache_bytes, bool) or not isinstance(cache_bytes, (int, np.integer)) or cache_bytes < 0:
-            raise GraphError(f"cache_bytes is a number of bytes, 0 or more, not {cache_bytes!r}")
-        self.cache = Cache(self.executor, int(cache_bytes))
+        self.cache = Cache(self.executor, whole(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget)
         self.recipes = RecipeBook()
 
@@ -123,7 +120,7 @@ class Kept:
 def nodes_of(wrt: Any, graph: Any) -> list[Node]:
     """Return the nodes to differentiate by, each once."""
     found: dict[Node, None] = {}
-    for node in [wrt] if isinstance(wrt, Node) else list(wrt):
+    for node in [wrt] if isinstance(wrt, Node) or not isinstance(wrt, Iterable) else wrt:
         if not isinstance(node, Node):
             raise GraphError(f"derivatives are by nodes; {node!r} is not one")
         if node.graph is not graph:

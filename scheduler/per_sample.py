@@ -12,6 +12,7 @@ import numpy as np
 from flowgrad.errors import GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
+from flowgrad.numbers import finite, whole
 
 from .executors import Executor, Lost
 from .factor_work import Places, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
@@ -99,14 +100,13 @@ class PerSampleGradients:
         -----
         W. Johnson, J. Lindenstrauss, *Extensions of Lipschitz mappings into a Hilbert space*, 1984.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise GraphError(f"project(k): k is the number of directions, at least 1, not {k!r}")
+        k, seed = whole(k, "project: k, the number of directions,"), whole(seed, "project: seed", 0)
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for position, node in enumerate(self.wrt):
             place = self._places[node]
             if not isinstance(place, int):
                 ranges[place[0]].append((position, place[1], place[2]))
-        return self._rows(project_of, (int(k),), compute, ranges, int(k), int(seed))
+        return self._rows(project_of, (k,), compute, ranges, k, seed)
 
     # -- pairs of samples ---------------------------------------------------------------------------------------
 
@@ -157,9 +157,7 @@ class PerSampleGradients:
 
     def clipped_sum(self, max_norm: float, compute: bool = True) -> dict[Node, Any]:
         """Return the sum of ``g min(1, max_norm / ‖g‖)``, ``{node: (dim,)}``; the norm is of all nodes together."""
-        if not isinstance(max_norm, (int, float, np.number)) or not np.isfinite(max_norm) or max_norm <= 0:
-            raise GraphError(f"clipped_sum: max_norm must be a positive number, not {max_norm!r}")
-        return self._sums(sum_of, compute, float(max_norm), 1.0)
+        return self._sums(sum_of, compute, finite(max_norm, "clipped_sum: max_norm", 0, above=True), 1.0)
 
     def _squares(self) -> dict[Node, Array]:
         return self._sums(squares_of, True, 1.0 / self.samples)

@@ -76,7 +76,8 @@ def check_batch_size(batch_size: int, samples: int, accumulate: int = 1) -> None
     if samples < batch_size * accumulate:
         times = f" times accumulate {accumulate} = {batch_size * accumulate}" if accumulate > 1 else ""
         raise FeedError(
-            f"the batch size {batch_size}{times} is larger than the data: {samples} samples; choose at most {samples}"
+            f"the batch size {batch_size}{times} is larger than the data: {samples} samples; "
+            f"choose at most {max(1, samples // accumulate)}"
         )
 
 

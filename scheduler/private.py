@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowgrad.jacobian import Array
+from flowgrad.ops.loss import loss_sum
 from flowgrad.privacy import Privacy
 from flowgrad.program import Instr
 
+from .factor_work import clip_weights, norms_of
 from .steps import Ends, run_all
 
 
@@ -46,13 +48,11 @@ class PrivateStep:
         dtype = inputs[0].dtype
         env = run_all(self.instrs, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
         loss = env[self.loss]
-        total = float(loss.sum(dtype=np.float64)) * (1.0 if len(loss) == samples else samples)
+        total = loss_sum(loss, samples)
         if not self.ends.edges:
             return np.zeros(len(self.order), dtype), total / batch
         factors = self.ends.factors(0, samples, env)
-        norms = np.sqrt(np.maximum(factors.squared_norms(), 0))
-        clip = self.privacy.clip
-        weights = clip / np.maximum(norms, clip) / self.privacy.batch_size
+        weights = clip_weights(norms_of([factors]), self.privacy.clip) / self.privacy.batch_size
         return factors.sum(weights)[0], total / batch
 
     def blurred(self, gradient: Array, update: int) -> Array:

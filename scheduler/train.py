@@ -15,6 +15,7 @@ import numpy as np
 from flowgrad.errors import GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
+from flowgrad.numbers import whole
 from flowgrad.optimizers import Optimizer
 
 from .callbacks import Callback, Callbacks
@@ -92,8 +93,7 @@ class Trainer:
             raise GraphError(
                 f"the trainer needs an optimizer such as fg.Adam(graph, loss), not {type(optimizer).__name__}"
             )
-        if isinstance(accumulate, bool) or not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
-            raise GraphError(f"accumulate must be a positive integer, not {accumulate!r}")
+        accumulate = whole(accumulate, "accumulate")
         if optimizer.privacy is not None and accumulate > 1:
             raise GraphError(
                 f"differentially private steps divide by the batch size: give batch_size={optimizer.batch_size * accumulate} "
@@ -102,7 +102,11 @@ class Trainer:
         self.optimizer = optimizer
         self.engine = Engine() if engine is None else engine
         called = Callbacks(callbacks)
-        self.settings = Settings(optimizer, self.engine, bool(shuffle), int(seed), called, train_once, int(accumulate))
+        if not isinstance(self.engine, Engine):
+            raise GraphError(f"the trainer's engine is an Engine, not {engine!r}: give fg.Engine({engine!r})")
+        self.settings = Settings(
+            optimizer, self.engine, bool(shuffle), whole(seed, "seed", 0), called, train_once, accumulate
+        )
 
     def fit(
         self,
@@ -143,15 +147,14 @@ class Trainer:
         FlowgradError
             If the loss becomes nan or inf; the variables keep the values that they had before.
         """
-        if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
-            raise GraphError(f"epochs must be a positive integer, not {epochs!r}")
+        epochs = whole(epochs, "epochs")
         if resume and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
             checkpoint = Checkpoints(checkpoint)
         saver = None if checkpoint is None else Saver(checkpoint, resume)
         with terminated_like_interrupted():
-            run = Run(self.settings, feeds, validation, saver, int(epochs), resume)
+            run = Run(self.settings, feeds, validation, saver, epochs, resume)
             try:
                 return run.train()
             finally:
@@ -203,7 +206,8 @@ class Trainer:
         str
             The plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
         """
-        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, train_once, again))
+        accumulate = self.settings.accumulate
+        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, train_once, again, accumulate))
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.

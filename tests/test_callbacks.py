@@ -243,5 +243,5 @@ def test_memory_does_not_grow_with_accumulation(kernel):
 def test_a_batch_that_is_too_large_with_accumulation():
     with pytest.raises(FeedError, match=r"batch size 4 times accumulate 3 = 12 is larger than the data: 10 samples"):
         Model().fit(accumulate=3)
-    with pytest.raises(GraphError, match="accumulate must be a positive integer, not 0"):
+    with pytest.raises(GraphError, match="accumulate must be an integer from 1 on, not 0"):
         Model().fit(accumulate=0)

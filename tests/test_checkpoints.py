@@ -125,7 +125,7 @@ def test_a_folder_in_use_is_refused_unless_resumed(written):
     ("settings", "told"),
     [
         ({"every_epochs": 0}, "every_epochs must be an integer from 1 on, not 0"),
-        ({"every_seconds": -1.0}, "every_seconds must be a positive number, not -1"),
+        ({"every_seconds": -1.0}, "every_seconds must be a number above 0, not -1"),
         ({"every_epochs": None}, "nothing is ever written"),
         ({"keep": 0}, "keep must be an integer from 1 on"),
     ],

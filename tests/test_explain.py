@@ -101,14 +101,17 @@ def test_a_trainer_explains_without_training(executor):
     assert set(rows_of(text)) == {"round", "shard", "sample", "node"}
 
 
-def test_the_plan_that_is_explained_is_the_one_that_runs():
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_plan_that_is_explained_is_the_one_that_runs(accumulate):
     for grain in ("round", "node", "sample"):
-        model = Model()
-        trainer = fg.Trainer(model.optimizer, fg.Engine("sync", grain=grain, kernel="numpy"))
+        model = Model(batch_size=3)
+        engine = fg.Engine("sync", grain=grain, kernel="numpy")
+        trainer = fg.Trainer(model.optimizer, engine, accumulate=accumulate)
         told = trainer.explain(model.feeds)
         plan = trainer.fit(model.feeds, epochs=1).plan
         assert f"plan: grain {plan['grain']}, {count(plan['shards'], 'shard')}, kernel {plan['kernel']}," in told
         assert plan["blas_threads"] == 1
+        assert f"a step: {3 * accumulate} samples" in told
 
 
 def test_bad_feeds_are_told_before_anything_is_measured():
@@ -123,6 +126,10 @@ def test_too_large_a_batch_is_told():
     model = Model(batch_size=64)
     with pytest.raises(fg.FlowgradError, match="batch size 64 is larger than the data: 10 samples"):
         fg.Trainer(model.optimizer, fg.Engine("sync")).explain(model.feeds)
+    model = Model(batch_size=4)
+    told = "batch size 4 times accumulate 3 = 12 is larger than the data: 10 samples; choose at most 3"
+    with pytest.raises(fg.FlowgradError, match=told):
+        fg.Trainer(model.optimizer, fg.Engine("sync"), accumulate=3).explain(model.feeds)
 
 
 # -- jobs of an engine --

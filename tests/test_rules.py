@@ -81,9 +81,9 @@ def test_a_schedule_that_gives_no_rate_is_said_with_the_update(rate):
         (lambda: fg.CosineDecay(0.1, steps=2.5), "steps must be an integer"),
         (lambda: fg.ExponentialDecay(0.1, factor=math.nan), "factor"),
         (lambda: fg.WarmUp(5, then="slow"), "then must be a number"),
-        (lambda: Model(weight_decay=-1.0), "weight_decay must not be negative"),
-        (lambda: Model(clip_norm=0.0), "clip_norm must be positive"),
-        (lambda: Model(clip_norm="tight"), "clip_norm must be a finite number"),
+        (lambda: Model(weight_decay=-1.0), "weight_decay must be a number from 0 on"),
+        (lambda: Model(clip_norm=0.0), "clip_norm must be a number above 0"),
+        (lambda: Model(clip_norm="tight"), "clip_norm must be a number above 0"),
     ],
 )
 def test_bad_settings_are_refused(make, told):

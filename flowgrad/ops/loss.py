@@ -12,6 +12,11 @@ from ..op import Op
 EPSILON = 1e-10
 
 
+def loss_sum(each: Array, samples: int) -> float:
+    """Return the sum over the samples, in double precision; one value ``(1, ...)`` is that of all of them."""
+    return float(each.sum(dtype=np.float64)) * (1.0 if len(each) == samples else samples)
+
+
 def softmax(a: Array) -> Array:
     """Return ``exp(a_i) / Σ exp(a_j)`` along the last axis; the maximum is subtracted first, so large logits survive."""
     e = np.exp(a - a.max(axis=-1, keepdims=True))
