@@ -39,7 +39,8 @@ from .ops import (
     Tanh,
     Vectorize,
 )
-from .optimizers import AdaGrad, Adam, GradientDescent, Momentum, Optimizer, RMSProp
+from .optimizer import Optimizer
+from .optimizers import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
 from .schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 
 if TYPE_CHECKING:

@@ -19,11 +19,15 @@ from .graph import Graph
 from .jacobian import Array
 from .node import Node, Variable
 from .op import Op
-from .optimizers import Optimizer
+from .optimizer import Optimizer
+from .optimizers import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
 from .schedules import describe, restore
 
 FORMAT = "flowgrad"
 VERSION = 1
+
+
+OPTIMIZERS = {kind.__name__: kind for kind in (GradientDescent, Momentum, AdaGrad, RMSProp, Adam)}
 
 
 class Saved(NamedTuple):
@@ -48,7 +52,8 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     Raises
     ------
     DataError
-        If the file cannot be written, or the learning rate is a function of your own.
+        If the file cannot be written, or could not be read again: the optimizer or the learning rate is of your own, or a node has
+        an attribute that is no number, text or tuple of such.
 
     Examples
     --------
@@ -64,6 +69,11 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     arrays = {f"value/{n.index}": n._value for n in graph.nodes if isinstance(n, Variable) and n._value is not None}
     about: dict[str, Any] = {"graph": _describe(graph), "seed": graph.seed, "optimizer": None}
     if optimizer is not None:
+        if OPTIMIZERS.get(type(optimizer).__name__) is not type(optimizer):
+            raise DataError(
+                f"a {type(optimizer).__name__} cannot be written to a file: use one of {', '.join(OPTIMIZERS)}, "
+                f"or save the graph alone"
+            )
         about["optimizer"] = {
             "kind": type(optimizer).__name__,
             "settings": {f.name: describe(getattr(optimizer.rule, f.name)) for f in fields(optimizer.rule)},
@@ -75,7 +85,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
                 "per_sample_clip": optimizer.privacy.clip,
                 "noise_multiplier": optimizer.privacy.noise_multiplier,
             }
-        arrays |= {f"state/{k}": v for k, v in (optimizer.state or {}).items()}
+        arrays |= {f"state/{k}": v for k, v in (optimizer.state_now() or {}).items()}
     write_arrays(path, arrays, about)
 
 
@@ -102,11 +112,11 @@ def load(path: str | os.PathLike[str]) -> Saved:
         optimizer = None
         if about["optimizer"] is not None:
             o = about["optimizer"]
-            kinds = {cls.__name__: cls for cls in Optimizer.__subclasses__()}
             settings = {**{k: restore(v) for k, v in o["settings"].items()}, "batch_size": o["batch_size"]}
-            optimizer = kinds[o["kind"]](graph, graph.nodes[o["target"]], **settings)
+            optimizer = OPTIMIZERS[o["kind"]](graph, graph.nodes[o["target"]], **settings)
             state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
-            optimizer.state = state or None
+            if state:
+                optimizer.keep(state)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -173,11 +183,16 @@ def _checksum(arrays: dict[str, Array], text: str) -> str:
 def _describe(graph: Graph) -> list[dict[str, Any]]:
     rows = []
     for node in graph.nodes:
-        row: dict[str, Any] = {"op": type(node).__name__, "name": node.name}
+        row: dict[str, Any] = {"op": _name(type(node)), "name": node.name}
         if isinstance(node, Variable):
             row |= {"dim": node.dim, "trainable": node.trainable}
         else:
             row |= {"parents": [p.index for p in node.parents], "attrs": node.attrs}
+            for name, value in node.attrs.items():
+                if not _plain(value):
+                    raise DataError(
+                        f"{node} cannot be written to a file: its attribute {name!r} is {value!r}, no number, text or tuple of such"
+                    )
         rows.append(row)
     return rows
 
@@ -187,27 +202,43 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array]) -> Graph:
     graph = Graph(seed=about["seed"])
     with graph:
         for i, row in enumerate(about["graph"]):
-            if row["op"] == "Variable":
+            if row["op"] == _name(Variable):
                 value = arrays.get(f"value/{i}")
                 Variable(row["dim"], False if value is None else value[0], row["trainable"], row["name"])
                 continue
             if row["op"] not in known:
                 raise DataError(
-                    f"the model uses op {row['op']!r}, which is not defined here: import its module before loading"
+                    f"the model uses the op {row['op']}, which is not defined here: import its module before loading"
                 )
             cls = known[row["op"]]
             node: Node = cls.__new__(cls)
-            attrs = {k: tuple(v) if isinstance(v, list) else v for k, v in row["attrs"].items()}
+            attrs = {k: _tuples(v) for k, v in row["attrs"].items()}
             Op.__init__(node, *(graph._nodes[p] for p in row["parents"]), name=row["name"], **attrs)  # type: ignore[arg-type]
     return graph
 
 
 def _ops() -> dict[str, type[Op]]:
-    """Return every op class that is defined now, by name."""
+    """Return every op class that is defined now, by the name that files have for it."""
     found: dict[str, type[Op]] = {}
     stack: list[type[Op]] = [Op]
     while stack:
         cls = stack.pop()
-        found[cls.__name__] = cls
+        found.setdefault(_name(cls), cls)  # of those defined again under their name the last one
         stack += cls.__subclasses__()
     return found
+
+
+def _name(cls: type[Node]) -> str:
+    """Return what a class is called in files: flowgrad's own by their names, others by their modules too."""
+    own = cls.__module__.startswith(f"{__package__}.")
+    return cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -14,7 +14,7 @@ from flowgrad.errors import ClusterError, GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 from flowgrad.numbers import whole
-from flowgrad.optimizers import warn_independent
+from flowgrad.optimizer import warn_independent
 
 from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor

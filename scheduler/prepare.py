@@ -12,7 +12,7 @@ import numpy as np
 
 from flowgrad.jacobian import Array
 from flowgrad.node import Variable
-from flowgrad.optimizers import Optimizer, warn_independent
+from flowgrad.optimizer import Optimizer, warn_independent
 
 from . import blocks
 from .blas import one_thread
@@ -102,7 +102,7 @@ class Job:
     def _first_state(self) -> dict[str, Array]:
         w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
         state = self.rule.init(w)
-        before = self.settings.optimizer.state
+        before = self.settings.optimizer.state_now()
         if before is not None:
             for slot in self.rule.slots:
                 self._copy(before[slot], state[slot])
@@ -129,11 +129,11 @@ class Job:
                 _, start, stop = self.step.program.layout[v.index]
                 v._assign(np.array(state["w"][None, start:stop], np.float64))
         every = sum(v.dim for v in self.settings.optimizer.variables())
-        ordered = dict(self.settings.optimizer.state or self.rule.init(np.zeros(every, self.feeds.dtype)))
+        ordered = dict(self.settings.optimizer.state_now() or self.rule.init(np.zeros(every, self.feeds.dtype)))
         for slot in self.rule.slots:
             ordered[slot] = ordered[slot].copy()
             self._copy(ordered[slot], state[slot], back=True)
-        self.settings.optimizer.state = {**ordered, "t": state["t"].copy()}
+        self.settings.optimizer.keep({**ordered, "t": state["t"].copy()})
 
     # -- plan ---------------------------------------------------------------------------------------------------
 

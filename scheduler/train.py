@@ -16,7 +16,7 @@ from flowgrad.errors import GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node
 from flowgrad.numbers import whole
-from flowgrad.optimizers import Optimizer
+from flowgrad.optimizer import Optimizer
 
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver

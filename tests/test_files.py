@@ -106,13 +106,61 @@ def test_ops_of_users_are_found_by_name(tmp_path):
 def test_an_op_that_is_not_defined_is_named(tmp_path):
     with fg.Graph() as graph:
         Cubed(fg.Variable(2, [1.0, 2.0]), offset=1.0)
-    Cubed.__name__ = "Elsewhere"
+    Cubed.__qualname__ = "Elsewhere"
     try:
         fg.save(tmp_path / "model", graph)
     finally:
-        Cubed.__name__ = "Cubed"
+        Cubed.__qualname__ = "Cubed"
     with pytest.raises(FlowgradError, match="Elsewhere"):
         fg.load(tmp_path / "model")
+
+
+class Attributes(fg.Op):
+    """An op with an attribute of any kind."""
+
+    @staticmethod
+    def shape(a, *, what):
+        return a
+
+    @staticmethod
+    def apply(a, *, what):
+        return a
+
+
+def test_attributes_come_back_as_they_were(tmp_path):
+    given = [1, 2.5, True, None, "text", (), (1, (2.0, ("a", False))), float("inf")]
+    with fg.Graph() as graph:
+        x = fg.Variable(1, [1.0])
+        for what in given:
+            Attributes(x, what=what)
+    fg.save(tmp_path / "model", graph)
+    found = [n.attrs["what"] for n in fg.load(tmp_path / "model").graph.nodes[1:]]
+    assert found == given
+    assert [type(a) for a in found] == [type(a) for a in given]
+
+
+@pytest.mark.parametrize("what", [frozenset([1]), np.float32(1.0), len, (1, frozenset())])
+def test_attributes_that_no_file_can_hold(tmp_path, what):
+    with fg.Graph() as graph:
+        Attributes(fg.Variable(1, [1.0]), what=what, name="odd")
+    with pytest.raises(FlowgradError, match=r"'odd'.*its attribute 'what' is "):
+        fg.save(tmp_path / "model", graph)
+    assert not list(tmp_path.iterdir())
+
+
+class Mine(fg.Adam):
+    """An optimizer of a user."""
+
+
+def test_an_optimizer_that_no_file_can_hold(tmp_path):
+    with fg.Graph() as graph:
+        w = fg.Variable(1, [1.0])
+        loss = w * w
+    for optimizer in (Mine(graph, loss), fg.Optimizer(graph, loss, fg.optim.AdamRule())):
+        with pytest.raises(
+            FlowgradError, match=f"a {type(optimizer).__name__} cannot be written to a file: use one of "
+        ):
+            fg.save(tmp_path / "model", graph, optimizer)
 
 
 def test_saving_over_a_file_replaces_it(trained, tmp_path):

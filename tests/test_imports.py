@@ -124,10 +124,11 @@ def test_the_door_loads_the_scheduler_lazily():
         ("autodiff", {"program", "ops"}),
         ("norms", {"jacobian"}),
         ("optim", {"errors", "jacobian", "norms", "numbers"}),
-        ("optimizers", {"errors", "graph", "jacobian", "node", "numbers", "optim", "privacy"}),
+        ("optimizer", {"errors", "graph", "jacobian", "node", "numbers", "optim", "privacy"}),
+        ("optimizers", {"graph", "node", "optim", "optimizer"}),
         ("schedules", {"errors", "numbers"}),
         ("check", {"errors", "jacobian", "node"}),
-        ("files", {"errors", "graph", "jacobian", "node", "op", "optimizers", "schedules"}),
+        ("files", {"errors", "graph", "jacobian", "node", "op", "optimizer", "optimizers", "schedules"}),
     ],
 )
 def test_rooms_of_the_language(room, allowed):

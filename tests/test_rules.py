@@ -1,6 +1,7 @@
 """Schedules, weight decay, clipping: formulas written out, the interpreter as oracle, the same bits everywhere."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -249,3 +250,46 @@ def test_the_same_bits_on_every_executor(executor, kernel, feature):
         return w.value.tobytes() + last.value.tobytes()
 
     assert train(executor, "round") == train(executor, "shard") == train("sync", "round")
+
+
+@pytest.mark.parametrize("kind", [fg.GradientDescent, fg.Momentum, fg.Adam])
+def test_variables_that_come_later_begin_with_no_state(kind):
+    """Two models in one graph do not disturb each other, whoever takes the first step."""
+
+    def model():
+        w = fg.Variable(2, [1.0, -2.0])
+        return w, fg.Dot(w, w)
+
+    def steps(optimizer, times):
+        for _ in range(times):
+            optimizer.one_step()
+
+    with fg.Graph() as alone:
+        w, loss = model()
+    reference = kind(alone, loss, 0.1, batch_size=2)
+    steps(reference, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # neither loss depends on all variables
+        with fg.Graph() as graph:
+            first, loss = model()
+            optimizer = kind(graph, loss, 0.1, batch_size=2)
+            steps(optimizer, 3)
+            second, other = model()
+            steps(optimizer, 1)
+            with_other = kind(graph, other, 0.1, batch_size=2)
+            steps(with_other, 8)
+            steps(optimizer, 2)
+            steps(optimizer, 2)
+    assert first.value.tolist() == second.value.tolist() == w.value.tolist()
+
+
+def test_a_state_of_other_variables_is_refused():
+    with fg.Graph() as graph:
+        w = fg.Variable(2, [1.0, 2.0])
+        loss = fg.Dot(w, w)
+    optimizer = fg.Adam(graph, loss, batch_size=1)
+    optimizer.state = optimizer.rule.init(np.zeros(5))
+    with pytest.raises(
+        GraphError, match=r"5 entries \('v'\), the trainable variables have 2: set optimizer.state = None"
+    ):
+        optimizer.one_step()

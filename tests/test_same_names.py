@@ -133,3 +133,35 @@ def test_an_op_that_was_edited_is_compiled_anew(tmp_path, monkeypatch):
         weights.append(trained("numba", op)[0])
         np.testing.assert_allclose(weights[-1], trained("numpy", op)[0], rtol=1e-12)
     assert (weights[0] != weights[1]).any()
+
+
+def test_a_file_tells_ops_of_one_name_apart(two_modules, tmp_path):
+    def own():
+        class Dot(two_modules[0]):
+            pass
+
+        return Dot
+
+    ops = [*two_modules, own(), fg.Sum]
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 2.0])
+        results = [op(x) for op in ops]
+    fg.save(tmp_path / "model", graph)
+    loaded = fg.load(tmp_path / "model").graph
+    assert [type(loaded.nodes[r.index]) for r in results] == ops
+
+
+def test_of_an_op_that_is_defined_again_the_last_one_is_meant(tmp_path):
+    def defined():
+        class Again(fg.Op):
+            @staticmethod
+            def apply(a):
+                return a
+
+        return Again
+
+    first, last = defined(), defined()
+    with fg.Graph() as graph:
+        first(fg.Variable(1, [1.0]))
+    fg.save(tmp_path / "model", graph)
+    assert type(fg.load(tmp_path / "model").graph.nodes[1]) is last

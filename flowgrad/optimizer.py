@@ -1,0 +1,229 @@
+"""A rule bound to a graph and a loss; `one_step` trains with the interpreter, sample by sample."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from .errors import GraphError
+from .graph import Graph
+from .jacobian import Array
+from .node import Node, Variable, ancestors
+from .numbers import whole
+from .optim import Rule, State
+from .privacy import Privacy
+
+
+class OfRule(TypedDict, total=False):
+    """Keywords that every rule takes."""
+
+    weight_decay: float
+    clip_norm: float | None
+
+
+class Private(TypedDict, total=False):
+    """Keywords of differentially private steps."""
+
+    per_sample_clip: float | None
+    noise_multiplier: float
+    noise_seed: int | None
+
+
+class Common(OfRule, Private, total=False):
+    """Keywords that every optimizer takes; see `Optimizer`."""
+
+
+class Optimizer:
+    """An update rule bound to a graph and a scalar loss.
+
+    Parameters
+    ----------
+    graph : Graph
+        Its trainable variables are trained.
+    target : Node
+        The loss, of dim 1.
+    rule : Rule
+        The pure update rule.
+    batch_size : int
+        Number of samples whose mean gradient makes one update.
+    per_sample_clip : float, optional
+        C: each sample's gradient is scaled down to at most this norm, and noise is added: a step of differentially private SGD.
+        The gradient becomes ``(Σ gᵢ min(1, C/‖gᵢ‖) + σ C z) / batch_size`` with `z` standard normal, drawn anew at each update.
+    noise_multiplier : float
+        σ of it.
+    noise_seed : int, optional
+        Makes the noise repeatable, the same for any grain and number of workers, and no longer secret. Never saved.
+    weight_decay : float
+        L2: this times the weights is added to the mean gradient, after clipping. Variables that the loss does not depend on stay as
+        they are.
+    clip_norm : float, optional
+        The mean gradient of all variables together is scaled down to this Euclidean norm, where it is longer.
+
+    Attributes
+    ----------
+    state : dict of ndarray, or None
+        State of the rule for the trainable variables laid end to end in the order of creation; None before the first update.
+
+    Raises
+    ------
+    GraphError
+        If the target is not a scalar node of `graph`, or a hyperparameter makes no sense.
+
+    Notes
+    -----
+    Privacy: `Trainer` does not draw Poisson samples. An epoch is one random order of all samples (``shuffle=True``), cut into
+    batches of fixed size, so that each sample is used once per epoch; account for that, or for Poisson sampling as an
+    approximation that must be named as one. flowgrad does no accounting: use Opacus' accountants or Google's dp-accounting with σ,
+    batch size, number of samples and number of updates. The loss that is reported is not private.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Node,
+        rule: Rule,
+        batch_size: int = 32,
+        per_sample_clip: float | None = None,
+        noise_multiplier: float = 0.0,
+        noise_seed: int | None = None,
+        **of_rule: Unpack[OfRule],
+    ):
+        if not isinstance(graph, Graph):
+            raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
+        if not isinstance(target, Node) or target.graph is not graph:
+            raise GraphError(f"the target {target!r} is not a node of {graph}")
+        if target.dim != 1:
+            raise GraphError(
+                f"the target {target} is not a scalar: a loss has dim 1, this node has dim {target.dim}; "
+                f"reduce it with Sum or a loss node"
+            )
+        self.graph = graph
+        self.target = target
+        self.rule = replace(rule, **of_rule)
+        self.batch_size = whole(batch_size, "batch_size")
+        self.privacy: Privacy | None = None
+        if per_sample_clip is not None:
+            self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
+        elif noise_multiplier != 0:
+            raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
+        self.state: State | None = None
+        self._state_of: tuple[Variable, ...] = ()
+        self._sums: dict[Variable, Array] = {}
+        self._count = 0
+
+    def variables(self, without: Any = ()) -> list[Variable]:
+        """Return the trainable variables in the order of creation, without those in `without` (the feeds)."""
+        return [n for n in self.graph.nodes if isinstance(n, Variable) and n.trainable and n not in without]
+
+    def keep(self, state: State) -> None:
+        """Keep a state of the rule for the variables that are trainable now, laid end to end."""
+        self.state, self._state_of = state, tuple(self.variables())
+
+    def state_now(self) -> State | None:
+        """Return the state for the variables that are trainable now: of those that came since, it is zero.
+
+        Raises
+        ------
+        GraphError
+            If a state was set that is for other variables.
+        """
+        if self.state is None:
+            return None
+        variables = self.variables()
+        size = sum(v.dim for v in variables)
+        arrays = {slot: self.state[slot] for slot in self.rule.slots}
+        if self._state_of and self._state_of != tuple(variables):
+            arrays = {slot: _laid_out(array, self._state_of, variables) for slot, array in arrays.items()}
+        for slot, array in arrays.items():
+            if len(array) != size:
+                raise GraphError(
+                    f"{self}: its state has {len(array)} entries ({slot!r}), the trainable variables have {size}: "
+                    f"set optimizer.state = None to begin anew"
+                )
+        return {**self.state, **arrays}
+
+    def one_step(self) -> float:
+        """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.
+
+        Returns
+        -------
+        float
+            The loss of the sample, before the update.
+
+        Raises
+        ------
+        GraphError
+            If a variable that the target needs has no value.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     w = fg.Variable(1, [2.0])
+        ...     loss = w * w
+        >>> fg.GradientDescent(graph, loss, learning_rate=0.25, batch_size=1).one_step()
+        4.0
+        >>> w.value
+        array([1.])
+        """
+        loss = float(self.target.forward()[0])
+        variables = self.variables()
+        if self._count == 0:
+            warn_independent(self.target, [v for v in variables if v.value is not None])
+        gradient = np.concatenate([v.backward(self.target)[0] for v in variables] or [np.zeros(0)])
+        if self.privacy is not None:
+            gradient = self.privacy.clipped(gradient)
+        start = 0
+        for v in variables:
+            self._sums[v] = self._sums.get(v, 0.0) + gradient[start : start + v.dim]
+            start += v.dim
+        self._count += 1
+        if self._count == self.batch_size:
+            total = np.concatenate([self._sums[v] for v in variables] or [np.zeros(0)])
+            self._update(variables, total / self._count)
+            self._sums, self._count = {}, 0
+        return loss
+
+    def _update(self, variables: list[Variable], gradient: Array) -> None:
+        # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.
+        used = ancestors(self.target)
+        moved = [v.value if v in used and v.value is not None else None for v in variables]
+        values = np.concatenate(
+            [np.zeros(v.dim) if x is None else x for v, x in zip(variables, moved)] or [np.zeros(0)]
+        )
+        state = self.state_now() or self.rule.init(values)
+        if self.privacy is not None:
+            gradient = gradient + self.privacy.noise(len(gradient), int(state["t"][0]) + 1)
+        values, state = self.rule.update(values, gradient, state)
+        self.keep(state)
+        start = 0
+        for variable, value in zip(variables, moved):
+            if value is not None:
+                variable._assign(values[None, start : start + variable.dim])
+            start += variable.dim
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"
+
+
+def _laid_out(array: Array, before: Sequence[Variable], variables: Sequence[Variable]) -> Array:
+    """Return the entries of each variable in another order; zeros for a variable that was not there before."""
+    starts = np.cumsum([0, *(v.dim for v in before)])
+    parts = {v: array[start : start + v.dim] for v, start in zip(before, starts)}
+    return np.concatenate([parts.get(v, np.zeros(v.dim, array.dtype)) for v in variables] or [array[:0]])
+
+
+def warn_independent(target: Node, variables: list[Variable]) -> None:
+    """Say which variables the target does not depend on; their gradient is zero."""
+    used = ancestors(target)
+    idle = [v for v in variables if v not in used]
+    if idle:
+        names = ", ".join(repr(v.name) for v in idle[:5]) + (", ..." if len(idle) > 5 else "")
+        warnings.warn(
+            f"{target} does not depend on {len(idle)} trainable variable(s) {names}: their gradient is zero",
+            stacklevel=3,
+        )
