@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +13,19 @@ import numpy as np
 from .errors import GraphError, ShapeError
 from .jacobian import Array, Diagonal, LocalJacobian
 from .node import Node, brief
+
+
+@lru_cache(maxsize=1024)
+def _attributes(apply: Callable[..., Any], operands: int) -> frozenset[str] | None:
+    """Return the attributes that an op's value depends on; None: it takes any."""
+    try:
+        taken = inspect.signature(apply).parameters.values()
+    except ValueError:  # written in C
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in taken):
+        return None
+    given = [p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD][operands:]
+    return frozenset([*given, *(p.name for p in taken if p.kind is p.KEYWORD_ONLY)]) - {"out"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,13 @@ class Op(Node):
 
     def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
         kind = type(self).__name__
+        operands = [k for k, v in attrs.items() if isinstance(v, Node)]
+        if operands:
+            raise GraphError(f"{kind}: give nodes by position, not as {', '.join(f'{k}=' for k in operands)}")
+        known = _attributes(self.apply, len(parents))
+        if known is not None and not known.issuperset(attrs):
+            unknown = ", ".join(repr(k) for k in attrs if k not in known)
+            raise GraphError(f"{kind} has no attribute {unknown}; it takes {', '.join(sorted(known)) or 'none'}")
         if not parents:
             raise GraphError(f"{kind} needs at least one node")
         for slot, parent in enumerate(parents):

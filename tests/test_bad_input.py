@@ -284,3 +284,28 @@ def test_a_checkpoint_that_cannot_be_written(model, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with refused(DataError, str(tmp_path / "file"), graph=model.graph):
         model.trainer.fit(model.feeds, epochs=1, checkpoint=tmp_path / "file" / "state")
+
+
+class Shifted(fg.Op):
+    """An op of the user's with an attribute that need not be named."""
+
+    @staticmethod
+    def shape(a, by):
+        return a
+
+    @staticmethod
+    def apply(a, by):
+        return a + by
+
+
+def test_operands_and_attributes_by_the_wrong_name():
+    with fg.Graph():
+        x, y = fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [1.0, 2.0])
+        with pytest.raises(fg.FlowgradError, match=r"^Add: give nodes by position, not as a=, b=$"):
+            fg.Add(a=x, b=y)
+        with pytest.raises(fg.FlowgradError, match=r"^Dot has no attribute 'nmae'; it takes none$"):
+            fg.Dot(x, y, nmae="d")
+        with pytest.raises(fg.FlowgradError, match=r"^Shifted has no attribute 'bye'; it takes by$"):
+            Shifted(x, bye=1.0)
+        assert Shifted(x, by=1.0).forward().tolist() == [2.0, 3.0]
+    assert len(x.graph.nodes) == 3
