@@ -16,6 +16,8 @@ from .executors import Executor, Lost, Worker
 from .rates import Links, Rates
 from .tasks import Data, Record, Ref, Task
 
+# Hops of a chain that is timed; they take 1,000 times as long between processes.
+REMOTE_HOPS, LOCAL_HOPS = 6, 50
 # Tasks side by side, of which one more is timed; bytes that workers give each other.
 WIDE, MOVED = 40, 1 << 22
 # How often something is measured when workers go away meanwhile.
@@ -75,7 +77,7 @@ def task_links(executor: Executor) -> Links:
 def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
     known = ("tasks", *workers)
     if known not in executor.measured:
-        hop = executor.task_seconds(workers)
+        hop = _hop(executor, workers)
         executor.measured[known] = Links(
             workers=len(workers),
             threads=executor.threads,
@@ -84,10 +86,28 @@ def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
             task=_task(executor, workers, hop),
             move=_move(executor, workers) if len(workers) > 1 else 0.0,
             update=_update(executor, workers) if len(workers) > 1 else 0.0,
-            machine=executor.machine_threads,
+            machine=executor.machine_threads(workers),
         )
     found: Links = executor.measured[known]
     return found
+
+
+def _hop(executor: Executor, workers: Sequence[Worker]) -> float:
+    """Return the seconds of one dependent hop from task to task: a longer chain takes as long to hand over as a short one."""
+
+    def chain(hops: int) -> float:
+        name = uuid.uuid4().hex
+        records: dict[str, Record] = {f"hop-{name}-0": Data([0])}
+        for k in range(1, hops + 1):
+            records[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
+        start = time.perf_counter()
+        run_now(executor, records, [f"hop-{name}-{hops}"], workers)
+        return time.perf_counter() - start
+
+    hops = REMOTE_HOPS if executor.remote else LOCAL_HOPS
+    times = [(chain(1), chain(1 + hops)) for _ in range(2)]
+    one, many = (min(each) for each in zip(*times))
+    return max(many - one, 0.1 * many) / hops
 
 
 def _task(executor: Executor, workers: Sequence[Worker], hop: float) -> float:

@@ -146,7 +146,7 @@ class Job:
         rows = [np.arange(start, stop) for start, stop in bounds(settings.batch_size, shards)]
         executor, costs = engine.executor, {}
         seconds = shared = self._step_seconds(rows, executor.threads)
-        threads = choose_round_threads(executor.threads, executor.machine_threads, seconds)
+        threads = choose_round_threads(executor.threads, executor.machine_threads(executor.workers()), seconds)
         if threads > executor.threads and engine.grain in ("auto", "round"):
             shared = self._step_seconds(rows, threads)
         if self.step.compiled:

@@ -189,7 +189,7 @@ class Windows:
 
     def _site(self) -> Site:
         workers = self.executor.workers(self.recovery.avoid)
-        alone = self.executor.threads_alone(workers, self.plan.threads)
+        alone = max(min(w.threads for w in workers), min(self.plan.threads, self.executor.machine_threads(workers)))
         lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", alone)
         self._estimate(workers)
         self.exchange = self._exchange(len(lanes))

@@ -54,9 +54,6 @@ class Recording(Executor):
         for h in handles:
             h.future = None
 
-    def task_seconds(self, workers):
-        return 1.0
-
 
 def workers(*threads, memory=0):
     return [Worker(f"w{k}", n, memory) for k, n in enumerate(threads)]

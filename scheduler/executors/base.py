@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from dask.system import CPU_COUNT
+
 from flowgrad.errors import ClusterError, FlowgradError
 
 from ..tasks import Record
@@ -92,24 +94,24 @@ class Executor(ABC):
         For messages.
     threads : int
         Threads that a task may use when it runs alone.
-    machine_threads : int
-        Threads that a long task may use when nothing else runs meanwhile: on a cluster of our own, those of all its workers.
     remote : bool
         Whether values are on other machines or processes, and so may be lost.
+    own : bool
+        Whether flowgrad started its workers, on this machine, for itself alone.
     """
 
     name: str
     threads: int
     remote: bool = False
+    own: bool = False
 
-    @property
-    def machine_threads(self) -> int:
-        """Threads that a long task may use when nothing else runs meanwhile."""
-        return self.threads
+    def machine_threads(self, workers: Sequence[Worker]) -> int:
+        """Return the threads that a long task may use when nothing else runs on these workers.
 
-    def threads_alone(self, workers: Sequence[Worker], wanted: int) -> int:
-        """Return how many threads a long task may use on these workers, as many as wanted if there are."""
-        return max(self.threads, min(wanted, self.machine_threads))
+        On a cluster of our own, those of all of them.
+        """
+        each = [w.threads for w in workers]
+        return max(min(each), min(sum(each), CPU_COUNT)) if self.own else min(each)
 
     @cached_property
     def measured(self) -> dict[Any, Any]:
@@ -193,13 +195,3 @@ class Executor(ABC):
     @abstractmethod
     def release(self, handles: Iterable[Handle]) -> None:
         """Let go of keys."""
-
-    @abstractmethod
-    def task_seconds(self, workers: Sequence[Worker]) -> float:
-        """Measure the time of one dependent hop from task to task, in seconds.
-
-        Raises
-        ------
-        Lost
-            If one of the workers went away meanwhile.
-        """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -12,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import dask
-from dask.system import CPU_COUNT
 from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
 from distributed.scheduler import KilledWorker
@@ -20,10 +18,9 @@ from distributed.scheduler import KilledWorker
 from flowgrad.errors import ClusterError
 
 from ..blas import one_thread
-from ..blocks import pick
 from ..daskgraph import to_dask
 from ..latency import MARK
-from ..tasks import Data, Record, Ref, Task
+from ..tasks import Data, Record, Task
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.
@@ -35,8 +32,6 @@ GONE_SECONDS = 5.0
 POLL_SECONDS = 1.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
-# Hops of a chain that is timed.
-HOPS = 6
 
 
 class DistributedExecutor(Executor):
@@ -54,7 +49,7 @@ class DistributedExecutor(Executor):
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
     @cached_property
-    def own(self) -> bool:
+    def own(self) -> bool:  # type: ignore[override]
         """Whether flowgrad started this cluster, for itself alone."""
         return bool(self.client.get_metadata(MARK, default=False))
 
@@ -66,19 +61,6 @@ class DistributedExecutor(Executor):
         steps are short.
         """
         return min(self.client.nthreads().values(), default=1)
-
-    @property
-    def machine_threads(self) -> int:
-        """On a cluster of our own, which is on this machine, the threads of all workers; else those of one."""
-        return self._machine(list(self.client.nthreads().values()) or [1])
-
-    def threads_alone(self, workers: Sequence[Worker], wanted: int) -> int:
-        """Return how many threads a long task may use; the scheduler is not asked again."""
-        each = [w.threads for w in workers]
-        return max(min(each), min(wanted, self._machine(each)))
-
-    def _machine(self, each: list[int]) -> int:
-        return max(min(each), min(sum(each), CPU_COUNT)) if self.own else min(each)
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers that run, in the order of their names; wait for one if there is none.
@@ -230,22 +212,6 @@ class DistributedExecutor(Executor):
         """Drop the futures."""
         for h in handles:
             h.future = None
-
-    def task_seconds(self, workers: Sequence[Worker]) -> float:
-        """Time chains of tasks; the longer one takes as long to hand over as the shorter one."""
-        times = [(self._chain(1, workers), self._chain(1 + HOPS, workers)) for _ in range(2)]
-        one, many = (min(each) for each in zip(*times))
-        return max(many - one, 0.1 * many) / HOPS
-
-    def _chain(self, n: int, workers: Sequence[Worker]) -> float:
-        name = uuid.uuid4().hex
-        chain: dict[str, Record] = {f"hop-{name}-0": Data([0])}
-        for k in range(1, n + 1):
-            chain[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
-        start = time.perf_counter()
-        handles = self.submit(chain, [f"hop-{name}-{n}"])
-        self.outcome(handles, [worker.address for worker in workers])
-        return time.perf_counter() - start
 
 
 def run_task(func: Callable[..., Any], *args: Any) -> Any:

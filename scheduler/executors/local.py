@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,9 +12,8 @@ from dask.system import CPU_COUNT
 
 from ..blas import blas_threads as limited_to
 from ..blas import one_thread
-from ..blocks import pick
 from ..daskgraph import to_dask
-from ..tasks import Data, Record, Ref, Task, references
+from ..tasks import Data, Record, Ref, references
 from .base import Done, Executor, Handle, Worker
 
 
@@ -89,16 +87,6 @@ class LocalExecutor(Executor):
             self._uses[h.key] -= 1
             if not self._uses[h.key]:
                 del self._uses[h.key], self._held[h.key]
-
-    def task_seconds(self, workers: Sequence[Worker]) -> float:
-        """Time a chain of tasks."""
-        n = 50
-        chain: dict[str, Record] = {"hop-0": Data([0])}
-        for k in range(1, n + 1):
-            chain[f"hop-{k}"] = Task(pick, ([Ref(f"hop-{k - 1}")], 0))
-        start = time.perf_counter()
-        self._get(to_dask(chain), [f"hop-{n}"])
-        return (time.perf_counter() - start) / n
 
     def _hold(self, key: str, value: Any) -> Handle:
         self._held[key] = value
