@@ -120,9 +120,7 @@ class Node:
         if not 0 <= slot < len(self.parents):
             raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
         self.forward()
-        # A value deep in the graph may have been reset by hand while this node kept its own.
-        values = [p._value if p._value is not None else p.forward()[None] for p in self.parents]
-        return run_rule(self, "jacobian", slot, self._value, *values)
+        return run_rule(self, "jacobian", slot, self._value, *(p._value for p in self.parents))
 
     def reset_value(self) -> None:
         """Forget this node's value and everything downstream of it; a variable keeps its own value."""

@@ -120,15 +120,8 @@ class Work:
 
 
 @lru_cache(maxsize=256)
-def work_of(program: Program, cotangents: int = 1) -> Work:
-    """Return what a program does.
-
-    Parameters
-    ----------
-    program : Program
-    cotangents : int
-        Rows of the seed: 1 for a gradient, the result's dim for a full Jacobian.
-    """
+def work_of(program: Program) -> Work:
+    """Return what a program does; a seed has one row."""
     products: Counter[Product] = Counter()
     loops: Counter[Loop] = Counter()
     once = functions = reductions = 0
@@ -136,12 +129,11 @@ def work_of(program: Program, cotangents: int = 1) -> Work:
     for i in program.instrs:
         depth[i.out] = 1 + max((depth[a] for a in i.args), default=0)
         product = _product(i, program)
-        rows = cotangents if program.types[i.out].cotangent else 1
         if product is not None:
-            products[product] += rows
+            products[product] += 1
             continue
-        out = program.types[i.out].dim * rows
-        read = sum(program.types[a].dim * (rows if program.types[a].cotangent else 1) for a in i.args)
+        out = program.types[i.out].dim
+        read = sum(program.types[a].dim for a in i.args)
         moved = out + (min(out, read) if i.verb == "apply" and i.op.kind(0) is Selection else read)
         if any(program.types[a].batched for a in (*i.args, i.out)):
             loops[Loop(moved, out)] += 1

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds, work_of_job
+from .cost import work_of
+from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .lower import Job
 from .plan import shards_pay, steps_per_round, tasks_per_step
 from .rates import Links, Rates
@@ -125,7 +126,7 @@ def _measured(e: Estimate) -> list[str]:
 
 
 def explain_job(job: Job, lower: Callable[[str], Job], rates: Rates, links: Links) -> list[str]:
-    """Return what values, a gradient or Jacobians cost at each grain, and from how many samples on more shards pay.
+    """Return what values or a gradient cost at each grain, and from how many samples on more shards pay.
 
     Parameters
     ----------
@@ -166,13 +167,13 @@ def _tasks(job: Job) -> int:
 
 def _job_seconds(job: Job, rates: Rates, links: Links) -> float:
     blas = blas_threads_of(job, links.threads)
-    return job_seconds(work_of_job(job), job.samples, job.shards, _tasks(job), job.grain, rates, links, blas)
+    return job_seconds(work_of(job.program), job.samples, job.shards, _tasks(job), job.grain, rates, links, blas)
 
 
 def _job_break_even(job: Job, rates: Rates, links: Links) -> str:
     if links.slots == 1:
         return "one task runs at a time here, so that more shards never pay"
-    work = work_of_job(job)
+    work = work_of(job.program)
 
     def pays(samples: int) -> bool:
         alone = replace(job, samples=samples, shards=1)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from .cost import Work, work_of
 from .exchange import choose_way, exchange_seconds
 from .lower import Job
-from .plan import WINDOW_TASKS, choose_blas_threads, choose_round_threads, steps_per_round, tasks_per_step
+from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
 from .rates import Links, Rates
 from .scratch import THREAD_FLOPS
-from .tree import FAN_IN
+from .tree import levels
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20
@@ -79,7 +79,7 @@ def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
     compute = _spread(case.work, parts, -(-case.batch // parts), rates, links)
     compute += (parts - 1) * rates.add(case.work.params) + update
     if grain == "sample":  # a task for each gradient and for each sum of some
-        compute += tasks_per_step(grain, parts, case.nodes) * links.task + _levels(parts) * links.hop
+        compute += tasks_per_step(grain, parts, case.nodes) * links.task + levels(parts) * links.hop
     return shard_seconds(case, compute, links)
 
 
@@ -168,18 +168,10 @@ def spreading(case: Case, kernel: str, links: Links) -> float:
     return -(-shards // used) * links.crowding(used) / alone
 
 
-def _levels(parts: int) -> int:
-    """Return how many reductions lie one after the other."""
-    levels = 0
-    while parts > 1:
-        parts, levels = -(-parts // FAN_IN), levels + 1
-    return levels
-
-
 def job_seconds(
     work: Work, samples: int, shards: int, tasks: int, grain: str, rates: Rates, links: Links, blas_threads: int = 1
 ) -> float:
-    """Predict the seconds of values, a gradient or Jacobians over samples, by NumPy's kernel.
+    """Predict the seconds of values or a gradient over samples, by NumPy's kernel.
 
     Parameters
     ----------
@@ -198,21 +190,18 @@ def job_seconds(
         return shards * rates.gradient(work, -(-samples // shards)) + waiting
     products = sum(n * rates.product(p, samples) for p, n in work.products.items())
     saved = products * (1.0 - 1.0 / blas_threads)
-    levels = 1 + _levels(shards)
-    return _spread(work, shards, -(-samples // shards), rates, links) - saved + levels * links.hop + tasks * links.task
-
-
-def work_of_job(job: Job) -> Work:
-    """Return what a job does; a full Jacobian is pulled back with a row for each entry of its result."""
-    seeded = any(i.role == "seed" for i in job.program.inputs)
-    return work_of(job.program, job.program.types[job.program.outputs["0"]].dim if seeded else 1)
+    hops = 1 + levels(shards)
+    return _spread(work, shards, -(-samples // shards), rates, links) - saved + hops * links.hop + tasks * links.task
 
 
 def blas_threads_of(job: Job, threads: int) -> int:
-    """Return how many threads each matrix product of a job may use, if a task alone may use `threads`."""
+    """Return how many threads each matrix product of a job may use, if a task alone may use `threads`.
+
+    More than one in a single large task; the bits of a job are promised to nobody.
+    """
     if threads == 1 or job.grain != "shard" or job.shards > 1:
         return 1
-    return choose_blas_threads(1, work_of_job(job).product_flops(job.samples), threads)
+    return threads if work_of(job.program).product_flops(job.samples) >= BLAS_FROM else 1
 
 
 def crossing(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | None:

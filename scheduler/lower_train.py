@@ -200,7 +200,7 @@ def _sliced_steps(
     given = _given(graph, rule, lanes)
     homes = [k * len(lanes) // n for k in range(n)]
     at = [lanes[h].worker for h in homes]
-    done = [graph.task("update", slices.begin, s, k, worker=w) for k, (s, w) in enumerate(zip(before, at))]
+    done = [graph.task("update", slices.begin, s, worker=w) for s, w in zip(before, at)]
     for shards in steps:
         weights = [graph.task("weights", slices.pick_weights, d, worker=w) for d, w in zip(done, at)]
         shares = [

@@ -18,7 +18,7 @@ from .executors import Executor
 from .explain import explain_job
 from .lower import Job
 from .measure import rates_of, task_links
-from .tasks import Data, Record, Ref
+from .tasks import Data, references
 
 
 class Lowered(DaskMethodsMixin):
@@ -84,7 +84,7 @@ class Lowered(DaskMethodsMixin):
     def visualize(self, filename: str = "lowered.png", **kwargs: Any) -> str:
         """Draw the task graph into a picture file and return its path; needs the extra ``viz``."""
         records = self.job.graph.records
-        edges = {key: set(_references(r)) for key, r in records.items() if not isinstance(r, Data)}
+        edges = {key: references([r]) for key, r in records.items() if not isinstance(r, Data)}
         edges = {key: {d for d in deps if d in edges} for key, deps in edges.items()}
         return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
 
@@ -111,17 +111,3 @@ class Lowered(DaskMethodsMixin):
 
     def __repr__(self) -> str:
         return f"<Lowered: {len(self.dask)} keys, grain {self.job.grain}>"
-
-
-def _references(record: Record) -> list[str]:
-    found: list[str] = []
-    if isinstance(record, Data):
-        return found
-    stack: list[Any] = list(record.args)
-    while stack:
-        arg = stack.pop()
-        if isinstance(arg, Ref):
-            found.append(arg.key)
-        elif isinstance(arg, list):
-            stack += arg
-    return found

@@ -124,21 +124,6 @@ def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) ->
     return ("numpy", "asked for") if asked == "numpy" else ("numba", "compiled")
 
 
-def choose_blas_threads(tasks: int, product_flops: float, threads: int) -> int:
-    """Return how many threads each matrix product of a job may use; for jobs whose bits are promised to nobody.
-
-    Parameters
-    ----------
-    tasks : int
-        Tasks that compute side by side; several of them share the threads as they are.
-    product_flops : float
-        Operations in matrix products.
-    threads : int
-        Threads that a task may use when it runs alone.
-    """
-    return threads if tasks == 1 and product_flops >= BLAS_FROM else 1
-
-
 def tasks_per_step(grain: str, shards: int, nodes: int, lanes: int | None = None) -> int:
     """Return about how many tasks a step is at a grain other than ``"round"``.
 

@@ -101,7 +101,7 @@ class Products(Derivatives):
         for start, stop in placed.bounds:
             inputs = placed.inputs(start, stop)
             given = [inputs[i.var] for i in program.inputs]
-            directions = _cut(flat, program, start, stop, checked.samples)
+            directions = _cut(flat, start, stop, checked.samples)
             keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *given))
         return np.concatenate(self._values(records, keys))
 
@@ -284,7 +284,7 @@ def _flat(program: Program, moved: Mapping[Variable, Array], feeds: Feeds) -> di
     return found
 
 
-def _cut(flat: dict[int, Array], program: Program, start: int, stop: int, samples: int) -> dict[int, Array]:
+def _cut(flat: dict[int, Array], start: int, stop: int, samples: int) -> dict[int, Array]:
     return {var: t[start:stop] if len(t) == samples and samples > 1 else t for var, t in flat.items()}
 
 

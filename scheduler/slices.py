@@ -58,7 +58,7 @@ def update_slice(given: Given, before: Done, parts: list[Shares], shards: int) -
     return update(given.step, given.rule, state, (gradient, loss)), [*before[1], loss]
 
 
-def begin(before: Done, lane: int) -> Done:
+def begin(before: Done) -> Done:
     """Return a slice before the first step."""
     return before[0], []
 

@@ -58,7 +58,7 @@ def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangen
     if i.verb == "add":
         return _sum([tangents.get(a) for a in i.args])
     if i.verb == "scatter":
-        return _scatter(i, dims, tangents)
+        return _scatter(i, tangents)
     if i.verb == "apply":
         parts = []
         for slot, a in enumerate(i.args):
@@ -106,7 +106,7 @@ def _bend(i: Instr, values: Sequence[Array], moved: Sequence[Array | None], g: A
     return ((ends[0] - ends[1]) / (2 * h)).astype(g.dtype)
 
 
-def _scatter(i: Instr, dims: Sequence[int], tangents: Tangents) -> Array | None:
+def _scatter(i: Instr, tangents: Tangents) -> Array | None:
     attrs = dict(i.attrs)
     parts = [(start, tangents[a]) for start, a in zip(attrs["starts"], i.args) if a in tangents]
     if not parts:

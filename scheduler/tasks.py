@@ -45,21 +45,14 @@ Record = Task | Data
 
 
 class TaskGraph:
-    """Collects records; the same work asked for twice is one record.
+    """Collects records; the same work asked for twice is one record."""
 
-    Parameters
-    ----------
-    salt : str
-        Goes into every key of data that is added with ``private=True``, and so into everything computed from it.
-    """
-
-    def __init__(self, salt: str = "") -> None:
+    def __init__(self) -> None:
         self.records: dict[str, Record] = {}
-        self.salt = salt
 
-    def data(self, prefix: str, value: Any, private: bool = False) -> Ref:
+    def data(self, prefix: str, value: Any) -> Ref:
         """Add a value of the client's under a key that hashes its content."""
-        key = f"{prefix}-{token(value, self.salt if private else '')}"
+        key = f"{prefix}-{token(value)}"
         self.records.setdefault(key, Data(value))
         return Ref(key)
 

@@ -12,7 +12,6 @@ from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, 
 from flowgrad.scheduler.plan import (
     ROUNDS_PER_WINDOW,
     SURE,
-    choose_blas_threads,
     choose_grain,
     choose_kernel,
     choose_plan,
@@ -243,13 +242,6 @@ def test_rounds_last_long_enough(seconds):
 
 def test_bits_are_promised_with_one_blas_thread():
     assert choose_plan(("round", "auto"), 2, ("numba", ""), 1e-3, 400).blas_threads == 1
-
-
-def test_more_blas_threads_for_a_single_large_task():
-    assert choose_blas_threads(1, 1e10, 8) == 8
-    assert choose_blas_threads(1, 1e5, 8) == 1
-    assert choose_blas_threads(2, 1e10, 8) == 1
-    assert choose_blas_threads(1, 1e10, 1) == 1
 
 
 @given(nets, places, st.integers(1, 10_000))

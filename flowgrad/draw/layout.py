@@ -74,7 +74,7 @@ def lay_out(boxes: Sequence[Box], edges: Sequence[Edge], sizes: Sizes) -> Layout
     _order(columns)
     _free_ports(boxes, columns)
     _place(columns)
-    xs, widths = _column_positions(columns, spots, sizes)
+    xs, widths = _column_positions(columns, sizes)
     low = min(spot.y - spot.height / 2 for column in columns for spot in column)
     high = max(spot.y + spot.height / 2 for column in columns for spot in column)
     centres = [(xs[spot.column], spot.y - low) for spot in spots]
@@ -257,9 +257,7 @@ def _spread(column: list[Spot], aim: Callable[[Spot], tuple[float, float]]) -> N
         spot.y = y + taken
 
 
-def _column_positions(
-    columns: list[list[Spot]], spots: Sequence[Spot], sizes: Sizes
-) -> tuple[list[float], list[float]]:
+def _column_positions(columns: list[list[Spot]], sizes: Sizes) -> tuple[list[float], list[float]]:
     """Return the middle and the width of each column; steep arrows get more room."""
     widths = [max((sizes[s.box][0] for s in column if s.box is not None), default=0.3) for column in columns]
     xs, x = [], 0.0

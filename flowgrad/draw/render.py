@@ -121,7 +121,7 @@ def render(
         _draw_edge(axes, route, edge, palette[boxes[edge.source].role][1])
     for box, centre, size in zip(boxes, layout.centres, sizes):
         _draw_box(axes, box, centre, size, palette[box.role])
-    _draw_legend(axes, layout, palette, caption, width, left)
+    _draw_legend(axes, layout, palette, caption, left)
     dpi = min(160.0, MAX_PIXELS / width, MAX_PIXELS / height, math.sqrt(MAX_AREA / (width * height)))
     _save(figure, path, suffix, dpi)
     return path
@@ -188,7 +188,7 @@ def _draw_box(
         axes.text(middle, y + rows[1], box.detail, fontsize=7, color="#4b5563", ha="center", va="center", zorder=3)
 
 
-def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, width: float, left: float) -> None:
+def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, left: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     y = layout.height + 0.35
