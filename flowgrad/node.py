@@ -130,7 +130,7 @@ class Node:
             self.graph._jacobians.pop(node, None)
 
     def clear_jacobian(self) -> None:
-        """Forget the cached Jacobians of every result by this node."""
+        """Forget the cached Jacobians of every result by this node, and of this node by others."""
         for table in self.graph._jacobians.values():
             table.pop(self, None)
         self.graph._jacobians.pop(self, None)

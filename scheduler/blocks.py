@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.ops.loss import loss_sum
-from flowgrad.optim import Rule
+from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 
 from . import compiled
@@ -47,7 +47,6 @@ class Step:
     private: PrivateStep | None = None
 
 
-State = dict[str, Array]
 Gradient = tuple[Array, float]
 # A state and the mean losses of the steps that led to it.
 Done = tuple[State, list[float]]

@@ -20,10 +20,10 @@ from flowgrad.program import Instr
 from .feeds import Feeds, check_array, check_lengths, common_dtype, fed_variable
 from .recipe import Recipe
 from .steps import Ends, factors_chunk
-from .work import work_of
+from .whole import whole_of
 
 
-class Name(NamedTuple):
+class Fed(NamedTuple):
     """What a task needs to know of a variable to check its feed."""
 
     name: str
@@ -76,22 +76,22 @@ def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> ChunkedFe
 
 def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     """Return the factors of each chunk of samples of a scalar's derivative, as delayed values."""
-    work = work_of(recipe)
+    whole = whole_of(recipe)
     statics = recipe.values_now(Feeds(feeds.arrays, sum(feeds.lengths), feeds.dtype))
-    given = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in work.leaves]
-    ends = Ends(work.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
-    plan = delayed((work.unit.instrs, ends), traverse=False)
+    given = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
+    ends = Ends(whole.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
+    plan = delayed((whole.unit.instrs, ends), traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
-    names = [None if k in statics else Name(recipe.feeds[k].name, recipe.feeds[k].dim) for k in work.leaves]
+    names = [None if k in statics else Fed(recipe.feeds[k].name, recipe.feeds[k].dim) for k in whole.leaves]
     parts = []
     for c, length in enumerate(feeds.lengths):
-        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(work.leaves, given)]
+        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(whole.leaves, given)]
         parts.append(delayed(read_factors)(plan, names, length, *leaves))
     return parts
 
 
 def read_factors(
-    plan: tuple[tuple[Instr, ...], Ends], names: list[Name | None], samples: int, *leaves: Array
+    plan: tuple[tuple[Instr, ...], Ends], names: list[Fed | None], samples: int, *leaves: Array
 ) -> list[Factors]:
     """Check the feeds of one chunk and return its factors."""
     instrs, ends = plan

@@ -23,7 +23,7 @@ import numpy as np
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
 from flowgrad.norms import NORM_BLOCK
-from flowgrad.optim import Rule
+from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 
 from .blas import COMPILED_BLAS, one_thread
@@ -34,8 +34,6 @@ from .loops import Source, Unsupported
 from .subnormals import without_subnormals
 from .tasks import token
 from .tree import FAN_IN, SIDE_BY_SIDE, levels
-
-State = dict[str, Array]
 
 
 @cache

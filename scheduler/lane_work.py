@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
-from flowgrad.optim import Rule
+from flowgrad.optim import Rule, State
 
-from .blocks import Done, Gradient, State, Step, add_gradients, run_round, shard_step, update
+from .blocks import Done, Gradient, Step, add_gradients, run_round, shard_step, update
 from .kernel import canonical
 from .scratch import shard_threads, worth_threads
 from .subnormals import without_subnormals

@@ -16,7 +16,7 @@ from .recipe import Recipe
 from .steps import Ends, jacobian_chunk
 from .tasks import token
 from .units import combine
-from .work import work_of
+from .whole import whole_of
 
 
 def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:
@@ -55,7 +55,7 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
 
 def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, Any]:
     """Return the Jacobians as dask arrays ``(N, V, dim)``; see `Derivatives.jacobian`."""
-    work, dtype = work_of(recipe), known.feeds.dtype
+    whole, dtype = whole_of(recipe), known.feeds.dtype
     statics = recipe.values_now(known.feeds)
     types = recipe.program.types
     values = [t for t in types if not t.cotangent and t.batched]
@@ -64,19 +64,19 @@ def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, 
     forward = dtype.itemsize * sum(t.dim for t in values)
     row = dtype.itemsize * (sum(t.dim for t in moving) + max(n.dim for n in recipe.wrt))
     n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
-    ends = Ends(work.edges, tuple(recipe.sizes), rows, dtype, "")
-    told = combine(*(statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in work.leaves))
-    own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in work.leaves]
+    ends = Ends(whole.edges, tuple(recipe.sizes), rows, dtype, "")
+    told = combine(*(statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in whole.leaves))
+    own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
     over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
-    unit = delayed(work.unit.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
+    unit = delayed(whole.unit.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
     found = {}
     for node, place in zip(recipe.wrt, recipe.place):
         grid = []
         for start, stop in over:
             leaves = [
                 array if array is not None else cut(known.feeds.arrays[recipe.feeds[k]], start, stop)
-                for k, array in zip(work.leaves, own)
+                for k, array in zip(whole.leaves, own)
             ]
             line = []
             for pair in down:

@@ -28,7 +28,7 @@ from .recipe import Recipe
 from .steps import Ends
 from .tasks import Ref, TaskGraph
 from .tree import reduce_tree
-from .work import work_of
+from .whole import whole_of
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def compile_private(
     if privacy is None:
         return step
     recipe = Recipe(target, params, frozenset(feeds.arrays), "shard")
-    work = work_of(recipe, cut=False)
+    whole = whole_of(recipe, cut=False)
     inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
-    leaves = tuple(inputs[i.role, i.node] for var in work.leaves for i in recipe.program.inputs if i.var == var)
+    leaves = tuple(inputs[i.role, i.node] for var in whole.leaves for i in recipe.program.inputs if i.var == var)
     flat = step.program.size("param")
     order, start = np.zeros(flat, np.int64), 0
     for v in params:
@@ -86,8 +86,8 @@ def compile_private(
             assert recipe.place[recipe.wrt.index(v)] == (0, lo, hi)
             order[lo:hi] = np.arange(start, start + v.dim)
         start += v.dim
-    ends = Ends(work.edges, (flat,), 1, feeds.dtype, "")
-    return replace(step, private=PrivateStep(privacy, work.unit.instrs, ends, leaves, work.result, order, start))
+    ends = Ends(whole.edges, (flat,), 1, feeds.dtype, "")
+    return replace(step, private=PrivateStep(privacy, whole.unit.instrs, ends, leaves, whole.result, order, start))
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:

@@ -99,7 +99,7 @@ def tree_sum(shares: Any, shards: int, start: int, stop: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def fold(shares: Any, folded: Any, node: int, start: int, stop: int) -> None:
-    """Add row 0 of `shares` to what a `Fold` keeps of a tree, as its `node`-th item; on columns ``start:stop``.
+    """Add row 0 of `shares` to what `tree.fold_tree` keeps of a tree, as its `node`-th item; on columns ``start:stop``.
 
     A level's row of `folded` is the sum of the group that is not complete yet; a complete one moves up.
     """

@@ -21,7 +21,7 @@ from flowgrad.matrix_jacobian import Dense
 from flowgrad.node import Node, Variable, ancestors
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
-from flowgrad.program import Instr, Program, Role, trace
+from flowgrad.program import Instr, Program, Role, trace, verify
 
 from .feeds import Feeds, require_values
 from .lower import flat_values, input_var
@@ -74,7 +74,7 @@ class Recipe:
         self.sizes = [program.types[var].dim for var in variables] or [0]
         self.variables = list(variables)
         self.derivation: Derivation = derive(program, self.target, list(variables))
-        self.program = self.derivation.program
+        self.program = verify(self.derivation.program)
         self.statics = _statics(self.program)
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
         self.edges, joined = (self.derivation.edges, set()) if grain == "node" else self._joined()

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowgrad.jacobian import Array
+from flowgrad.optim import State
 
-from .blocks import Done, State, update
+from .blocks import Done, update
 from .kernel import canonical
 from .lane_work import Given, Part, Shares, gradients, total
 from .subnormals import without_subnormals

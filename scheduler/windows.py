@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flowgrad.jacobian import Array
-from flowgrad.optim import Rule
+from flowgrad.optim import Rule, State
 
 from . import blocks
 from .batches import ORDER_BYTES, Batches
-from .blocks import Done, State, Step
+from .blocks import Done, Step
 from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker

@@ -22,7 +22,7 @@ class Handle:
         self.future = future
 
 
-class Done:
+class Ready:
     """A future whose value is there.
 
     Attributes
@@ -43,7 +43,7 @@ class Done:
         return True
 
     def __repr__(self) -> str:
-        return f"<Done: {self.key}>"
+        return f"<Ready: {self.key}>"
 
 
 class Worker(NamedTuple):

@@ -14,7 +14,7 @@ from ..blas import blas_threads as limited_to
 from ..blas import one_thread
 from ..daskgraph import to_dask
 from ..tasks import Data, Record, Ref, references
-from .base import Done, Executor, Handle, Worker
+from .base import Executor, Handle, Ready, Worker
 
 
 class LocalExecutor(Executor):
@@ -75,7 +75,7 @@ class LocalExecutor(Executor):
 
     def future(self, handle: Handle) -> Any:
         """Return the value as a future that is done."""
-        return Done(handle.key, self._held[handle.key])
+        return Ready(handle.key, self._held[handle.key])
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Return the values."""

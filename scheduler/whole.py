@@ -12,7 +12,7 @@ from .units import Unit, renumber
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Whole:
     """Everything from what is given to the last edges as one task: for blocks whose values nobody asks for again.
 
     Attributes
@@ -33,7 +33,7 @@ class Work:
     result: int
 
 
-def work_of(recipe: Recipe, cut: bool = True) -> Work:
+def whole_of(recipe: Recipe, cut: bool = True) -> Whole:
     """Return the whole of a recipe as one unit, the result's value included.
 
     With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the unit cuts them.
@@ -56,4 +56,4 @@ def work_of(recipe: Recipe, cut: bool = True) -> Work:
     at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
     edges = [e.renamed(at.__getitem__) for e in edges]
     unit = Unit("block", "", numbered, reads, tuple(i.out for i in kept))
-    return Work(unit, leaves, tuple(edges), at[target])
+    return Whole(unit, leaves, tuple(edges), at[target])
