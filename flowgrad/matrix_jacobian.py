@@ -69,7 +69,8 @@ class Dense(LocalJacobian):
             left = np.ascontiguousarray(np.swapaxes(g, 0, 1)).reshape(-1, g.shape[2])
             np.matmul(left, self.m[0], np.swapaxes(out, 0, 1).reshape(-1, out.shape[2]))
             return out
-        return np.einsum("vno,noi->vni", np.broadcast_to(g, (len(g), len(self.m), g.shape[2])), self.m, out=out)
+        wide = np.broadcast_to(g, (len(g), len(self.m), g.shape[2]))
+        return np.einsum("vno,noi->vni", wide, self.m, out=out, casting="same_kind")
 
     def pull_sum(self, g: Array, out: Array | None = None) -> Array:
         """Return the sum over the samples as one matrix product."""

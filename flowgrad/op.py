@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,17 +15,70 @@ from .jacobian import Array, Diagonal, LocalJacobian
 from .node import Node, brief
 
 
+class Takes(NamedTuple):
+    """What an op's value rule takes.
+
+    Attributes
+    ----------
+    operands : tuple of str
+        Those by position; attributes may be among them.
+    least : int
+        So many of them have no default.
+    any_operands, any_attributes : bool
+        Whether there may be more.
+    attributes : frozenset of str
+        Those by name.
+    """
+
+    operands: tuple[str, ...] = ()
+    least: int = 0
+    any_operands: bool = True
+    any_attributes: bool = True
+    attributes: frozenset[str] = frozenset()
+
+
 @lru_cache(maxsize=1024)
-def _attributes(apply: Callable[..., Any], operands: int) -> frozenset[str] | None:
-    """Return the attributes that an op's value depends on; None: it takes any."""
+def _takes(apply: Callable[..., Any]) -> Takes:
     try:
-        taken = inspect.signature(apply).parameters.values()
+        taken = list(inspect.signature(apply).parameters.values())
     except ValueError:  # written in C
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in taken):
-        return None
-    given = [p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD][operands:]
-    return frozenset([*given, *(p.name for p in taken if p.kind is p.KEYWORD_ONLY)]) - {"out"}
+        return Takes()
+    kinds = {p.kind for p in taken}
+    operands = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "out"]
+    return Takes(
+        tuple(p.name for p in operands),
+        sum(p.default is p.empty for p in operands),
+        inspect.Parameter.VAR_POSITIONAL in kinds,
+        inspect.Parameter.VAR_KEYWORD in kinds,
+        frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY) - {"out"},
+    )
+
+
+def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ...], attrs: dict[str, Any]) -> None:
+    """Check operands and attributes against what the value rule takes."""
+    named = [k for k, v in attrs.items() if isinstance(v, Node)]
+    if named:
+        raise GraphError(f"{kind}: give nodes by position, not as {', '.join(f'{k}=' for k in named)}")
+    takes = _takes(apply)
+    known = {*takes.attributes, *takes.operands[len(parents) :]}
+    unknown = [k for k in attrs if k not in known]
+    if unknown and not takes.any_attributes:
+        told = ", ".join(map(repr, unknown))
+        raise GraphError(f"{kind} has no attribute {told}; it takes {', '.join(sorted(known)) or 'none'}")
+    operands = [k for k in takes.operands if k not in attrs]
+    least = takes.least - (len(takes.operands) - len(operands))
+    if not takes.any_operands and not least <= len(parents) <= len(operands):
+        most = f"{least}" if least == len(operands) else f"{least} to {len(operands)}"
+        told = f"operand{'s' * (most != '1')} ({', '.join(operands)})"
+        raise GraphError(f"{kind} takes {most} {told}, not {len(parents)}")
+    for key, value in attrs.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise GraphError(
+                f"{kind}: the attribute {key!r} is a {type(value).__name__}, which cannot be hashed: "
+                f"make it a tuple of numbers, or an operand (a Variable with trainable=False)"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -93,13 +146,7 @@ class Op(Node):
 
     def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
         kind = type(self).__name__
-        operands = [k for k, v in attrs.items() if isinstance(v, Node)]
-        if operands:
-            raise GraphError(f"{kind}: give nodes by position, not as {', '.join(f'{k}=' for k in operands)}")
-        known = _attributes(self.apply, len(parents))
-        if known is not None and not known.issuperset(attrs):
-            unknown = ", ".join(repr(k) for k in attrs if k not in known)
-            raise GraphError(f"{kind} has no attribute {unknown}; it takes {', '.join(sorted(known)) or 'none'}")
+        _check_operands(kind, self.apply, parents, attrs)
         if not parents:
             raise GraphError(f"{kind} needs at least one node")
         for slot, parent in enumerate(parents):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import OrderedDict, defaultdict
 from typing import NamedTuple
@@ -41,11 +42,17 @@ class Cache:
         Holds the values.
     limit : int
         Bytes; 0 keeps nothing.
+
+    Attributes
+    ----------
+    lock : RLock
+        Whoever asks what is held, and relies on it, has it meanwhile: several threads may use one engine.
     """
 
     def __init__(self, executor: Executor, limit: int = DEFAULT_BYTES):
         self.executor = executor
         self.limit = limit
+        self.lock = threading.RLock()
         self.held: OrderedDict[str, tuple[Handle, int, int | None]] = OrderedDict()
         self.of: defaultdict[int, set[str]] = defaultdict(set)  # keys by the call whose feeds they depend on
         self.hits = self.misses = self.bytes = 0

@@ -84,16 +84,17 @@ def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
     names = [None if k in statics else Fed(recipe.feeds[k].name, recipe.feeds[k].dim) for k in whole.leaves]
     parts = []
+    starts = np.cumsum([0, *feeds.lengths]).tolist()
     for c, length in enumerate(feeds.lengths):
         leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(whole.leaves, given)]
-        parts.append(delayed(read_factors)(plan, names, length, *leaves))
+        parts.append(delayed(read_factors)(plan, names, starts[c], length, *leaves))
     return parts
 
 
 def read_factors(
-    plan: tuple[tuple[Instr, ...], Ends], names: list[Fed | None], samples: int, *leaves: Array
+    plan: tuple[tuple[Instr, ...], Ends], names: list[Fed | None], first: int, samples: int, *leaves: Array
 ) -> list[Factors]:
-    """Check the feeds of one chunk and return its factors."""
+    """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
     instrs, ends = plan
-    found = [leaf if name is None else check_array(name, leaf, ends.dtype) for name, leaf in zip(names, leaves)]
+    found = [leaf if name is None else check_array(name, leaf, ends.dtype, first) for name, leaf in zip(names, leaves)]
     return factors_chunk(instrs, ends, np.ones((1, 1, 1), ends.dtype), samples, *found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,23 @@ def is_chunked(value: Any) -> bool:
     """Return whether a feed is a dask array or a memory-mapped file."""
     if isinstance(value, np.memmap):
         return value.flags.c_contiguous and getattr(value, "_mmap", None) is not None and value.ndim > 0
+    return is_dask_array(value)
+
+
+def is_dask_array(value: Any) -> bool:
+    """Return whether a feed is a dask array."""
     return bool(dask.is_dask_collection(value)) and hasattr(value, "chunks") and hasattr(value, "dtype")
+
+
+def gathered(value: Any) -> Array:
+    """Compute a dask array chunk by chunk and put it together here: no worker needs to have room for all of it."""
+    if any(math.isnan(n) for n in value.shape):
+        return np.asarray(value)
+    blocks = value.to_delayed()
+    grid = np.empty(blocks.shape, object)
+    for place, block in zip(np.ndindex(blocks.shape), dask.compute(*blocks.ravel())):
+        grid[place] = np.asarray(block)
+    return np.asarray(np.block(grid.tolist()))
 
 
 def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 
 # The rules that an op's values and derivatives follow from.
 RULES = ("shape", "apply", "jacobian")
+# What is known by its text alone.
+PLAIN = frozenset([int, float, complex, bool, str, bytes, type(None), type(Ellipsis)])
 
 
 def is_named(thing: Any) -> bool:
@@ -29,12 +31,21 @@ def is_named(thing: Any) -> bool:
 
 
 def code_token(*functions: Callable[..., Any]) -> str:
-    """Return 16 hex digits that stand for what functions do: their code and defaults, not where they are written."""
+    """Return 16 hex digits that stand for what functions do: code, defaults and constants of the module; not where they stand."""
     told = []
     for function in functions:
         if isinstance(function, FunctionType):  # what is written in C has no code
             told.append(_told(function.__code__) + repr((function.__defaults__, function.__kwdefaults__)))
+            told += [
+                f"{n} {v!r}" for n in function.__code__.co_names if type(v := function.__globals__.get(n)) in PLAIN
+            ]
     return blake2b("\0".join(told).encode(), digest_size=8).hexdigest()
+
+
+@lru_cache(maxsize=4096, typed=True)
+def object_token(thing: Any) -> str:
+    """Return what tells an object from every other one that is not equal to it; nobody can know what it holds."""
+    return uuid.uuid4().hex
 
 
 def _told(code: CodeType) -> str:

@@ -119,22 +119,26 @@ class Derivatives(Kept):
             with suppress(Lost):
                 found = self._run_jacobian(recipe, known, lower, compute)
             if found is None:  # what was kept is gone with a worker: begin anew
-                self.cache.lost()
+                with self.cache.lock:
+                    self.cache.lost()
                 found = self._run_jacobian(recipe, known, lower, compute)
         return found[nodes[0]] if isinstance(wrt, Node) else found
 
     def _run_jacobian(self, recipe: Recipe, known: KnownFeeds, lower: Lower, compute: bool) -> dict[Node, Any]:
-        request = Request(recipe, known, self.cache)
-        blocks = [lower(request, start, stop) for start, stop in self._blocks(known.feeds.samples)]
-        if not compute:
-            joined = [request.task("join", join, blocks, k) for k in range(len(recipe.wrt))]
-            handles = self._submit(request, joined, len(blocks) == 1)
-            futures = [self.executor.future(h) for h in handles]
-            if not self.executor.remote:
-                self.executor.release(handles)
-            return dict(zip(recipe.wrt, futures))
-        parts = self._gather(request, blocks)
-        return {node: join(parts, k) for k, node in enumerate(recipe.wrt)}
+        with self.cache.lock:
+            request = Request(recipe, known, self.cache)
+            blocks = [lower(request, start, stop) for start, stop in self._blocks(known.feeds.samples)]
+            wanted = blocks
+            if not compute:
+                wanted = [request.task("join", join, blocks, k) for k in range(len(recipe.wrt))]
+            handles = self._submit(request, wanted, len(blocks) == 1)
+        if compute:
+            parts = self._gather(handles)
+            return {node: join(parts, k) for k, node in enumerate(recipe.wrt)}
+        futures = [self.executor.future(h) for h in handles]
+        if not self.executor.remote:
+            self.executor.release(handles)
+        return dict(zip(recipe.wrt, futures))
 
     # -- per-sample gradients -----------------------------------------------------------------------------------
 
@@ -188,7 +192,8 @@ class Derivatives(Kept):
                 raise Lost(
                     "factors are gone with a worker, and variables or feeds have changed since: call per_sample_gradients again"
                 )
-            self.cache.lost()
+            with self.cache.lock:
+                self.cache.lost()
             return self._factors(recipe, known, seed)
 
         return again
@@ -196,19 +201,18 @@ class Derivatives(Kept):
     def _factors(self, recipe: Recipe, known: KnownFeeds, seed: Array | None) -> Made:
         blocks = self._blocks(known.feeds.samples)
         here = len(blocks) == 1 and not self.executor.remote
-        request = Request(recipe, known, self.cache, seed, self.executor.threads if here else 1)
-        ends = recipe.ends(len(request.seed), known.feeds.dtype)
-        keys = []
-        for start, stop in blocks:
-            refs = request.refs(start, stop, recipe.end_reads)
-            reads = [refs[var] for var in recipe.end_reads]
-            keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
-        handles = self._submit(request, keys, len(blocks) == 1)
+        with self.cache.lock:
+            request = Request(recipe, known, self.cache, seed, self.executor.threads if here else 1)
+            ends = recipe.ends(len(request.seed), known.feeds.dtype)
+            keys = []
+            for start, stop in blocks:
+                refs = request.refs(start, stop, recipe.end_reads)
+                reads = [refs[var] for var in recipe.end_reads]
+                keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
+            handles = self._submit(request, keys, len(blocks) == 1)
         if self.executor.remote:
             return Made([self.executor.future(h) for h in handles], partial(self.executor.release, handles))
-        values = self.executor.result(handles)
-        self.executor.release(handles)
-        return Made(values)
+        return Made(self._gather(handles))
 
     def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
         graph, _ = check_nodes(target, "per_sample_gradients")

@@ -13,7 +13,7 @@ from flowgrad.graph import Graph
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 
-from .chunks import chunked, is_chunked
+from .chunks import chunked, gathered, is_chunked, is_dask_array
 
 # Length from which on BLAS's own threads may take part in a scalar product.
 BLAS_LENGTH = 10_000
@@ -68,7 +68,7 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
     return Feeds({v: _fed(v, a, dtype, lazy) for v, a in raw.items()}, samples, dtype)
 
 
-def check_array(variable: Any, array: Any, dtype: Any) -> Array:
+def check_array(variable: Any, array: Any, dtype: Any, first: int = 0) -> Array:
     """Check one feed and bring it to ``(N, dim)`` of `dtype`.
 
     Parameters
@@ -77,8 +77,10 @@ def check_array(variable: Any, array: Any, dtype: Any) -> Array:
         Has a ``name`` and a ``dim``.
     array, dtype
         See `check_feeds`.
+    first : int
+        Number of its first sample among all, for messages.
     """
-    return _shaped(variable, _numeric(variable, array), np.dtype(dtype))
+    return _shaped(variable, _numeric(variable, array, first), np.dtype(dtype), first)
 
 
 def check_lengths(lengths: Mapping[Any, int]) -> int:
@@ -135,20 +137,25 @@ def fed_variable(graph: Graph, key: Any) -> Variable:
     return key
 
 
-def _numeric(v: Variable, value: Any) -> Array:
+def _numeric(v: Variable, value: Any, first: int = 0) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        raise FeedError(
+            f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
+        )
     try:
-        array = np.asarray(value)
+        array = gathered(value) if is_dask_array(value) else np.asarray(value)
     except (ValueError, TypeError) as error:
         raise FeedError(
             f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})"
         ) from None
     _check_shape(v, array)
     if array.ndim == 1 and v.dim > 1:
-        _check_labels(v, array)
+        _check_labels(v, array, first)
     if array.dtype.kind == "f" and not _all_finite(array):
-        where = np.argwhere(~np.isfinite(array))[0]
+        sample, *rest = np.argwhere(~np.isfinite(array))[0]
         raise FeedError(
-            f"the feed for {v.name!r} is not finite: sample {where[0]} holds {array[tuple(where)]}; remove or impute such samples"
+            f"the feed for {v.name!r} is not finite: sample {first + sample} holds {array[(sample, *rest)]}; "
+            f"remove or impute such samples"
         )
     return array
 
@@ -188,16 +195,16 @@ def _fed(v: Variable, value: Any, dtype: np.dtype[Any], lazy: bool) -> Any:
     return _shaped(v, _numeric(v, found), dtype) if isinstance(found, np.ndarray) else found
 
 
-def _check_labels(v: Variable, array: Array) -> None:
+def _check_labels(v: Variable, array: Array, first: int) -> None:
     if array.size and (array.min() < 0 or array.max() >= v.dim):
         bad = int(np.flatnonzero((array < 0) | (array >= v.dim))[0])
         raise FeedError(
-            f"label out of range: sample {bad} of the feed for {v.name!r} has class {array[bad]}, "
+            f"label out of range: sample {first + bad} of the feed for {v.name!r} has class {array[bad]}, "
             f"but its dim {v.dim} allows 0 to {v.dim - 1}"
         )
 
 
-def _shaped(v: Variable, array: Array, dtype: np.dtype[Any]) -> Array:
+def _shaped(v: Variable, array: Array, dtype: np.dtype[Any], first: int = 0) -> Array:
     if array.ndim == 1 and v.dim > 1:
         hot = np.zeros((len(array), v.dim), dtype)
         hot[np.arange(len(array)), array] = 1
@@ -207,5 +214,7 @@ def _shaped(v: Variable, array: Array, dtype: np.dtype[Any]) -> Array:
     if shaped.dtype != array.dtype and not np.isfinite(shaped).all():
         sample, entry = np.argwhere(~np.isfinite(shaped))[0]
         value = array.reshape(len(array), v.dim)[sample, entry]
-        raise FeedError(f"the feed for {v.name!r} holds {value} at sample {sample}, more than {dtype} can: use float64")
+        raise FeedError(
+            f"the feed for {v.name!r} holds {value} at sample {first + sample}, more than {dtype} can: use float64"
+        )
     return shaped

@@ -39,7 +39,7 @@ class Kept:
 
     def _begin(self, cache_bytes: int) -> None:
         self.cache = Cache(self.executor, whole(cache_bytes, "cache_bytes", 0))
-        self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget)
+        self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget, self.cache.lock)
         self.recipes = RecipeBook()
 
     # -- the cache ----------------------------------------------------------------------------------------------
@@ -61,12 +61,14 @@ class Kept:
         return self.cache.info()
 
     def clear_cache(self) -> None:
-        """Drop all values that are kept, and forget the feeds seen; the counts start again.
+        """Drop all values that are kept, and forget feeds and graphs; the counts start again.
 
         The memory of large results, which is used again when the caller has let go of them, goes too.
         """
-        self.cache.clear()
-        self.memory.clear()
+        with self.cache.lock:
+            self.cache.clear()
+            self.memory.clear()
+            self.recipes.clear()
         buffers.clear()
 
     # -- how it runs --------------------------------------------------------------------------------------------
@@ -79,11 +81,13 @@ class Kept:
 
     def _wrt(self, graph: Graph, feeds: Any, wrt: Any) -> list[Node]:
         if wrt is None:
-            return self.recipes.trained(graph, feeds if isinstance(feeds, Mapping) else ())
+            with self.cache.lock:
+                return self.recipes.trained(graph, feeds if isinstance(feeds, Mapping) else ())
         return nodes_of(wrt, graph)
 
     def _recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
-        recipe = self.recipes.get(result, nodes, fed, self.grain)
+        with self.cache.lock:
+            recipe = self.recipes.get(result, nodes, fed, self.grain)
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])
             more = ", ..." if len(recipe.independent) > 5 else ""
@@ -109,8 +113,7 @@ class Kept:
         self.cache.trim()
         return handles[: len(refs)]
 
-    def _gather(self, request: Request, refs: Sequence[Ref]) -> list[Any]:
-        handles = self._submit(request, refs, len(refs) == 1)
+    def _gather(self, handles: Sequence[Handle]) -> list[Any]:
         try:
             return self.executor.result(handles)
         finally:

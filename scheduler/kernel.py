@@ -37,6 +37,11 @@ def run_instr(instr: Instr, *args: Array) -> Array:
 
 
 def _run(i: Instr, args: list[Array]) -> Array:
+    """Return the result in the precision of what goes in, whatever a rule of the user's makes of it."""
+    return np.asarray(_result(i, args)).astype(args[0].dtype, copy=False)
+
+
+def _result(i: Instr, args: list[Array]) -> Any:
     attrs = dict(i.attrs)
     if i.verb == "apply":
         return value_rule(i.op)(*args, **attrs)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -63,9 +64,18 @@ class FeedMemory:
         False: nothing computed from the feeds is kept, so each call has tokens of its own.
     forget : callable
         Is told the number of a call whose tokens will never come again.
+    lock : RLock, optional
+        What it has meanwhile.
     """
 
-    def __init__(self, hashed: bool, keeps: bool = True, forget: Callable[[int], None] = lambda call: None):
+    def __init__(
+        self,
+        hashed: bool,
+        keeps: bool = True,
+        forget: Callable[[int], None] = lambda call: None,
+        lock: AbstractContextManager[Any] | None = None,
+    ):
+        self.lock = lock or nullcontext()
         self.hashed = hashed
         self.keeps = keeps
         self.forget = forget
@@ -75,8 +85,12 @@ class FeedMemory:
 
     def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> KnownFeeds:
         """Return checked feeds with their tokens; raises what `check_feeds` raises."""
+        with self.lock:
+            return self._check(graph, feeds, dtype)
+
+    def _check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> KnownFeeds:
         if not self._copies(feeds):
-            checked = check_feeds(graph, feeds, dtype)
+            checked = _owned(check_feeds(graph, feeds, dtype), feeds)
             name = token if self.keeps or self.hashed else self._token
             return KnownFeeds(checked, {v: name(a) for v, a in checked.arrays.items()})
         beginnings = _beginnings(feeds)
@@ -105,7 +119,7 @@ class FeedMemory:
         """Whether to copy the feeds and compare later ones with that."""
         if not (self.keeps or self.hashed) or not isinstance(feeds, Mapping) or not feeds:
             return False
-        plain = all(isinstance(a, np.ndarray) and a.dtype.kind in "fiub" for a in feeds.values())
+        plain = all(type(a) in (np.ndarray, np.memmap) and a.dtype.kind in "fiub" for a in feeds.values())
         return plain and sum(a.nbytes for a in feeds.values()) <= COPIED
 
     def clear(self) -> None:
@@ -119,6 +133,15 @@ class FeedMemory:
 def _beginnings(feeds: Mapping[Any, Array]) -> dict[Any, bytes]:
     """Return the first bytes of each feed: where they differ, the rest need not be compared."""
     return {v: a[:1].tobytes()[:64] if a.ndim else b"" for v, a in feeds.items()}
+
+
+def _owned(checked: Feeds, feeds: Any) -> Feeds:
+    """Return feeds that share no memory with the user's, who may change theirs while results still read them."""
+    arrays = {
+        v: a.copy() if hasattr(feeds[v], "__array__") and np.may_share_memory(a, feeds[v]) else a
+        for v, a in checked.arrays.items()
+    }
+    return replace(checked, arrays=arrays)
 
 
 def _copy(array: Array) -> Array:

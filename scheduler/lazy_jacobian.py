@@ -65,7 +65,9 @@ def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, 
     row = dtype.itemsize * (sum(t.dim for t in moving) + max(n.dim for n in recipe.wrt))
     n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
     ends = Ends(whole.edges, tuple(recipe.sizes), rows, dtype, "")
-    told = combine(*(statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in whole.leaves))
+    given = [statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in whole.leaves]
+    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in whole.unit.instrs]
+    told = combine(*given, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in whole.edges]))
     own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
     over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]

@@ -197,7 +197,7 @@ class Recipe:
             at = {var: k for k, var in enumerate(self.end_reads)}
             edges = tuple(e.renamed(at.__getitem__) for e in self.edges)
             told = [
-                (e.wrt, e.start, e.entries, *[(i.op, i.attrs, i.slot, i.args) for i in (e.pull, e.first) if i])
+                (e.wrt, e.start, e.entries, *[(i.op, i.attrs, i.slot, i.arity, i.args) for i in (e.pull, e.first) if i])
                 for e in edges
             ]
             self._ends[key] = Ends(edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str))
@@ -218,15 +218,21 @@ class RecipeBook:
 
     def __init__(self) -> None:
         self.found: OrderedDict[Any, Recipe] = OrderedDict()
-        self.variables: WeakKeyDictionary[Graph, tuple[int, list[Variable]]] = WeakKeyDictionary()
+        # By graph: how many nodes it had, and which of them are variables. Nodes themselves would keep the graph alive.
+        self.variables: WeakKeyDictionary[Graph, tuple[int, list[int]]] = WeakKeyDictionary()
 
     def trained(self, graph: Graph, fed: Any) -> list[Node]:
         """Return the trainable variables that are not in `fed`."""
-        count = len(graph._nodes)
+        nodes = graph._nodes
         known = self.variables.get(graph)
-        if known is None or known[0] != count:
-            known = self.variables[graph] = (count, [n for n in graph.nodes if isinstance(n, Variable)])
-        return [v for v in known[1] if v.trainable and v not in fed]
+        if known is None or known[0] != len(nodes):
+            known = self.variables[graph] = (len(nodes), [n.index for n in nodes if isinstance(n, Variable)])
+        variables = (cast(Variable, nodes[k]) for k in known[1])
+        return [v for v in variables if v.trainable and v not in fed]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.found.clear()
 
     def get(self, result: Node, wrt: Sequence[Node], fed: Any, grain: str) -> Recipe:
         """Return the recipe; worked out if it is not remembered."""

@@ -103,9 +103,8 @@ class Ends:
                 continue
             entries = None if e.entries is None else np.array(e.entries)
             for delta, row in _guarded(e.pull, args, _cotangent(e, args), lambda local, g: local.split(g)):
-                if row is not None and row.dtype != delta.dtype:
-                    row = row.astype(delta.dtype)
-                shares.append(Share(delta, row, e.start, entries))
+                row = row if row is None else row.astype(self.dtype, copy=False)
+                shares.append(Share(delta.astype(self.dtype, copy=False), row, e.start, entries))
         return Factors(shares, self.rows, samples, self.sizes[wrt], self.dtype)
 
     def write(self, wrt: int, lo: int, hi: int, out: Array, args: Sequence[Array]) -> None:

@@ -65,7 +65,7 @@ def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangen
             if a in tangents:
                 needs = [i.out if n < 0 else i.args[n] for n in i.op.needs(slot, i.arity)]
                 local = local_jacobian(i._replace(slot=slot), [env[v] for v in needs])
-                parts.append(local.push(tangents[a], dims[i.out]))
+                parts.append(local.push(tangents[a], dims[i.out]).astype(tangents[a].dtype, copy=False))
         return _sum(parts)
     g, values = i.args[0], [env[a] for a in i.args[1:]]
     summed = i.verb == "pull_sum"
@@ -78,7 +78,8 @@ def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangen
 
 
 def _pull(local: LocalJacobian, g: Array, summed: bool) -> Array:
-    return local.pull_sum(g) if summed else local.pull(g)
+    found = local.pull_sum(g) if summed else local.pull(g)
+    return found.astype(g.dtype, copy=False)
 
 
 def _bend(i: Instr, values: Sequence[Array], moved: Sequence[Array | None], g: Array, summed: bool) -> Array | None:

@@ -7,7 +7,8 @@ dask's own de-duplication of keys is the cache.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from flowgrad.program import Program
 
-from .codes import named_token
+from .codes import PLAIN, named_token, object_token
 
 
 class Ref(NamedTuple):
@@ -76,10 +77,6 @@ def references(records: Iterable[Record]) -> set[str]:
     return found
 
 
-# What is known by its text alone.
-PLAIN = frozenset([int, float, bool, str, type(None)])
-
-
 def token(*parts: Any) -> str:
     """Return 16 hex digits that stand for the content of `parts`."""
     digest = hashlib.blake2b(digest_size=8)
@@ -107,6 +104,12 @@ def _feed(digest: Any, part: Any) -> None:
         _feed(digest, list(part.items()))
     elif callable(part) and hasattr(part, "__qualname__"):
         digest.update(f"{named_token(part)};".encode())
+    elif type(part) in PLAIN or isinstance(part, (np.generic, np.dtype)):
+        digest.update(f"{part!r};".encode())
+    elif is_dataclass(part):
+        _feed(digest, [type(part), *(getattr(part, f.name) for f in fields(part))])
+    elif isinstance(part, Hashable):
+        digest.update(f"{object_token(part)};".encode())
     else:
         digest.update(f"{part!r};".encode())
 
@@ -119,6 +122,6 @@ def program_token(program: Program) -> str:
         if id(i.attrs) not in attrs:
             attrs[id(i.attrs)] = token(i.attrs)
     ops = {op: named_token(op) for op in {i.op for i in program.instrs}}  # type: ignore[arg-type]
-    rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot}" for i in program.instrs]
+    rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot} {i.arity}" for i in program.instrs]
     types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]
     return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs)

@@ -110,7 +110,7 @@ def cut_up(
         for i in numbered:
             if id(i.attrs) not in tokens:
                 tokens[id(i.attrs)] = token(i.attrs)
-        rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot}" for i in numbered]
+        rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
         flops = count(run[0], program) if apart else 0.0
         writes = tuple(i.out for i in run)

@@ -1,5 +1,7 @@
 """What bad input gets: one line that names the node, both sizes and what to do; values stay as they were."""
 
+import re
+
 import numpy as np
 import pytest
 from refusal import Model, refused
@@ -309,3 +311,25 @@ def test_operands_and_attributes_by_the_wrong_name():
             Shifted(x, bye=1.0)
         assert Shifted(x, by=1.0).forward().tolist() == [2.0, 3.0]
     assert len(x.graph.nodes) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda x: fg.Add(x, x, x), "Add takes 2 operands (a, b), not 3"),
+        (lambda x: fg.Dot(x), "Dot takes 2 operands (a, b), not 1"),
+        (lambda x: fg.Negative(x, x), "Negative takes 1 operand (a), not 2"),
+        (lambda x: fg.ReLU(x, alpha=0.1), "ReLU has no attribute 'alpha'; it takes none"),
+        (lambda x: Shifted(x, x, by=1.0), "Shifted takes 1 operand (a), not 2"),
+        (lambda x: Shifted(x, by=np.ones(2)), "Shifted: the attribute 'by' is a ndarray, which cannot be hashed"),
+    ],
+)
+def test_operands_and_attributes_that_no_rule_takes(make, told):
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 2.0])
+    with pytest.raises(fg.FlowgradError, match=re.escape(told)):
+        make(x)
+    assert graph.nodes == (x,)
+    for op in (fg.Sum, fg.Scale, fg.MatVec):  # a node is no name
+        with pytest.raises(TypeError):
+            op(x, *[x] * 3)

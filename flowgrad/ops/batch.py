@@ -43,7 +43,7 @@ class BatchMatVec(Op):
     kinds = (OuterSum, Blocks)
     uses = ((1,), (0,))
 
-    def __init__(self, W: Node, xs: Node, count: int, name: str | None = None):
+    def __init__(self, W: Node, xs: Node, count: int, *, name: str | None = None):
         dim = xs.dim if isinstance(xs, Node) else 1
         super().__init__(W, xs, name=name, count=int(count), n=max(1, dim // max(1, int(count))))
 

@@ -167,7 +167,7 @@ class Scale(Elementwise):
     expr = "{0} * F({c})"
     slopes = ("F({c})",)
 
-    def __init__(self, a: Node, c: float, name: str | None = None):
+    def __init__(self, a: Node, c: float, *, name: str | None = None):
         if isinstance(c, Node) or not np.isscalar(c) or isinstance(c, (str, bytes, complex)) or not np.isfinite(c):
             raise ShapeError(f"Scale({a}, {c!r}): c must be a finite number; to scale by a node use Multiply")
         super().__init__(a, name=name, c=float(c))

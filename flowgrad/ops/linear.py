@@ -106,7 +106,7 @@ class RowDot(Op):
     kinds = (Rows,)
     uses = ((1,), (0,))
 
-    def __init__(self, a: Node, b: Node, rows: int, name: str | None = None):
+    def __init__(self, a: Node, b: Node, rows: int, *, name: str | None = None):
         super().__init__(a, b, name=name, rows=int(rows))
 
     @staticmethod
@@ -168,7 +168,7 @@ class MatVec(Op):
     kinds = (Outer, Dense)
     uses = ((1,), (0,))
 
-    def __init__(self, W: Node, x: Node, name: str | None = None):
+    def __init__(self, W: Node, x: Node, *, name: str | None = None):
         inner = {"n": x.dim} if isinstance(x, Node) else {"n": 1}
         super().__init__(W, x, name=name, **inner)
 
@@ -241,7 +241,7 @@ class Sum(Op):
     kinds = (Outer,)
     uses = ((),)
 
-    def __init__(self, a: Node, name: str | None = None):
+    def __init__(self, a: Node, *, name: str | None = None):
         super().__init__(a, name=name, dim=getattr(a, "dim", 0))
 
     @staticmethod

@@ -91,7 +91,7 @@ class Slice(Op):
     kinds = (Selection,)
     uses = ((),)
 
-    def __init__(self, a: Node, start: int, stop: int, name: str | None = None):
+    def __init__(self, a: Node, start: int, stop: int, *, name: str | None = None):
         super().__init__(a, name=name, start=int(start), stop=int(stop), dim=getattr(a, "dim", 0))
 
     @staticmethod
@@ -138,7 +138,7 @@ class Gather(Op):
     kinds = (Selection,)
     uses = ((),)
 
-    def __init__(self, a: Node, index: Any, name: str | None = None):
+    def __init__(self, a: Node, index: Any, *, name: str | None = None):
         super().__init__(a, name=name, index=tuple(int(i) for i in index), dim=getattr(a, "dim", 0))
 
     @staticmethod

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import dask
+import numpy as np
 from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
 from distributed.scheduler import KilledWorker
@@ -145,9 +146,14 @@ class DistributedExecutor(Executor):
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
         with suppress(CancelledError):
-            return list(self.client.gather([_future(h) for h in handles]))
+            values = list(self.client.gather([_future(h) for h in handles]))
+            return [_own_copy(value) for value in values] if self._in_process() else values
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         raise self._gone_with_worker()
+
+    def _in_process(self) -> bool:
+        """Whether workers live in this process, so that what is gathered is what they hold themselves."""
+        return bool(self.client.scheduler) and self.client.scheduler.address.startswith("inproc")
 
     @staticmethod
     def _gone_with_worker() -> Lost:
@@ -241,6 +247,12 @@ def _where(records: dict[str, Record], workers: Sequence[str], only: bool) -> di
 
 def _future(handle: Handle) -> Any:
     return handle.future[0] if isinstance(handle.future, tuple) else handle.future
+
+
+def _own_copy(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_own_copy(v) for v in value]
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:

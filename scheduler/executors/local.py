@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -32,6 +33,7 @@ class LocalExecutor(Executor):
         self.threads = CPU_COUNT if threads else 1
         self._held: dict[str, Any] = {}
         self._uses: dict[str, int] = {}
+        self._lock = threading.Lock()
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return this process."""
@@ -75,23 +77,26 @@ class LocalExecutor(Executor):
 
     def future(self, handle: Handle) -> Any:
         """Return the value as a future that is done."""
-        return Ready(handle.key, self._held[handle.key])
+        return Ready(handle.key, handle.future)
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Return the values."""
-        return [self._held[h.key] for h in handles]
+        return [h.future for h in handles]
 
     def release(self, handles: Iterable[Handle]) -> None:
         """Forget values that nobody holds any more."""
-        for h in handles:
-            self._uses[h.key] -= 1
-            if not self._uses[h.key]:
-                del self._uses[h.key], self._held[h.key]
+        with self._lock:
+            for h in handles:
+                h.future = None
+                self._uses[h.key] -= 1
+                if not self._uses[h.key]:
+                    del self._uses[h.key], self._held[h.key]
 
     def _hold(self, key: str, value: Any) -> Handle:
-        self._held[key] = value
-        self._uses[key] = self._uses.get(key, 0) + 1
-        return Handle(key)
+        with self._lock:
+            self._held[key] = value
+            self._uses[key] = self._uses.get(key, 0) + 1
+        return Handle(key, value)
 
 
 def _resolve(arg: Any, values: dict[str, Any], held: dict[str, Any]) -> Any:
