@@ -14,7 +14,7 @@ from flowgrad.jacobian import Array
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 
-from .kernel_text import KernelWriter, join, stretch, value_rule
+from .kernel_text import KernelWriter, join, like, stretch, value_rule
 
 FILE = "<flowgrad kernel>"
 # Programs with more instructions run one by one: to compile their text takes longer than to run them many times.
@@ -37,11 +37,6 @@ def run_instr(instr: Instr, *args: Array) -> Array:
 
 
 def _run(i: Instr, args: list[Array]) -> Array:
-    """Return the result in the precision of what goes in, whatever a rule of the user's makes of it."""
-    return np.asarray(_result(i, args)).astype(args[0].dtype, copy=False)
-
-
-def _result(i: Instr, args: list[Array]) -> Any:
     attrs = dict(i.attrs)
     if i.verb == "apply":
         return value_rule(i.op)(*args, **attrs)
@@ -57,7 +52,7 @@ def _result(i: Instr, args: list[Array]) -> Any:
     for need, value in zip(i.op.needs(i.slot, i.arity), args[1:]):
         values[need] = value
     local = i.op.jacobian(i.slot, values[-1], *values[:-1], **attrs)
-    return local.pull_sum(args[0]) if i.verb == "pull_sum" else local.pull(args[0])
+    return like(local.pull_sum(args[0]) if i.verb == "pull_sum" else local.pull(args[0]), args[0])
 
 
 def _named(i: Instr, error: Exception) -> NodeFailed:

@@ -53,7 +53,7 @@ class KernelWriter:
 
     def __init__(self, program: Program):
         self.program = program
-        self.text = Text(names={"add": np.add, "join": join, "reduce": reduce})
+        self.text = Text(names={"add": np.add, "join": join, "like": like, "reduce": reduce})
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.left = Counter(self.uses)
         self.outputs = set(program.outputs.values())
@@ -175,14 +175,16 @@ class KernelWriter:
             return f"v{i.out}, j{i.out} = {op}_both({read}{attrs})"
         if i.verb == "apply":
             return f"v{i.out} = {op}_value({read}{into}{attrs})"
+        return f"v{i.out} = {self._pull(i, op, into, attrs)}"
+
+    def _pull(self, i: Instr, op: str, into: str, attrs: str) -> str:
         known = None if i.slot else self.known.get(_applied(i))
-        if known:
-            return f"v{i.out} = {known}.{i.verb}(v{i.args[0]}{into})"
         used = ["None"] * (i.arity + 1)
         for need, var in zip(i.op.needs(i.slot, i.arity), i.args[1:]):
             used[need] = f"v{var}"
-        local = f"{op}_jacobian({i.slot}, {', '.join([used[-1], *used[:-1]])}{attrs})"
-        return f"v{i.out} = {local}.{i.verb}(v{i.args[0]}{into})"
+        local = known or f"{op}_jacobian({i.slot}, {', '.join([used[-1], *used[:-1]])}{attrs})"
+        pulled = f"{local}.{i.verb}(v{i.args[0]}{into})"
+        return pulled if _own(i.op) else f"like({pulled}, v{i.args[0]})"
 
     def _name(self, op: type[Op]) -> str:
         key = f"{op.__name__}_{id(op):x}"
@@ -205,6 +207,11 @@ class KernelWriter:
             return f"v{i.out} = join(({pieces}), {starts}, {types[i.out].dim}{f', {out}' if out else ''})"
         rest = [(a, start) for a, start in zip(i.args, starts) if a not in self.place]
         return "; ".join([f"v{i.out} = {out}", *(f"{out}[:, :, {s}:{s + types[a].dim}] = v{a}" for a, s in rest)])
+
+
+def like(result: Array, given: Array) -> Array:
+    """Return a result in the precision of what went in, whatever a rule of the user's makes of it."""
+    return np.asarray(result).astype(given.dtype, copy=False)
 
 
 def join(pieces: Sequence[Array], starts: tuple[int, ...], dim: int, out: Array | None = None) -> Array:
@@ -274,4 +281,4 @@ def _checked(op: type[Op], result: Array, values: Sequence[Array], attrs: dict[s
     wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **given))
     if np.shape(result) != wanted:
         raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
-    return result
+    return like(result, values[0])

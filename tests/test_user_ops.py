@@ -270,3 +270,40 @@ def test_an_op_of_a_script_trains_on_workers(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("trained ")[1].split() == ["1.0", "2.0"]
+
+
+class Wide(fg.Op):
+    """An op whose rules are in double precision whatever comes."""
+
+    @staticmethod
+    def apply(a):
+        return a * np.float64(2.0)
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(np.sqrt(np.full(a.shape, 4.0)))
+
+
+@pytest.mark.parametrize("grain", ["shard", "node"])
+def test_results_have_the_precision_of_the_feeds(grain):
+    with fg.Graph():
+        x, w = fg.Variable(4, trainable=False), fg.Variable(12, np.ones(12))
+        out = Wide(fg.Tanh(fg.MatVec(w, x)))
+        loss = fg.Sum(out)
+    feeds = {x: np.ones((5, 4), np.float32)}
+    fed_matrix = {**feeds, w: np.ones((5, 12), np.float32)}
+    e = fg.Engine("sync", grain=grain)
+    found = e.per_sample_gradients(loss, feeds)
+    results = {
+        "forward": e.forward(out, feeds),
+        "gradient": e.gradient(loss, feeds)[w],
+        "norms": found.norms(),
+        "array": found.array(),
+        "forward mode": e.jacobian(out, x, feeds, mode="forward"),
+        "reverse mode": e.jacobian(out, x, feeds, mode="reverse"),
+        "a matrix per sample": e.jacobian(out, x, fed_matrix, mode="reverse"),
+        "hvp": e.hvp(loss, {w: np.ones(12)}, feeds)[w],
+        "jvp": e.jvp(loss, {w: np.ones(12)}, feeds),
+        "vjp": e.vjp(out, np.ones(3), feeds)[w],
+    }
+    assert {name: a.dtype for name, a in results.items() if a.dtype != np.float32} == {}

@@ -1,0 +1,140 @@
+"""What is computed alike has one key, and nothing else has it: whatever tells two values apart is in their keys."""
+
+import dataclasses
+import gc
+import os
+import subprocess
+import sys
+
+import dask
+import numpy as np
+import pytest
+
+import flowgrad as fg
+from flowgrad.scheduler.codes import code_token
+from flowgrad.scheduler.tasks import token
+
+
+class Mean(fg.Op):
+    """Of any number of operands; its factor reads none of them."""
+
+    uses = ((),)
+
+    @staticmethod
+    def apply(*values):
+        return sum(values) / len(values)
+
+    @staticmethod
+    def jacobian(slot, y, *values):
+        return fg.Diagonal(1 / len(values))
+
+
+class Times(fg.Op):
+    """The operand times a number that some object holds."""
+
+    @staticmethod
+    def shape(a, *, by):
+        return a
+
+    @staticmethod
+    def apply(a, *, by):
+        return a * by.value
+
+    @staticmethod
+    def jacobian(slot, y, a, *, by):
+        return fg.Diagonal(by.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    value: float = dataclasses.field(repr=False)
+
+
+class Plain:
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize("grain", ["auto", "node"])
+def test_the_number_of_operands_is_in_a_key(grain):
+    with fg.Graph():
+        x, y, z = (fg.Variable(1, [0.1 * k]) for k in range(3))
+        p, q, r = map(fg.Exp, (x, y, z))
+        two, three = Mean(p, q), Mean(p, q, r)
+        both = fg.Sum(two + three)
+    engine = fg.Engine("sync", grain=grain)
+    for result in (two, three, both):
+        np.testing.assert_allclose(engine.jacobian(result, x, mode="reverse")[0], x.backward(result))
+        np.testing.assert_allclose(engine.jacobian(result, x, mode="forward")[0], x.backward(result))
+    np.testing.assert_allclose(engine.gradient(both, wrt=x)[x], x.backward(both)[0])
+
+
+@pytest.mark.parametrize("kind", [Hidden, Plain])
+def test_objects_of_one_text_are_told_apart(kind):
+    engine = fg.Engine("sync")
+    for k in range(40):
+        with fg.Graph():
+            x = fg.Variable(1, [0.0])
+            results = [fg.Tanh(Times(fg.Exp(x), by=kind(value))) for value in (0.1, 0.2 + k)]
+        for result in results:
+            np.testing.assert_allclose(engine.jacobian(result, x, mode="reverse")[0], x.backward(result))
+        del x, results, result
+        gc.collect()  # another object may get the address of one that is gone
+
+
+def test_equal_objects_share_a_key():
+    assert token(Hidden(1.0)) == token(Hidden(1.0)) != token(Hidden(2.0))
+    plain = Plain(1.0)
+    assert token(plain) == token(plain) != token(Plain(1.0))
+    assert len({token(value) for value in (1, 1.0, True, "1", np.float32(1), None, (1,), [1])}) == 8
+
+
+def test_lazy_jacobians_of_other_nodes_have_other_names():
+    rng = np.random.default_rng(0)
+    with fg.Graph():
+        x = fg.Variable(4, trainable=False)
+        w, v = fg.Variable(20, rng.normal(size=20)), fg.Variable(15, rng.normal(size=15))
+        h = fg.Tanh(fg.MatVec(w, x))
+        rows = fg.MatVec(v, h)
+        results = [fg.Exp(h), fg.Logistic(h), rows[0:1], rows[1:2]]
+    feeds = {x: rng.normal(size=(100, 4))}
+    engine = fg.Engine("sync")
+    for wrt in (x, w):
+        lazy = [engine.jacobian(r, wrt, feeds, memory_budget=3000) for r in results]
+        assert len({a.name for a in lazy}) == len(lazy)
+        again = engine.jacobian(results[0], wrt, feeds, memory_budget=3000)
+        assert again.__dask_keys__() == lazy[0].__dask_keys__()
+        for found, result in zip(dask.compute(*lazy, scheduler="sync"), results):
+            np.testing.assert_allclose(found, engine.jacobian(result, wrt, feeds))
+
+
+LIMIT = 1.0
+
+
+def limited(a):
+    return min(a, LIMIT)
+
+
+def test_constants_of_a_module_are_in_the_code(monkeypatch):
+    before = code_token(limited)
+    assert code_token(limited) == before
+    monkeypatch.setitem(globals(), "LIMIT", 2.0)
+    assert code_token(limited) != before
+
+
+def of_a_set(a):
+    return a in {"one", "two", "three"}
+
+
+def test_code_has_one_token_in_every_process():
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", "import test_keys; print(test_keys.code_token(test_keys.of_a_set))"],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1

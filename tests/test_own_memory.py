@@ -1,0 +1,139 @@
+"""What an engine returns and keeps is its own: nobody's later writing changes it."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from distributed import Client
+
+import flowgrad as fg
+from flowgrad.scheduler import known
+
+
+class Same(fg.Op):
+    """Returns its operand itself."""
+
+    @staticmethod
+    def apply(a):
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(1.0)
+
+
+class Net:
+    def __init__(self):
+        with fg.Graph():
+            self.x, self.label = fg.Variable(4, trainable=False), fg.Variable(3, trainable=False)
+            self.w = fg.Variable(12, np.linspace(-1, 1, 12))
+            self.hidden = fg.Tanh(fg.MatVec(self.w, Same(self.x)))
+            self.loss = fg.CrossEntropyWithSoftMax(self.hidden, self.label)
+        self.feeds = {self.x: np.random.default_rng(0).random((6, 4)), self.label: np.array([0, 1, 2, 0, 1, 2])}
+
+
+def everything(engine, net, feeds):
+    """Return functions that give results of what was asked now."""
+    gradients = engine.per_sample_gradients(net.loss, feeds)
+    lazy = gradients.norms(compute=False)
+    by_chunk = engine.jacobian(net.hidden, net.x, feeds, memory_budget=500)
+    future = engine.jacobian(net.hidden, net.x, feeds, compute=False)
+    value = engine.forward(net.x, feeds)
+    assert hasattr(by_chunk, "chunks")
+    return [
+        gradients.norms,
+        lambda: gradients.array(net.w),
+        lambda: gradients.mean()[net.w],
+        lambda: lazy.compute(scheduler="sync"),
+        lambda: by_chunk.compute(scheduler="sync"),
+        future.result,
+        lambda: value,
+    ]
+
+
+@pytest.mark.parametrize("copied", [0, known.COPIED])
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("labels", [np.asarray, list])
+def test_writing_to_a_feed_changes_no_result(monkeypatch, copied, cache_bytes, labels):
+    monkeypatch.setattr(known, "COPIED", copied)  # as if these feeds were large
+    net, again = Net(), Net()
+    engine = fg.Engine("sync", cache_bytes=cache_bytes)
+    feeds = {net.x: net.feeds[net.x].copy(), net.label: labels(net.feeds[net.label])}
+    results = everything(engine, net, feeds)
+    feeds[net.x] *= -3
+    expected = everything(fg.Engine("sync"), again, again.feeds)
+    for found, right in zip(results, expected):
+        np.testing.assert_allclose(found(), right())
+    for value in (net.feeds[net.x], feeds[net.x]):  # nor what is kept
+        np.testing.assert_allclose(
+            engine.jacobian(net.hidden, net.w, {net.x: value}),
+            fg.Engine("sync").jacobian(net.hidden, net.w, {net.x: value}),
+        )
+
+
+def test_writing_to_a_result_changes_nothing_on_workers_of_this_process():
+    with Client(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, set_as_default=False
+    ) as client:
+        net = Net()
+        engine = fg.Engine(client)
+        for _ in range(10):
+            found = engine.jacobian(net.hidden, net.x, net.feeds)
+            value = engine.forward(net.hidden, net.feeds)
+            np.testing.assert_allclose(found, fg.Engine("sync").jacobian(net.hidden, net.x, net.feeds))
+            np.testing.assert_allclose(value, fg.Engine("sync").forward(net.hidden, net.feeds))
+            found *= 2
+            value *= 2
+
+
+def test_a_masked_array_is_refused():
+    net = Net()
+    engine = fg.Engine("sync")
+    engine.jacobian(net.hidden, net.w, {net.x: np.zeros((2, 4))})
+    masked = np.ma.array(np.zeros((2, 4)), mask=np.eye(2, 4))
+    with pytest.raises(fg.FlowgradError, match="is a masked array"):
+        engine.jacobian(net.hidden, net.w, {net.x: masked})
+
+
+@pytest.mark.parametrize("cache_bytes", [3000, 1 << 20])
+def test_many_threads_use_one_engine(cache_bytes):
+    net = Net()
+    engine = fg.Engine("threads", cache_bytes=cache_bytes)
+    feeds = [{net.x: net.feeds[net.x] + k} for k in range(6)]
+    expected = [fg.Engine("sync").jacobian(net.hidden, net.x, f) for f in feeds]
+    failed = []
+
+    def work(seed):
+        try:
+            for k in np.random.default_rng(seed).integers(0, len(feeds), 150):
+                np.testing.assert_allclose(engine.jacobian(net.hidden, net.x, feeds[k]), expected[k])
+                if seed == 0 and k == 0:
+                    engine.clear_cache()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    engine.clear_cache()
+    assert not engine.executor._held
+    assert not engine.executor._uses
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_graphs_are_let_go(given):
+    engine = fg.Engine("sync")
+    alive = []
+    for _ in range(10):
+        net = Net()
+        engine.per_sample_gradients(net.loss, net.feeds, [net.w] if given else None)
+        alive.append(weakref.ref(net.x.graph))
+        del net
+    engine.clear_cache()
+    gc.collect()
+    assert not any(ref() for ref in alive)
