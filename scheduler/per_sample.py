@@ -131,7 +131,7 @@ class PerSampleGradients:
         def pairs() -> Any:
             return _dask().pairs(dot_of, mine.values, theirs.values, mine.lengths, theirs.lengths, self.dtype)
 
-        return self._done(pairs, compute, theirs)
+        return self._done(pairs, compute, other)
 
     def gram(self, compute: bool = True) -> Any:
         """Return the scalar products of all pairs of samples, ``(N, N)``: the empirical neural tangent kernel.
@@ -205,15 +205,17 @@ class PerSampleGradients:
                 found[node] = total[starts[place[0]] + place[1] : starts[place[0]] + place[2]]
         return found
 
-    def _done(self, array: Callable[[], Any], compute: bool, *others: Parts) -> Any:
-        """Return a dask array of the parts, or its value; parts that are lost meanwhile are made again, once."""
+    def _done(self, array: Callable[[], Any], compute: bool, *others: PerSampleGradients) -> Any:
+        """Return a dask array of the parts, or its value, computed where parts are; lost ones are made again, once."""
         if not compute:
             return array()
+        every = (self, *others)
+        executor = next((g._executor for g in every if g._executor.remote), self._executor)
         with suppress(Lost):
-            return self._executor.compute(array())
-        for parts in (self._parts, *others):
-            parts.renew()
-        return self._executor.compute(array())
+            return executor.compute(array())
+        for gradients in every:
+            gradients._parts.renew()
+        return executor.compute(array())
 
     def __repr__(self) -> str:
         return f"<PerSampleGradients of {self.samples} samples by {len(self.wrt)} nodes, {sum(self._sizes)} entries>"

@@ -61,7 +61,7 @@ class DistributedExecutor(Executor):
         More would wait for each other at every step while some other process has the processor: ten times slower rounds, where
         steps are short.
         """
-        return min(self.client.nthreads().values(), default=1)
+        return min((int(w["nthreads"]) for w in self._known().values()), default=1)
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers that run, in the order of their names; wait for one if there is none.
@@ -81,12 +81,15 @@ class DistributedExecutor(Executor):
                 ordered = sorted(kept.items(), key=lambda item: (str(item[1].get("name")), item[0]))
                 return [Worker(a, int(w["nthreads"]), int(w.get("memory_limit") or 0)) for a, w in ordered]
             if time.monotonic() - start > WORKERS_SECONDS:
-                raise ClusterError(
-                    f"no worker has been there for {WORKERS_SECONDS:g} s on {self.name}: start workers, then go on with resume=True"
-                )
+                raise self._no_worker()
             time.sleep(0.1)
 
+    def _open(self) -> None:
+        if self.client.status in ("closing", "closed"):
+            raise ClusterError(f"the client of {self.name} is closed: make an Engine with one that is not")
+
     def _known(self) -> dict[str, Any]:
+        self._open()
         try:
             workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
@@ -109,6 +112,7 @@ class DistributedExecutor(Executor):
 
     def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
         """Scatter the values to one worker, or wherever there is room."""
+        self._open()
         targets = None if worker is None else [worker]
         try:
             # A worker that has just died is connected to again and again, for half a minute as dask comes.
@@ -129,6 +133,7 @@ class DistributedExecutor(Executor):
         blas_threads: int = 1,
     ) -> list[Handle]:
         """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
+        self._open()
         large = {
             key: r.value
             for key, r in records.items()
@@ -145,11 +150,20 @@ class DistributedExecutor(Executor):
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
+        self._open()
+        futures = [_future(h) for h in handles]
         with suppress(CancelledError):
-            values = list(self.client.gather([_future(h) for h in handles]))
+            self._wait(futures, set())
+            values = list(self.client.gather(futures))
             return [_own_copy(value) for value in values] if self._in_process() else values
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         raise self._gone_with_worker()
+
+    def _no_worker(self) -> ClusterError:
+        return ClusterError(
+            f"no worker has been there for {WORKERS_SECONDS:g} s on {self.name}: start workers, then call again "
+            f"(a training goes on with resume=True)"
+        )
 
     def _in_process(self) -> bool:
         """Whether workers live in this process, so that what is gathered is what they hold themselves."""
@@ -167,6 +181,7 @@ class DistributedExecutor(Executor):
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
+        self._open()
         with suppress(CancelledError):
             return self.client.compute(collection, sync=True)
         raise self._gone_with_worker()
@@ -193,7 +208,7 @@ class DistributedExecutor(Executor):
             raise Lost(f"values were lost on their way here ({type(error).__name__})") from None
 
     def _wait(self, futures: list[Any], workers: set[str]) -> None:
-        """Wait until all are done, or the workers they need have been gone for a while."""
+        """Wait until all are done, or the workers they need, or all of them, have been gone for a while."""
         since: float | None = None
         left = list(futures)
         while left:
@@ -206,12 +221,13 @@ class DistributedExecutor(Executor):
             left.pop()
 
     def _gone(self, workers: set[str], since: float | None) -> float | None:
-        """Return since when one of these workers has been gone, None if none is; raise when it is for too long."""
-        gone = workers - set(self._known())
-        if not gone:
+        """Return since when one of these workers has been gone, or all are; None if not; raise when it is for too long."""
+        there = set(self._known())
+        gone = workers - there
+        if there and not gone:
             return None
-        if since is not None and time.monotonic() - since > GONE_SECONDS:
-            raise Lost(f"worker {min(gone)} went away")
+        if since is not None and time.monotonic() - since > (GONE_SECONDS if gone else WORKERS_SECONDS):
+            raise Lost(f"worker {min(gone)} went away") if gone else self._no_worker()
         return since or time.monotonic()
 
     def release(self, handles: Iterable[Handle]) -> None:
@@ -268,6 +284,8 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
             return DistributedExecutor(get_client())
         except ValueError:
             return None
+    if isinstance(where, (Client, Cluster)) and getattr(where.status, "name", where.status) != "running":
+        raise ClusterError(f"{where!r} is not running any more: make a new one, and a new Engine of it")
     if isinstance(where, Client):
         return DistributedExecutor(where)
     if isinstance(where, Cluster):
