@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from .errors import GradientError
+from .check_compiled import check_compiled, compare
+from .errors import GraphError
 from .jacobian import Array
 from .node import Node, Variable, ancestors, run_rule
 
@@ -14,16 +16,19 @@ from .node import Node, Variable, ancestors, run_rule
 STEP = float(np.cbrt(np.finfo(np.float64).eps))
 
 
-def check_gradients(node: Node, wrt: Iterable[Variable] | None = None, rtol: float = 1e-5, atol: float = 1e-7) -> float:
+def check_gradients(
+    node: Node, wrt: Node | Iterable[Node] | None = None, rtol: float = 1e-5, atol: float = 1e-7
+) -> float:
     """Compare every derivative on the way to `node` with central differences, at the values now set.
 
-    First each edge by itself (so that a wrong rule is named), then the whole Jacobian of `node` by each variable.
+    First each edge by itself (so that a wrong rule is named), then the whole Jacobian of `node` by each variable. What an op
+    states for compiled kernels (`expr`, `slopes`, `row_value`, `row_factor`) is compared with its rules.
 
     Parameters
     ----------
     node : Node
         The result; vector or scalar.
-    wrt : iterable of Variable, optional
+    wrt : Variable or list of Variable, optional
         Variables to differentiate by; all that `node` depends on if not given.
     rtol, atol : float
         An entry passes if it is off by at most ``atol + rtol * (largest entry of the Jacobian)``.
@@ -37,6 +42,8 @@ def check_gradients(node: Node, wrt: Iterable[Variable] | None = None, rtol: flo
     ------
     GradientError
         Names the node, the slot, the entry and both numbers.
+    GraphError
+        If `wrt` is something else.
 
     Examples
     --------
@@ -53,13 +60,25 @@ def check_gradients(node: Node, wrt: Iterable[Variable] | None = None, rtol: flo
         for slot in range(len(op.parents)):
             analytic = op.local_jacobian(slot).dense(op.dim)[0]
             numeric = _slot_differences(op, slot)
-            worst = max(worst, _compare(f"{op} by slot {slot} ({op.parents[slot]})", analytic, numeric, rtol, atol))
-    variables = [v for v in upstream if isinstance(v, Variable)] if wrt is None else list(wrt)
-    for variable in variables:
+            worst = max(worst, compare(f"{op} by slot {slot} ({op.parents[slot]})", analytic, numeric, rtol, atol))
+        check_compiled(op, rtol, atol)
+    for variable in _variables(upstream, wrt):
         analytic = variable.backward(node)
         numeric = _variable_differences(node, variable)
-        worst = max(worst, _compare(f"{node} by {variable}", analytic, numeric, rtol, atol))
+        worst = max(worst, compare(f"{node} by {variable}", analytic, numeric, rtol, atol))
     return worst
+
+
+def _variables(upstream: Iterable[Node], wrt: Any) -> list[Variable]:
+    if wrt is None:
+        return [v for v in upstream if isinstance(v, Variable)]
+    given = list(wrt) if isinstance(wrt, Iterable) else [wrt]
+    for v in given:
+        if not isinstance(v, Variable):
+            raise GraphError(
+                f"check_gradients differentiates by variables, whose values it can change; {v!r} is not one"
+            )
+    return given
 
 
 def central_differences(f: Callable[[Array], Array], x: Array) -> Array:
@@ -94,14 +113,3 @@ def _variable_differences(node: Node, variable: Variable) -> Array:
         return central_differences(f, before)
     finally:
         variable._assign(before[None])
-
-
-def _compare(what: str, analytic: Array, numeric: Array, rtol: float, atol: float) -> float:
-    error = np.abs(analytic - numeric)
-    scale = float(np.abs(numeric).max())
-    i, j = np.unravel_index(int(np.argmax(np.where(np.isnan(error), np.inf, error))), error.shape)
-    if not error[i, j] <= atol + rtol * scale:
-        raise GradientError(
-            f"{what}, entry [{i}, {j}]: the rule says {analytic[i, j]:.10g}, central differences say {numeric[i, j]:.10g}"
-        )
-    return float(error[i, j]) / max(scale, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +76,21 @@ class Graph:
         """Forget every cached Jacobian; values stay."""
         self._jacobians.clear()
 
-    def draw(self, path: str = "computing_graph.png") -> str:
+    def draw(
+        self, path: str = "computing_graph.png", targets: Node | Sequence[Node] | None = None, fold: int = drawing.FOLD
+    ) -> str:
         """Draw the graph into a picture file and return its path.
 
         Parameters
         ----------
         path : str
             File to write; the ending decides the format (png, svg, pdf). Needs the extra ``viz``.
+        targets : Node or list of Node, optional
+            Draw only these and what they depend on.
+        fold : int
+            More alike siblings than this become one box.
         """
-        return str(drawing.draw(self, path))
+        return str(drawing.draw(self, path, targets, fold))
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self._nodes)} nodes>"

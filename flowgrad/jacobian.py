@@ -23,7 +23,15 @@ Index = slice | Array
 
 
 class LocalJacobian(ABC):
-    """Derivative of a node by one parent, ``(out, in)`` for each sample, stored as a small factor."""
+    """Derivative of a node by one parent, ``(out, in)`` for each sample, stored as a small factor.
+
+    Attributes
+    ----------
+    out_dim : int, or None
+        Length of the node's value, where a node returned it.
+    """
+
+    out_dim: int | None = None
 
     @abstractmethod
     def pull(self, g: Array, out: Array | None = None) -> Array:
@@ -57,16 +65,27 @@ class LocalJacobian(ABC):
         m, t = np.broadcast_to(m, (samples, *m.shape[1:])), np.broadcast_to(t, (len(t), samples, t.shape[2]))
         return np.einsum("noi,vni->vno", m, t).astype(t.dtype, copy=False)
 
-    def dense(self, out_dim: int) -> Array:
+    def dense(self, out_dim: int | None = None) -> Array:
         """Return the Jacobian as an array ``(N, out, in)``; for looking at, never used on the way.
 
         Parameters
         ----------
-        out_dim : int
-            Length of the node's value; kinds such as `Identity` do not store it.
+        out_dim : int, optional
+            Length of the node's value; kinds such as `Identity` do not store it, but those that a node returned know it.
         """
+        out_dim = self.out_dim if out_dim is None else out_dim
+        if out_dim is None:
+            raise ValueError(f"{self!r}: give dense(out_dim), the length of the node's value")
         rows = self.pull(np.eye(out_dim)[:, None, :])
         return np.swapaxes(rows, 0, 1)
+
+    def __repr__(self) -> str:
+        told = [
+            f"{name} {np.shape(value)}" if np.ndim(value) else f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if name != "out_dim"
+        ]
+        return f"<{' '.join([type(self).__name__, ', '.join(told)]).strip()}>"
 
 
 class Identity(LocalJacobian):

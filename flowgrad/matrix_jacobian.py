@@ -8,6 +8,14 @@ from .jacobian import Array, LocalJacobian
 from .outer import scale_rows
 
 
+def _of(kind: str, name: str, factor: Array, shape: str) -> Array:
+    if np.ndim(factor) != shape.count(",") + 1:
+        raise ValueError(
+            f"{kind}({name}): the shape of {name} is {shape}, N == 1 for all samples, not {np.shape(factor)}"
+        )
+    return factor
+
+
 class Outer(LocalJacobian):
     """``dy/dx = I_k ⊗ row``: the node is ``k`` dot products with one row (Dot, Sum, MatVec by its matrix).
 
@@ -20,7 +28,7 @@ class Outer(LocalJacobian):
     """
 
     def __init__(self, row: Array):
-        self.row = row
+        self.row = _of("Outer", "row", row, "(N, n)")
 
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return the outer product of each sample's cotangent with its row."""
@@ -58,7 +66,7 @@ class Dense(LocalJacobian):
     """
 
     def __init__(self, m: Array):
-        self.m = m
+        self.m = _of("Dense", "m", m, "(N, out, in)")
 
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g @ m``; one plain matrix product when `m` is shared by the samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,15 @@ class Node:
             # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
             table[node] = _frozen(sum(pulled[1:], pulled[0])) if pulled else np.empty((0, node.dim))
         jacobian = table[self]
-        return jacobian if jacobian.size else np.zeros((result.dim, self.dim))
+        if jacobian.size:
+            return jacobian
+        if self.parents and result in ancestors(self):
+            warnings.warn(
+                f"{result} does not depend on {self}, it is the other way round, so this Jacobian is zero; "
+                f"that of {self} by {result} is {result.name}.backward({self.name})",
+                stacklevel=2,
+            )
+        return np.zeros((result.dim, self.dim))
 
     def local_jacobian(self, slot: int) -> LocalJacobian:
         """Return the derivative of this node by the parent in `slot`, as kind + factor.
@@ -120,7 +129,12 @@ class Node:
         if not 0 <= slot < len(self.parents):
             raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
         self.forward()
-        return run_rule(self, "jacobian", slot, self._value, *(p._value for p in self.parents))
+        # What `uses` leaves out is missing for programs too.
+        needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
+        values = [p._value if k in needs else None for k, p in enumerate(self.parents)]
+        local: LocalJacobian = run_rule(self, "jacobian", slot, self._value if -1 in needs else None, *values)
+        local.out_dim = self.dim
+        return local
 
     def reset_value(self) -> None:
         """Forget this node's value and everything downstream of it; a variable keeps its own value."""
@@ -141,6 +155,9 @@ class Node:
 
         def __add__(self, other: Node) -> Node: ...
         def __sub__(self, other: Node) -> Node: ...
+        def __radd__(self, other: int) -> Node: ...
+        def __truediv__(self, other: Node | float) -> Node: ...
+        def __rtruediv__(self, other: float) -> Node: ...
         def __mul__(self, other: Node | float) -> Node: ...
         def __rmul__(self, other: float) -> Node: ...
         def __neg__(self) -> Node: ...
@@ -223,7 +240,9 @@ def run_rule(node: Node, rule: str, *args: Any) -> Any:
     try:
         result = getattr(type(node), rule)(*args, **node.attrs)
     except Exception as error:
-        raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}") from error
+        left_out = rule == "jacobian" and any(value is None for value in args)
+        hint = "; its class's `uses` leaves out values" if left_out else ""
+        raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}{hint}") from error
     if rule == "apply" and np.shape(result) != (1, node.dim):
         raise ShapeError(f"apply of {node} gave shape {np.shape(result)} for one sample; it must be (1, {node.dim})")
     if rule == "jacobian" and not isinstance(result, type(node).kind(args[0])):  # type: ignore[attr-defined]

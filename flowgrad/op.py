@@ -60,14 +60,17 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
     if named:
         raise GraphError(f"{kind}: give nodes by position, not as {', '.join(f'{k}=' for k in named)}")
     takes = _takes(apply)
-    known = {*takes.attributes, *takes.operands[len(parents) :]}
-    unknown = [k for k in attrs if k not in known]
-    if unknown and not takes.any_attributes:
-        told = ", ".join(map(repr, unknown))
-        raise GraphError(f"{kind} has no attribute {told}; it takes {', '.join(sorted(known)) or 'none'}")
+    open_to = {*takes.attributes, *takes.operands[len(parents) :]}
+    unknown = [k for k in attrs if k not in takes.attributes and k not in takes.operands]
     operands = [k for k in takes.operands if k not in attrs]
     least = takes.least - (len(takes.operands) - len(operands))
-    if not takes.any_operands and not least <= len(parents) <= len(operands):
+    counted = takes.any_operands or least <= len(parents) <= len(operands)
+    if counted:
+        unknown = [k for k in attrs if k not in open_to]
+    if unknown and not takes.any_attributes:
+        told = ", ".join(map(repr, unknown))
+        raise GraphError(f"{kind} has no attribute {told}; it takes {', '.join(sorted(open_to)) or 'none'}")
+    if not counted:
         most = f"{least}" if least == len(operands) else f"{least} to {len(operands)}"
         told = f"operand{'s' * (most != '1')} ({', '.join(operands)})"
         raise GraphError(f"{kind} takes {most} {told}, not {len(parents)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,11 @@ class Steps(Sequence[tuple[int, float]]):
     def __getitem__(self, index: slice) -> list[tuple[int, float]]: ...
 
     def __getitem__(self, index: int | slice) -> Any:
-        numbers = range(1, len(self.losses) + 1)[index]
-        return (numbers, self.losses[index]) if isinstance(index, int) else list(zip(numbers, self.losses[index]))  # type: ignore[arg-type]
+        numbers = range(1, len(self.losses) + 1)
+        if isinstance(index, slice):
+            return list(zip(numbers[index], self.losses[index]))
+        at = operator.index(index)  # NumPy's integers too
+        return numbers[at], self.losses[at]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Steps):

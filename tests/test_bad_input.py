@@ -125,8 +125,13 @@ def test_an_operand_that_is_no_node(operand):
 def test_an_array_on_the_left_of_a_node():
     with fg.Graph():
         x = fg.Variable(2, name="x")
-    with pytest.raises(TypeError):
-        np.ones(2) + x
+    for call in (lambda: np.ones(2) + x, lambda: 1 - x, lambda: x / "a", lambda: np.ones(2) / x):
+        with pytest.raises(GraphError, match=r"wrap it as Variable\(2, value, trainable=False\)"):
+            call()
+    with pytest.raises(GraphError, match=r"\*\* 2: write a \* a for a square"):
+        x**2
+    with pytest.raises(GraphError, match="a division by zero"):
+        x / 0
 
 
 def test_edges_cannot_be_changed_so_no_cycle_can_be_built():

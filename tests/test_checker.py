@@ -153,3 +153,118 @@ def test_values_are_left_as_they_were():
             fg.check_gradients(node)
         for array, now in zip(before, (x.value, w.value, node.forward())):
             np.testing.assert_array_equal(now, array)
+
+
+class Elementwise(fg.Op):
+    """Cubes; what is stated for compiled kernels is set by tests."""
+
+    expr = "{0} * {0} * {0} + F({by})"
+    slopes = ("F(3) * {0} * {0}",)
+
+    @staticmethod
+    def shape(a, *, by):
+        return a
+
+    @staticmethod
+    def apply(a, *, by):
+        return a**3 + by
+
+    @staticmethod
+    def jacobian(slot, y, a, *, by):
+        return fg.Diagonal(3 * a**2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("expr", "{0} * {0}", r"expr of Elementwise .*, entry \[0, 1\]: expr says 4, the rule says 7.75"),
+        ("slopes", ("F(2) * {0} * {0}",), r"slopes\[0\] of Elementwise .* says 8, the rule says 12"),
+        ("expr", "{0} * {to}", r"the expression '.*to.' of Elementwise .* failed: KeyError: 'to'"),
+        ("expr", "{0} *", "failed: SyntaxError"),
+    ],
+)
+def test_what_is_compiled_is_compared_with_the_rules(monkeypatch, name, text, told):
+    with fg.Graph():
+        y = Elementwise(fg.Variable(2, [-0.5, 2.0]), by=-0.25)
+    assert fg.check_gradients(y) < 1e-8
+    monkeypatch.setattr(Elementwise, name, text)
+    with pytest.raises(GradientError, match=told):
+        fg.check_gradients(y)
+
+
+class Rowwise(fg.Op):
+    """A weighted sum; what is stated for compiled kernels is wrong by `FACTOR`."""
+
+    kinds = (fg.Outer,)
+    uses = ((),)
+    wrong = "nothing"
+
+    @staticmethod
+    def shape(a):
+        return 1
+
+    @staticmethod
+    def apply(a):
+        return a @ np.arange(1.0, a.shape[1] + 1)[:, None]
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Outer(np.arange(1.0, 4.0)[None])
+
+    @staticmethod
+    def row_value(y, a):
+        y[0] = 0.0
+        for j in range(a.shape[0]):
+            y[0] += (j + 1 + (Rowwise.wrong == "row_value")) * a[j]
+
+    @staticmethod
+    def row_factor(slot, f):
+        for j in range(f.shape[0]):
+            f[j] = j + 1 + (Rowwise.wrong == "row_factor")
+
+    @staticmethod
+    def row_both(y, f, a):
+        Rowwise.row_value(y, a)
+        Rowwise.row_factor(0, f)
+        f[0] += Rowwise.wrong == "row_both"
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "row_value", "row_factor", "row_both"])
+def test_rows_that_are_compiled_are_compared_too(monkeypatch, wrong):
+    with fg.Graph():
+        y = Rowwise(fg.Variable(3, [1.0, 2.0, 3.0]))
+    monkeypatch.setattr(Rowwise, "wrong", wrong)
+    if wrong == "nothing":
+        assert fg.check_gradients(y) < 1e-8
+        return
+    with pytest.raises(GradientError, match=f"{wrong}.* of Rowwise"):
+        fg.check_gradients(y)
+
+
+def test_values_that_uses_leaves_out_are_missed():
+    class Short(fg.Op):
+        uses = ((),)
+
+        @staticmethod
+        def apply(a):
+            return a * a
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            return fg.Diagonal(2 * a)
+
+    with fg.Graph():
+        y = Short(fg.Variable(1, [3.0]))
+    with pytest.raises(fg.FlowgradError, match=r"jacobian of Short .* its class's `uses` leaves out values"):
+        fg.check_gradients(y)
+
+
+def test_what_can_be_differentiated_by():
+    with fg.Graph():
+        x = fg.Variable(2, [1.0, 2.0])
+        inner = fg.Exp(x)
+        y = fg.Sum(inner)
+    assert fg.check_gradients(y, x) == fg.check_gradients(y, [x]) < 1e-8
+    for wrt in (inner, [inner], 3):
+        with pytest.raises(fg.FlowgradError, match="check_gradients differentiates by variables"):
+            fg.check_gradients(y, wrt)

@@ -172,3 +172,18 @@ def test_tasks(tmp_path):
         draw_tasks({"a": {"b"}, "b": {"a"}}, {}, tmp_path / "g.svg")
     with pytest.raises(GraphError, match="no tasks"):
         draw_tasks({}, {}, tmp_path / "g.svg")
+
+
+def test_a_part_of_a_graph_and_constants(tmp_path):
+    with fg.Graph() as graph:
+        x, w = fg.Variable(2, trainable=False, name="x$^2$"), fg.Variable(2, [1.0, 2.0], name="$w")
+        one = fg.Variable(2, [1.0, 1.0], trainable=False, name="one")
+        y = x * w + one
+        fg.Sum(y)
+    text = (tmp_path / "all.svg", tmp_path / "part.svg")
+    graph.draw(str(text[0]))
+    graph.draw(str(text[1]), targets=y, fold=1)
+    assert "6 nodes" in text[0].read_text()
+    assert "5 nodes" in text[1].read_text()
+    with pytest.raises(GraphError, match="there are no targets to draw"):
+        graph.draw(str(text[0]), targets=[])

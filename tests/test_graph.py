@@ -1,5 +1,6 @@
 """Graphs: scoping, names and edges, initial values."""
 
+import re
 import threading
 
 import numpy as np
@@ -100,3 +101,38 @@ def test_variables_know_whether_they_are_trained():
         assert not fg.Variable(1, trainable=False).trainable
         assert fg.Variable(1).value is None
         assert fg.Variable(1, False).value is None
+
+
+def test_division_and_sums():
+    with fg.Graph():
+        x, y = fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [4.0, 5.0])
+        results = [x / y, x / 2, 2 / x, np.float64(3.0) / x, sum([x, y]), x + y]
+    expected = [[0.25, 0.4], [0.5, 1.0], [2.0, 1.0], [3.0, 1.5], [5.0, 7.0], [5.0, 7.0]]
+    assert [r.forward().tolist() for r in results] == expected
+
+
+@pytest.mark.parametrize("index", [1, [[0], [1]], [0.5], "01", [True]])
+def test_an_index_that_is_no_list_of_positions(index):
+    with fg.Graph():
+        x = fg.Variable(2, [1.0, 2.0])
+        with pytest.raises(fg.FlowgradError, match="the index is a list of positions, not "):
+            fg.Gather(x, index)
+
+
+def test_local_jacobians_tell_what_they_are():
+    with fg.Graph():
+        x, w = fg.Variable(2, [1.0, 2.0]), fg.Variable(4, [1.0, 2.0, 3.0, 4.0])
+        nodes = [fg.Exp(x), fg.MatVec(w, x), x + x, x[0:1]]
+    assert [repr(n.local_jacobian(0)) for n in nodes] == [
+        "<Diagonal d (1, 2)>",
+        "<Outer row (1, 2)>",
+        "<Identity>",
+        "<Selection in_dim=2, rows=slice(None, None, None), cols=slice(0, 1, None)>",
+    ]
+    assert nodes[1].local_jacobian(1).dense().tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
+    assert nodes[2].local_jacobian(0).dense().tolist() == [np.eye(2).tolist()]
+    with pytest.raises(ValueError, match="<Identity>: give dense"):
+        fg.Identity().dense()
+    for kind, shape in ((fg.Dense, "(N, out, in)"), (fg.Outer, "(N, n)")):
+        with pytest.raises(ValueError, match=re.escape(f"is {shape}, N == 1 for all samples, not (3,)")):
+            kind(np.ones(3))

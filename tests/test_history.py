@@ -158,3 +158,9 @@ def test_steps_are_like_a_list_of_pairs():
         steps[7]
     assert History.from_dict(json.loads(json.dumps(History(steps=steps).as_dict()))).steps == pairs
     assert pickle.loads(pickle.dumps(steps)) == pairs
+
+
+def test_steps_by_the_integers_of_numpy():
+    steps = Steps([0.5, 0.25, 0.75])
+    assert steps[np.argmin(steps.losses)] == (2, 0.25)
+    assert steps[1:] == [(2, 0.25), (3, 0.75)]

@@ -127,7 +127,8 @@ def test_the_door_loads_the_scheduler_lazily():
         ("optimizer", {"errors", "graph", "jacobian", "node", "numbers", "optim", "privacy"}),
         ("optimizers", {"graph", "node", "optim", "optimizer"}),
         ("schedules", {"errors", "numbers"}),
-        ("check", {"errors", "jacobian", "node"}),
+        ("check_compiled", {"errors", "jacobian", "matrix_jacobian", "node"}),
+        ("check", {"check_compiled", "errors", "jacobian", "node"}),
         ("files", {"errors", "graph", "jacobian", "node", "op", "optimizer", "optimizers", "schedules"}),
     ],
 )

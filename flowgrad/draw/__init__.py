@@ -25,6 +25,7 @@ MAX_BOXES = 1500
 ROLES = {
     "trainable variable": ("#fef3c7", "#d97706"),
     "feed variable": ("#d1fae5", "#059669"),
+    "constant": ("#f3f4f6", "#6b7280"),
     "op": ("#e0e7ff", "#4f46e5"),
     "result": ("#fce7f3", "#db2777"),
 }
@@ -77,7 +78,7 @@ def draw(
         op = type(node).__name__
         role = "op" if node.children else "result"
         if not node.parents:
-            role = "trainable variable" if _trained(node) else "feed variable"
+            role = "trainable variable" if _trained(node) else "feed variable" if node.value is None else "constant"
         kind = (op, node.dim, repr(node.attrs))
         items.append(Item(node, op, f"{_short(node.name)} · {node.dim}", role, node.parents, kind))
     numbers = sum(node.dim for node in nodes if _trained(node))
@@ -134,6 +135,8 @@ def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node
     if targets is None:
         return graph.nodes
     stack = list(targets) if isinstance(targets, Iterable) else [targets]
+    if not stack:
+        raise GraphError("there are no targets to draw: leave them out for the whole graph")
     for target in stack:
         if getattr(target, "graph", None) is not graph:
             raise GraphError(f"{target} is not a node of the graph to draw: give nodes of this graph as targets")
@@ -178,7 +181,9 @@ def _render(
 ) -> Path:
     boxes, edges = fold_items(items, limit)
     if len(boxes) > MAX_BOXES:
-        raise GraphError(f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it")
+        raise GraphError(
+            f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it, with targets=..."
+        )
     folded = f", drawn as {len(boxes)} boxes" if len(boxes) < len(items) else ""
     return render(path, boxes, edges, colours, counted + folded + note)
 

@@ -172,20 +172,32 @@ def _draw_box(
         gutter = 0.05 + 0.055 * max(map(len, box.ports))
         for port, label in enumerate(box.ports):
             spot = (x - width / 2 + 0.06, y + port_offset(box, port))
-            axes.text(*spot, label, fontsize=5.5, color=line, ha="left", va="center_baseline", zorder=3)
+            axes.text(
+                *spot, label, fontsize=5.5, color=line, ha="left", va="center_baseline", zorder=3, parse_math=False
+            )
     middle = x + gutter / 2
     rows = (-0.085, 0.105) if box.detail else (0.0, 0.0)
     title = {"fontsize": 9, "fontweight": "bold", "color": INK, "va": "center", "zorder": 3}
     if box.count > 1:
         badge = {"boxstyle": "round,pad=0.18", "fc": line, "ec": "none"}
         right = x + width / 2 - 0.09
-        axes.text(x - width / 2 + gutter + 0.1, y + rows[0], box.title, ha="left", **title)
+        axes.text(x - width / 2 + gutter + 0.1, y + rows[0], box.title, ha="left", **title, parse_math=False)
         many = {**title, "fontsize": 7.5, "color": "white", "bbox": badge}
-        axes.text(right, y + rows[0], f"× {box.count}", ha="right", **many)
+        axes.text(right, y + rows[0], f"× {box.count}", ha="right", **many, parse_math=False)
     else:
-        axes.text(middle, y + rows[0], box.title, ha="center", **title)
+        axes.text(middle, y + rows[0], box.title, ha="center", **title, parse_math=False)
     if box.detail:
-        axes.text(middle, y + rows[1], box.detail, fontsize=7, color="#4b5563", ha="center", va="center", zorder=3)
+        axes.text(
+            middle,
+            y + rows[1],
+            box.detail,
+            fontsize=7,
+            color="#4b5563",
+            ha="center",
+            va="center",
+            zorder=3,
+            parse_math=False,
+        )
 
 
 def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, left: float) -> None:
@@ -197,9 +209,9 @@ def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, left
         axes.add_patch(
             FancyBboxPatch((x, y - 0.06), 0.18, 0.12, "round,pad=0,rounding_size=0.03", fc=fill, ec=line, lw=0.9)
         )
-        axes.text(x + 0.26, y, role, fontsize=7, color=FAINT, ha="left", va="center")
+        axes.text(x + 0.26, y, role, fontsize=7, color=FAINT, ha="left", va="center", parse_math=False)
         x += 0.054 * len(role) + 0.48
-    axes.text(-left + MARGIN, y + 0.24, caption, fontsize=7, color=FAINT, ha="left", va="center")
+    axes.text(-left + MARGIN, y + 0.24, caption, fontsize=7, color=FAINT, ha="left", va="center", parse_math=False)
 
 
 def _save(figure: Any, path: Path, suffix: str, dpi: float) -> None:

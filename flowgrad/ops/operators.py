@@ -1,4 +1,4 @@
-"""Operators on nodes: ``a + b``, ``a - b``, ``a * b``, ``2 * a``, ``-a``, ``a @ b``, ``a[2:5]``."""
+"""Operators on nodes: ``a + b``, ``a - b``, ``a * b``, ``2 * a``, ``-a``, ``a / b``, ``2 / a``, ``a @ b``, ``a[2:5]``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,35 @@ from ..errors import GraphError, ShapeError
 from ..node import Node
 from ..op import Op
 from .elementwise import Add, Multiply, Negative, Scale, Subtract
+from .functions import Reciprocal
 from .linear import Dot
 from .select import Slice
 
 
 def _multiply(a: Node, b: Any) -> Node:
     return Scale(a, float(b)) if isinstance(b, Real) else _binary(Multiply, a, b)
+
+
+def _divide(a: Node, b: Any) -> Node:
+    if isinstance(b, Real):
+        if not b:
+            raise GraphError(f"{a} / {b}: a division by zero")
+        return Scale(a, 1.0 / float(b))
+    return _binary(Multiply, a, Reciprocal(b)) if isinstance(b, Node) else _binary(Multiply, a, b)
+
+
+def _divided(a: Node, b: Any) -> Node:
+    return Scale(Reciprocal(a), float(b)) if isinstance(b, Real) else _binary(Multiply, a, b)
+
+
+def _add_to(a: Node, b: Any) -> Node:
+    return a if isinstance(b, Real) and not b else _binary(Add, a, b)  # `sum` begins with 0
+
+
+def _power(a: Node, b: Any) -> Node:
+    raise GraphError(
+        f"{a} ** {b}: write a * a for a square, fg.Exp(c * fg.Log(a)) for other powers of positive numbers"
+    )
 
 
 def _binary(op: type[Op], a: Node, b: Any) -> Node:
@@ -43,7 +66,12 @@ def install() -> None:
     """Give nodes their operators; here, because the ops import the nodes and not the other way round."""
     methods = {
         "__add__": lambda a, b: _binary(Add, a, b),
+        "__radd__": _add_to,
         "__sub__": lambda a, b: _binary(Subtract, a, b),
+        "__rsub__": lambda a, b: _binary(Subtract, a, b),
+        "__truediv__": _divide,
+        "__rtruediv__": _divided,
+        "__pow__": _power,
         "__mul__": _multiply,
         "__rmul__": _multiply,
         "__neg__": Negative,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..jacobian import Array, LocalJacobian, Selection
-from ..node import Node
+from ..node import Node, brief
 from ..op import Op
 
 
@@ -139,7 +139,12 @@ class Gather(Op):
     uses = ((),)
 
     def __init__(self, a: Node, index: Any, *, name: str | None = None):
-        super().__init__(a, name=name, index=tuple(int(i) for i in index), dim=getattr(a, "dim", 0))
+        positions = np.asarray(index)
+        if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
+            raise ShapeError(
+                f"Gather of {a}: the index is a list of positions, not {brief(index)}; for one entry write a[k]"
+            )
+        super().__init__(a, name=name, index=tuple(positions.tolist()), dim=getattr(a, "dim", 0))
 
     @staticmethod
     def shape(*dims: int, index: tuple[int, ...], dim: int) -> int:
