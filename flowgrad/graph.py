@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import draw as drawing
+from .numbers import whole
 
 if TYPE_CHECKING:
     from .node import Node
@@ -47,7 +48,7 @@ class Graph:
 
     def __init__(self, seed: int | None = 0):
         self.seed = seed
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed if seed is None else whole(seed, "seed", 0))
         self._nodes: list[Node] = []
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
         self._tokens: list[Token[Graph | None]] = []

@@ -77,6 +77,12 @@ class _Range(Sequence[T]):
         part = range(self.first, self.stop)[index]
         return self._one(part) if isinstance(part, int) else self._some(part.start, part.stop)
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}{tuple(vars(self).values())}"
 

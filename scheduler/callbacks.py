@@ -76,6 +76,11 @@ class Callbacks:
         if not isinstance(callbacks, Iterable):
             raise GraphError(f"callbacks is a list of them, not {callbacks!r}: write [{type(callbacks).__name__}(...)]")
         self.callbacks = tuple(callbacks)
+        for callback in self.callbacks:
+            if isinstance(callback, type):
+                raise GraphError(
+                    f"callbacks are objects, {callback.__name__} is a class: write {callback.__name__}(...)"
+                )
 
     def notify(self, method: str, *args: Any) -> Signal:
         """Call a method of every callback that has it, and return all their answers together.

@@ -116,7 +116,7 @@ def test_the_door_loads_the_scheduler_lazily():
         ("factors", {"jacobian", "shares"}),
         ("numbers", {"errors"}),
         ("privacy", {"jacobian", "numbers"}),
-        ("graph", {"draw"}),
+        ("graph", {"draw", "numbers"}),
         ("node", {"errors", "graph", "jacobian"}),
         ("op", {"errors", "jacobian", "node"}),
         ("ops", {"errors", "jacobian", "matrix_jacobian", "node", "op", "ops"}),

@@ -47,6 +47,11 @@ def square():
         (lambda: fg.Trainer(square()[0], seed=-1), "seed must be an integer from 0 on, not -1"),
         (lambda: fg.Trainer(square()[0], "threads"), r"is an Engine, not 'threads': give fg.Engine\('threads'\)"),
         (lambda: fg.Trainer(square()[0], callbacks=fg.EarlyStopping()), r"write \[EarlyStopping\(...\)\]"),
+        (
+            lambda: fg.Trainer(square()[0], callbacks=[fg.EarlyStopping]),
+            "EarlyStopping is a class: write EarlyStopping",
+        ),
+        (lambda: fg.Graph(seed=-1), "seed must be an integer from 0 on, not -1"),
         (lambda: fg.Adam(*square()[0].graph.nodes), "the first argument of Adam is a Graph"),
         (lambda: fg.Engine("sync", shards=True), "shards must be an integer from 1 on, not True"),
         (lambda: fg.Engine("sync").jacobian(square()[1], 5), "derivatives are by nodes; 5 is not one"),

@@ -19,6 +19,7 @@ def explain(**options: Any) -> None:
     Printed are the plan, what each other way to cut the work into tasks would cost, and the batch size from
     which on tasks side by side pay. Costs are predicted from the operations of a step and from how fast the
     workers are, which is measured in about a second and kept; the very first time, probes are compiled too.
+    What `train` does after each epoch, above all the evaluation, comes on top.
 
     \b
     Examples:

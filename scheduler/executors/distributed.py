@@ -212,6 +212,9 @@ class DistributedExecutor(Executor):
         since: float | None = None
         left = list(futures)
         while left:
+            if left[-1].status != "pending":  # known here: asking takes a round through dask's loop
+                left.pop()
+                continue
             with suppress(CancelledError):  # their status tells
                 try:
                     left[-1].exception(timeout=POLL_SECONDS)
