@@ -68,8 +68,6 @@ def test_numpy_is_measured_by_a_bounded_number_of_probes(monkeypatch, dtype):
     check(calibrate.measure_rates("numpy", dtype))
     shapes = 3 * (1 + len(SAMPLES) * len(OUTPUTS) * len(INPUTS))
     assert shapes < len(timed) < shapes + 30
-    largest = 2 * SAMPLES[-1] * OUTPUTS[-1] * INPUTS[-1]
-    assert largest < 5e8  # a few milliseconds
 
 
 def test_compiled_kernels_are_measured_by_a_bounded_number_of_probes(monkeypatch):
@@ -190,10 +188,6 @@ def test_other_workers_are_measured_anew(monkeypatch):
 @pytest.mark.distributed
 def test_workers_measure_themselves(client):
     check(rates_of(fg.Engine(client).executor, "numpy", "float64"))
-
-
-def test_a_burst_takes_time():
-    assert calibrate.burst(0.001) > 0
 
 
 class Vanishing(LocalExecutor):

@@ -212,12 +212,10 @@ def fg_history(steps=500, accuracy=0.9):
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "ftp://x:1"])
 def test_scheduler_that_does_not_answer(address, small, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_room, "TIMEOUT", 0.5)
-    start = time.perf_counter()
     result = invoke("train", small, "--scheduler", address, "--out", tmp_path / "run")
     assert result.exit_code == 2
     assert f"flowgrad: no scheduler at {address}: " in result.output
     assert "Traceback" not in result.output
-    assert time.perf_counter() - start < 8
     assert not (tmp_path / "run").exists()
 
 
