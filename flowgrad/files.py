@@ -105,6 +105,19 @@ def load(path: str | os.PathLike[str]) -> Saved:
     ------
     DataError
         If the file is missing, truncated, changed, not flowgrad's, of a newer version, or uses an op that is not defined.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     w = fg.Variable(1, [2.0])
+    ...     loss = w * w
+    >>> import tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> fg.save(path, graph, fg.Adam(graph, loss, batch_size=1))
+    >>> graph, optimizer = fg.load(path)
+    >>> optimizer.one_step()
+    4.0
     """
     arrays, about = read_arrays(path)
     try:

@@ -90,6 +90,14 @@ class Graph:
             Draw only these and what they depend on.
         fold : int
             More alike siblings than this become one box.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     y = fg.Exp(fg.Variable(2, [1.0, 2.0]))
+        >>> graph.draw("exp.svg")
+        'exp.svg'
         """
         return str(drawing.draw(self, path, targets, fold))
 

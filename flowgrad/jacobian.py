@@ -116,6 +116,11 @@ class Diagonal(LocalJacobian):
     ----------
     d : ndarray (N, n) or number
         Diagonal per sample; a number stands for a multiple of the identity.
+
+    Examples
+    --------
+    >>> Diagonal(np.array([[2.0, 3.0]])).pull(np.ones((1, 1, 2))).tolist()
+    [[[2.0, 3.0]]]
     """
 
     def __init__(self, d: Array | float):
@@ -151,6 +156,11 @@ class Selection(LocalJacobian):
         Length of the parent.
     rows, cols : slice or int array
         Positions in the node's value and in the parent's value; an entry of `cols` may repeat, its cotangents add up.
+
+    Examples
+    --------
+    >>> Selection(3, cols=slice(1, 3)).pull(np.ones((1, 1, 2))).tolist()
+    [[[0.0, 1.0, 1.0]]]
     """
 
     def __init__(self, in_dim: int, rows: Index = slice(None), cols: Index = slice(None)):
@@ -191,6 +201,11 @@ class SoftMaxJacobian(LocalJacobian):
     ----------
     p : ndarray (N, n)
         The probabilities.
+
+    Examples
+    --------
+    >>> SoftMaxJacobian(np.array([[0.25, 0.75]])).dense(2).tolist()
+    [[[0.1875, -0.1875], [-0.1875, 0.1875]]]
     """
 
     def __init__(self, p: Array):

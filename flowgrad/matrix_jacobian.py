@@ -25,6 +25,11 @@ class Outer(LocalJacobian):
     ----------
     row : ndarray (N, n)
         The row shared by the ``k`` outputs; the parent has length ``k * n``, row-major.
+
+    Examples
+    --------
+    >>> Outer(np.array([[1.0, 2.0]])).pull(np.array([[[1.0, 10.0]]])).tolist()
+    [[[1.0, 2.0, 10.0, 20.0]]]
     """
 
     def __init__(self, row: Array):
@@ -63,6 +68,11 @@ class Dense(LocalJacobian):
     ----------
     m : ndarray (N, out, in)
         For `MatVec` this is a view of the matrix, no copy.
+
+    Examples
+    --------
+    >>> Dense(np.array([[[1.0, 2.0], [3.0, 4.0]]])).pull(np.array([[[1.0, 10.0]]])).tolist()
+    [[[31.0, 42.0]]]
     """
 
     def __init__(self, m: Array):
@@ -101,6 +111,11 @@ class Rows(LocalJacobian):
     ----------
     m : ndarray (N, k, n)
         One row per output; the parent has length ``k * n``.
+
+    Examples
+    --------
+    >>> Rows(np.array([[[1.0, 2.0], [3.0, 4.0]]])).pull(np.array([[[1.0, 10.0]]])).tolist()
+    [[[1.0, 2.0, 30.0, 40.0]]]
     """
 
     def __init__(self, m: Array):

@@ -67,6 +67,14 @@ class Node:
         ------
         GraphError
             If a variable on the way has no value.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     y = fg.Variable(2, [1.0, 2.0]) * fg.Variable(2, [3.0, 4.0])
+        >>> y.forward()
+        array([3., 8.])
         """
         missing = _reach([self], lambda n: [p for p in n.parents if p._value is None], skip=self._value is not None)
         for node in sorted(missing, key=operator.attrgetter("index")):
@@ -89,6 +97,16 @@ class Node:
         ----------
         result : Node
             The node to differentiate, of the same graph.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, [1.0, 2.0])
+        ...     y = x * x
+        >>> x.backward(y)
+        array([[2., 0.],
+               [0., 4.]])
         """
         if not isinstance(result, Node) or result.graph is not self.graph:
             raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
@@ -125,6 +143,16 @@ class Node:
         ------
         GraphError
             If there is no such slot.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     y = fg.Variable(2, [1.0, 2.0]) * fg.Variable(2, [3.0, 4.0])
+        >>> y.local_jacobian(0)
+        <Diagonal d (1, 2)>
+        >>> y.local_jacobian(0).dense().tolist()
+        [[[3.0, 0.0], [0.0, 4.0]]]
         """
         if not 0 <= slot < len(self.parents):
             raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
@@ -226,6 +254,17 @@ class Variable(Node):
             If it has another length.
         FeedError
             If it is not numeric or not finite.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, [1.0, 2.0])
+        ...     y = x * x
+        >>> _ = y.forward()
+        >>> x.set_value([3.0, 4.0])
+        >>> y.value is None, y.forward().tolist()
+        (True, [9.0, 16.0])
         """
         self._assign(_vector(f"the value for {self}", self.dim, value))
 

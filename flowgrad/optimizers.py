@@ -23,6 +23,16 @@ class GradientDescent(Optimizer):
         See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
         A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     w = fg.Variable(1, [2.0])
+    ...     loss = w * w
+    >>> optimizer = fg.GradientDescent(graph, loss, 0.25, batch_size=1)
+    >>> optimizer.one_step(), w.value.round(4).tolist()
+    (4.0, [1.0])
     """
 
     def __init__(
@@ -42,6 +52,16 @@ class Momentum(Optimizer):
         A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     momentum : float
         At least 0, below 1.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     w = fg.Variable(1, [2.0])
+    ...     loss = w * w
+    >>> optimizer = fg.Momentum(graph, loss, 0.25, momentum=0.5, batch_size=1)
+    >>> optimizer.one_step(), w.value.round(4).tolist()
+    (4.0, [1.0])
     """
 
     def __init__(
@@ -65,6 +85,16 @@ class AdaGrad(Optimizer):
         See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
     learning_rate : float or schedule
         A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     w = fg.Variable(1, [2.0])
+    ...     loss = w * w
+    >>> optimizer = fg.AdaGrad(graph, loss, 0.25, batch_size=1)
+    >>> optimizer.one_step(), w.value.round(4).tolist()
+    (4.0, [1.75])
     """
 
     def __init__(
@@ -84,6 +114,16 @@ class RMSProp(Optimizer):
         A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
     beta : float
         At least 0, below 1.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     w = fg.Variable(1, [2.0])
+    ...     loss = w * w
+    >>> optimizer = fg.RMSProp(graph, loss, 0.25, batch_size=1)
+    >>> optimizer.one_step(), w.value.round(4).tolist()
+    (4.0, [1.75])
     """
 
     def __init__(
@@ -112,6 +152,16 @@ class Adam(Optimizer):
     bias_correction : bool
         True: as published (D. Kingma, J. Ba, ICLR 2015): `v` and `s` start at 0 and are divided by ``1 - βᵗ``, and the
         denominator is ``sqrt(s) + 1e-8``.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     w = fg.Variable(1, [2.0])
+    ...     loss = w * w
+    >>> optimizer = fg.Adam(graph, loss, 0.25, batch_size=1)
+    >>> optimizer.one_step(), w.value.round(4).tolist()
+    (4.0, [1.75])
     """
 
     def __init__(

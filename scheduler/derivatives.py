@@ -166,6 +166,17 @@ class Derivatives(Kept):
             If the target is not scalar.
         FeedError
             If a feed is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> gradients = fg.Engine("sync").per_sample_gradients(y, feeds)
+        >>> gradients.array(w).tolist(), gradients.mean()[w].tolist()
+        ([[3.0, 1.0], [5.0, 5.0]], [4.0, 3.0])
         """
         return self._per_sample(target, feeds, wrt, None)
 

@@ -103,6 +103,16 @@ class Engine(Products):
         ------
         FeedError
             If a feed is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> fg.Engine("sync").forward(y, feeds).tolist()
+        [[2.0], [0.0]]
         """
         return self._run(self._forward_job(nodes, feeds, None), isinstance(nodes, Node))
 
@@ -130,6 +140,16 @@ class Engine(Products):
             If the target is not scalar.
         FeedError
             If a feed is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> fg.Engine("sync").gradient(y, feeds)[w].tolist()
+        [4.0, 3.0]
         """
         return self._run(self._gradient_job(target, feeds, wrt, None))
 
@@ -150,6 +170,17 @@ class Engine(Products):
             True: the mean gradient of one scalar target by all trainable variables.
         grain : str, optional
             Overrides the engine's.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> lowered = fg.Engine("sync").lower(y, feeds)
+        >>> lowered.tasks(), lowered.compute().tolist()
+        ({'forward': 1}, [[2.0], [0.0]])
         """
         if not gradient:
             single = isinstance(targets, Node)

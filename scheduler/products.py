@@ -189,6 +189,16 @@ class Products(Derivatives):
         -----
         It takes the labels that were given. The Fisher matrix proper, for labels that the model would draw, is the Gauss-Newton
         matrix of `ggn_diagonal` (J. Martens, *New insights and perspectives on the natural gradient method*, JMLR 21, 2020).
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> fg.Engine("sync").fisher_diagonal(y, feeds)[w].tolist()
+        [17.0, 13.0]
         """
         _scalar(loss)
         return self._per_sample(loss, feeds, wrt, None)._squares()
@@ -217,6 +227,16 @@ class Products(Derivatives):
         Notes
         -----
         N. Schraudolph, *Fast curvature matrix-vector products for second-order gradient descent*, Neural Computation 14, 2002.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, t = fg.Variable(2, trainable=False), fg.Variable(1, trainable=False)
+        ...     w = fg.Variable(2, [1.0, -1.0])
+        ...     loss = fg.MeanSquaredError(fg.Dot(w, x), t)
+        >>> fg.Engine("sync").ggn_diagonal(loss, {x: [[3.0, 1.0], [5.0, 5.0]], t: [1.0, 2.0]})[w].round(9).tolist()
+        [34.0, 26.0]
         """
         if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
             raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")

@@ -146,6 +146,19 @@ class Trainer:
             If checkpoints cannot be written, or none of those there can be read.
         FlowgradError
             If the loss becomes nan or inf; the variables keep the values that they had before.
+
+        Examples
+        --------
+        >>> import flowgrad as fg, numpy as np
+        >>> with fg.Graph() as graph:
+        ...     x, t = fg.Variable(1, trainable=False), fg.Variable(1, trainable=False)
+        ...     y = fg.Variable(1, [0.0]) * x
+        ...     loss = fg.MeanSquaredError(y, t)
+        >>> feeds = {x: [1.0, 2.0, 3.0, 4.0], t: [2.0, 4.0, 6.0, 8.0]}
+        >>> trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.05, batch_size=2), fg.Engine("sync"))
+        >>> history = trainer.fit(feeds, epochs=20, validation=feeds)
+        >>> len(history.steps), history.epochs[-1]["validation_loss"] < 1e-9
+        (40, True)
         """
         epochs = whole(epochs, "epochs")
         if resume and checkpoint is None:
@@ -205,6 +218,18 @@ class Trainer:
         -------
         str
             The plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
+
+        Examples
+        --------
+        >>> import flowgrad as fg, numpy as np
+        >>> with fg.Graph() as graph:
+        ...     x, t = fg.Variable(1, trainable=False), fg.Variable(1, trainable=False)
+        ...     y = fg.Variable(1, [0.0]) * x
+        ...     loss = fg.MeanSquaredError(y, t)
+        >>> feeds = {x: [1.0, 2.0, 3.0, 4.0], t: [2.0, 4.0, 6.0, 8.0]}
+        >>> trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.05, batch_size=2), fg.Engine("sync"))
+        >>> "plan: grain" in trainer.explain(feeds)
+        True
         """
         accumulate = self.settings.accumulate
         return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, train_once, again, accumulate))
@@ -220,6 +245,18 @@ class Trainer:
         -------
         dict
             ``"loss"`` and, where the loss is `CrossEntropyWithSoftMax`, ``"accuracy"`` between 0 and 1.
+
+        Examples
+        --------
+        >>> import flowgrad as fg, numpy as np
+        >>> with fg.Graph() as graph:
+        ...     x, t = fg.Variable(1, trainable=False), fg.Variable(1, trainable=False)
+        ...     y = fg.Variable(1, [0.0]) * x
+        ...     loss = fg.MeanSquaredError(y, t)
+        >>> feeds = {x: [1.0, 2.0, 3.0, 4.0], t: [2.0, 4.0, 6.0, 8.0]}
+        >>> trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.05, batch_size=2), fg.Engine("sync"))
+        >>> trainer.evaluate(feeds)
+        {'loss': 30.0}
         """
         target = self.optimizer.target
         checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True)
@@ -230,7 +267,34 @@ class Trainer:
             evaluation.close()
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
-        """Return the values ``(N, node.dim)`` of a node for every sample; the same as ``engine.forward``."""
+        """Return the values of a node for every sample; the same as ``engine.forward``.
+
+        Parameters
+        ----------
+        node : Node
+        feeds : dict
+
+        Returns
+        -------
+        ndarray (N, node.dim)
+
+        Raises
+        ------
+        FeedError
+            If a feed is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import flowgrad as fg, numpy as np
+        >>> with fg.Graph() as graph:
+        ...     x, t = fg.Variable(1, trainable=False), fg.Variable(1, trainable=False)
+        ...     y = fg.Variable(1, [0.0]) * x
+        ...     loss = fg.MeanSquaredError(y, t)
+        >>> feeds = {x: [1.0, 2.0, 3.0, 4.0], t: [2.0, 4.0, 6.0, 8.0]}
+        >>> trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.05, batch_size=2), fg.Engine("sync"))
+        >>> trainer.predict(y, feeds).tolist()
+        [[0.0], [0.0], [0.0], [0.0]]
+        """
         return self.engine.forward(node, feeds)
 
 
