@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import FeedError, GraphError, NodeFailed, ShapeError
+from .errors import GraphError, NodeFailed, ShapeError
 from .graph import Graph, current_graph
 from .jacobian import Array, LocalJacobian
+from .vectors import frozen, vector
 
 
 class Node:
@@ -83,7 +84,7 @@ class Node:
                     f"{self} needs variable {node.name!r} (dim {node.dim}), which has no value: "
                     f"call {node.name}.set_value(...) or give it an init"
                 )
-            node._value = _frozen(run_rule(node, "apply", *(p._value for p in node.parents)))
+            node._value = frozen(run_rule(node, "apply", *(p._value for p in node.parents)))
         assert self._value is not None
         return self._value[0]
 
@@ -111,7 +112,7 @@ class Node:
         if not isinstance(result, Node) or result.graph is not self.graph:
             raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
         result.forward()
-        table = self.graph._jacobians.setdefault(result, {result: _frozen(np.eye(result.dim))})
+        table = self.graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
         missing = _reach(
             [self],
             lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table],
@@ -124,7 +125,7 @@ class Node:
                 if child in table and table[child].size
             ]
             # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
-            table[node] = _frozen(sum(pulled[1:], pulled[0])) if pulled else np.empty((0, node.dim))
+            table[node] = frozen(sum(pulled[1:], pulled[0])) if pulled else np.empty((0, node.dim))
         jacobian = table[self]
         if jacobian.size:
             return jacobian
@@ -233,12 +234,12 @@ class Variable(Node):
         graph = current_graph()
         given = None
         if not isinstance(init, (bool, np.bool_)):
-            given = _vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
+            given = vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
         super().__init__(graph, int(dim), (), {}, name)
         self.trainable = bool(trainable)
         if given is None and init:
             given = graph.rng.normal(0.0, 0.001, (1, self.dim))
-        self._value = None if given is None else _frozen(given)
+        self._value = None if given is None else frozen(given)
 
     def set_value(self, value: Any) -> None:
         """Set the value and reset everything downstream, exactly that.
@@ -266,10 +267,10 @@ class Variable(Node):
         >>> y.value is None, y.forward().tolist()
         (True, [9.0, 16.0])
         """
-        self._assign(_vector(f"the value for {self}", self.dim, value))
+        self._assign(vector(f"the value for {self}", self.dim, value))
 
     def _assign(self, value: Array) -> None:
-        self._value = _frozen(value)
+        self._value = frozen(value)
         self.graph._version += 1
         self.reset_value()
 
@@ -309,32 +310,3 @@ def _reach(start: list[Node], neighbours: Any, skip: bool = False) -> Iterable[N
                 seen[node] = None
                 stack.append(node)
     return seen
-
-
-def _frozen(array: Any) -> Array:
-    array = np.asarray(array, dtype=np.float64)
-    if array.flags.writeable:
-        array = array.view()
-        array.flags.writeable = False
-    return array
-
-
-def _vector(what: str, dim: int, value: Any) -> Array:
-    """Check a user's vector and return it as a fresh array (1, dim) of float64."""
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise FeedError(f"{what} is not an array of {dim} numbers: {brief(value)}") from None
-    if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
-        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1)")
-    array = array.reshape(1, dim)
-    if not np.isfinite(array).all():
-        bad = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise FeedError(f"{what} is not finite: entry {bad} is {array[0, bad]}")
-    return array
-
-
-def brief(value: Any) -> str:
-    """Return a value in few letters, for messages."""
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= 40 else text[:37] + "..."

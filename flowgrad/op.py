@@ -12,7 +12,8 @@ import numpy as np
 
 from .errors import GraphError, ShapeError
 from .jacobian import Array, Diagonal, LocalJacobian
-from .node import Node, brief
+from .node import Node
+from .vectors import brief
 
 
 class Takes(NamedTuple):

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import FeedError, GraphError
+from flowgrad.errors import GraphError
 from flowgrad.jacobian import Array
 from flowgrad.node import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.ops.loss import softmax
-from flowgrad.program import Program
 
 from .derivatives import Derivatives
-from .feeds import Feeds, check_nodes
-from .lower import Placed, compile_forward, compile_gradient, input_var
+from .directions import cut_tangents, flat_tangents, tangents_of, vectors_of
+from .feeds import check_nodes
+from .lower import Placed, compile_forward, compile_gradient
 from .tangents import hvp_block, jvp_block
 from .tasks import Ref, TaskGraph
 
@@ -58,7 +58,7 @@ class Products(Derivatives):
         """
         graph, _ = check_nodes(result, "vjp")
         known = self.memory.check(graph, feeds, self.dtype)
-        seed = _vectors("the cotangent", result, cotangent, known.feeds)
+        seed = vectors_of("the cotangent", result, cotangent, known.feeds)
         if len(seed) == 1:
             seed = np.repeat(seed, known.feeds.samples, axis=0)
         found = self._per_sample(result, feeds, wrt, seed[None])
@@ -91,17 +91,17 @@ class Products(Derivatives):
         """
         graph, _ = check_nodes(result, "jvp")
         checked = self.memory.check(graph, feeds, self.dtype).feeds
-        moved = _tangents(graph, tangents, checked)
+        moved = tangents_of(graph, tangents, checked)
         params = [v for v in moved if v not in checked.arrays]
         program = compile_forward([result], checked, params, self.grain)
         records = TaskGraph()
         placed = Placed(records, program, graph, checked, self.grain, self.shards)
-        flat = _flat(program, moved, checked)
+        flat = flat_tangents(program, moved, checked)
         keys = []
         for start, stop in placed.bounds:
             inputs = placed.inputs(start, stop)
             given = [inputs[i.var] for i in program.inputs]
-            directions = _cut(flat, start, stop, checked.samples)
+            directions = cut_tangents(flat, start, stop, checked.samples)
             keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *given))
         return np.concatenate(self._values(records, keys))
 
@@ -140,7 +140,7 @@ class Products(Derivatives):
         graph, _ = check_nodes(loss, "hvp")
         _scalar(loss)
         checked = self.memory.check(graph, feeds, self.dtype).feeds
-        moved = _tangents(graph, direction, checked)
+        moved = tangents_of(graph, direction, checked)
         fed = [v for v in moved if v in checked.arrays]
         if fed:
             raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
@@ -150,7 +150,7 @@ class Products(Derivatives):
             return out
         records = TaskGraph()
         placed = Placed(records, program, graph, checked, self.grain, self.shards)
-        flat = _flat(program, moved, checked)
+        flat = flat_tangents(program, moved, checked)
         keys = []
         for start, stop in placed.bounds:
             inputs = placed.inputs(start, stop)
@@ -253,59 +253,9 @@ class Products(Derivatives):
             self.executor.release(handles)
 
 
-# -- what is checked and laid out -------------------------------------------------------------------------------------
-
-
 def _scalar(loss: Node) -> None:
     if isinstance(loss, Node) and loss.dim != 1:
         raise GraphError(f"the loss {loss} is not a scalar: it has dim {loss.dim}, it must have dim 1")
-
-
-def _vectors(what: str, node: Node, value: Any, feeds: Feeds) -> Array:
-    try:
-        array = np.asarray(value, feeds.dtype)
-    except (TypeError, ValueError):
-        raise FeedError(f"{what} is not an array of numbers") from None
-    if array.shape == (node.dim,):
-        return array[None]
-    if array.shape != (feeds.samples, node.dim):
-        raise FeedError(
-            f"{what} for {node} has shape {array.shape}; it must be ({node.dim},) or ({feeds.samples}, {node.dim})"
-        )
-    return array
-
-
-def _tangents(graph: Any, given: Any, feeds: Feeds) -> dict[Variable, Array]:
-    if not isinstance(given, Mapping) or not given:
-        raise FeedError("directions are given as a dict {variable: array (dim,)} of at least one variable")
-    found = {}
-    for v, value in given.items():
-        if not isinstance(v, Variable) or v.graph is not graph:
-            raise FeedError(f"a direction is given for a variable of the graph, not for {v!r}")
-        found[v] = _vectors("the direction", v, value, feeds)
-        if len(found[v]) > 1 and v not in feeds.arrays:
-            raise FeedError(f"{v} is shared by all samples: its direction must be ({v.dim},), not {found[v].shape}")
-    return found
-
-
-def _flat(program: Program, moved: Mapping[Variable, Array], feeds: Feeds) -> dict[int, Array]:
-    """Return the tangents of the program's inputs, by variable."""
-    found: dict[int, Array] = {}
-    param = input_var(program, "param")
-    if param is not None:
-        flat = found[param] = np.zeros((1, program.types[param].dim), feeds.dtype)
-        for v, tangent in moved.items():
-            if v.index in program.layout and v not in feeds.arrays:
-                flat[:, slice(*program.layout[v.index][1:])] = tangent
-    for v in moved:
-        var = input_var(program, "feed", v.index)
-        if var is not None:
-            found[var] = moved[v]
-    return found
-
-
-def _cut(flat: dict[int, Array], start: int, stop: int, samples: int) -> dict[int, Array]:
-    return {var: t[start:stop] if len(t) == samples and samples > 1 else t for var, t in flat.items()}
 
 
 def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..jacobian import Array, LocalJacobian, Selection
-from ..node import Node, brief
+from ..node import Node
 from ..op import Op
+from ..vectors import brief
 
 
 class Vectorize(Op):
