@@ -79,6 +79,12 @@ class Program:
     outputs: dict[str, int]
     layout: dict[int, tuple[Role, int, int]] = field(default_factory=dict)
 
+    def tiles(self, i: Instr) -> bool:
+        """Return whether the pieces of a ``scatter`` lie end to end and fill it, so that nothing is added up."""
+        starts = dict(i.attrs)["starts"]
+        ends = [start + self.types[a].dim for start, a in zip(starts, i.args)]
+        return [0, *ends] == [*starts, self.types[i.out].dim]
+
     def size(self, role: Role) -> int:
         """Return the length of the flat vector of a role, ``"param"`` or ``"const"``."""
         return sum(self.types[i.var].dim for i in self.inputs if i.role == role)

@@ -176,9 +176,7 @@ def _product(i: Instr, program: Program) -> Product | None:
 def _is_view(i: Instr, program: Program) -> bool:
     """Return whether an instruction on shared variables moves nothing: a range of a vector, or pieces written in place."""
     if i.verb == "scatter":
-        starts = dict(i.attrs)["starts"]
-        ends = [start + program.types[a].dim for start, a in zip(starts, i.args)]
-        return [0, *ends] == [*starts, program.types[i.out].dim]
+        return program.tiles(i)
     return i.verb == "apply" and i.op is Slice
 
 

@@ -16,14 +16,10 @@ from .cache import Cache, CacheInfo
 from .executors import Executor, Handle
 from .feeds import check_nodes
 from .known import FeedMemory, KnownFeeds
+from .lower import cut_samples
 from .recipe import Recipe, RecipeBook
 from .request import Request
 from .tasks import Ref
-from .tree import bounds
-
-# Samples in one block if no number of shards is given, and blocks at most.
-BLOCK_SAMPLES = 4096
-MAX_BLOCKS = 16
 
 
 class Kept:
@@ -95,9 +91,7 @@ class Kept:
         return recipe
 
     def _blocks(self, samples: int) -> list[tuple[int, int]]:
-        if self.grain == "sample":
-            return bounds(samples, samples)
-        return bounds(samples, self.shards or min(MAX_BLOCKS, -(-samples // BLOCK_SAMPLES)))
+        return cut_samples(samples, self.grain, self.shards)
 
     def _submit(self, request: Request, refs: Sequence[Ref], alone: bool) -> list[Handle]:
         """Submit a request; what it computed on the way is kept."""

@@ -93,7 +93,7 @@ class KernelWriter:
         makers = {i.out: i for i in self.program.instrs}
         for name, var in self.program.outputs.items():
             final = makers.get(var)
-            if final is None or final.verb != "scatter" or var in self.place or not tiles(final, self.program):
+            if final is None or final.verb != "scatter" or var in self.place or not self.program.tiles(final):
                 continue
             whole = f"wholes[{len(self.text.wholes)}]"
             self.text.wholes.append((name, self.program.types[var]))
@@ -233,13 +233,6 @@ def stretch(i: Instr) -> tuple[int, int]:
     """Return which entries of a `Vectorize` belong to the operand of a pull."""
     ends = dict(i.attrs)["ends"]
     return ends[i.slot - 1] if i.slot else 0, ends[i.slot]
-
-
-def tiles(i: Instr, program: Program) -> bool:
-    """Return whether the pieces of a scatter lie end to end and fill it."""
-    starts = dict(i.attrs)["starts"]
-    ends = [start + program.types[a].dim for start, a in zip(starts, i.args)]
-    return [0, *ends] == [*starts, program.types[i.out].dim]
 
 
 def _applied(i: Instr) -> tuple[Any, ...]:

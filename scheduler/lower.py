@@ -20,12 +20,12 @@ from .feeds import Feeds, require_values
 from .fuse import Layout
 from .kernel import run_instr
 from .passes import backward_passes, forward_passes, run_passes
-from .tasks import Ref, TaskGraph
+from .tasks import Ref, TaskGraph, prefix_of
 from .tree import bounds, reduce_tree
 
 GRAINS = ("node", "sample", "shard", "round", "auto")
 
-# Without a given number of shards, inference cuts feeds into shards of about this many samples.
+# Without a given number of shards, samples are cut into shards of about this many, so many at most.
 SHARD_SAMPLES = 4096
 MAX_SHARDS = 16
 
@@ -41,6 +41,11 @@ class Job:
     grain: str
     shards: int
     samples: int
+
+
+def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:
+    """Return the ranges of samples that values and derivatives are computed for one by one; training has its own shards."""
+    return bounds(samples, samples if grain == "sample" else shards or min(MAX_SHARDS, -(-samples // SHARD_SAMPLES)))
 
 
 def check_grain(grain: str) -> str:
@@ -87,8 +92,7 @@ class Placed:
         self.graph = graph
         self.program = program
         self.grain = grain
-        count = feeds.samples if grain == "sample" else shards or min(MAX_SHARDS, -(-feeds.samples // SHARD_SAMPLES))
-        self.bounds = bounds(feeds.samples, count)
+        self.bounds = cut_samples(feeds.samples, grain, shards)
         nodes = owner.nodes
         self.whole: dict[int, Ref] = {}
         for i in program.inputs:
@@ -113,11 +117,7 @@ def lower_nodes(graph: TaskGraph, program: Program, inputs: dict[int, Ref]) -> d
     """Give every instruction its own task; return the reference of each program variable."""
     refs = dict(inputs)
     for i in program.instrs:
-        if i.verb in ("pull", "pull_sum"):
-            prefix = f"pull-{i.op.__name__.lower()}"
-        else:
-            prefix = i.op.__name__.lower() if i.verb == "apply" else i.verb
-        refs[i.out] = graph.task(prefix, run_instr, i._replace(out=0, args=()), *(refs[a] for a in i.args))
+        refs[i.out] = graph.task(prefix_of(i), run_instr, i._replace(out=0, args=()), *(refs[a] for a in i.args))
     return refs
 
 

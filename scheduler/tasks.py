@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowgrad.program import Program
+from flowgrad.program import Instr, Program
 
 from .codes import PLAIN, named_token, object_token
 
@@ -62,6 +62,13 @@ class TaskGraph:
         key = f"{prefix}-{token(func, *args)}"
         self.records.setdefault(key, Task(func, args, worker))
         return Ref(key)
+
+
+def prefix_of(i: Instr) -> str:
+    """Return what keys of an instruction's tasks begin with."""
+    if i.verb in ("pull", "pull_sum"):
+        return f"pull-{i.op.__name__.lower()}"
+    return i.op.__name__.lower() if i.verb == "apply" else i.verb
 
 
 def references(records: Iterable[Record]) -> set[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flowgrad.program import Instr, Program
 
 from .cost import count
-from .tasks import token
+from .tasks import prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
 MAX_UNITS = 256
@@ -119,15 +119,6 @@ def cut_up(
         where = tuple((holders.index(var), number) for var, number in read)
         holder.update((var, (writes[0], number if len(run) > 1 else None)) for number, var in enumerate(writes))
         sizes = tuple((t.dim, t.batched, t.cotangent) for t in (program.types[var] for var in writes))
-        name, told = _prefix(run), combine(*rows)
+        name, told = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows)
         units.append(Unit(name, told, numbered, reads, writes, holders, where, sizes, flops))
     return units
-
-
-def _prefix(run: Sequence[Instr]) -> str:
-    first = run[0]
-    if len(run) > 1:
-        return "block"
-    if first.verb in ("pull", "pull_sum"):
-        return f"pull-{first.op.__name__.lower()}"
-    return first.op.__name__.lower() if first.verb == "apply" else first.verb
