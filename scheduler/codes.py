@@ -24,10 +24,11 @@ def is_named(thing: Any) -> bool:
     >>> is_named(uuid.uuid4), is_named(lambda: 1)
     (True, False)
     """
-    found: Any = sys.modules.get(thing.__module__ or "")
+    module = getattr(thing, "__module__", None) or ""  # methods that are written in C have none
+    found: Any = sys.modules.get(module)
     for name in thing.__qualname__.split("."):
         found = getattr(found, name, None)
-    return found is thing and thing.__module__ != "__main__"
+    return found is thing and module != "__main__"
 
 
 def code_token(*functions: Callable[..., Any]) -> str:

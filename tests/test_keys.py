@@ -138,3 +138,10 @@ def test_code_has_one_token_in_every_process():
         for seed in ("1", "2")
     }
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "thing", [np.exp, len, str.upper, np.ndarray.sum, np.float32, dask.compute, range(3), slice(1), {1}]
+)
+def test_whatever_it_is_it_has_a_token(thing):
+    assert token(thing) == token(thing) != token([thing])
