@@ -177,7 +177,9 @@ class Op(Node):
     def shape(*dims: Any, **attrs: Any) -> int:
         """Return the length of the value for parents of lengths `dims`; raise `ShapeError` where they do not fit."""
         if len(set(dims)) != 1:
-            raise ShapeError(f"needs vectors of one length, got {' and '.join(map(str, dims))}")
+            wide = max(dims)
+            hint = f"; fg.Gather(a, [0] * {wide}) repeats one number" if set(dims) == {1, wide} else ""
+            raise ShapeError(f"needs vectors of one length, got {' and '.join(map(str, dims))}{hint}")
         return dims[0]
 
     @staticmethod

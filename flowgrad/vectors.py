@@ -26,7 +26,8 @@ def vector(what: str, dim: int, value: Any) -> Array:
     except (TypeError, ValueError):
         raise FeedError(f"{what} is not an array of {dim} numbers: {brief(value)}") from None
     if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
-        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1)")
+        hint = ": a matrix is laid out row by row, array.ravel()" if array.size == dim else ""
+        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1){hint}")
     array = array.reshape(1, dim)
     if not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array))[0])

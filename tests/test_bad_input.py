@@ -338,3 +338,13 @@ def test_operands_and_attributes_that_no_rule_takes(make, told):
     for op in (fg.Sum, fg.Scale, fg.MatVec):  # a node is no name
         with pytest.raises(TypeError):
             op(x, *[x] * 3)
+
+
+def test_hints_for_what_is_nearly_right():
+    with fg.Graph():
+        x, one = fg.Variable(3, [1.0, 2.0, 3.0]), fg.Variable(1, [2.0])
+        with pytest.raises(ShapeError, match=r"got 3 and 1; fg.Gather\(a, \[0\] \* 3\) repeats one number"):
+            x * one
+        assert (x * fg.Gather(one, [0] * 3)).forward().tolist() == [2.0, 4.0, 6.0]
+        with pytest.raises(ShapeError, match=r"has shape \(2, 2\); .*: a matrix is laid out row by row, array.ravel"):
+            fg.Variable(4, np.eye(2))
