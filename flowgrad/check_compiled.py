@@ -33,7 +33,7 @@ def compare(
 
 
 def check_compiled(node: Node, rtol: float, atol: float) -> None:
-    """Compare `expr`, `slopes`, `row_value`, `row_factor` and `row_both` of a node's op with its rules, at the values now set."""
+    """Compare what a node's op states besides its rules with them, at the values now set."""
     op: Any = type(node)
     if not node.parents:
         return
@@ -48,17 +48,21 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
         for slot, text in enumerate(op.slopes[: len(values)]):
             diagonal = np.diagonal(node.local_jacobian(slot).dense()[0])
             same(f"slopes[{slot}]", _entries(text, node, values, y), diagonal)
-    if hasattr(op, "row_value"):
+    if op.row_value is not None:
         row = np.zeros(node.dim)
         op.row_value(row, *values)
         same("row_value", row, y)
+    if op.both is not None:
+        value, local = op.both(*(v[None] for v in values), **node.attrs)
+        same("both", np.concatenate([value[0], local.dense(node.dim)[0].ravel()]),
+             np.concatenate([y, node.local_jacobian(0).dense()[0].ravel()]))  # fmt: skip
     for slot in range(len(values)):
         local = node.local_jacobian(slot)
-        if hasattr(op, "row_factor") and isinstance(local, Outer):
+        if op.row_factor is not None and isinstance(local, Outer):
             row = np.zeros(local.row.shape[1])
             op.row_factor(slot, row, *(y if k < 0 else values[k] for k in op.needs(slot, len(values))))
             same(f"row_factor({slot})", row, local.row[0])
-        if hasattr(op, "row_both") and not slot and isinstance(local, Outer):
+        if op.row_both is not None and not slot and isinstance(local, Outer):
             both, row = np.zeros(node.dim), np.zeros(local.row.shape[1])
             op.row_both(both, row, *values)
             same("row_both", np.concatenate([both, row]), np.concatenate([y, local.row[0]]))

@@ -111,7 +111,7 @@ class Factors:
         """Return the squared norm of each sample's derivative, all rows together, ``(N,)``."""
         total = np.zeros(self.samples, self.dtype)
         for group in self.groups:
-            if group.place is None:
+            if group.place is None or _too_many(group):
                 for part in self.stretches(group.lo, group.hi):
                     total += np.einsum("vnc,vnc->n", part, part)
                 continue
@@ -237,6 +237,12 @@ class Factors:
                 b = min(hi, a + DRAWN)
                 out += self.block(a, b)[0] @ projection(position, number, b - a, k, seed).astype(self.dtype)
         return out
+
+
+def _too_many(group: Group) -> bool:
+    """Whether the cross terms of all pairs of shares take more operations than their sum as an array."""
+    _, k, n = group.place
+    return len(group.shares) * (k + n) > 2 * k * n and len(group.shares) > 2
 
 
 def projection(position: int, number: int, rows: int, k: int, seed: int) -> Array:

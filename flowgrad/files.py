@@ -195,7 +195,14 @@ def _checksum(arrays: dict[str, Array], text: str) -> str:
 
 def _describe(graph: Graph) -> list[dict[str, Any]]:
     rows = []
+    known = _ops()
     for node in graph.nodes:
+        if known.get(_name(type(node)), type(node)) is not type(node):
+            raise DataError(
+                f"{node} cannot be written to a file: another class is called {_name(type(node))} now, and would be taken for it"
+            )
+        if isinstance(node, Variable) and type(node) is not Variable:
+            raise DataError(f"{node} cannot be written to a file: its class is no op and not Variable itself")
         row: dict[str, Any] = {"op": _name(type(node)), "name": node.name}
         if isinstance(node, Variable):
             row |= {"dim": node.dim, "trainable": node.trainable}
@@ -248,7 +255,7 @@ def _name(cls: type[Node]) -> str:
 
 
 def _plain(value: Any) -> bool:
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return all(map(_plain, value))
     return value is None or type(value) in (bool, int, float, str)
 

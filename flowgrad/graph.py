@@ -47,8 +47,8 @@ class Graph:
     """
 
     def __init__(self, seed: int | None = 0):
-        self.seed = seed
-        self.rng = np.random.default_rng(seed if seed is None else whole(seed, "seed", 0))
+        self.seed = seed if seed is None else whole(seed, "seed", 0)
+        self.rng = np.random.default_rng(self.seed)
         self._nodes: list[Node] = []
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
         self._tokens: list[Token[Graph | None]] = []

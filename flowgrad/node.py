@@ -162,6 +162,10 @@ class Node:
         needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
         values = [p._value if k in needs else None for k, p in enumerate(self.parents)]
         local: LocalJacobian = run_rule(self, "jacobian", slot, self._value if -1 in needs else None, *values)
+        if any(factor is None for factor in vars(local).values()):
+            raise NodeFailed(
+                f"jacobian of {self} by slot {slot} has None for a factor: its class's `uses` leaves out values"
+            )
         local.out_dim = self.dim
         return local
 

@@ -42,8 +42,15 @@ def finite(value: Any, what: str, least: float = -math.inf, above: bool = False)
     0.5
     """
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least or (above and value == least):
+    if not number or not _is_finite(value) or value < least or (above and value == least):
         kind = "a finite number" if least == -math.inf else f"a number {'above' if above else 'from'} {least:g}"
         kind += "" if above or least == -math.inf else " on"
         raise GraphError(f"{what} must be {kind}, not {value!r}")
     return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer larger than any float
+        return False

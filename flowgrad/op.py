@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -41,8 +41,8 @@ class Takes(NamedTuple):
 @lru_cache(maxsize=1024)
 def _takes(apply: Callable[..., Any]) -> Takes:
     try:
-        taken = list(inspect.signature(apply).parameters.values())
-    except ValueError:  # written in C
+        taken = list(inspect.signature(apply, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):  # written in C
         return Takes()
     kinds = {p.kind for p in taken}
     operands = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "out"]
@@ -60,7 +60,7 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
     named = [k for k, v in attrs.items() if isinstance(v, Node)]
     if named:
         raise GraphError(f"{kind}: give nodes by position, not as {', '.join(f'{k}=' for k in named)}")
-    takes = _takes(apply)
+    takes = _takes(apply) if isinstance(apply, Hashable) else Takes()
     open_to = {*takes.attributes, *takes.operands[len(parents) :]}
     unknown = [k for k in attrs if k not in takes.attributes and k not in takes.operands]
     operands = [k for k in takes.operands if k not in attrs]
@@ -83,6 +83,13 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
                 f"{kind}: the attribute {key!r} is a {type(value).__name__}, which cannot be hashed: "
                 f"make it a tuple of numbers, or an operand (a Variable with trainable=False)"
             ) from None
+
+
+# What else an op may state of each rule.
+FOLLOWS = {
+    "apply": ("expr", "row_value", "row_both", "both"),
+    "jacobian": ("slopes", "row_factor", "row_both", "both", "jacobian_tangent"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,10 @@ class Op(Node):
     both(*values, **attrs) -> (ndarray, LocalJacobian), optional
         The value and the local Jacobian of slot 0 at once, where they share work; the same bits as one by one.
 
+    Attributes must be hashable and stay what they are; rules read nothing else that changes. A class that states a rule anew
+    states anew what belongs to it: `expr` and `row_value` to `apply`; `slopes`, `row_factor` and `jacobian_tangent` to `jacobian`;
+    `row_both` and `both` to either.
+
     Examples
     --------
     >>> import flowgrad as fg
@@ -147,6 +158,18 @@ class Op(Node):
     uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
     expr: ClassVar[str | None] = None
     slopes: ClassVar[tuple[str, ...]] = ()
+    row_value: ClassVar[Callable[..., None] | None] = None
+    row_factor: ClassVar[Callable[..., None] | None] = None
+    row_both: ClassVar[Callable[..., None] | None] = None
+    both: ClassVar[Callable[..., tuple[Array, LocalJacobian]] | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Forget what a class above states of a rule that this one states anew."""
+        super().__init_subclass__(**kwargs)
+        for rule, names in FOLLOWS.items():
+            for name in names if rule in vars(cls) else ():
+                if name not in vars(cls):
+                    setattr(cls, name, () if name == "slopes" else None)
 
     def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
         kind = type(self).__name__

@@ -110,7 +110,7 @@ class Optimizer:
             self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
         elif noise_multiplier != 0:
             raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
-        self.state: State | None = None
+        self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()
         self._sums: dict[Variable, Array] = {}
         self._count = 0
@@ -119,9 +119,18 @@ class Optimizer:
         """Return the trainable variables in the order of creation, without those in `without` (the feeds)."""
         return [n for n in self.graph.nodes if isinstance(n, Variable) and n.trainable and n not in without]
 
+    @property
+    def state(self) -> State | None:
+        """The state that was kept or set last."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State | None) -> None:
+        self._state, self._state_of = state, ()
+
     def keep(self, state: State) -> None:
         """Keep a state of the rule for the variables that are trainable now, laid end to end."""
-        self.state, self._state_of = state, tuple(self.variables())
+        self._state, self._state_of = state, tuple(self.variables())
 
     def state_now(self) -> State | None:
         """Return the state for the variables that are trainable now: of those that came since, it is zero.
@@ -131,11 +140,11 @@ class Optimizer:
         GraphError
             If a state was set that is for other variables.
         """
-        if self.state is None:
+        if self._state is None:
             return None
         variables = self.variables()
         size = sum(v.dim for v in variables)
-        arrays = {slot: self.state[slot] for slot in self.rule.slots}
+        arrays = {slot: self._state[slot] for slot in self.rule.slots}
         if self._state_of and self._state_of != tuple(variables):
             arrays = {slot: _laid_out(array, self._state_of, variables) for slot, array in arrays.items()}
         for slot, array in arrays.items():
@@ -144,7 +153,7 @@ class Optimizer:
                     f"{self}: its state has {len(array)} entries ({slot!r}), the trainable variables have {size}: "
                     f"set optimizer.state = None to begin anew"
                 )
-        return {**self.state, **arrays}
+        return {**self._state, **arrays}
 
     def one_step(self) -> float:
         """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.

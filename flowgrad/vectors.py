@@ -21,9 +21,11 @@ def frozen(array: Any) -> Array:
 
 def vector(what: str, dim: int, value: Any) -> Array:
     """Check a user's vector and return it as a fresh array (1, dim) of float64."""
+    if np.ma.isMaskedArray(value) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
+        raise FeedError(f"{what} is masked or complex: {brief(value)}; give {dim} real numbers")
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise FeedError(f"{what} is not an array of {dim} numbers: {brief(value)}") from None
     if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
         hint = ": a matrix is laid out row by row, array.ravel()" if array.size == dim else ""

@@ -95,14 +95,20 @@ def is_dask_array(value: Any) -> bool:
 
 
 def gathered(value: Any) -> Array:
-    """Compute a dask array chunk by chunk and put it together here: no worker needs to have room for all of it."""
+    """Compute a dask array chunk by chunk and put it together here: no worker needs to have room for all of it.
+
+    Masked chunks give a masked array.
+    """
     if any(math.isnan(n) for n in value.shape):
         return np.asarray(value)
     blocks = value.to_delayed()
     grid = np.empty(blocks.shape, object)
+    masked = False
     for place, block in zip(np.ndindex(blocks.shape), dask.compute(*blocks.ravel())):
+        masked = masked or isinstance(block, np.ma.MaskedArray)
         grid[place] = np.asarray(block)
-    return np.asarray(np.block(grid.tolist()))
+    found = np.asarray(np.block(grid.tolist()))
+    return np.ma.array(found) if masked else found
 
 
 def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:

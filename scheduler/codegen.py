@@ -192,7 +192,7 @@ class _Writer(ValueWriter):
         batched = any(types[a].batched for a in used)
         if i.slot == 0 and (i.op, used) in self.factors:
             return self.factors[i.op, used], batched
-        if not hasattr(i.op, "row_factor"):
+        if i.op.row_factor is None:
             raise Unsupported(f"{i.op.__name__} {i.label} states no row_factor")
         out = self._row_buffer(i.out, types[i.out].dim // types[i.args[0]].dim, used)
         self._call_rows(i.op.row_factor, f"{i.op.__name__}_factor", str(i.slot), [out], used)

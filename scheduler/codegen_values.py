@@ -63,7 +63,7 @@ class ValueWriter(LoopWriter):
             self._line(f"np.dot({wide}, {args[0]}.reshape({k}, {n}).T, {tall})")
         elif i.op is RowDot:
             self._row_dot(i, attrs["rows"])
-        elif hasattr(i.op, "row_value"):
+        elif i.op.row_value is not None:
             self._rows(i, i.op)
         else:
             raise Unsupported(f"{i.op.__name__} {i.label}")
@@ -135,7 +135,9 @@ class ValueWriter(LoopWriter):
 
     def _rows(self, i: Instr, op: Any) -> None:
         """Call a row function for each sample; the factor of slot 0 is made in the same pass if it is wanted and the op can."""
-        if hasattr(op, "row_both") and (i.op, i.args) in self.wanted:
+        if i.attrs and not op.__module__.startswith("flowgrad."):
+            raise Unsupported(f"{op.__name__} {i.label}, whose attributes no row function gets,")
+        if op.row_both is not None and (i.op, i.args) in self.wanted:
             both = self._row_buffer(i.out, self.program.types[i.args[0]].dim, i.args)
             self.factors[i.op, i.args] = both
             self._call_rows(op.row_both, f"{i.op.__name__}_both", "", [self._buffer(i.out), both], i.args)

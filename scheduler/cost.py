@@ -138,7 +138,7 @@ def work_of(program: Program) -> Work:
         if any(program.types[a].batched for a in (*i.args, i.out)):
             loops[Loop(moved, out)] += 1
             functions += _functions(i, program)
-            reductions += hasattr(i.op, "row_value" if i.verb == "apply" else "row_factor")
+            reductions += (i.op.row_value if i.verb == "apply" else i.op.row_factor) is not None
         elif not _is_view(i, program):
             once += moved
     taken = sum(program.types[i.var].dim for i in program.inputs if i.role == "feed")

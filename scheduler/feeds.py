@@ -99,7 +99,7 @@ def common_dtype(dtypes: Iterable[Any], dtype: Any = None) -> np.dtype[Any]:
     if dtype is None:
         floats = [d for d in dtypes if d.kind == "f"]
         dtype = np.result_type(*floats) if floats else np.float64
-        dtype = np.float32 if dtype == np.float16 else dtype
+        dtype = np.float32 if dtype == np.float16 else np.float64 if dtype == np.longdouble else dtype
     return np.dtype(dtype)
 
 
@@ -138,16 +138,17 @@ def fed_variable(graph: Graph, key: Any) -> Variable:
 
 
 def _numeric(v: Variable, value: Any, first: int = 0) -> Array:
-    if isinstance(value, np.ma.MaskedArray):
-        raise FeedError(
-            f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
-        )
     try:
-        array = gathered(value) if is_dask_array(value) else np.asarray(value)
+        array = gathered(value) if is_dask_array(value) else np.asanyarray(value)
     except (ValueError, TypeError) as error:
         raise FeedError(
             f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})"
         ) from None
+    if isinstance(array, np.ma.MaskedArray):
+        raise FeedError(
+            f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
+        )
+    array = np.asarray(array)
     _check_shape(v, array)
     if array.ndim == 1 and v.dim > 1:
         _check_labels(v, array, first)

@@ -14,6 +14,8 @@ from flowgrad.op import Op, Stacked
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 
+from .tasks import token
+
 # From this many pieces of one variable on, one indexed read beats joining the pieces.
 GATHER_FROM = 4
 
@@ -188,7 +190,7 @@ class _Fusion:
                     self._single(i)
             else:
                 types = tuple(self.builder.types[a] for a in made.args)
-                wide[made.op, tuple(made.attrs.items()), types].append(made)
+                wide[made.op, token(made.attrs), types].append(made)
         for same_kind in wide.values():
             self._write(self._stack_again(same_kind))
         for same in unique.values():
@@ -294,7 +296,7 @@ def _levels(program: Program) -> list[_Level]:
 def _siblings(instrs: list[Instr], program: Program) -> dict[Any, list[Instr]]:
     groups: dict[Any, list[Instr]] = defaultdict(list)
     for i in instrs:
-        groups[(i.op, i.attrs, tuple(program.types[a] for a in i.args))].append(i)
+        groups[(i.op, token(i.attrs) if i.attrs else "", tuple(program.types[a] for a in i.args))].append(i)
     return groups
 
 

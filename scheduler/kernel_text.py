@@ -17,6 +17,8 @@ from flowgrad.op import Op
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 
+from .tasks import token
+
 
 @dataclass
 class Text:
@@ -170,7 +172,7 @@ class KernelWriter:
         into = f", out={out}" if out else ""
         op = self._name(i.op)
         read = ", ".join(f"v{a}" for a in i.args)
-        if i.verb == "apply" and hasattr(i.op, "both") and _applied(i) in self.wanted:
+        if i.verb == "apply" and i.op.both is not None and _applied(i) in self.wanted:
             self.known[_applied(i)] = f"j{i.out}"
             return f"v{i.out}, j{i.out} = {op}_both({read}{attrs})"
         if i.verb == "apply":
@@ -190,7 +192,7 @@ class KernelWriter:
         key = f"{op.__name__}_{id(op):x}"
         self.text.names.setdefault(f"{key}_value", value_rule(op))
         self.text.names.setdefault(f"{key}_jacobian", op.jacobian)
-        if hasattr(op, "both"):
+        if op.both is not None:
             self.text.names.setdefault(f"{key}_both", both_rule(op))
         return key
 
@@ -238,7 +240,7 @@ def stretch(i: Instr) -> tuple[int, int]:
 def _applied(i: Instr) -> tuple[Any, ...]:
     """Return the op of an instruction and what it was applied to, as far as the instruction reads it."""
     read = dict(zip(range(i.arity) if i.verb == "apply" else i.op.needs(i.slot, i.arity), i.args[i.verb != "apply" :]))
-    return i.op, i.attrs, *(read.get(k) for k in range(i.arity))
+    return i.op, token(i.attrs) if i.attrs else "", *(read.get(k) for k in range(i.arity))
 
 
 def _own(op: type[Op]) -> bool:

@@ -20,6 +20,7 @@ from flowgrad.jacobian import Array
 from flowgrad.node import Variable
 
 from . import buffers
+from .chunks import is_dask_array
 from .feeds import Feeds, check_feeds
 from .tasks import token
 
@@ -138,10 +139,14 @@ def _beginnings(feeds: Mapping[Any, Array]) -> dict[Any, bytes]:
 def _owned(checked: Feeds, feeds: Any) -> Feeds:
     """Return feeds that share no memory with the user's, who may change theirs while results still read them."""
     arrays = {
-        v: a.copy() if hasattr(feeds[v], "__array__") and np.may_share_memory(a, feeds[v]) else a
+        v: a.copy() if _is_array(feeds[v]) and np.may_share_memory(a, feeds[v]) else a
         for v, a in checked.arrays.items()
     }
     return replace(checked, arrays=arrays)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not is_dask_array(value)
 
 
 def _copy(array: Array) -> Array:

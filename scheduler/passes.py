@@ -8,6 +8,7 @@ from typing import Any
 from flowgrad.program import Instr, Program, verify
 
 from .fuse import Layout, fuse, pack
+from .tasks import token
 
 Pass = Callable[[Program], Program]
 
@@ -38,13 +39,13 @@ def common(program: Program) -> Program:
     same: dict[int, int] = {}
     kept = []
     # Every pull of a wide node has the node's attributes, which name all its parents: hash each such object once.
-    contents: dict[Any, int] = {}
+    contents: dict[str, int] = {}
     numbers: dict[int, int] = {}
     for i in program.instrs:
         if id(i.attrs) not in numbers:
-            numbers[id(i.attrs)] = contents.setdefault(i.attrs, len(contents))
+            numbers[id(i.attrs)] = contents.setdefault(token(i.attrs), len(contents))
         args = tuple(same.get(a, a) for a in i.args)
-        key = (i.verb, i.op, numbers[id(i.attrs)], i.slot, args)
+        key = (i.verb, i.op, numbers[id(i.attrs)], i.slot, i.arity, args)
         if key in known:
             same[i.out] = known[key]
             continue

@@ -113,7 +113,9 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"{named_token(part)};".encode())
     elif type(part) in PLAIN or isinstance(part, (np.generic, np.dtype)):
         digest.update(f"{part!r};".encode())
-    elif is_dataclass(part):
+    elif isinstance(part, frozenset):
+        _feed(digest, ["frozenset", *sorted(token(item) for item in part)])
+    elif is_dataclass(part) and type(part).__eq__ is not object.__eq__:
         _feed(digest, [type(part), *(getattr(part, f.name) for f in fields(part))])
     elif isinstance(part, Hashable):
         digest.update(f"{object_token(part)};".encode())

@@ -145,3 +145,37 @@ def test_code_has_one_token_in_every_process():
 )
 def test_whatever_it_is_it_has_a_token(thing):
     assert token(thing) == token(thing) != token([thing])
+
+
+class Turned(fg.Op):
+    """Turns the vector around where `way` is True itself, and not just equal to it."""
+
+    kinds = (fg.Selection,)
+
+    @staticmethod
+    def shape(a, *, way):
+        return a
+
+    @staticmethod
+    def apply(a, *, way):
+        return a[:, ::-1] if way is True else a
+
+    @staticmethod
+    def jacobian(slot, y, a, *, way):
+        n = a.shape[1]
+        return fg.Selection(n, cols=np.arange(n)[::-1] if way is True else slice(None))
+
+
+@pytest.mark.parametrize("grain", ["auto", "node", "sample"])
+def test_attributes_that_are_equal_but_not_the_same(grain):
+    with fg.Graph():
+        x = fg.Variable(2, [1.0, 2.0])
+        turned = fg.Vectorize(Turned(x, way=1), Turned(x, way=True))
+        flat = fg.Exp(turned)
+        y = fg.Vectorize(turned, fg.Reciprocal(x * 0.0), fg.Reciprocal(x * -0.0))
+    with np.errstate(divide="ignore"):
+        engine = fg.Engine("sync", grain=grain)
+        np.testing.assert_array_equal(engine.forward(y)[0], y.forward())
+        np.testing.assert_allclose(engine.jacobian(flat, x, mode="reverse")[0], x.backward(flat))
+    assert len({token(s) for s in (frozenset([1]), frozenset([True]), frozenset([1, 2]), frozenset(["1"]))}) == 4
+    assert token(frozenset("abc")) == token(frozenset("cab"))

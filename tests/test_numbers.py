@@ -79,3 +79,14 @@ def test_by_no_nodes_at_all_nothing_is_lost():
     assert held
     assert engine.jacobian(result, []) == {}
     assert engine.cache_info().values == held
+
+
+@pytest.mark.parametrize("value", [np.array([1 + 2j]), np.ma.array([1.0], mask=[True]), [10**400]])
+def test_values_that_are_no_real_numbers(value):
+    with fg.Graph():
+        w = fg.Variable(1, [2.0])
+    with pytest.raises(fg.FlowgradError, match=r"masked or complex|is not an array of 1 numbers"):
+        w.set_value(value)
+    with pytest.raises(fg.FlowgradError, match="x must be a finite number"):
+        finite(10**400, "x")
+    assert w.value.tolist() == [2.0]

@@ -2,8 +2,10 @@
 
 import gc
 import threading
+import warnings
 import weakref
 
+import dask.array as da
 import numpy as np
 import pytest
 from distributed import Client
@@ -137,3 +139,20 @@ def test_graphs_are_let_go(given):
     engine.clear_cache()
     gc.collect()
     assert not any(ref() for ref in alive)
+
+
+def test_dask_feeds_are_computed_once():
+    net, computed = Net(), []
+
+    def load(block):
+        computed.append(block.shape)
+        return block
+
+    feed = da.from_array(net.feeds[net.x], chunks=(2, 4)).map_blocks(load, meta=np.empty((0, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fg.Engine("sync").jacobian(net.hidden, net.w, {net.x: feed})
+    assert computed == [(2, 4)] * 3
+    masked = da.ma.masked_greater(da.from_array(net.feeds[net.x], chunks=(2, 4)), 0.5)
+    with pytest.raises(fg.FlowgradError, match="is a masked array"):
+        fg.Engine("sync").forward(net.hidden, {net.x: masked})

@@ -331,3 +331,12 @@ def test_lost_parts_of_two_sets_are_made_again():
     )
     assert one.dot(other).tolist() == [[6, 12], [12, 24]]
     assert [len(made) for made, _ in noted] == [2, 2]
+
+
+def test_very_many_uses_of_one_variable_are_added_up_first():
+    with fg.Graph():
+        x, w = fg.Variable(3, trainable=False), fg.Variable(3, [0.1, 0.2, 0.3])
+        loss = fg.Sum(fg.Vectorize(*[fg.Tanh(w * fg.Scale(x, 0.1 * k)) for k in range(40)]))
+    feeds = {x: np.random.default_rng(0).random((5, 3))}
+    found = fg.Engine("sync").per_sample_gradients(loss, feeds)
+    same(found.norms(), np.linalg.norm(found.array(), axis=1))

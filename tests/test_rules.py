@@ -293,3 +293,19 @@ def test_a_state_of_other_variables_is_refused():
         GraphError, match=r"5 entries \('v'\), the trainable variables have 2: set optimizer.state = None"
     ):
         optimizer.one_step()
+
+
+def test_a_state_that_is_set_is_for_the_variables_of_now():
+    with fg.Graph() as graph:
+        a = fg.Variable(1, [1.0])
+        loss = a * a
+    optimizer = fg.Momentum(graph, loss, 0.1, batch_size=1)
+    optimizer.one_step()
+    with graph:
+        fg.Variable(1, [1.0])
+    assert optimizer.state_now()["v"].tolist() == [2.0, 0.0]
+    optimizer.state = {"v": np.array([5.0, 7.0]), "t": np.array([1])}
+    assert optimizer.state_now()["v"].tolist() == [5.0, 7.0]
+    optimizer.state = {"v": np.ones(4), "t": np.array([1])}
+    with pytest.raises(GraphError, match="4 entries"):
+        optimizer.state_now()

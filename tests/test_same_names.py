@@ -151,7 +151,7 @@ def test_a_file_tells_ops_of_one_name_apart(two_modules, tmp_path):
     assert [type(loaded.nodes[r.index]) for r in results] == ops
 
 
-def test_of_an_op_that_is_defined_again_the_last_one_is_meant(tmp_path):
+def test_an_op_whose_name_another_one_has_now_is_refused(tmp_path):
     def defined():
         class Again(fg.Op):
             @staticmethod
@@ -161,7 +161,14 @@ def test_of_an_op_that_is_defined_again_the_last_one_is_meant(tmp_path):
         return Again
 
     first, last = defined(), defined()
-    with fg.Graph() as graph:
-        first(fg.Variable(1, [1.0]))
-    fg.save(tmp_path / "model", graph)
+    for op in (first, last):
+        with fg.Graph() as graph:
+            op(fg.Variable(1, [1.0]))
+        if op is first:
+            with pytest.raises(
+                fg.FlowgradError, match=r"another class is called .*Again now, and would be taken for it"
+            ):
+                fg.save(tmp_path / "model", graph)
+        else:
+            fg.save(tmp_path / "model", graph)
     assert type(fg.load(tmp_path / "model").graph.nodes[1]) is last

@@ -1,5 +1,6 @@
 """Ops that a user defines: in a module, in a function, in a script's ``__main__``; they run on the workers too."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -307,3 +308,85 @@ def test_results_have_the_precision_of_the_feeds(grain):
         "vjp": e.vjp(out, np.ones(3), feeds)[w],
     }
     assert {name: a.dtype for name, a in results.items() if a.dtype != np.float32} == {}
+
+
+def doubling(rule):
+    """A decorator that gives a rule one of its operands."""
+
+    @functools.wraps(rule)
+    def wrapped(*values, **attrs):
+        return rule(*values, by=2.0, **attrs)
+
+    return wrapped
+
+
+class Decorated(fg.Op):
+    @staticmethod
+    def shape(a):
+        return a
+
+    @staticmethod
+    @doubling
+    def apply(a, by):
+        return a * by
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(2.0)
+
+
+class Twice(fg.Tanh):
+    """States rules anew, but not what belongs to them: machine code of the class above would be of another function."""
+
+    @staticmethod
+    def apply(a):
+        return 2 * np.tanh(a)
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(2 - y * y / 2)
+
+
+class Shortened(fg.Op):
+    uses = ((0,),)
+
+    @staticmethod
+    def apply(a):
+        return np.exp(a)
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(y)
+
+
+def test_rules_that_are_decorated_inherited_or_miss_a_value():
+    with fg.Graph() as graph:
+        x = fg.Variable(2, trainable=False)
+        loss = fg.Sum(Twice(Decorated(fg.Variable(2, [0.5, -0.25]) * x)))
+        short = Shortened(fg.Variable(1, [1.0]))
+    feeds = {x: np.ones((4, 2))}
+    assert Twice.expr is None
+    assert Twice.slopes == ()
+    plans = []
+    for kernel in ("auto", "numpy"):
+        weights = graph.nodes[1]
+        weights.set_value([0.5, -0.25])
+        fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync", kernel=kernel)).fit(feeds, epochs=1)
+        plans.append(weights.value.tolist())
+    assert plans[0] == plans[1]
+    with pytest.raises(fg.FlowgradError, match=r"jacobian of Shortened .* has None for a factor: its class's `uses`"):
+        graph.nodes[-2].backward(short)
+
+
+@pytest.mark.parametrize(("dtype", "at"), [("float32", -20.0), ("float64", -40.0), ("float64", 3.0)])
+def test_a_small_probability_is_not_lost_in_machine_code(dtype, at):
+    pytest.importorskip("numba")
+    losses = []
+    for kernel in ("numpy", "numba"):
+        with fg.Graph() as graph:
+            x, w = fg.Variable(1, trainable=False), fg.Variable(1, [at])
+            loss = -fg.Log(fg.Logistic(w * x))
+        engine = fg.Engine("sync", kernel=kernel, dtype=dtype)
+        trainer = fg.Trainer(fg.GradientDescent(graph, loss, 1e-6, batch_size=2), engine)
+        losses.append(trainer.fit({x: np.ones((4, 1))}, epochs=1).epochs[-1]["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)

@@ -133,7 +133,7 @@ class Logistic(Elementwise):
     """
 
     uses = ((-1,),)
-    expr = "F(0.5) + F(0.5) * np.tanh(F(0.5) * {0})"
+    expr = "(F(1) if {0} >= F(0) else np.exp(-abs({0}))) / (F(1) + np.exp(-abs({0})))"
     slopes = ("{y} * (F(1) - {y})",)
 
     @staticmethod
