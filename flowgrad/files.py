@@ -67,7 +67,12 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     array([1., 2.])
     """
     arrays = {f"value/{n.index}": n._value for n in graph.nodes if isinstance(n, Variable) and n._value is not None}
-    about: dict[str, Any] = {"graph": _describe(graph), "seed": graph.seed, "optimizer": None}
+    about: dict[str, Any] = {
+        "graph": _describe(graph),
+        "seed": graph.seed,
+        "rng": graph.rng.bit_generator.state,
+        "optimizer": None,
+    }
     if optimizer is not None:
         if OPTIMIZERS.get(type(optimizer).__name__) is not type(optimizer):
             raise DataError(
@@ -234,6 +239,7 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array]) -> Graph:
             node: Node = cls.__new__(cls)
             attrs = {k: _tuples(v) for k, v in row["attrs"].items()}
             Op.__init__(node, *(graph._nodes[p] for p in row["parents"]), name=row["name"], **attrs)  # type: ignore[arg-type]
+    graph.rng.bit_generator.state = about["rng"]  # the next random values are new ones
     return graph
 
 

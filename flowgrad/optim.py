@@ -264,16 +264,17 @@ class AdamRule(Rule):
     def constants(self, t: int) -> list[float]:
         """Return the numbers that `loop` works with at update `t`."""
         means = [self.beta_1, 1.0 - self.beta_1, self.beta_2, 1.0 - self.beta_2]
-        return [self.rate(t), EPSILON, *means, float(self.bias_correction), 1e-8, 1.0]
+        rate, rest = self.rate(t), 1.0
+        if self.bias_correction:  # here, for in single precision the differences would be lost
+            rate, rest = rate / (1.0 - self.beta_1**t), 1.0 - self.beta_2**t
+        return [rate, EPSILON, *means, float(self.bias_correction), 1e-8, rest]
 
     @staticmethod
     def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
         """Update in place."""
         lr, eps, b1, r1, b2, r2 = c[0], c[1], c[2], c[3], c[4], c[5]
         if c[6] > 0:
-            one, tiny = c[8], c[7]
-            lr = lr / (one - b1**t)
-            rest = one - b2**t
+            tiny, rest = c[7], c[8]
             for j in range(len(w)):
                 v[j] = b1 * v[j] + r1 * g[j]
                 s[j] = b2 * s[j] + r2 * (g[j] * g[j])

@@ -144,6 +144,12 @@ class Optimizer:
             return None
         variables = self.variables()
         size = sum(v.dim for v in variables)
+        lacking = [slot for slot in self.rule.slots if slot not in self._state]
+        if lacking:
+            raise GraphError(
+                f"{self}: its state is another rule's, it has no {', '.join(map(repr, lacking))}: "
+                f"set optimizer.state = None to begin anew"
+            )
         arrays = {slot: self._state[slot] for slot in self.rule.slots}
         if self._state_of and self._state_of != tuple(variables):
             arrays = {slot: _laid_out(array, self._state_of, variables) for slot, array in arrays.items()}

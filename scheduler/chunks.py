@@ -85,7 +85,8 @@ class Chunked:
 def is_chunked(value: Any) -> bool:
     """Return whether a feed is a dask array or a memory-mapped file."""
     if isinstance(value, np.memmap):
-        return value.flags.c_contiguous and getattr(value, "_mmap", None) is not None and value.ndim > 0
+        mapped = value.flags.c_contiguous and getattr(value, "_mmap", None) is not None and value.ndim > 0
+        return mapped and value.mode != "c"  # what was written to such a map is in memory alone
     return is_dask_array(value)
 
 

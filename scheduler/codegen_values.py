@@ -38,6 +38,8 @@ class ValueWriter(LoopWriter):
         types, attrs = self.program.types, dict(i.attrs)
         batched = types[i.out].batched
         if i.op.expr is not None:
+            if {types[a].dim for a in i.args} != {types[i.out].dim}:
+                raise Unsupported(f"{i.op.__name__} {i.label}, whose operands are not as long as its value,")
             self._elementwise(i.out, filled(i, i.op.expr, [f"{{{k}}}" for k in range(len(i.args))]), list(i.args))
             return
         args = [self._read(a) for a in i.args]
@@ -180,7 +182,7 @@ def filled(i: Instr, text: str, entries: Sequence[str], **named: str) -> str:
     numbers = {k: _literal(v) for k, v in i.attrs if isinstance(v, (int, float, np.number))}
     try:
         return text.format(*entries, **named, **numbers)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise Unsupported(f"{i.op.__name__} {i.label}, whose expression {text!r} names {error},") from None
 
 

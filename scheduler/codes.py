@@ -10,6 +10,8 @@ from hashlib import blake2b
 from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
+
 # The rules that an op's values and derivatives follow from.
 RULES = ("shape", "apply", "jacobian")
 # What is known by its text alone.
@@ -32,14 +34,27 @@ def is_named(thing: Any) -> bool:
 
 
 def code_token(*functions: Callable[..., Any]) -> str:
-    """Return 16 hex digits that stand for what functions do: code, defaults and constants of the module; not where they stand."""
+    """Return 16 hex digits that stand for what functions do, not for where they are written.
+
+    These are their code and defaults, and what of their modules they name: constants, arrays, and the code of other functions.
+    """
     told = []
-    for function in functions:
-        if isinstance(function, FunctionType):  # what is written in C has no code
-            told.append(_told(function.__code__) + repr((function.__defaults__, function.__kwdefaults__)))
-            told += [
-                f"{n} {v!r}" for n in function.__code__.co_names if type(v := function.__globals__.get(n)) in PLAIN
-            ]
+    left, seen = list(functions), set()
+    while left:
+        function = left.pop()
+        function = getattr(function, "py_func", function)  # what numba compiles
+        if not isinstance(function, FunctionType) or function in seen:  # what is written in C has no code
+            continue
+        seen.add(function)
+        told.append(_told(function.__code__) + repr((function.__defaults__, function.__kwdefaults__)))
+        for name in function.__code__.co_names:
+            value: Any = function.__globals__.get(name)
+            if isinstance(getattr(value, "py_func", value), FunctionType):
+                left.append(value)
+            elif isinstance(value, np.ndarray):
+                told.append(f"{name} {value.dtype} {value.shape} {value.tobytes().hex()}")
+            elif type(value) in PLAIN or isinstance(value, (tuple, np.generic)):
+                told.append(f"{name} {value!r}")
     return blake2b("\0".join(told).encode(), digest_size=8).hexdigest()
 
 

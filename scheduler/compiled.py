@@ -89,7 +89,7 @@ class CompiledRound:
 
     def _constants(self, t: int, steps: int) -> Array:
         """Return the rule's numbers for the updates after `t`, a row each."""
-        if callable(self.rule.learning_rate):
+        if callable(self.rule.learning_rate) or getattr(self.rule, "bias_correction", False):
             return np.array([self.rule.constants(t + k) for k in range(1, steps + 1)], self.dtype)
         return np.tile(np.array(self.rule.constants(t + 1), self.dtype), (steps, 1))
 

@@ -178,6 +178,11 @@ class Run:
 
     def _end_of_epoch(self, epoch: int) -> bool:
         """Evaluate, record, save; return whether to stop."""
+        if not np.isfinite(self.windows.state["w"]).all():  # the last update has no loss after it that would tell
+            raise FlowgradError(
+                f"the weights became inf or nan in epoch {epoch}: try a smaller learning rate; "
+                f"the variables keep the values that they had before"
+            )
         ended = time.perf_counter()
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
@@ -203,8 +208,9 @@ class Run:
             "seconds": time.perf_counter() - self.start,
             "samples_per_second": rate,
         }
-        self.history.epochs.append(record)
+        # Whoever interrupts a callback is asked again when the run goes on: the record is there only with the answer.
         answer = self.settings.callbacks.notify("on_epoch", dict(record))
+        self.history.epochs.append(record)
         if KEEP in answer:
             self.kept, self.history.kept_epoch = self.windows.state, epoch
         return STOP in answer

@@ -245,3 +245,40 @@ def test_a_batch_that_is_too_large_with_accumulation():
         Model().fit(accumulate=3)
     with pytest.raises(GraphError, match="accumulate must be an integer from 1 on, not 0"):
         Model().fit(accumulate=0)
+
+
+class Pressed(fg.Callback):
+    """Ctrl-C while callbacks of an epoch run."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch(self, record):
+        if record["epoch"] == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_answer_that_was_interrupted_is_asked_for_again(tmp_path, epoch, first):
+    rng = np.random.default_rng(0)
+    inputs, start = rng.normal(size=(10, 3)), rng.normal(size=3)
+
+    def run(callbacks, **kwargs):
+        with fg.Graph(seed=0) as graph:
+            x, t = fg.Variable(3, trainable=False), fg.Variable(1, trainable=False)
+            loss = fg.MeanSquaredError(fg.Dot(fg.Variable(3, start), x), t)
+        feeds = {x: inputs, t: inputs @ [1.0, 2.0, 3.0]}
+        stopping = fg.EarlyStopping(patience=4)
+        trainer = fg.Trainer(
+            fg.Adam(graph, loss, 0.3, batch_size=4),
+            fg.Engine("sync"),
+            callbacks=[stopping, *callbacks] if first else [*callbacks, stopping],
+        )
+        history = trainer.fit(feeds, epochs=12, validation=feeds, **kwargs)
+        return trainer.fingerprint(), history.kept_epoch, [r["validation_loss"] for r in history.epochs]
+
+    expected = run([])
+    with pytest.raises(KeyboardInterrupt):
+        run([Pressed(epoch)], checkpoint=tmp_path / "state")
+    assert run([], checkpoint=tmp_path / "state", resume=True) == expected

@@ -5,6 +5,7 @@ import pytest
 from dask import array as da
 from faults import BATCH, SAMPLES, Net
 
+import flowgrad as fg
 from flowgrad.errors import FeedError
 from flowgrad.scheduler import blocks
 from flowgrad.scheduler import data as data_room
@@ -186,3 +187,15 @@ def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch)
     fit(client, chunked_feeds(tmp_path, as_file), grain="auto", epochs=1)
     assert len({most for _, most in seen}) > 1  # whole steps, and steps with one sample in each shard
     assert all(most < length for length, most in seen)
+
+
+def test_what_was_written_to_a_map_in_memory_counts(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((4, 1)))
+    feed = np.load(tmp_path / "x.npy", mmap_mode="c")
+    feed *= 2
+    with fg.Graph() as graph:
+        x = fg.Variable(1, trainable=False)
+        loss = fg.Variable(1, [1.0]) * x
+    trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=4), fg.Engine("sync"))
+    assert trainer.evaluate({x: feed})["loss"] == trainer.predict(loss, {x: feed}).mean() == 2.0
+    assert trainer.fit({x: feed}, epochs=1).epochs[0]["loss"] == 2.0

@@ -239,3 +239,30 @@ def test_attributes_in_expressions(low):
     shard = plain(step, fg.Adam(graph, loss).rule)["shard"]
     shard(np.arange(8), 8, np.zeros(0), np.array([0.5, -0.5]), grad, compiled._bytes(feeds[x]))
     np.testing.assert_allclose(grad, fg.Engine("sync").gradient(loss, feeds)[graph.nodes[1]])
+
+
+class Broadcast(fg.Op):
+    """Its operands are not equally long, so its expression is of no use."""
+
+    expr = "{0} * {1}"
+    slopes = ("{1}",)
+
+    @staticmethod
+    def shape(a, b):
+        return a
+
+    @staticmethod
+    def apply(a, b):
+        return a * b
+
+    @staticmethod
+    def jacobian(slot, y, a, b):
+        return fg.Diagonal(np.broadcast_to(b, a.shape))
+
+
+def test_expressions_of_operands_that_are_not_equally_long():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(3, trainable=False), fg.Variable(3, np.ones(3))
+        loss = fg.Sum(Broadcast(x * w, fg.Variable(1, [2.0], trainable=False)))
+    step = compile_step(loss, check_feeds(graph, {x: np.ones((2, 3))}), [w], "shard")
+    assert "are not as long as its value" in compiled.supports(step.program, step.names)

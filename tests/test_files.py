@@ -253,3 +253,15 @@ def test_nothing_is_unpickled(tmp_path):
     with pytest.raises(DataError):
         fg.load(tmp_path / "model")
     assert not (tmp_path / "ran").exists()
+
+
+def test_random_values_go_on_after_loading(tmp_path):
+    with fg.Graph(seed=5) as graph:
+        first = fg.Variable(3, True)
+    fg.save(tmp_path / "model", graph)
+    loaded = fg.load(tmp_path / "model").graph
+    values = []
+    for g in (graph, loaded):
+        with g:
+            values.append(fg.Variable(3, True).value.tolist())
+    assert values[0] == values[1] != first.value.tolist()

@@ -135,6 +135,63 @@ def test_an_op_that_was_edited_is_compiled_anew(tmp_path, monkeypatch):
     assert (weights[0] != weights[1]).any()
 
 
+OF_CONSTANTS = """
+import numpy as np
+from numba import njit
+import flowgrad as fg
+
+FACTORS = ({factor}, 2.0)
+ARRAY = np.array([{factor}])
+
+
+@njit
+def of_numba():
+    return {factor}
+
+
+class Same(fg.Op):
+    kinds = (fg.Outer,)
+    uses = ((0,),)
+
+    @staticmethod
+    def shape(a):
+        return 1
+
+    @staticmethod
+    def apply(a):
+        return {read} * (a * a).sum(axis=1, keepdims=True)
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Outer(2 * {read} * a)
+
+    @staticmethod
+    def row_value(y, a):
+        y[0] = 0
+        for j in range(a.shape[0]):
+            y[0] += {read} * a[j] * a[j]
+
+    @staticmethod
+    def row_factor(slot, f, a):
+        for j in range(a.shape[0]):
+            f[j] = 2 * {read} * a[j]
+"""
+
+
+@pytest.mark.parametrize("read", ["FACTORS[0]", "ARRAY[0]", "of_numba()"])
+def test_what_an_op_of_a_module_reads_is_in_its_machine_code(tmp_path, monkeypatch, read):
+    pytest.importorskip("numba")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for factor in ("0.5", "1.5"):
+        (tmp_path / "reading_same.py").write_text(OF_CONSTANTS.format(factor=factor, read=read))
+        sys.modules.pop("reading_same", None)
+        op = importlib.import_module("reading_same").Same
+        found, history = trained("numba", op)
+        assert history.plan["kernel"] == "numba"
+        np.testing.assert_allclose(found, trained("numpy", op)[0], rtol=1e-12)
+
+
 def test_a_file_tells_ops_of_one_name_apart(two_modules, tmp_path):
     def own():
         class Dot(two_modules[0]):
