@@ -18,6 +18,7 @@ from .data import Placement
 from .evaluate import Evaluation
 from .feeds import check_feeds
 from .history import History, Steps
+from .interrupts import Interrupts
 from .plan import Plan
 from .prepare import Job, Settings
 from .windows import Windows
@@ -35,9 +36,16 @@ class Run:
     """
 
     def __init__(
-        self, settings: Settings, feeds: Any, validation: Any, saver: Saver | None, epochs: int, resume: bool = False
+        self,
+        settings: Settings,
+        feeds: Any,
+        validation: Any,
+        saver: Saver | None,
+        epochs: int,
+        resume: bool,
+        interrupts: Interrupts,
     ):
-        self.settings, self.saver, self.epochs = settings, saver, epochs
+        self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
         self.job = job = Job(settings, feeds, epochs)
         graph, target = settings.optimizer.graph, settings.optimizer.target
         checked = None if validation is None else check_feeds(graph, validation, job.feeds.dtype, lazy=True)
@@ -149,6 +157,7 @@ class Run:
 
     def _report(self, batches: Batches, losses: list[float]) -> None:
         """Take the losses of steps that are done."""
+        self.interrupts.check()
         epoch = self.epoch + 1
         history = self.history
         for k, loss in enumerate(losses, len(history.steps) + 1):

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,26 +22,9 @@ from .evaluate import Evaluation
 from .explain import explain_training
 from .feeds import check_feeds
 from .history import History
+from .interrupts import Interrupts
 from .prepare import Settings
 from .run import Run
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise `SystemExit` meanwhile, where it would end the process on the spot."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Trainer:
@@ -166,8 +145,8 @@ class Trainer:
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
             checkpoint = Checkpoints(checkpoint)
         saver = None if checkpoint is None else Saver(checkpoint, resume)
-        with terminated_like_interrupted():
-            run = Run(self.settings, feeds, validation, saver, epochs, resume)
+        with Interrupts() as interrupts:
+            run = Run(self.settings, feeds, validation, saver, epochs, resume, interrupts)
             try:
                 return run.train()
             finally:

@@ -12,6 +12,7 @@ from conftest import local_cluster
 from distributed import Client
 from faults import At, Net, wait_for
 
+import flowgrad as fg
 from flowgrad.errors import ClusterError
 from flowgrad.scheduler.checkpoint import read_checkpoint
 
@@ -165,3 +166,42 @@ def test_the_scheduler_goes(tmp_path, expected):
         with pytest.raises(ClusterError, match="resume=True"):
             trainer.fit(net.feeds, epochs=EPOCHS, checkpoint=tmp_path)
     assert resumed("sync", tmp_path) == expected
+
+
+class Destroyed:
+    """Is interrupted in its destructor, where Python ignores what is raised."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def handlers():
+    """The handlers that Python begins with, wherever these tests run."""
+    begins = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in begins.items()}
+    yield begins
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupt_in_a_destructor_is_not_lost(tmp_path, handlers, number, error):
+    net, seen = Net(), []
+
+    class Ends(fg.Callback):
+        def on_epoch(self, record):
+            seen.append(record["epoch"])
+            Destroyed(number)
+
+    trainer = net.trainer("sync", callbacks=[Ends()])
+    with pytest.raises(error):
+        trainer.fit(net.feeds, epochs=5, checkpoint=tmp_path)
+    assert seen == [1]
+    assert read_checkpoint(tmp_path).about["epoch"] == 1
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
