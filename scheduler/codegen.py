@@ -12,7 +12,7 @@ from flowgrad.matrix_jacobian import Dense, Outer, Rows
 from flowgrad.ops import BatchMatVec, Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 
-from .codegen_values import ValueWriter, filled, tall_matrix
+from .codegen_values import ValueWriter, stated, tall_matrix
 from .loops import Source, Unsupported
 
 
@@ -157,7 +157,7 @@ class _Writer(ValueWriter):
         needs = i.op.needs(i.slot, i.arity)
         where = {need: f"{{{k + 1}}}" for k, need in enumerate(needs)}
         entries = [where.get(k, "") for k in range(i.arity)]
-        slope = filled(i, i.op.slopes[i.slot], entries, y=where.get(-1, ""))
+        slope = stated(i, i.op.slopes[i.slot], entries, y=where.get(-1, ""))
         return f"{{0}} * ({slope})", list(i.args)
 
     def _pull_outer(self, i: Instr, summed: bool) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
+from flowgrad.expressions import filled
 from flowgrad.op import Op
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import FEW_SAMPLES, LARGE_MATRIX
@@ -40,7 +38,7 @@ class ValueWriter(LoopWriter):
         if i.op.expr is not None:
             if {types[a].dim for a in i.args} != {types[i.out].dim}:
                 raise Unsupported(f"{i.op.__name__} {i.label}, whose operands are not as long as its value,")
-            self._elementwise(i.out, filled(i, i.op.expr, [f"{{{k}}}" for k in range(len(i.args))]), list(i.args))
+            self._elementwise(i.out, stated(i, i.op.expr, [f"{{{k}}}" for k in range(len(i.args))]), list(i.args))
             return
         args = [self._read(a) for a in i.args]
         if i.op is Slice and not batched:
@@ -171,23 +169,15 @@ def tall_matrix(batched: str, count: int, n: int) -> str:
     return f"{batched}.reshape(n * {count}, {n})"
 
 
-def filled(i: Instr, text: str, entries: Sequence[str], **named: str) -> str:
-    """Return an op's expression with entries and the attributes that are numbers in their places.
+def stated(i: Instr, text: str, entries: Sequence[str], **named: str) -> str:
+    """Return an op's expression with what an instruction reads in its places.
 
     Raises
     ------
     Unsupported
         If it names something else.
     """
-    numbers = {k: _literal(v) for k, v in i.attrs if isinstance(v, (int, float, np.number))}
     try:
-        return text.format(*entries, **named, **numbers)
+        return filled(text, entries, i.attrs, **named)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise Unsupported(f"{i.op.__name__} {i.label}, whose expression {text!r} names {error},") from None
-
-
-def _literal(value: Any) -> str:
-    number = int(value) if isinstance(value, (int, np.integer)) else float(value)
-    if isinstance(number, float) and not math.isfinite(number):
-        return "np.nan" if math.isnan(number) else f"({'-' if number < 0 else ''}np.inf)"
-    return repr(number) if number >= 0 else f"({number!r})"

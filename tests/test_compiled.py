@@ -235,6 +235,8 @@ def test_attributes_in_expressions(low):
         assert "whose expression" in compiled.supports(step.program, step.names)
         return
     assert not compiled.supports(step.program, step.names)
+    graph.nodes[0].set_value([0.7, 1.3])
+    assert fg.check_gradients(loss) < 1e-8
     grad = np.empty(2)
     shard = plain(step, fg.Adam(graph, loss).rule)["shard"]
     shard(np.arange(8), 8, np.zeros(0), np.array([0.5, -0.5]), grad, compiled._bytes(feeds[x]))
