@@ -127,6 +127,11 @@ def render(
     return path
 
 
+def _write(axes: Any, x: float, y: float, text: str, **look: Any) -> None:
+    """Write a text as it is: a dollar sign in a name begins no formula."""
+    axes.text(x, y, text, parse_math=False, **look)
+
+
 def _draw_edge(axes: Any, route: Sequence[tuple[float, float]], edge: Edge, colour: str) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Curve
@@ -172,22 +177,21 @@ def _draw_box(
         gutter = 0.05 + 0.055 * max(map(len, box.ports))
         for port, label in enumerate(box.ports):
             spot = (x - width / 2 + 0.06, y + port_offset(box, port))
-            axes.text(
-                *spot, label, fontsize=5.5, color=line, ha="left", va="center_baseline", zorder=3, parse_math=False
-            )
+            _write(axes, *spot, label, fontsize=5.5, color=line, ha="left", va="center_baseline", zorder=3)
     middle = x + gutter / 2
     rows = (-0.085, 0.105) if box.detail else (0.0, 0.0)
     title = {"fontsize": 9, "fontweight": "bold", "color": INK, "va": "center", "zorder": 3}
     if box.count > 1:
         badge = {"boxstyle": "round,pad=0.18", "fc": line, "ec": "none"}
         right = x + width / 2 - 0.09
-        axes.text(x - width / 2 + gutter + 0.1, y + rows[0], box.title, ha="left", **title, parse_math=False)
+        _write(axes, x - width / 2 + gutter + 0.1, y + rows[0], box.title, ha="left", **title)
         many = {**title, "fontsize": 7.5, "color": "white", "bbox": badge}
-        axes.text(right, y + rows[0], f"× {box.count}", ha="right", **many, parse_math=False)
+        _write(axes, right, y + rows[0], f"× {box.count}", ha="right", **many)
     else:
-        axes.text(middle, y + rows[0], box.title, ha="center", **title, parse_math=False)
+        _write(axes, middle, y + rows[0], box.title, ha="center", **title)
     if box.detail:
-        axes.text(
+        _write(
+            axes,
             middle,
             y + rows[1],
             box.detail,
@@ -196,7 +200,6 @@ def _draw_box(
             ha="center",
             va="center",
             zorder=3,
-            parse_math=False,
         )
 
 
@@ -209,9 +212,9 @@ def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, left
         axes.add_patch(
             FancyBboxPatch((x, y - 0.06), 0.18, 0.12, "round,pad=0,rounding_size=0.03", fc=fill, ec=line, lw=0.9)
         )
-        axes.text(x + 0.26, y, role, fontsize=7, color=FAINT, ha="left", va="center", parse_math=False)
+        _write(axes, x + 0.26, y, role, fontsize=7, color=FAINT, ha="left", va="center")
         x += 0.054 * len(role) + 0.48
-    axes.text(-left + MARGIN, y + 0.24, caption, fontsize=7, color=FAINT, ha="left", va="center", parse_math=False)
+    _write(axes, -left + MARGIN, y + 0.24, caption, fontsize=7, color=FAINT, ha="left", va="center")
 
 
 def _save(figure: Any, path: Path, suffix: str, dpi: float) -> None:
