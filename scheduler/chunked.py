@@ -80,7 +80,7 @@ def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     statics = recipe.values_now(Feeds(feeds.arrays, sum(feeds.lengths), feeds.dtype))
     given = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
     ends = Ends(whole.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
-    plan = delayed((whole.unit.instrs, ends), traverse=False)
+    plan = delayed((whole.instrs, ends), traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
     names = [None if k in statics else Fed(recipe.feeds[k].name, recipe.feeds[k].dim) for k in whole.leaves]
     parts = []

@@ -66,12 +66,12 @@ def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, 
     n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
     ends = Ends(whole.edges, tuple(recipe.sizes), rows, dtype, "")
     given = [statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in whole.leaves]
-    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in whole.unit.instrs]
+    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in whole.instrs]
     told = combine(*given, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in whole.edges]))
     own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
     over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
-    unit = delayed(whole.unit.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
+    unit = delayed(whole.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
     found = {}
     for node, place in zip(recipe.wrt, recipe.place):
         grid = []

@@ -87,7 +87,7 @@ def compile_private(
             order[lo:hi] = np.arange(start, start + v.dim)
         start += v.dim
     ends = Ends(whole.edges, (flat,), 1, feeds.dtype, "")
-    return replace(step, private=PrivateStep(privacy, whole.unit.instrs, ends, leaves, whole.result, order, start))
+    return replace(step, private=PrivateStep(privacy, whole.instrs, ends, leaves, whole.result, order, start))
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:

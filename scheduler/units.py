@@ -36,12 +36,11 @@ class Unit:
     prefix: str
     token: str
     instrs: tuple[Instr, ...]
-    reads: tuple[int, ...]
     writes: tuple[int, ...]
-    holders: tuple[int, ...] = ()
-    where: tuple[tuple[int, int | None], ...] = ()
-    sizes: tuple[tuple[int, bool, bool], ...] = ()
-    flops: float = 0.0
+    holders: tuple[int, ...]
+    where: tuple[tuple[int, int | None], ...]
+    sizes: tuple[tuple[int, bool, bool], ...]
+    flops: float
 
     def entries(self, samples: int, rows: int) -> int:
         """Return how many numbers all results have, for a seed of `rows` rows."""
@@ -94,8 +93,15 @@ def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]
 
 def cut_up(
     program: Program, statics: Sequence[Instr | int], same: Container[int], through: Callable[[int], int], grain: str
-) -> list[Unit]:
-    """Cut a program into units: single instructions, or runs of them where there are very many."""
+) -> tuple[list[Unit], dict[int, tuple[int, int | None]]]:
+    """Cut a program into units: single instructions, or runs of them where there are very many.
+
+    Returns
+    -------
+    units : list of Unit
+    holder : dict
+        By variable that a unit writes: whose result it is in, see `Unit.holders`, and which of several it is.
+    """
     cuts = {i.out for i in statics if isinstance(i, Instr)}
     instrs = [i for i in program.instrs if i.out not in same and i.out not in cuts]
     size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
@@ -120,5 +126,5 @@ def cut_up(
         holder.update((var, (writes[0], number if len(run) > 1 else None)) for number, var in enumerate(writes))
         sizes = tuple((t.dim, t.batched, t.cotangent) for t in (program.types[var] for var in writes))
         name, told = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows)
-        units.append(Unit(name, told, numbered, reads, writes, holders, where, sizes, flops))
-    return units
+        units.append(Unit(name, told, numbered, writes, holders, where, sizes, flops))
+    return units, holder

@@ -8,7 +8,7 @@ from flowgrad.autodiff import Edge
 from flowgrad.program import Instr
 
 from .recipe import Recipe
-from .units import Unit, renumber
+from .units import renumber
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +17,8 @@ class Whole:
 
     Attributes
     ----------
-    unit : Unit
-        Reads ``leaves``, in their order, then the seed.
+    instrs : tuple of Instr
+        Read ``leaves``, in their order, then the seed.
     leaves : tuple of int
         Program variables: values that are set, then feeds.
     edges : tuple of Edge
@@ -27,16 +27,16 @@ class Whole:
         The result's value, numbered so too.
     """
 
-    unit: Unit
+    instrs: tuple[Instr, ...]
     leaves: tuple[int, ...]
     edges: tuple[Edge, ...]
     result: int
 
 
 def whole_of(recipe: Recipe, cut: bool = True) -> Whole:
-    """Return the whole of a recipe as one unit, the result's value included.
+    """Return the whole of a recipe, the result's value included.
 
-    With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the unit cuts them.
+    With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the instructions cut them.
     """
     edges = [e.renamed(recipe.through) for e in recipe.derivation.edges]
     target = recipe.through(recipe.target)
@@ -55,5 +55,4 @@ def whole_of(recipe: Recipe, cut: bool = True) -> Whole:
     numbered = renumber(kept, reads)
     at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
     edges = [e.renamed(at.__getitem__) for e in edges]
-    unit = Unit("block", "", numbered, reads, tuple(i.out for i in kept))
-    return Whole(unit, leaves, tuple(edges), at[target])
+    return Whole(numbered, leaves, tuple(edges), at[target])
