@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.errors import FlowgradError
 from flowgrad.jacobian import Array
-from flowgrad.ops.loss import loss_sum
+from flowgrad.ops.loss import sample_sum
 from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 
@@ -92,7 +92,7 @@ def flat_gradient(loss: Array, samples: int, batch: int, size: int, *cotangents:
     Without cotangents, where the loss depends on no parameter, the gradient is `size` zeros.
     """
     flat = [c.sum(axis=1)[0] if c.shape[1] > 1 else c[0, 0] for c in cotangents]
-    total = loss_sum(loss, samples)
+    total = sample_sum(loss, samples)
     gradient = flat[0] if len(flat) == 1 else np.concatenate(flat) if flat else np.zeros(size, loss.dtype)
     return canonical(gradient), total / batch
 
@@ -259,5 +259,5 @@ def evaluate_shard(
     found = kernel_of(program)(arrange(program, state, const, feeds))
     right = -1
     if "1" in found:
-        right = int(loss_sum(found["1"].argmax(axis=1) == found["2"].argmax(axis=1), samples))
-    return loss_sum(found["0"], samples), right
+        right = int(sample_sum(found["1"].argmax(axis=1) == found["2"].argmax(axis=1), samples))
+    return sample_sum(found["0"], samples), right

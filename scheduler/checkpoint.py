@@ -203,7 +203,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
 
 def describe_rule(rule: Rule) -> str:
     """Return words that tell an optimizer with its settings from another."""
-    return _settings(rule).replace("Rule(", "(", 1)
+    return f"{type(rule).__name__.removesuffix('Rule')}({_settings(rule)})"
 
 
 def _settings(of: Any) -> str:
@@ -211,11 +211,11 @@ def _settings(of: Any) -> str:
     for f in fields(of):
         value = getattr(of, f.name)
         if isinstance(value, Schedule):
-            value = _settings(value)
+            value = f"{type(value).__name__}({_settings(value)})"
         elif callable(value):  # its repr may tell where it lies in memory
             value = getattr(value, "__qualname__", type(value).__qualname__)
         told.append(f"{f.name}={value}")
-    return f"{type(of).__name__}({', '.join(told)})"
+    return ", ".join(told)
 
 
 def describe_model(target: Node, parameters: int) -> str:

@@ -1,7 +1,7 @@
 """Feeds that were seen before: told apart by their content, never by who they are, for an array may be changed in place.
 
-Feeds of moderate size are copied when they are first seen. Comparing an array with that copy, bit by bit, takes a fraction of
-the time of hashing it, and spares the checks too. Large feeds are hashed.
+Feeds are copied, for results go on reading them. Those of moderate size stay for later calls: comparing an array with the
+copy, bit by bit, takes a fraction of the time of hashing it, and spares the checks too. Large feeds are hashed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .chunks import is_dask_array
 from .feeds import Feeds, check_feeds
 from .tasks import token
 
-# Feeds of a call up to this many bytes are copied; so many calls are remembered.
+# Feeds of a call up to this many bytes are kept for comparison; so many calls are remembered.
 COPIED = 32 << 20
 REMEMBERED = 4
 

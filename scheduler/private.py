@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowgrad.jacobian import Array
-from flowgrad.ops.loss import loss_sum
+from flowgrad.ops.loss import sample_sum
 from flowgrad.privacy import Privacy
 from flowgrad.program import Instr
 
@@ -48,7 +48,7 @@ class PrivateStep:
         dtype = inputs[0].dtype
         env = run_all(self.instrs, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
         loss = env[self.loss]
-        total = loss_sum(loss, samples)
+        total = sample_sum(loss, samples)
         if not self.ends.edges:
             return np.zeros(len(self.order), dtype), total / batch
         factors = self.ends.factors(0, samples, env)

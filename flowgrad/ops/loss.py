@@ -12,7 +12,7 @@ from ..op import Op
 EPSILON = 1e-10
 
 
-def loss_sum(each: Array, samples: int) -> float:
+def sample_sum(each: Array, samples: int) -> float:
     """Return the sum over the samples, in double precision; one value ``(1, ...)`` is that of all of them."""
     return float(each.sum(dtype=np.float64)) * (1.0 if len(each) == samples else samples)
 

@@ -84,12 +84,12 @@ class DistributedExecutor(Executor):
                 raise self._no_worker()
             time.sleep(0.1)
 
-    def _open(self) -> None:
+    def _check_open(self) -> None:
         if self.client.status in ("closing", "closed"):
             raise ClusterError(f"the client of {self.name} is closed: make an Engine with one that is not")
 
     def _known(self) -> dict[str, Any]:
-        self._open()
+        self._check_open()
         try:
             workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
@@ -112,7 +112,7 @@ class DistributedExecutor(Executor):
 
     def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
         """Scatter the values to one worker, or wherever there is room."""
-        self._open()
+        self._check_open()
         targets = None if worker is None else [worker]
         try:
             # A worker that has just died is connected to again and again, for half a minute as dask comes.
@@ -133,7 +133,7 @@ class DistributedExecutor(Executor):
         blas_threads: int = 1,
     ) -> list[Handle]:
         """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
-        self._open()
+        self._check_open()
         large = {
             key: r.value
             for key, r in records.items()
@@ -150,7 +150,7 @@ class DistributedExecutor(Executor):
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
-        self._open()
+        self._check_open()
         futures = [_future(h) for h in handles]
         with suppress(CancelledError):
             self._wait(futures, set())
@@ -181,7 +181,7 @@ class DistributedExecutor(Executor):
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
-        self._open()
+        self._check_open()
         with suppress(CancelledError):
             return self.client.compute(collection, sync=True)
         raise self._gone_with_worker()
