@@ -12,20 +12,19 @@ from pathlib import Path
 
 import click
 
+from benchmarks.cluster import cluster_report
+from benchmarks.derivatives import derivatives_report
+from benchmarks.fusion import fusion_report
+from benchmarks.lowering import lowering_report
+from benchmarks.machine import load_of_others, machine_report
+from benchmarks.mainjob import mainjob_report
+from benchmarks.own import OWN
+from benchmarks.peers import PEERS
+from benchmarks.prediction import prediction_report
+from benchmarks.setting import BATCHES
+from benchmarks.training import measure_training, own_ratios, same_weights, training_table
+from benchmarks.turns import FORCED
 from flowgrad.scheduler.facts import read_facts
-
-from .cluster import cluster_report
-from .derivatives import derivatives_report
-from .fusion import fusion_report
-from .lowering import lowering_report
-from .machine import load_of_others, machine_report
-from .mainjob import mainjob_report
-from .own import OWN
-from .peers import PEERS
-from .prediction import prediction_report
-from .setting import BATCHES
-from .training import measure_training, own_ratios, same_weights, training_table
-from .turns import FORCED
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADS = {

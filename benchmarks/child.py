@@ -24,22 +24,22 @@ def contender(name: str, batch: int, threads: int) -> tuple[Callable[[], Rates],
     (callable, callable)
         The first trains on and returns samples per second by clock, a number per epoch; the second tells more about it.
     """
-    from .setting import SAMPLES, load_task
+    from benchmarks.setting import SAMPLES, load_task
 
     if name.endswith("-numpy"):
         sys.modules["numba"] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
     if name in CLUSTER:
-        from .cluster_peers import cluster_contender
+        from benchmarks.cluster_peers import cluster_contender
 
         return cluster_contender(name, batch)
     task = load_task(batch)
     if name.startswith("flowgrad"):
-        from .own import OWN, Own
+        from benchmarks.own import OWN, Own
 
         own = Own(task, OWN[name][1], threads)
         return own.turn, lambda: {"weights": own.digest()}
 
-    from .peers import PEERS
+    from benchmarks.peers import PEERS
 
     epoch = PEERS[name][1](task, threads)
 

@@ -17,11 +17,10 @@ import numpy as np
 from distributed import Client, LocalCluster
 
 import flowgrad as fg
+from benchmarks.own import matrix
+from benchmarks.turns import Contender, take_turns
 from flowgrad.cli.cluster import local_cluster
 from flowgrad.scheduler.tasks import Ref, Task
-
-from .own import matrix
-from .turns import Contender, take_turns
 
 Tell = Callable[[str], None]
 BATCHES = (32, 256, 4096, 32_768)

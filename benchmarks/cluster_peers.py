@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .setting import LAYERS, RATE, Task, load_task
+from benchmarks.setting import LAYERS, RATE, Task, load_task
 
 EPOCHS = 3
 LARGE = 32_768  # a batch size that the data set is too small for: samples are repeated
@@ -36,9 +36,8 @@ def cluster_contender(name: str, batch: int) -> tuple[Callable[[], Any], Callabl
 def own_cluster(task: Task) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     """Set up flowgrad with two worker processes and grain ``auto``."""
     import flowgrad as fg
+    from benchmarks.own import matrix
     from flowgrad.cli.cluster import local_cluster
-
-    from .own import matrix
 
     with fg.Graph(seed=0) as graph:
         x, label = fg.Variable(LAYERS[0], trainable=False), fg.Variable(LAYERS[-1], trainable=False)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .setting import LAYERS, Array
-from .turns import ROOT, answer_of, clean_environment
+from benchmarks.setting import LAYERS, Array
+from benchmarks.turns import ROOT, answer_of, clean_environment
 
 SAMPLES = 256
 MANY = 2_000
@@ -46,8 +46,7 @@ def data(samples: int) -> tuple[Array, Array, tuple[Array, ...]]:
 
 def _net(weights: tuple[Array, ...]) -> Any:
     import flowgrad as fg
-
-    from .own import neurons
+    from benchmarks.own import neurons
 
     w1, b1, w2, b2 = weights
     with fg.Graph(seed=0):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .turns import answer_of, clean_environment
+from benchmarks.turns import answer_of, clean_environment
 
 BATCH = 32
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .setting import LAYERS
-from .turns import answer_of
+from benchmarks.setting import LAYERS
+from benchmarks.turns import answer_of
 
 SIZES = (25_000, 50_000, 100_000)
 # Seconds after which a graph is given up.
@@ -89,8 +89,7 @@ def measure_one(kind: str, nodes: int) -> dict[str, float]:
 def measure_main(times: int = 7) -> dict[str, float]:
     """Lower the main graph several times in this process; the first one also loads what is needed."""
     import flowgrad as fg
-
-    from .own import neurons
+    from benchmarks.own import neurons
 
     engine = fg.Engine("sync", dtype=np.float32)
     random = np.random.default_rng(0)

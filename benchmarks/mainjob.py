@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .turns import clean_environment
+from benchmarks.turns import clean_environment
 
 # Seconds for the first run after installation, with an empty kernel cache, and for the second.
 WANTED = (15.0, 10.0)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .setting import BETA_1, BETA_2, EPSILON, RATE
+from benchmarks.setting import BETA_1, BETA_2, EPSILON, RATE
 
 Array = np.ndarray[Any, Any]
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 import flowgrad as fg
-
-from .setting import BETA_1, BETA_2, LAYERS, RATE, Array, Task
+from benchmarks.setting import BETA_1, BETA_2, LAYERS, RATE, Array, Task
 
 Dense = Callable[[fg.Node, Array, Array], tuple[fg.Node, list[fg.Variable]]]
 

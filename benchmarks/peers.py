@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .setting import BETA_1, BETA_2, EPSILON, LAYERS, RATE, Array, Task
+from benchmarks.setting import BETA_1, BETA_2, EPSILON, LAYERS, RATE, Array, Task
 
 Epoch = Callable[[], None]
 
@@ -199,7 +199,7 @@ def _views(flat: Array, task: Task) -> list[Array]:
 
 def numba_epoch(task: Task, threads: int) -> Epoch:
     """Numba by hand: a whole epoch in one compiled function, matrix products by BLAS."""
-    from .numba_epoch import train
+    from benchmarks.numba_epoch import train
 
     size = sum(w.size for w in task.weights)
     flat = [np.zeros(size, np.float32) for _ in range(4)]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .turns import answer_of
+from benchmarks.turns import answer_of
 
 FEATURES, CLASSES = 784, 10
 SAMPLES = 49_152

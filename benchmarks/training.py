@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from .own import OWN
-from .peers import PEERS
-from .setting import BATCHES
-from .turns import Contender, take_turns
+from benchmarks.own import OWN
+from benchmarks.peers import PEERS
+from benchmarks.setting import BATCHES
+from benchmarks.turns import Contender, take_turns
 
 LABELS = {name: label for name, (label, _) in {**PEERS, **OWN}.items()}
 # Rates that flowgrad wants to reach as a share of a peer's, by batch size.

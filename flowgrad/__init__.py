@@ -11,8 +11,8 @@ from . import errors
 from .check import check_gradients
 from .errors import FlowgradError
 from .graph import Graph, default_graph
-from .jacobian import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian
-from .matrix_jacobian import Dense, Outer, Rows
+from .jacobians.base import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian
+from .jacobians.matrix import Dense, Outer, Rows
 from .node import Node, Variable
 from .op import Op, Stacked
 from .ops import (
@@ -39,9 +39,9 @@ from .ops import (
     Tanh,
     Vectorize,
 )
-from .optimizer import Optimizer
-from .optimizers import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
-from .schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .optim.named import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
+from .optim.optimizer import Optimizer
+from .optim.schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
 
 if TYPE_CHECKING:
     from .files import load, save

@@ -9,7 +9,7 @@ import numpy as np
 
 from .check_compiled import check_compiled, compare
 from .errors import GraphError
-from .jacobian import Array
+from .jacobians.base import Array
 from .node import Node, Variable, ancestors, run_rule
 
 # Step that balances truncation and rounding of a central difference: the cube root of the machine epsilon.

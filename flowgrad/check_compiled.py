@@ -8,8 +8,8 @@ import numpy as np
 
 from .errors import GradientError
 from .expressions import filled
-from .jacobian import Array
-from .matrix_jacobian import Outer
+from .jacobians.base import Array
+from .jacobians.matrix import Outer
 from .node import Node
 
 

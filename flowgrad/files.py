@@ -16,12 +16,12 @@ from safetensors.numpy import save as to_bytes
 
 from .errors import DataError
 from .graph import Graph
-from .jacobian import Array
+from .jacobians.base import Array
 from .node import Node, Variable
 from .op import Op
-from .optimizer import Optimizer
-from .optimizers import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
-from .schedules import describe, restore
+from .optim.named import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
+from .optim.optimizer import Optimizer
+from .optim.schedules import describe, restore
 
 FORMAT = "flowgrad"
 VERSION = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import draw as drawing
-from .numbers import whole
+from .inputs import whole
 
 if TYPE_CHECKING:
     from .node import Node

@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import GraphError, NodeFailed, ShapeError
 from .graph import Graph, current_graph
-from .jacobian import Array, LocalJacobian
+from .jacobians.base import Array, LocalJacobian
 from .vectors import frozen, vector
 
 

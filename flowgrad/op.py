@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .errors import GraphError, ShapeError
-from .jacobian import Array, Diagonal, LocalJacobian
+from .jacobians.base import Array, Diagonal, LocalJacobian
 from .node import Node
 from .vectors import brief
 

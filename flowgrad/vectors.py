@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import FeedError, ShapeError
-from .jacobian import Array
+from .jacobians.base import Array
 
 
 def frozen(array: Any) -> Array:

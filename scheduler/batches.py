@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 
 from .tree import bounds
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FlowgradError
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim import Rule, State
+from flowgrad.optim.rules import Rule, State
 from flowgrad.program import Program
 
 from . import compiled

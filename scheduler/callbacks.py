@@ -8,7 +8,7 @@ from enum import Flag, auto
 from typing import Any
 
 from flowgrad.errors import GraphError
-from flowgrad.numbers import finite, whole
+from flowgrad.inputs import finite, whole
 
 from .history import History
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
-from flowgrad.jacobian import Array
+from flowgrad.inputs import finite, whole
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, ancestors
-from flowgrad.numbers import finite, whole
-from flowgrad.optim import Rule
-from flowgrad.schedules import Schedule
+from flowgrad.optim.rules import Rule
+from flowgrad.optim.schedules import Schedule
 
 KEEP = 3
 PATTERN = "step-*.safetensors"

@@ -11,9 +11,9 @@ import numpy as np
 from dask import delayed
 
 from flowgrad.errors import FeedError
-from flowgrad.factors import Factors
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
+from flowgrad.jacobians.factors import Factors
 from flowgrad.node import Variable
 from flowgrad.program import Instr
 

@@ -10,7 +10,7 @@ import dask
 import numpy as np
 
 from flowgrad.errors import FeedError
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Variable
 
 from .daskgraph import row_chunks

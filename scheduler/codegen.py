@@ -7,8 +7,8 @@ become one loop. What the text cannot say raises `Unsupported`; such programs ru
 
 from __future__ import annotations
 
-from flowgrad.jacobian import Diagonal, Identity, Selection, SoftMaxJacobian
-from flowgrad.matrix_jacobian import Dense, Outer, Rows
+from flowgrad.jacobians.base import Diagonal, Identity, Selection, SoftMaxJacobian
+from flowgrad.jacobians.matrix import Dense, Outer, Rows
 from flowgrad.ops import BatchMatVec, Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FlowgradError
-from flowgrad.jacobian import Array
-from flowgrad.norms import NORM_BLOCK
-from flowgrad.optim import Rule, State
+from flowgrad.jacobians.base import Array
+from flowgrad.optim.norms import NORM_BLOCK
+from flowgrad.optim.rules import Rule, State
 from flowgrad.program import Program
 
 from .blas import COMPILED_BLAS, one_thread

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.norms import NORM_BLOCK, NORM_LANES
-from flowgrad.optim import Rule
+from flowgrad.optim.norms import NORM_BLOCK, NORM_LANES
+from flowgrad.optim.rules import Rule
 from flowgrad.program import Program
 
 from .codes import code_token

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from flowgrad.jacobian import Selection
-from flowgrad.matrix_jacobian import Dense, Outer
+from flowgrad.jacobians.base import Selection
+from flowgrad.jacobians.matrix import Dense, Outer
 from flowgrad.op import Op
 from flowgrad.ops import Dot, MatVec, Slice
 from flowgrad.program import Instr, Program

@@ -12,9 +12,9 @@ import psutil
 from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
-from flowgrad.jacobian import Array
+from flowgrad.inputs import whole
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node
-from flowgrad.numbers import whole
 
 from .executors import Lost
 from .feeds import check_nodes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FeedError
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable
 from flowgrad.program import Program
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import ClusterError, GraphError
-from flowgrad.jacobian import Array
+from flowgrad.inputs import whole
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable
-from flowgrad.numbers import whole
-from flowgrad.optimizer import warn_independent
+from flowgrad.optim.optimizer import warn_independent
 
 from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor

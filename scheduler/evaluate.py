@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable
 
 from . import blocks

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable
 
 from .chunks import chunked, gathered, is_chunked, is_dask_array

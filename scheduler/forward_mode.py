@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobian import Array
-from flowgrad.matrix_jacobian import Dense, Outer
+from flowgrad.jacobians.base import Array
+from flowgrad.jacobians.matrix import Dense, Outer
 from flowgrad.program import Instr
 
 from .kernel import canonical

@@ -8,8 +8,8 @@ from typing import Any
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph
+from flowgrad.inputs import whole
 from flowgrad.node import Node
-from flowgrad.numbers import whole
 
 from . import buffers
 from .cache import Cache, CacheInfo

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import ShapeError
-from flowgrad.jacobian import Array, Identity, LocalJacobian
+from flowgrad.jacobians.base import Array, Identity, LocalJacobian
 from flowgrad.op import Op
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type

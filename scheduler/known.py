@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Variable
 
 from . import buffers

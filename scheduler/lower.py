@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable, ancestors
 from flowgrad.program import Program, Role, trace
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
-from flowgrad.optim import Rule
-from flowgrad.privacy import Privacy
+from flowgrad.optim.privacy import Privacy
+from flowgrad.optim.rules import Rule
 from flowgrad.program import Program
 
 from . import blocks, lane_work, slices

@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from flowgrad.norms import NORM_BLOCK, NORM_LANES
+from flowgrad.optim.norms import NORM_BLOCK, NORM_LANES
 
 from .tree import FAN_IN
 
@@ -156,7 +156,7 @@ def square_sums(g: Any, start: int, stop: int, norms: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def scale_of(norms: Any, clip_norm: float) -> float:
-    """Return what `flowgrad.norms.scale_of` returns; the same bits."""
+    """Return what `flowgrad.optim.norms.scale_of` returns; the same bits."""
     total = 0.0
     for k in range(len(norms)):
         total += norms[k]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.jacobian import Array
+from flowgrad.inputs import finite, whole
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node
-from flowgrad.numbers import finite, whole
 
 from .executors import Executor, Lost
 from .factor_work import Places, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Variable
-from flowgrad.optimizer import Optimizer, warn_independent
+from flowgrad.optim.optimizer import Optimizer, warn_independent
 
 from . import blocks
 from .blas import one_thread

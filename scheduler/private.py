@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.ops.loss import sample_sum
-from flowgrad.privacy import Privacy
+from flowgrad.optim.privacy import Privacy
 from flowgrad.program import Instr
 
 from .factor_work import clip_weights, norms_of

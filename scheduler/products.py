@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.ops.loss import softmax

@@ -16,8 +16,8 @@ import numpy as np
 
 from flowgrad.autodiff import Derivation, Edge, derive
 from flowgrad.graph import Graph
-from flowgrad.jacobian import Array, Diagonal, Identity
-from flowgrad.matrix_jacobian import Dense
+from flowgrad.jacobians.base import Array, Diagonal, Identity
+from flowgrad.jacobians.matrix import Dense
 from flowgrad.node import Node, Variable, ancestors
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobian import Array
+from flowgrad.jacobians.base import Array
 
 from . import blocks
 from .cache import Cache

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobian import Array
-from flowgrad.optim import WORK
+from flowgrad.jacobians.base import Array
+from flowgrad.optim.rules import WORK
 from flowgrad.program import Program
 
 from .cost import flops

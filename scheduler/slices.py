@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowgrad.jacobian import Array
-from flowgrad.optim import State
+from flowgrad.jacobians.base import Array
+from flowgrad.optim.rules import State
 
 from .blocks import Done, update
 from .kernel import canonical

@@ -10,10 +10,10 @@ import numpy as np
 
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
-from flowgrad.factors import Factors
-from flowgrad.jacobian import Array, Diagonal, LocalJacobian
+from flowgrad.jacobians.base import Array, Diagonal, LocalJacobian
+from flowgrad.jacobians.factors import Factors
+from flowgrad.jacobians.shares import Share
 from flowgrad.program import Instr
-from flowgrad.shares import Share
 
 from . import buffers
 from .kernel import canonical, run_instr

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobian import Array, LocalJacobian
+from flowgrad.jacobians.base import Array, LocalJacobian
 from flowgrad.program import Instr, Program
 
 from .blocks import mean_seed

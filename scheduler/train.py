@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.jacobian import Array
+from flowgrad.inputs import whole
+from flowgrad.jacobians.base import Array
 from flowgrad.node import Node
-from flowgrad.numbers import whole
-from flowgrad.optimizer import Optimizer
+from flowgrad.optim.optimizer import Optimizer
 
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from flowgrad.jacobian import Array
-from flowgrad.optim import Rule, State
+from flowgrad.jacobians.base import Array
+from flowgrad.optim.rules import Rule, State
 
 from . import blocks
 from .batches import ORDER_BYTES, Batches

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.numbers import finite, whole
+from flowgrad.inputs import finite, whole
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])

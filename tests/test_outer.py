@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from flowgrad.factors import Factors
-from flowgrad.outer import SMALLEST_BUFFER, WIDE, scale_rows
-from flowgrad.shares import Share
+from flowgrad.jacobians.factors import Factors
+from flowgrad.jacobians.outer import SMALLEST_BUFFER, WIDE, scale_rows
+from flowgrad.jacobians.shares import Share
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from test_jacobians import same
 
 import flowgrad as fg
-from flowgrad import factors
-from flowgrad.factors import Factors, projection
+from flowgrad.jacobians import factors
+from flowgrad.jacobians.factors import Factors, projection
+from flowgrad.jacobians.shares import Share
 from flowgrad.scheduler import factor_work, request
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 from flowgrad.scheduler.parts import Made, Parts
 from flowgrad.scheduler.per_sample import PerSampleGradients
-from flowgrad.shares import Share
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))

@@ -10,8 +10,8 @@ from models import Model
 
 import flowgrad as fg
 from flowgrad.errors import GraphError
-from flowgrad.norms import NORM_BLOCK, block_norms, scale_of
-from flowgrad.schedules import describe, restore
+from flowgrad.optim.norms import NORM_BLOCK, block_norms, scale_of
+from flowgrad.optim.schedules import describe, restore
 
 KINDS = ("GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam")
 SCHEDULES = (

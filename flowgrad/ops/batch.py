@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobian import Array, LocalJacobian
-from ..matrix_jacobian import Blocks, OuterSum
+from ..jacobians.base import Array, LocalJacobian
+from ..jacobians.matrix import Blocks, OuterSum
 from ..node import Node
 from ..op import Op, Stacked
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobian import Array, Diagonal, Identity, LocalJacobian
+from ..jacobians.base import Array, Diagonal, Identity, LocalJacobian
 from ..node import Node
 from ..op import Op, Stacked
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobian import Array, Diagonal, LocalJacobian
+from ..jacobians.base import Array, Diagonal, LocalJacobian
 from .elementwise import Elementwise
 
 

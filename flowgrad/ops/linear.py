@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobian import Array, LocalJacobian
-from ..matrix_jacobian import Dense, Outer, Rows
+from ..jacobians.base import Array, LocalJacobian
+from ..jacobians.matrix import Dense, Outer, Rows
 from ..node import Node
 from ..op import Op, Stacked
 from .batch import BatchMatVec

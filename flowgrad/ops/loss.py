@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobian import Array, LocalJacobian, SoftMaxJacobian, SoftMaxTangent
-from ..matrix_jacobian import Outer
+from ..jacobians.base import Array, LocalJacobian, SoftMaxJacobian, SoftMaxTangent
+from ..jacobians.matrix import Outer
 from ..op import Op
 
 # Added to the probabilities under the logarithm, so that a probability of 0 costs 23, not infinity.

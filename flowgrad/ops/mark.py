@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..jacobian import Array, Identity, LocalJacobian
+from ..jacobians.base import Array, Identity, LocalJacobian
 from ..op import Op
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobian import Array, LocalJacobian, Selection
+from ..jacobians.base import Array, LocalJacobian, Selection
 from ..node import Node
 from ..op import Op
 from ..vectors import brief

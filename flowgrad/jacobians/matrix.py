@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jacobian import Array, LocalJacobian
+from .base import Array, LocalJacobian
 from .outer import scale_rows
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .jacobian import Array
-from .numbers import finite, whole
+from ..inputs import finite, whole
+from ..jacobians.base import Array
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from .errors import GraphError
-from .graph import Graph
-from .jacobian import Array
-from .node import Node, Variable, ancestors
-from .numbers import whole
-from .optim import Rule, State
+from ..errors import GraphError
+from ..graph import Graph
+from ..inputs import whole
+from ..jacobians.base import Array
+from ..node import Node, Variable, ancestors
 from .privacy import Privacy
+from .rules import Rule, State
 
 
 class OfRule(TypedDict, total=False):

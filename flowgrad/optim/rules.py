@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from .errors import GraphError
-from .jacobian import Array
+from ..errors import GraphError
+from ..inputs import finite
+from ..jacobians.base import Array
 from .norms import block_norms, scale_of
-from .numbers import finite
 
 State = dict[str, Array]
 

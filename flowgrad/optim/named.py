@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Unpack
 
-from .graph import Graph
-from .node import Node
-from .optim import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule
+from ..graph import Graph
+from ..node import Node
 from .optimizer import Common, Optimizer
+from .rules import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule
 
 # A learning rate: a number or a schedule.
 Rate = float | Callable[[int], float]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import DataError
-from .numbers import finite, whole
+from ..errors import DataError
+from ..inputs import finite, whole
 
 
 @dataclass(frozen=True)
