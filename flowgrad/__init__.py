@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from . import errors
 from .check import check_gradients
 from .errors import FlowgradError
-from .graph import Graph, default_graph
-from .jacobians.base import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian
-from .jacobians.matrix import Dense, Outer, Rows
-from .node import Node, Variable
+from .graph import Graph, Node, Variable, default_graph
+from .jacobians import Dense, Diagonal, Identity, LocalJacobian, Outer, Rows, Selection, SoftMaxJacobian
 from .op import Op, Stacked
 from .ops import (
     Add,
@@ -39,9 +37,19 @@ from .ops import (
     Tanh,
     Vectorize,
 )
-from .optim.named import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
-from .optim.optimizer import Optimizer
-from .optim.schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp
+from .optim import (
+    AdaGrad,
+    Adam,
+    CosineDecay,
+    ExponentialDecay,
+    GradientDescent,
+    Momentum,
+    Optimizer,
+    RMSProp,
+    Schedule,
+    StepDecay,
+    WarmUp,
+)
 
 if TYPE_CHECKING:
     from .files import load, save

@@ -15,13 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from .errors import DataError
-from .graph import Graph
-from .jacobians.base import Array
-from .node import Node, Variable
+from .graph import Graph, Node, Variable
 from .op import Op
-from .optim.named import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
-from .optim.optimizer import Optimizer
-from .optim.schedules import describe, restore
+from .optim import AdaGrad, Adam, GradientDescent, Momentum, Optimizer, RMSProp, describe, restore
+from .typing import Array
 
 FORMAT = "flowgrad"
 VERSION = 1

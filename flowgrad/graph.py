@@ -1,18 +1,20 @@
-"""A graph owns its nodes, their order, and the cached Jacobians."""
+"""A graph owns its nodes; nodes are the reference interpreter: one sample, node by node, obviously right."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+import warnings
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import draw as drawing
-from .inputs import whole
-
-if TYPE_CHECKING:
-    from .node import Node
+from .errors import GraphError, NodeFailed, ShapeError
+from .inputs import frozen, integer, vector
+from .jacobians import LocalJacobian
+from .typing import Array
 
 _current: ContextVar[Graph | None] = ContextVar("flowgrad_graph", default=None)
 
@@ -47,7 +49,7 @@ class Graph:
     """
 
     def __init__(self, seed: int | None = 0):
-        self.seed = seed if seed is None else whole(seed, "seed", 0)
+        self.seed = seed if seed is None else integer(seed, "seed", 0)
         self.rng = np.random.default_rng(self.seed)
         self._nodes: list[Node] = []
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
@@ -112,3 +114,304 @@ def current_graph() -> Graph:
     """Return the graph that new variables belong to: the innermost ``with graph:``, else ``fg.default_graph``."""
     graph = _current.get()
     return default_graph if graph is None else graph
+
+
+class Node:
+    """A vertex of a graph; its value is a vector of static length `dim`.
+
+    Attributes
+    ----------
+    name : str
+        Label for messages and pictures; need not be unique.
+    dim : int
+        Length of the value; a scalar has ``dim == 1``.
+    parents : tuple of Node
+        Operands by slot; a node may appear in several slots.
+    graph : Graph
+    index : int
+        Position in ``graph.nodes``.
+    """
+
+    def __init__(self, graph: Graph, dim: int, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
+        self.graph = graph
+        self.dim = dim
+        self._parents = parents
+        self.attrs = attrs
+        self.index = len(graph._nodes)
+        self.name = f"{type(self).__name__.lower()}{self.index}" if name is None else str(name)
+        self._edges: list[tuple[Node, int]] = []
+        self._value: Array | None = None
+        graph._nodes.append(self)
+        for slot, parent in enumerate(parents):
+            parent._edges.append((self, slot))
+
+    @property
+    def parents(self) -> tuple[Node, ...]:
+        """Operands by slot; fixed when the node is built."""
+        return self._parents
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        """Nodes that read this one, each once, in the order of creation."""
+        return tuple(dict.fromkeys(child for child, _ in self._edges))
+
+    @property
+    def value(self) -> Array | None:
+        """The value ``(dim,)`` that is known now, or None; `forward` computes it."""
+        return None if self._value is None else self._value[0]
+
+    # -- the reference interpreter ------------------------------------------------------------------------------
+
+    def forward(self) -> Array:
+        """Compute the value ``(dim,)``, and only what is missing for it.
+
+        Raises
+        ------
+        GraphError
+            If a variable on the way has no value.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     y = fg.Variable(2, [1.0, 2.0]) * fg.Variable(2, [3.0, 4.0])
+        >>> y.forward()
+        array([3., 8.])
+        """
+        missing = _reach([self], lambda n: [p for p in n.parents if p._value is None], skip=self._value is not None)
+        for node in sorted(missing, key=operator.attrgetter("index")):
+            if not node.parents:
+                raise GraphError(
+                    f"{self} needs variable {node.name!r} (dim {node.dim}), which has no value: "
+                    f"call {node.name}.set_value(...) or give it an init"
+                )
+            node._value = frozen(run_rule(node, "apply", *(p._value for p in node.parents)))
+        assert self._value is not None
+        return self._value[0]
+
+    def backward(self, result: Node) -> Array:
+        """Return the Jacobian of `result` by this node, ``(result.dim, self.dim)``; cached until cleared.
+
+        Reverse mode: the cotangent of a node is the sum, over the edges to its children, of what they pull back.
+        A result that does not depend on this node has Jacobian zero.
+
+        Parameters
+        ----------
+        result : Node
+            The node to differentiate, of the same graph.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, [1.0, 2.0])
+        ...     y = x * x
+        >>> x.backward(y)
+        array([[2., 0.],
+               [0., 4.]])
+        """
+        if not isinstance(result, Node) or result.graph is not self.graph:
+            raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
+        result.forward()
+        table = self.graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
+        missing = _reach(
+            [self],
+            lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table],
+            skip=self in table,
+        )
+        for node in sorted(missing, key=operator.attrgetter("index"), reverse=True):
+            pulled = [
+                child.local_jacobian(slot).pull(table[child][:, None, :])[:, 0, :]
+                for child, slot in node._edges
+                if child in table and table[child].size
+            ]
+            # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
+            table[node] = frozen(sum(pulled[1:], pulled[0])) if pulled else np.empty((0, node.dim))
+        jacobian = table[self]
+        if jacobian.size:
+            return jacobian
+        if self.parents and result in ancestors(self):
+            warnings.warn(
+                f"{result} does not depend on {self}, it is the other way round, so this Jacobian is zero; "
+                f"that of {self} by {result} is {result.name}.backward({self.name})",
+                stacklevel=2,
+            )
+        return np.zeros((result.dim, self.dim))
+
+    def local_jacobian(self, slot: int) -> LocalJacobian:
+        """Return the derivative of this node by the parent in `slot`, as kind + factor.
+
+        Raises
+        ------
+        GraphError
+            If there is no such slot.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     y = fg.Variable(2, [1.0, 2.0]) * fg.Variable(2, [3.0, 4.0])
+        >>> y.local_jacobian(0)
+        <Diagonal d (1, 2)>
+        >>> y.local_jacobian(0).dense().tolist()
+        [[[3.0, 0.0], [0.0, 4.0]]]
+        """
+        if not 0 <= slot < len(self.parents):
+            raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
+        self.forward()
+        # What `uses` leaves out is missing for programs too.
+        needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
+        values = [p._value if k in needs else None for k, p in enumerate(self.parents)]
+        local: LocalJacobian = run_rule(self, "jacobian", slot, self._value if -1 in needs else None, *values)
+        if any(factor is None for factor in vars(local).values()):
+            raise NodeFailed(
+                f"jacobian of {self} by slot {slot} has None for a factor: its class's `uses` leaves out values"
+            )
+        local.out_dim = self.dim
+        return local
+
+    def reset_value(self) -> None:
+        """Forget this node's value and everything downstream of it; a variable keeps its own value."""
+        for node in _reach([self], lambda n: [c for c, _ in n._edges]):
+            if node.parents:
+                node._value = None
+            self.graph._jacobians.pop(node, None)
+
+    def clear_jacobian(self) -> None:
+        """Forget the cached Jacobians of every result by this node, and of this node by others."""
+        for table in self.graph._jacobians.values():
+            table.pop(self, None)
+        self.graph._jacobians.pop(self, None)
+
+    # -- operators --------------------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:  # installed by `ops.operators`
+
+        def __add__(self, other: Node) -> Node: ...
+        def __sub__(self, other: Node) -> Node: ...
+        def __radd__(self, other: int) -> Node: ...
+        def __truediv__(self, other: Node | float) -> Node: ...
+        def __rtruediv__(self, other: float) -> Node: ...
+        def __mul__(self, other: Node | float) -> Node: ...
+        def __rmul__(self, other: float) -> Node: ...
+        def __neg__(self) -> Node: ...
+        def __matmul__(self, other: Node) -> Node: ...
+        def __getitem__(self, key: slice | int) -> Node: ...
+
+    __iter__ = None  # a node is not a sequence; without this, __getitem__ would make it iterate for ever
+    __array_ufunc__ = None  # `array * node` is ours to refuse
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.name!r} (dim {self.dim})"
+
+
+class Variable(Node):
+    """A node whose value is given: a parameter, or an input that feeds fill.
+
+    Parameters
+    ----------
+    dim : int
+        Length of the vector.
+    init : bool or array-like
+        False: no value yet. True: drawn from a normal distribution with mean 0 and standard deviation 0.001 by the graph's
+        generator. An array ``(dim,)`` or ``(dim, 1)``: that value.
+    trainable : bool
+        Whether optimizers may change it. Variables that are fed are never trained.
+    name : str, optional
+
+    Raises
+    ------
+    ShapeError
+        If `dim` is not a positive integer or the initial value has another length.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph(seed=0):
+    ...     w = fg.Variable(3, True, name="w")
+    >>> w.value.shape
+    (3,)
+    """
+
+    def __init__(self, dim: int, init: Any = False, trainable: bool = True, name: str | None = None):
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise ShapeError(f"Variable {name or ''}: dim must be a positive integer, not {dim!r}")
+        graph = current_graph()
+        given = None
+        if not isinstance(init, (bool, np.bool_)):
+            given = vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
+        super().__init__(graph, int(dim), (), {}, name)
+        self.trainable = bool(trainable)
+        if given is None and init:
+            given = graph.rng.normal(0.0, 0.001, (1, self.dim))
+        self._value = None if given is None else frozen(given)
+
+    def set_value(self, value: Any) -> None:
+        """Set the value and reset everything downstream, exactly that.
+
+        Parameters
+        ----------
+        value : array-like (dim,) or (dim, 1)
+            For ``dim == 1`` a number will do. Copied.
+
+        Raises
+        ------
+        ShapeError
+            If it has another length.
+        FeedError
+            If it is not numeric or not finite.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, [1.0, 2.0])
+        ...     y = x * x
+        >>> _ = y.forward()
+        >>> x.set_value([3.0, 4.0])
+        >>> y.value is None, y.forward().tolist()
+        (True, [9.0, 16.0])
+        """
+        self._assign(vector(f"the value for {self}", self.dim, value))
+
+    def _assign(self, value: Array) -> None:
+        self._value = frozen(value)
+        self.graph._version += 1
+        self.reset_value()
+
+
+def run_rule(node: Node, rule: str, *args: Any) -> Any:
+    """Run one rule of a node's class, check what it returns, and name the node if it fails."""
+    try:
+        result = getattr(type(node), rule)(*args, **node.attrs)
+    except Exception as error:
+        left_out = rule == "jacobian" and any(value is None for value in args)
+        hint = "; its class's `uses` leaves out values" if left_out else ""
+        raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}{hint}") from error
+    if rule == "apply" and np.shape(result) != (1, node.dim):
+        raise ShapeError(f"apply of {node} gave shape {np.shape(result)} for one sample; it must be (1, {node.dim})")
+    if rule == "jacobian" and not isinstance(result, type(node).kind(args[0])):  # type: ignore[attr-defined]
+        declared = type(node).kind(args[0]).__name__  # type: ignore[attr-defined]
+        raise GraphError(
+            f"jacobian of {node} by slot {args[0]} gave {type(result).__name__}, but its class declares {declared}: correct `kinds`"
+        )
+    return result
+
+
+def ancestors(node: Node) -> dict[Node, None]:
+    """Return everything `node` depends on, itself included, as an ordered set."""
+    return dict.fromkeys(_reach([node], lambda n: n.parents))
+
+
+def _reach(start: list[Node], neighbours: Any, skip: bool = False) -> Iterable[Node]:
+    """Return all nodes that can be reached from `start`, `start` included; iterative."""
+    if skip:
+        return ()
+    seen = dict.fromkeys(start)
+    stack = list(start)
+    while stack:
+        for node in neighbours(stack.pop()):
+            if node not in seen:
+                seen[node] = None
+                stack.append(node)
+    return seen

@@ -1,4 +1,4 @@
-"""Checks of single numbers that a user gives: settings, sizes, seeds."""
+"""Checks of what a user gives: single numbers, and vectors, which nobody may change afterwards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import GraphError
+from .errors import FeedError, GraphError, ShapeError
+from .typing import Array
 
 
-def whole(value: Any, what: str, least: int = 1) -> int:
+def integer(value: Any, what: str, least: int = 1) -> int:
     """Return an integer of at least `least`, NumPy's too, as Python's.
 
     Raises
@@ -20,7 +21,7 @@ def whole(value: Any, what: str, least: int = 1) -> int:
 
     Examples
     --------
-    >>> whole(np.int64(3), "patience")
+    >>> integer(np.int64(3), "patience")
     3
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
@@ -28,7 +29,7 @@ def whole(value: Any, what: str, least: int = 1) -> int:
     return int(value)
 
 
-def finite(value: Any, what: str, least: float = -math.inf, above: bool = False) -> float:
+def real(value: Any, what: str, least: float = -math.inf, above: bool = False) -> float:
     """Return a finite number of at least `least`, or `above` it, as Python's: NumPy's would lift single precision to double.
 
     Raises
@@ -38,7 +39,7 @@ def finite(value: Any, what: str, least: float = -math.inf, above: bool = False)
 
     Examples
     --------
-    >>> finite(np.float32(0.5), "momentum", 0)
+    >>> real(np.float32(0.5), "momentum", 0)
     0.5
     """
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -54,3 +55,36 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer larger than any float
         return False
+
+
+def frozen(array: Any) -> Array:
+    """Return an array of float64 that cannot be written to; not copied if it is one."""
+    array = np.asarray(array, dtype=np.float64)
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+def vector(what: str, dim: int, value: Any) -> Array:
+    """Check a user's vector and return it as a fresh array (1, dim) of float64."""
+    if np.ma.isMaskedArray(value) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
+        raise FeedError(f"{what} is masked or complex: {brief(value)}; give {dim} real numbers")
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise FeedError(f"{what} is not an array of {dim} numbers: {brief(value)}") from None
+    if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
+        hint = ": a matrix is laid out row by row, array.ravel()" if array.size == dim else ""
+        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1){hint}")
+    array = array.reshape(1, dim)
+    if not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise FeedError(f"{what} is not finite: entry {bad} is {array[0, bad]}")
+    return array
+
+
+def brief(value: Any) -> str:
+    """Return a value in few letters, for messages."""
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 40 else text[:37] + "..."

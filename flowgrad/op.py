@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -11,9 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .errors import GraphError, ShapeError
-from .jacobians.base import Array, Diagonal, LocalJacobian
-from .node import Node
-from .vectors import brief
+from .graph import Node
+from .inputs import brief
+from .jacobians import Diagonal, LocalJacobian
+from .typing import Array
 
 
 class Takes(NamedTuple):
@@ -240,3 +242,28 @@ class Op(Node):
         if cls.uses is None:
             return (-1, *range(arity))
         return cls.uses[min(slot, len(cls.uses) - 1)]
+
+
+def filled(text: str, entries: Sequence[str], attrs: Iterable[tuple[str, Any]], **named: str) -> str:
+    """Return an expression with the names of entries, and the attributes that are numbers, in their places; see `Op.expr`.
+
+    Raises
+    ------
+    KeyError, IndexError, TypeError, ValueError
+        If it names something else.
+
+    Examples
+    --------
+    >>> filled("{0} * F({c}) + {y}", ["a"], {"c": -2.0}.items(), y="b")
+    'a * F((-2.0)) + b'
+    """
+    return text.format(
+        *entries, **named, **{k: _literal(v) for k, v in attrs if isinstance(v, (int, float, np.number))}
+    )
+
+
+def _literal(value: Any) -> str:
+    number = int(value) if isinstance(value, (int, np.integer)) else float(value)
+    if isinstance(number, float) and not math.isfinite(number):
+        return "np.nan" if math.isnan(number) else f"({'-' if number < 0 else ''}np.inf)"
+    return repr(number) if number >= 0 else f"({number!r})"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .errors import GraphError
-from .node import Node, Variable
+from .graph import Node, Variable
 from .op import Op
 
 Verb = Literal["apply", "pull", "pull_sum", "add", "scatter"]

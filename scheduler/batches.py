@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
+from flowgrad.typing import Array
 
 from .tree import bounds
 

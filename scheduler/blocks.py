@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FlowgradError
-from flowgrad.jacobians.base import Array
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim.rules import Rule, State
+from flowgrad.optim import Rule, State
 from flowgrad.program import Program
+from flowgrad.typing import Array
 
 from . import compiled
 from .kernel import canonical, kernel_of

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
+from flowgrad.typing import Array
 
 # Bytes of arrays that are worth it; buffers that are kept, and their bytes together.
 LEAST, MOST, COUNT, TOTAL = 1 << 18, 128 << 20, 16, 256 << 20

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 import flowgrad as fg
-from flowgrad.jacobians.base import Array
-from flowgrad.optim.rules import AdamRule, GradientDescentRule
+from flowgrad.optim import AdamRule, GradientDescentRule
+from flowgrad.typing import Array
 
 from . import blocks, compiled
 from .blas import COMPILED_BLAS, one_thread

@@ -8,7 +8,7 @@ from enum import Flag, auto
 from typing import Any
 
 from flowgrad.errors import GraphError
-from flowgrad.inputs import finite, whole
+from flowgrad.inputs import integer, real
 
 from .history import History
 
@@ -151,8 +151,8 @@ class EarlyStopping(Callback):
         if monitor not in known:
             raise GraphError(f"EarlyStopping: monitor is one of {', '.join(map(repr, known))}, not {monitor!r}")
         self.monitor, self.restore_best = monitor, restore_best
-        self.patience = whole(patience, "EarlyStopping: patience")
-        self.min_delta = finite(min_delta, "EarlyStopping: min_delta", 0)
+        self.patience = integer(patience, "EarlyStopping: patience")
+        self.min_delta = real(min_delta, "EarlyStopping: min_delta", 0)
         self._forget()
 
     def _forget(self) -> None:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
-from flowgrad.inputs import finite, whole
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, ancestors
-from flowgrad.optim.rules import Rule
-from flowgrad.optim.schedules import Schedule
+from flowgrad.graph import Node, ancestors
+from flowgrad.inputs import integer, real
+from flowgrad.optim import Rule, Schedule
+from flowgrad.typing import Array
 
 KEEP = 3
 PATTERN = "step-*.safetensors"
@@ -62,11 +61,11 @@ class Checkpoints:
     keep: int = KEEP
 
     def __post_init__(self) -> None:
-        whole(self.keep, "Checkpoints: keep")
+        integer(self.keep, "Checkpoints: keep")
         if self.every_epochs is not None:
-            whole(self.every_epochs, "Checkpoints: every_epochs")
+            integer(self.every_epochs, "Checkpoints: every_epochs")
         if self.every_seconds is not None:
-            finite(self.every_seconds, "Checkpoints: every_seconds", 0, above=True)
+            real(self.every_seconds, "Checkpoints: every_seconds", 0, above=True)
         if self.every_epochs is None and self.every_seconds is None:
             raise GraphError("Checkpoints: give every_epochs or every_seconds; with neither, nothing is ever written")
 

@@ -11,11 +11,10 @@ import numpy as np
 from dask import delayed
 
 from flowgrad.errors import FeedError
-from flowgrad.graph import Graph
-from flowgrad.jacobians.base import Array
-from flowgrad.jacobians.factors import Factors
-from flowgrad.node import Variable
+from flowgrad.graph import Graph, Variable
+from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
+from flowgrad.typing import Array
 
 from .feeds import Feeds, check_array, check_lengths, common_dtype, fed_variable
 from .recipe import Recipe

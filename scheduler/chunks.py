@@ -10,8 +10,8 @@ import dask
 import numpy as np
 
 from flowgrad.errors import FeedError
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Variable
+from flowgrad.graph import Variable
+from flowgrad.typing import Array
 
 from .daskgraph import row_chunks
 

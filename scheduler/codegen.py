@@ -7,8 +7,7 @@ become one loop. What the text cannot say raises `Unsupported`; such programs ru
 
 from __future__ import annotations
 
-from flowgrad.jacobians.base import Diagonal, Identity, Selection, SoftMaxJacobian
-from flowgrad.jacobians.matrix import Dense, Outer, Rows
+from flowgrad.jacobians import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
 from flowgrad.ops import BatchMatVec, Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 

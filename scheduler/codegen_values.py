@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowgrad.expressions import filled
-from flowgrad.op import Op
+from flowgrad.op import Op, filled
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import FEW_SAMPLES, LARGE_MATRIX
 from flowgrad.program import Instr, Program

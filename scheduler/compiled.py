@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FlowgradError
-from flowgrad.jacobians.base import Array
-from flowgrad.optim.norms import NORM_BLOCK
-from flowgrad.optim.rules import Rule, State
+from flowgrad.optim import NORM_BLOCK, Rule, State
 from flowgrad.program import Program
+from flowgrad.typing import Array
 
 from .blas import COMPILED_BLAS, one_thread
 from .codegen import generate

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from flowgrad.optim.rules import AdamRule
+from flowgrad.optim import AdamRule
 
 _update = njit(nogil=True, error_model="numpy")(AdamRule.loop)
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.optim.norms import NORM_BLOCK, NORM_LANES
-from flowgrad.optim.rules import Rule
+from flowgrad.optim import NORM_BLOCK, NORM_LANES, Rule
 from flowgrad.program import Program
 
 from .codes import code_token

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from flowgrad.jacobians.base import Selection
-from flowgrad.jacobians.matrix import Dense, Outer
+from flowgrad.jacobians import Dense, Outer, Selection
 from flowgrad.op import Op
 from flowgrad.ops import Dot, MatVec, Slice
 from flowgrad.program import Instr, Program

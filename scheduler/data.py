@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
+from flowgrad.typing import Array
 
 from .chunks import Chunked, join_rows, rows_of
 from .daskgraph import Load

@@ -12,9 +12,9 @@ import psutil
 from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
-from flowgrad.inputs import whole
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node
+from flowgrad.graph import Node
+from flowgrad.inputs import integer
+from flowgrad.typing import Array
 
 from .executors import Lost
 from .feeds import check_nodes
@@ -107,7 +107,7 @@ class Derivatives(Kept):
         nodes = recipe.wrt
         size = known.feeds.samples * result.dim * sum(n.dim for n in nodes) * known.feeds.dtype.itemsize
         if memory_budget is not None:
-            budget = whole(memory_budget, "memory_budget")
+            budget = integer(memory_budget, "memory_budget")
         else:
             budget = int(psutil.virtual_memory().available) // 2 if size > CHECKED else CHECKED
         if compute and size > budget:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FeedError
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable
+from flowgrad.graph import Node, Variable
 from flowgrad.program import Program
+from flowgrad.typing import Array
 
 from .feeds import Feeds
 from .lower import input_var

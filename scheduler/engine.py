@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import ClusterError, GraphError
-from flowgrad.inputs import whole
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable
-from flowgrad.optim.optimizer import warn_independent
+from flowgrad.graph import Node, Variable
+from flowgrad.inputs import integer
+from flowgrad.optim import warn_independent
+from flowgrad.typing import Array
 
 from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
@@ -80,7 +80,7 @@ class Engine(Products):
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
         self.dtype = dtype
         self.grain = check_grain(grain)
-        self.shards = shards if shards is None else whole(shards, "shards")
+        self.shards = shards if shards is None else integer(shards, "shards")
         self.executor: Executor = where if isinstance(where, Executor) else _executor(where)
         self._begin(cache_bytes)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowgrad.optim.optimizer import Optimizer
+from flowgrad.optim import Optimizer
 
 from . import compiled
 from .blocks import Step

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable
+from flowgrad.graph import Node, Variable
+from flowgrad.typing import Array
 
 from . import blocks
 from .chunks import Chunked

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
-from flowgrad.jacobians.factors import Factors
+from flowgrad.jacobians import Factors
+from flowgrad.typing import Array
 
 from . import buffers
 from .spread import each_side_by_side, spread

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.graph import Graph
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable
+from flowgrad.graph import Graph, Node, Variable
+from flowgrad.typing import Array
 
 from .chunks import chunked, gathered, is_chunked, is_dask_array
 

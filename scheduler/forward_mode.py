@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
-from flowgrad.jacobians.matrix import Dense, Outer
+from flowgrad.jacobians import Dense, Outer
 from flowgrad.program import Instr
+from flowgrad.typing import Array
 
 from .kernel import canonical
 from .recipe import Recipe

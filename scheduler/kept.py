@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowgrad.errors import GraphError
-from flowgrad.graph import Graph
-from flowgrad.inputs import whole
-from flowgrad.node import Node
+from flowgrad.graph import Graph, Node
+from flowgrad.inputs import integer
 
 from . import buffers
 from .cache import Cache, CacheInfo
@@ -34,7 +33,7 @@ class Kept:
     recipes: RecipeBook
 
     def _begin(self, cache_bytes: int) -> None:
-        self.cache = Cache(self.executor, whole(cache_bytes, "cache_bytes", 0))
+        self.cache = Cache(self.executor, integer(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget, self.cache.lock)
         self.recipes = RecipeBook()
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobians.base import Array
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
+from flowgrad.typing import Array
 
 from .kernel_text import KernelWriter, join, like, stretch, value_rule
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import ShapeError
-from flowgrad.jacobians.base import Array, Identity, LocalJacobian
+from flowgrad.jacobians import Identity, LocalJacobian
 from flowgrad.op import Op
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
+from flowgrad.typing import Array
 
 from .tasks import token
 

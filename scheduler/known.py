@@ -15,9 +15,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from flowgrad.graph import Graph
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Variable
+from flowgrad.graph import Graph, Variable
+from flowgrad.typing import Array
 
 from . import buffers
 from .chunks import is_dask_array

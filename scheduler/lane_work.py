@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flowgrad.errors import FlowgradError
-from flowgrad.jacobians.base import Array
-from flowgrad.optim.rules import Rule, State
+from flowgrad.optim import Rule, State
+from flowgrad.typing import Array
 
 from .blocks import Done, Gradient, Step, add_gradients, run_round, shard_step, update
 from .kernel import canonical

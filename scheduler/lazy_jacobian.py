@@ -8,7 +8,7 @@ import dask.array as da
 from dask import delayed
 
 from flowgrad.errors import GraphError
-from flowgrad.node import Node
+from flowgrad.graph import Node
 
 from .blocks import cut
 from .known import KnownFeeds

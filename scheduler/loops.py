@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flowgrad.jacobians.base import Identity
+from flowgrad.jacobians import Identity
 from flowgrad.program import Instr, Program
 
 

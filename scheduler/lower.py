@@ -10,10 +10,9 @@ import numpy as np
 
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
-from flowgrad.graph import Graph
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable, ancestors
+from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.program import Program, Role, trace
+from flowgrad.typing import Array
 
 from . import blocks
 from .feeds import Feeds, require_values

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable
+from flowgrad.graph import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
-from flowgrad.optim.privacy import Privacy
-from flowgrad.optim.rules import Rule
+from flowgrad.optim import Privacy, Rule
 from flowgrad.program import Program
+from flowgrad.typing import Array
 
 from . import blocks, lane_work, slices
 from .blocks import Step

@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from flowgrad.optim.norms import NORM_BLOCK, NORM_LANES
+from flowgrad.optim import NORM_BLOCK, NORM_LANES
 
 from .tree import FAN_IN
 

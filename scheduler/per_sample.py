@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.inputs import finite, whole
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node
+from flowgrad.graph import Node
+from flowgrad.inputs import integer, real
+from flowgrad.typing import Array
 
 from .executors import Executor, Lost
 from .factor_work import Places, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
@@ -100,7 +100,7 @@ class PerSampleGradients:
         -----
         W. Johnson, J. Lindenstrauss, *Extensions of Lipschitz mappings into a Hilbert space*, 1984.
         """
-        k, seed = whole(k, "project: k, the number of directions,"), whole(seed, "project: seed", 0)
+        k, seed = integer(k, "project: k, the number of directions,"), integer(seed, "project: seed", 0)
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for position, node in enumerate(self.wrt):
             place = self._places[node]
@@ -157,7 +157,7 @@ class PerSampleGradients:
 
     def clipped_sum(self, max_norm: float, compute: bool = True) -> dict[Node, Any]:
         """Return the sum of ``g min(1, max_norm / ‖g‖)``, ``{node: (dim,)}``; the norm is of all nodes together."""
-        return self._sums(sum_of, compute, finite(max_norm, "clipped_sum: max_norm", 0, above=True), 1.0)
+        return self._sums(sum_of, compute, real(max_norm, "clipped_sum: max_norm", 0, above=True), 1.0)
 
     def _squares(self) -> dict[Node, Array]:
         return self._sums(squares_of, True, 1.0 / self.samples)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Variable
-from flowgrad.optim.optimizer import Optimizer, warn_independent
+from flowgrad.graph import Variable
+from flowgrad.optim import Optimizer, warn_independent
+from flowgrad.typing import Array
 
 from . import blocks
 from .blas import one_thread

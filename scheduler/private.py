@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim.privacy import Privacy
+from flowgrad.optim import Privacy
 from flowgrad.program import Instr
+from flowgrad.typing import Array
 
 from .factor_work import clip_weights, norms_of
 from .steps import Ends, run_all

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node, Variable
+from flowgrad.graph import Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.ops.loss import softmax
+from flowgrad.typing import Array
 
 from .derivatives import Derivatives
 from .directions import cut_tangents, flat_tangents, tangents_of, vectors_of

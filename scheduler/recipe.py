@@ -15,13 +15,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from flowgrad.autodiff import Derivation, Edge, derive
-from flowgrad.graph import Graph
-from flowgrad.jacobians.base import Array, Diagonal, Identity
-from flowgrad.jacobians.matrix import Dense
-from flowgrad.node import Node, Variable, ancestors
+from flowgrad.graph import Graph, Node, Variable, ancestors
+from flowgrad.jacobians import Dense, Diagonal, Identity
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace, verify
+from flowgrad.typing import Array
 
 from .feeds import Feeds, require_values
 from .lower import flat_values, input_var

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
+from flowgrad.typing import Array
 
 from . import blocks
 from .cache import Cache

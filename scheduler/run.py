@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FlowgradError
-from flowgrad.jacobians.base import Array
+from flowgrad.typing import Array
 
 from .batches import Batches, Epoch
 from .callbacks import KEEP, STOP

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
-from flowgrad.optim.rules import WORK
+from flowgrad.optim import WORK
 from flowgrad.program import Program
+from flowgrad.typing import Array
 
 from .cost import flops
 

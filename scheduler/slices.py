@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowgrad.jacobians.base import Array
-from flowgrad.optim.rules import State
+from flowgrad.optim import State
+from flowgrad.typing import Array
 
 from .blocks import Done, update
 from .kernel import canonical

@@ -10,10 +10,9 @@ import numpy as np
 
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobians.base import Array, Diagonal, LocalJacobian
-from flowgrad.jacobians.factors import Factors
-from flowgrad.jacobians.shares import Share
+from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, Share
 from flowgrad.program import Instr
+from flowgrad.typing import Array
 
 from . import buffers
 from .kernel import canonical, run_instr

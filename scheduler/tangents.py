@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobians.base import Array, LocalJacobian
+from flowgrad.jacobians import LocalJacobian
 from flowgrad.program import Instr, Program
+from flowgrad.typing import Array
 
 from .blocks import mean_seed
 from .kernel import canonical, run_instr

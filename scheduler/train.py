@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.inputs import whole
-from flowgrad.jacobians.base import Array
-from flowgrad.node import Node
-from flowgrad.optim.optimizer import Optimizer
+from flowgrad.graph import Node
+from flowgrad.inputs import integer
+from flowgrad.optim import Optimizer
+from flowgrad.typing import Array
 
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
@@ -72,7 +72,7 @@ class Trainer:
             raise GraphError(
                 f"the trainer needs an optimizer such as fg.Adam(graph, loss), not {type(optimizer).__name__}"
             )
-        accumulate = whole(accumulate, "accumulate")
+        accumulate = integer(accumulate, "accumulate")
         if optimizer.privacy is not None and accumulate > 1:
             raise GraphError(
                 f"differentially private steps divide by the batch size: give batch_size={optimizer.batch_size * accumulate} "
@@ -84,7 +84,7 @@ class Trainer:
         if not isinstance(self.engine, Engine):
             raise GraphError(f"the trainer's engine is an Engine, not {engine!r}: give fg.Engine({engine!r})")
         self.settings = Settings(
-            optimizer, self.engine, bool(shuffle), whole(seed, "seed", 0), called, train_once, accumulate
+            optimizer, self.engine, bool(shuffle), integer(seed, "seed", 0), called, train_once, accumulate
         )
 
     def fit(
@@ -139,7 +139,7 @@ class Trainer:
         >>> len(history.steps), history.epochs[-1]["validation_loss"] < 1e-9
         (40, True)
         """
-        epochs = whole(epochs, "epochs")
+        epochs = integer(epochs, "epochs")
         if resume and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):

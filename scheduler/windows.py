@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from flowgrad.jacobians.base import Array
-from flowgrad.optim.rules import Rule, State
+from flowgrad.optim import Rule, State
+from flowgrad.typing import Array
 
 from . import blocks
 from .batches import ORDER_BYTES, Batches

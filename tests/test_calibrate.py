@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.optim.rules import AdamRule
+from flowgrad.optim import AdamRule
 from flowgrad.scheduler import calibrate, measure
 from flowgrad.scheduler.executors import LocalExecutor, Lost, Worker
 from flowgrad.scheduler.links import links_of

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 import flowgrad as fg
 from flowgrad.errors import NodeFailed
 from flowgrad.ops import linear
-from flowgrad.optim.rules import WORK
+from flowgrad.optim import WORK
 from flowgrad.scheduler import blocks, scratch
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.kernel import Kernel, run_instr

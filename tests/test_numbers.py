@@ -4,33 +4,33 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.inputs import finite, whole
+from flowgrad.inputs import integer, real
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
 def test_whole_numbers(value):
-    assert type(whole(value, "n")) is int
-    assert whole(value, "n") == 3
+    assert type(integer(value, "n")) is int
+    assert integer(value, "n") == 3
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, np.True_, "3", None, [3], np.array([3]), 3 + 0j])
 def test_what_is_no_whole_number(value):
     with pytest.raises(fg.FlowgradError, match=r"^n must be an integer from 1 on, not "):
-        whole(value, "n")
+        integer(value, "n")
 
 
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.float64(0.5)])
 def test_finite_numbers(value):
-    assert type(finite(value, "x")) is float
-    assert finite(value, "x", 0.5) == 0.5
+    assert type(real(value, "x")) is float
+    assert real(value, "x", 0.5) == 0.5
     with pytest.raises(fg.FlowgradError, match=r"^x must be a number above 0\.5, not "):
-        finite(value, "x", 0.5, above=True)
+        real(value, "x", 0.5, above=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), np.inf, True, np.False_, "1", None, 1j, np.ones(1)])
 def test_what_is_no_finite_number(value):
     with pytest.raises(fg.FlowgradError, match=r"^x must be a finite number, not "):
-        finite(value, "x")
+        real(value, "x")
 
 
 def square():
@@ -88,5 +88,5 @@ def test_values_that_are_no_real_numbers(value):
     with pytest.raises(fg.FlowgradError, match=r"masked or complex|is not an array of 1 numbers"):
         w.set_value(value)
     with pytest.raises(fg.FlowgradError, match="x must be a finite number"):
-        finite(10**400, "x")
+        real(10**400, "x")
     assert w.value.tolist() == [2.0]

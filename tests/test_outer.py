@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from flowgrad.jacobians.factors import Factors
+from flowgrad.jacobians import Factors, Share
 from flowgrad.jacobians.outer import SMALLEST_BUFFER, WIDE, scale_rows
-from flowgrad.jacobians.shares import Share
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

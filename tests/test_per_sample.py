@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from test_jacobians import same
 
 import flowgrad as fg
-from flowgrad.jacobians import factors
-from flowgrad.jacobians.factors import Factors, projection
-from flowgrad.jacobians.shares import Share
+from flowgrad.jacobians import Factors, Share, factors, projection
 from flowgrad.scheduler import factor_work, request
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 from flowgrad.scheduler.parts import Made, Parts

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowgrad as fg
-from flowgrad.optim.rules import AdamRule
+from flowgrad.optim import AdamRule
 from flowgrad.scheduler import lane_work, slices, tree, windows
 from flowgrad.scheduler.data import Placement
 from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds

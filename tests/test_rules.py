@@ -10,8 +10,7 @@ from models import Model
 
 import flowgrad as fg
 from flowgrad.errors import GraphError
-from flowgrad.optim.norms import NORM_BLOCK, block_norms, scale_of
-from flowgrad.optim.schedules import describe, restore
+from flowgrad.optim import NORM_BLOCK, block_norms, describe, restore, scale_of
 
 KINDS = ("GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam")
 SCHEDULES = (

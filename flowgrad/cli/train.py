@@ -16,7 +16,7 @@ from .options import Choice, Count, check_place, job_options, option, positive
 
 if TYPE_CHECKING:
     from ..data import DataSet
-    from ..optim.optimizer import Optimizer
+    from ..optim import Optimizer
     from ..scheduler.train import History, Trainer
     from .models import Model
 

@@ -1,1 +1,23 @@
-"""The derivative of a node by a parent: kind and factor, and what is written from factors."""
+"""The derivative of a node by a parent, and of a result by a variable: kind and factor; nothing large is built on the way."""
+
+from .base import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian, SoftMaxTangent
+from .factors import Factors, projection
+from .matrix import Blocks, Dense, Outer, OuterSum, Rows
+from .shares import Share
+
+__all__ = [
+    "Blocks",
+    "Dense",
+    "Diagonal",
+    "Factors",
+    "Identity",
+    "LocalJacobian",
+    "Outer",
+    "OuterSum",
+    "Rows",
+    "Selection",
+    "Share",
+    "SoftMaxJacobian",
+    "SoftMaxTangent",
+    "projection",
+]

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ..typing import Array
+
 Index = slice | Array
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Array
+from ..typing import Array
 from .shares import Share, add_share, cut, write_share
 
 # Entries of an explicit stretch, and samples in a tile of a matrix of scalar products: both stay in a processor's cache.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import Array, LocalJacobian
+from ..typing import Array
+from .base import LocalJacobian
 from .outer import scale_rows
 
 

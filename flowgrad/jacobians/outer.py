@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import Array
+from ..typing import Array
 
 # Length of a row from which on it is worth it; entries of the smallest buffer that NumPy takes.
 WIDE = 128

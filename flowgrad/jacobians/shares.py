@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Array
+from ..typing import Array
 from .outer import WIDE, scale_rows
 
 

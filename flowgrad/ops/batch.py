@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobians.base import Array, LocalJacobian
-from ..jacobians.matrix import Blocks, OuterSum
-from ..node import Node
+from ..graph import Node
+from ..jacobians import Blocks, LocalJacobian, OuterSum
 from ..op import Op, Stacked
+from ..typing import Array
 
 
 class BatchMatVec(Op):

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobians.base import Array, Diagonal, Identity, LocalJacobian
-from ..node import Node
+from ..graph import Node
+from ..jacobians import Diagonal, Identity, LocalJacobian
 from ..op import Op, Stacked
+from ..typing import Array
 
 
 class Elementwise(Op):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobians.base import Array, Diagonal, LocalJacobian
+from ..jacobians import Diagonal, LocalJacobian
+from ..typing import Array
 from .elementwise import Elementwise
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobians.base import Array, LocalJacobian
-from ..jacobians.matrix import Dense, Outer, Rows
-from ..node import Node
+from ..graph import Node
+from ..jacobians import Dense, LocalJacobian, Outer, Rows
 from ..op import Op, Stacked
+from ..typing import Array
 from .batch import BatchMatVec
 
 # Up to this many samples, and from this many entries of a matrix on, products are computed as their transpose: BLAS is up to

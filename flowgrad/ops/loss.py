@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobians.base import Array, LocalJacobian, SoftMaxJacobian, SoftMaxTangent
-from ..jacobians.matrix import Outer
+from ..jacobians import LocalJacobian, Outer, SoftMaxJacobian, SoftMaxTangent
 from ..op import Op
+from ..typing import Array
 
 # Added to the probabilities under the logarithm, so that a probability of 0 costs 23, not infinity.
 EPSILON = 1e-10

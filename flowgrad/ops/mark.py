@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..jacobians.base import Array, Identity, LocalJacobian
+from ..jacobians import Identity, LocalJacobian
 from ..op import Op
+from ..typing import Array
 
 
 class Mark(Op):

@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any
 
 from ..errors import GraphError, ShapeError
-from ..node import Node
+from ..graph import Node
 from ..op import Op
 from .elementwise import Add, Multiply, Negative, Scale, Subtract
 from .functions import Reciprocal

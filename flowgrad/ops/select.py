@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobians.base import Array, LocalJacobian, Selection
-from ..node import Node
+from ..graph import Node
+from ..inputs import brief
+from ..jacobians import LocalJacobian, Selection
 from ..op import Op
-from ..vectors import brief
+from ..typing import Array
 
 
 class Vectorize(Op):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Unpack
 
-from ..graph import Graph
-from ..node import Node
+from ..graph import Graph, Node
 from .optimizer import Common, Optimizer
 from .rules import AdaGradRule, AdamRule, GradientDescentRule, MomentumRule, RMSPropRule
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..jacobians.base import Array
+from ..typing import Array
 
 # Entries whose squares are added up at a time, from the beginning of the flat vector; slices that start and stop at multiples of
 # this give the same sums as the whole vector.

@@ -10,10 +10,9 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from ..errors import GraphError
-from ..graph import Graph
-from ..inputs import whole
-from ..jacobians.base import Array
-from ..node import Node, Variable, ancestors
+from ..graph import Graph, Node, Variable, ancestors
+from ..inputs import integer
+from ..typing import Array
 from .privacy import Privacy
 from .rules import Rule, State
 
@@ -104,7 +103,7 @@ class Optimizer:
         self.graph = graph
         self.target = target
         self.rule = replace(rule, **of_rule)
-        self.batch_size = whole(batch_size, "batch_size")
+        self.batch_size = integer(batch_size, "batch_size")
         self.privacy: Privacy | None = None
         if per_sample_clip is not None:
             self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..inputs import finite, whole
-from ..jacobians.base import Array
+from ..inputs import integer, real
+from ..typing import Array
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Privacy:
     seed: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        finite(self.clip, "per_sample_clip", 0, above=True)
-        finite(self.noise_multiplier, "noise_multiplier", 0)
-        seed = secrets.randbits(128) if self.seed is None else whole(self.seed, "noise_seed", 0)
+        real(self.clip, "per_sample_clip", 0, above=True)
+        real(self.noise_multiplier, "noise_multiplier", 0)
+        seed = secrets.randbits(128) if self.seed is None else integer(self.seed, "noise_seed", 0)
         object.__setattr__(self, "seed", seed)
 
     def clipped(self, gradient: Array) -> Array:

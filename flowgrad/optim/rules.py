@@ -18,8 +18,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import GraphError
-from ..inputs import finite
-from ..jacobians.base import Array
+from ..inputs import real
+from ..typing import Array
 from .norms import block_norms, scale_of
 
 State = dict[str, Array]
@@ -58,7 +58,7 @@ class Rule:
             if name == "learning_rate" and callable(value):
                 continue
             above = name in ("learning_rate", "clip_norm")
-            number = finite(value, f"{told}: {name}", 0 if above or name == "weight_decay" else -math.inf, above)
+            number = real(value, f"{told}: {name}", 0 if above or name == "weight_decay" else -math.inf, above)
             if name in ("momentum", "beta", "beta_1", "beta_2") and not 0 <= value < 1:
                 raise GraphError(f"{told}: {name} must be at least 0 and below 1, not {value!r}")
             object.__setattr__(self, name, number)
@@ -103,7 +103,7 @@ class Rule:
         if not callable(self.learning_rate):
             return self.learning_rate
         what = f"{type(self).__name__}: the learning rate of update {t}, by {self.learning_rate!r},"
-        return finite(self.learning_rate(t), what, 0)
+        return real(self.learning_rate(t), what, 0)
 
     def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
         """Move the slots in `state` on, and return what is subtracted from the parameters at update number `t` (from 1).

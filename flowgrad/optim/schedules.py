@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import DataError
-from ..inputs import finite, whole
+from ..inputs import integer, real
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Schedule:
 
     def _steps(self, name: str) -> None:
         """Check a field that counts updates."""
-        object.__setattr__(self, name, whole(getattr(self, name), f"{type(self).__name__}: {name}"))
+        object.__setattr__(self, name, integer(getattr(self, name), f"{type(self).__name__}: {name}"))
 
     def _rate(self, name: str, above: bool = True) -> None:
         """Check a field that is a factor or a learning rate."""
-        object.__setattr__(self, name, finite(getattr(self, name), f"{type(self).__name__}: {name}", 0, above))
+        object.__setattr__(self, name, real(getattr(self, name), f"{type(self).__name__}: {name}", 0, above))
 
 
 @dataclass(frozen=True)
