@@ -14,7 +14,7 @@ from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from . import compiled
+from .compiled import can_compile, compiled_round
 from .kernel import canonical, kernel_of
 from .private import PrivateStep
 from .scratch import Scratch, shard_threads
@@ -62,17 +62,17 @@ def collect(*values: Any) -> list[Any]:
     return list(values)
 
 
-def take(array: Array, rows: Array) -> Array:
+def take_rows(array: Array, rows: Array) -> Array:
     """Return rows of a feed."""
     return canonical(array[rows])
 
 
-def cut(array: Array, start: int, stop: int) -> Array:
+def cut_rows(array: Array, start: int, stop: int) -> Array:
     """Return a range of rows of a feed."""
     return canonical(array[start:stop])
 
 
-def weights(state: State) -> Array:
+def weights_of(state: State) -> Array:
     """Return the flat parameter vector as a value ``(1, P)``."""
     return state["w"][None]
 
@@ -160,11 +160,11 @@ def shard_step(
 
 
 def _compiled(step: Step, rule: Rule, state: State) -> Any:
-    if not compiled.available():
+    if not can_compile():
         raise FlowgradError(
             "the plan uses compiled kernels, but numba is not installed here: pip install 'flowgrad[fast]'"
         )
-    return compiled.compiled_round(step.program, step.names, rule, state["w"].dtype)
+    return compiled_round(step.program, step.names, rule, state["w"].dtype)
 
 
 def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
@@ -175,7 +175,7 @@ def arrange(program: Program, state: State, const: Array | None, feeds: list[Arr
         if i.role == "feed":
             inputs.append(canonical(next(given)))
         elif i.role == "param":
-            inputs.append(canonical(weights(state)))
+            inputs.append(canonical(weights_of(state)))
         elif i.role == "const":
             assert const is not None
             inputs.append(canonical(const))

@@ -23,7 +23,7 @@ _buffers: list[Array] = []
 _FREE = 3
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+def empty_array(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an array with arbitrary content, like ``np.empty``; large ones take over memory that nobody uses any more."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -40,7 +40,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
         return fresh.view(dtype).reshape(shape)
 
 
-def clear() -> None:
+def clear_arrays() -> None:
     """Give the memory back."""
     with _lock:
         _buffers.clear()

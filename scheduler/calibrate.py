@@ -20,8 +20,9 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
-from . import blocks, compiled
 from .blas import COMPILED_BLAS, one_thread
+from .blocks import run_round
+from .compiled import cache_folder
 from .cost import work_of
 from .facts import read_cpu, read_versions
 from .feeds import check_feeds
@@ -66,7 +67,7 @@ def rates_here(kernel: str, dtype: str, again: bool = False) -> dict[str, Any]:
         Measure in any case.
     """
     name = token(kernel, dtype, *read_cpu(), os.cpu_count(), read_versions(), _code(), *map(os.environ.get, SETTINGS))
-    path = compiled.cache_folder() / f"rates-{name}.json"
+    path = cache_folder() / f"rates-{name}.json"
     if not again:
         with suppress(OSError, ValueError, KeyError, TypeError):  # whatever is wrong with the file: measure
             return Rates.from_dict(json.loads(path.read_text())).as_dict()
@@ -207,7 +208,7 @@ class Probe:
     def run(self, samples: int, steps: int = 1) -> Callable[[], Any]:
         """Return a call of some steps with `samples` samples each."""
         rows = [[self.order[(k * samples) % (len(self.order) - samples + 1) :][:samples]] for k in range(steps)]
-        return lambda: blocks.run_round(self.step, self.rule, (self.state, []), self.const, self.feeds, rows)
+        return lambda: run_round(self.step, self.rule, (self.state, []), self.const, self.feeds, rows)
 
     def seconds(self, samples: int, steps: int) -> float:
         """Return the seconds of one step with `samples` samples, of `steps` of them in one round."""

@@ -36,14 +36,14 @@ from .tree import FAN_IN, SIDE_BY_SIDE, levels
 
 
 @cache
-def available() -> bool:
+def can_compile() -> bool:
     """Return whether numba and the BLAS that it calls are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("numba", "scipy"))
 
 
-def supports(program: Program, names: tuple[str, ...]) -> str:
+def why_not_compiled(program: Program, names: tuple[str, ...]) -> str:
     """Return why a program cannot be compiled, or an empty string if it can."""
-    if not available():
+    if not can_compile():
         return "numba is not installed (pip install 'flowgrad[fast]')"
     try:
         _check_functions(_source(program, names))

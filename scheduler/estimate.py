@@ -8,8 +8,8 @@ from typing import Any
 
 from flowgrad.optim import Optimizer
 
-from . import compiled
 from .blocks import Step
+from .compiled import why_not_compiled
 from .cost import flops, work_of
 from .engine import Engine
 from .executors import Executor
@@ -41,7 +41,7 @@ def choose_arithmetic(
     fixed, each = flops(step.program)
     work = fixed + each * optimizer.batch_size
     updates = epochs * -(-samples // optimizer.batch_size)
-    unsupported = compiled.supports(step.program, step.names)
+    unsupported = why_not_compiled(step.program, step.names)
     if optimizer.privacy is not None:
         unsupported = "gradients are clipped per sample"
     kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
@@ -167,7 +167,7 @@ def estimate(
     shards *= accumulate
     case = case_of(step, optimizer, checked, shards, optimizer.batch_size * accumulate)
     kernels = {kernel[0], "numpy"}
-    if engine.kernel == "auto" and not compiled.supports(step.program, step.names):
+    if engine.kernel == "auto" and not why_not_compiled(step.program, step.names):
         kernels.add("numba")
     dtype = str(checked.dtype)
     rates = {name: rates_of(engine.executor, name, dtype, again) for name in sorted(kernels)}

@@ -13,7 +13,7 @@ import numpy as np
 from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
-from . import blocks
+from .blocks import evaluate_shard
 from .chunks import Chunked
 from .data import Placement
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
@@ -111,7 +111,7 @@ class Evaluation:
                 feeds = self._feeds(graph, k, workers, salt, sent)
                 where = k % len(workers)
                 args = (program, at, const, feeds, self.shards[k][1] - self.shards[k][0])
-                keys.append(graph.task("evaluate", blocks.evaluate_shard, *args, worker=where).key)
+                keys.append(graph.task("evaluate", evaluate_shard, *args, worker=where).key)
             handles = self.executor.submit(graph.records, keys, addresses, only)
             try:
                 parts += self.executor.outcome(handles, set(addresses))

@@ -10,7 +10,7 @@ import numpy as np
 from flowgrad.jacobians import Factors
 from flowgrad.typing import Array
 
-from . import buffers
+from .buffers import empty_array
 from .spread import each_side_by_side, spread
 
 # By variable.
@@ -24,7 +24,7 @@ def array_of(part: Part, places: Places, threads: int = 1) -> Array:
     """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
     size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
     samples = part[0].samples
-    out = buffers.empty((samples, size), part[0].dtype)
+    out = empty_array((samples, size), part[0].dtype)
     if threads == 1 or out.size < THREADED:
         _write(part, places, out)
     else:
@@ -56,7 +56,7 @@ def norms_of(part: Part) -> Array:
 def dot_of(part: Part, other: Part | None, each: Callable[..., Iterable[Any]] = map) -> Array:
     """Return the scalar products ``(N, M)``; `each` is like ``map``."""
     shape = (part[0].samples, (other or part)[0].samples)
-    total = part[0].dot(None if other is None else other[0], each, buffers.empty(shape, part[0].dtype))
+    total = part[0].dot(None if other is None else other[0], each, empty_array(shape, part[0].dtype))
     for k, more in enumerate(part[1:], 1):
         total += more.dot(None if other is None else other[k], each)
     return total

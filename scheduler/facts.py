@@ -16,7 +16,7 @@ import psutil
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
-from . import compiled
+from .compiled import COMPILED_BLAS, cache_folder
 
 PACKAGES = (
     "flowgrad", "numpy", "scipy", "numba", "llvmlite", "dask", "distributed", "bokeh", "safetensors", "threadpoolctl",
@@ -68,10 +68,10 @@ def read_facts() -> Facts:
     """
     found = importlib.util.find_spec("numba") is not None
     if importlib.util.find_spec("scipy") is not None:
-        importlib.import_module(compiled.COMPILED_BLAS)
+        importlib.import_module(COMPILED_BLAS)
     memory = psutil.virtual_memory()
     model, flags = read_cpu()
-    folder = compiled.cache_folder()
+    folder = cache_folder()
     return Facts(
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",

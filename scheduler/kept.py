@@ -10,7 +10,7 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from . import buffers
+from .buffers import clear_arrays
 from .cache import Cache, CacheInfo
 from .executors import Executor, Handle
 from .feeds import check_nodes
@@ -64,7 +64,7 @@ class Kept:
             self.cache.clear()
             self.memory.clear()
             self.recipes.clear()
-        buffers.clear()
+        clear_arrays()
 
     # -- how it runs --------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import numpy as np
 from flowgrad.graph import Graph, Variable
 from flowgrad.typing import Array
 
-from . import buffers
+from .buffers import empty_array
 from .chunks import is_dask_array
 from .feeds import Feeds, check_feeds
 from .tasks import token
@@ -149,7 +149,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _copy(array: Array) -> Array:
-    copy = buffers.empty(array.shape, array.dtype)
+    copy = empty_array(array.shape, array.dtype)
     np.copyto(copy, array)
     return copy
 

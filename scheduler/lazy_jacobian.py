@@ -10,7 +10,7 @@ from dask import delayed
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
 
-from .blocks import cut
+from .blocks import cut_rows
 from .known import KnownFeeds
 from .recipe import Recipe
 from .steps import Ends, jacobian_chunk
@@ -77,7 +77,7 @@ def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, 
         grid = []
         for start, stop in over:
             leaves = [
-                array if array is not None else cut(known.feeds.arrays[recipe.feeds[k]], start, stop)
+                array if array is not None else cut_rows(known.feeds.arrays[recipe.feeds[k]], start, stop)
                 for k, array in zip(whole.leaves, own)
             ]
             line = []

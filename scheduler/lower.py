@@ -14,7 +14,7 @@ from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.program import Program, Role, trace
 from flowgrad.typing import Array
 
-from . import blocks
+from .blocks import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
 from .feeds import Feeds, require_values
 from .fuse import Layout
 from .kernel import run_instr
@@ -108,7 +108,7 @@ class Placed:
         if len(self.bounds) > 1:
             for i in self.program.inputs:
                 if i.role == "feed":
-                    refs[i.var] = self.graph.task("take", blocks.cut, self.whole[i.var], start, stop)
+                    refs[i.var] = self.graph.task("take", cut_rows, self.whole[i.var], start, stop)
         return refs
 
 
@@ -134,8 +134,8 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
             refs = lower_nodes(graph, program, inputs)
             keys += [refs[program.outputs[name]] for name in names]
             continue
-        block = graph.task("forward", blocks.run_program, held, names, *(inputs[i.var] for i in program.inputs))
-        keys += [block] if len(names) == 1 else [graph.task("pick", blocks.pick, block, k) for k in range(len(names))]
+        block = graph.task("forward", run_program, held, names, *(inputs[i.var] for i in program.inputs))
+        keys += [block] if len(names) == 1 else [graph.task("pick", pick, block, k) for k in range(len(names))]
 
     def finish(values: list[Any]) -> list[Array]:
         out = []
@@ -182,8 +182,8 @@ def lower_gradient(
             shares.append(lower_share(graph, program, names, inputs, stop - start, feeds.samples))
             continue
         given = [inputs[i.var] for i in program.inputs if i.var != seed]
-        shares.append(graph.task("gradient", blocks.shard_gradient, held, names, feeds.samples, stop - start, *given))
-    keys = [reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group))] if shares else []
+        shares.append(graph.task("gradient", shard_gradient, held, names, feeds.samples, stop - start, *given))
+    keys = [reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group))] if shares else []
 
     def finish(values: list[Any]) -> dict[Variable, Array]:
         out = {v: np.zeros(v.dim, feeds.dtype) for v in wrt}
@@ -210,11 +210,11 @@ def lower_share(
     loss = program.outputs["0"]
     forward = Program(program.types, program.inputs, _until(program, seed), {})
     refs = lower_nodes(graph, forward, inputs)
-    refs[seed] = graph.task("seed", blocks.mean_seed, refs[loss], samples, batch)
+    refs[seed] = graph.task("seed", mean_seed, refs[loss], samples, batch)
     backward = Program(program.types, program.inputs, program.instrs[len(forward.instrs) :], {})
     refs = lower_nodes(graph, backward, refs)
     found = [refs[program.outputs[name]] for name in names]
-    return graph.task("gradient", blocks.flat_gradient, refs[loss], samples, batch, program.size("param"), *found)
+    return graph.task("gradient", flat_gradient, refs[loss], samples, batch, program.size("param"), *found)
 
 
 def _until(program: Program, seed: int) -> tuple[Any, ...]:

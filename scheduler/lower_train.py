@@ -14,16 +14,16 @@ from flowgrad.optim import Privacy, Rule
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from . import blocks, lane_work, slices
-from .blocks import Step
+from .blocks import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
 from .feeds import Feeds
 from .fuse import Layout
-from .lane_work import Part
+from .lane_work import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
 from .lower import compile_forward, input_var, lower_share
 from .passes import backward_passes, run_passes
 from .plan import Plan
 from .private import PrivateStep
 from .recipe import Recipe
+from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
 from .steps import Ends
 from .tasks import Ref, TaskGraph
 from .tree import reduce_tree
@@ -139,11 +139,11 @@ def lower_steps(
     if plan.grain == "shard" and exchange == "slices":
         return _sliced_steps(graph, rule, lanes, before, steps)
     if plan.grain == "shard":
-        kind = lane_work.Light if exchange == "together" else lane_work.Carry
+        kind = Light if exchange == "together" else Carry
         return [_lane_steps(graph, rule, kind, lanes, before[0], steps)]
     lane = lanes[0]
     args = (lane.step, rule, before[0], lane.const, lane.feeds, steps, lane.threads)
-    return [graph.task("round", blocks.run_round, *args, worker=lane.worker)]
+    return [graph.task("round", run_round, *args, worker=lane.worker)]
 
 
 def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[Part]:
@@ -153,13 +153,13 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[Part]:
 
 def _given(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
     """Add what brings together, once per lane, what all its tasks read."""
-    return [graph.task("given", lane_work.Given, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
+    return [graph.task("given", Given, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
 
 
 def _lane_steps(
     graph: TaskGraph,
     rule: Rule,
-    kind: type[lane_work.Carry],
+    kind: type[Carry],
     lanes: Sequence[Lane],
     before: Ref,
     steps: Sequence[Sequence[Array]],
@@ -174,7 +174,7 @@ def _lane_steps(
         (lane,) = lanes
         for k, shards in enumerate(steps):
             whole = (given[0], before, not k, shards, lane.threads)
-            before = graph.task("step", lane_work.whole_step, *whole, worker=lane.worker)
+            before = graph.task("step", whole_step, *whole, worker=lane.worker)
         return before
     carries: list[Ref] = []
     last = 0
@@ -183,12 +183,12 @@ def _lane_steps(
         for lane, reads, part in zip(lanes, given, _parts(lanes, shards)):
             if carries:
                 args = (reads, kind, carries, last, part)
-                new.append(graph.task("update-gradient", lane_work.update_gradient, *args, worker=lane.worker))
+                new.append(graph.task("update-gradient", update_gradient, *args, worker=lane.worker))
             else:
                 first = (reads, kind, before, part)
-                new.append(graph.task("gradient", lane_work.first_gradient, *first, worker=lane.worker))
+                new.append(graph.task("gradient", first_gradient, *first, worker=lane.worker))
         carries, last = new, len(shards)
-    return graph.task("update", lane_work.last_update, given[0], carries, last, worker=lanes[0].worker)
+    return graph.task("update", last_update, given[0], carries, last, worker=lanes[0].worker)
 
 
 def _sliced_steps(
@@ -199,17 +199,17 @@ def _sliced_steps(
     given = _given(graph, rule, lanes)
     homes = [k * len(lanes) // n for k in range(n)]
     at = [lanes[h].worker for h in homes]
-    done = [graph.task("update", slices.begin, s, worker=w) for s, w in zip(before, at)]
+    done = [graph.task("update", begin_slice, s, worker=w) for s, w in zip(before, at)]
     for shards in steps:
-        weights = [graph.task("weights", slices.pick_weights, d, worker=w) for d, w in zip(done, at)]
+        weights = [graph.task("weights", pick_weights, d, worker=w) for d, w in zip(done, at)]
         shares = [
-            graph.task("gradient", slices.sliced_gradient, reads, weights, part, worker=lane.worker)
+            graph.task("gradient", sliced_gradient, reads, weights, part, worker=lane.worker)
             for lane, reads, part in zip(lanes, given, _parts(lanes, shards))
         ]
         for k, home in enumerate(homes):
-            cuts = [graph.task("cut", slices.cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
+            cuts = [graph.task("cut", cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
             args = (given[home], done[k], cuts, len(shards))
-            done[k] = graph.task("update", slices.update_slice, *args, worker=at[k])
+            done[k] = graph.task("update", update_slice, *args, worker=at[k])
     return done
 
 
@@ -225,16 +225,16 @@ def _fine_steps(
     """Grains ``"node"`` and ``"sample"``: a task for everything that people want to see."""
     losses = []
     step, home = lanes[0].step, lanes[0].worker
-    state = graph.task("state", blocks.pick, before, 0, worker=home)
+    state = graph.task("state", pick, before, 0, worker=home)
     for shards in steps:
         batch = sum(map(len, shards))
         shares = [
             _share(graph, program, plan, rule, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)
         ]
-        mean = reduce_tree(shares, lambda group: graph.task("reduce", blocks.add_gradients, group, worker=home))
-        state = graph.task("update", blocks.update, step, rule, state, mean, worker=home)
-        losses.append(graph.task("loss", blocks.pick, mean, 1, worker=home))
-    return graph.task("done", blocks.collect, state, losses, worker=home)
+        mean = reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group, worker=home))
+        state = graph.task("update", update, step, rule, state, mean, worker=home)
+        losses.append(graph.task("loss", pick, mean, 1, worker=home))
+    return graph.task("done", collect, state, losses, worker=home)
 
 
 def _share(
@@ -243,14 +243,14 @@ def _share(
     at = lane.worker
     if plan.grain != "node" or step.private is not None:
         args = (lane.step, rule, state, lane.const, lane.feeds, rows, batch)
-        return graph.task("gradient", blocks.shard_step, *args, worker=at)
+        return graph.task("gradient", shard_step, *args, worker=at)
     feeds = iter(lane.feeds)
     inputs: dict[int, Ref] = {}
     for i in step.program.inputs:
         if i.role == "feed":
-            inputs[i.var] = graph.task("take", blocks.take, next(feeds), rows, worker=at)
+            inputs[i.var] = graph.task("take", take_rows, next(feeds), rows, worker=at)
         elif i.role == "param":
-            inputs[i.var] = graph.task("weights", blocks.weights, state, worker=at)
+            inputs[i.var] = graph.task("weights", weights_of, state, worker=at)
         elif i.role == "const":
             assert lane.const is not None
             inputs[i.var] = lane.const

@@ -14,8 +14,8 @@ from flowgrad.graph import Variable
 from flowgrad.optim import Optimizer, warn_independent
 from flowgrad.typing import Array
 
-from . import blocks
 from .blas import one_thread
+from .blocks import run_round
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 from .chunks import Chunked
@@ -177,7 +177,7 @@ class Job:
             start = time.perf_counter()
             with one_thread():
                 many = [shards] * steps
-                blocks.run_round(self.step, self.rule, (self.state, []), self.const(), arrays, many, threads)
+                run_round(self.step, self.rule, (self.state, []), self.const(), arrays, many, threads)
             seconds = time.perf_counter() - start
             best = min(best, seconds / steps)
             steps = max(1, min(32, int(0.01 / best)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.typing import Array
 
-from . import blocks
+from .blocks import cut_rows, pick
 from .cache import Cache
 from .known import KnownFeeds
 from .recipe import Recipe
@@ -117,7 +117,7 @@ class Request:
             return Ref(key)
         picked = f"pick-{key}.{position}"
         if picked not in self.records:
-            self.records[picked] = Task(blocks.pick, (Ref(key), position))
+            self.records[picked] = Task(pick, (Ref(key), position))
         return Ref(picked)
 
     def _leaf(self, var: int, key: str, samples: tuple[int, int]) -> None:
@@ -132,7 +132,7 @@ class Request:
         else:
             array = self.known.feeds.arrays[self.recipe.feeds[var]]
             whole = samples == (0, self.known.feeds.samples)
-            self._data(key, array if whole else blocks.cut(array, start, stop))
+            self._data(key, array if whole else cut_rows(array, start, stop))
 
     def _data(self, name: str, value: Array) -> None:
         self.records[name] = Data(value)

@@ -59,7 +59,7 @@ def update_slice(given: Given, before: Done, parts: list[Shares], shards: int) -
     return update(given.step, given.rule, state, (gradient, loss)), [*before[1], loss]
 
 
-def begin(before: Done) -> Done:
+def begin_slice(before: Done) -> Done:
     """Return a slice before the first step."""
     return before[0], []
 

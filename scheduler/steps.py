@@ -14,7 +14,7 @@ from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, Share
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from . import buffers
+from .buffers import empty_array
 from .kernel import canonical, run_instr
 from .spread import spread
 
@@ -160,7 +160,7 @@ def jacobian_block(ends: Ends, places: Sequence[tuple[int, int, int] | int], sam
             found.append(np.zeros((samples, ends.rows, place), ends.dtype))
             continue
         wrt, lo, hi = place
-        out = buffers.empty((samples, ends.rows, hi - lo), ends.dtype)
+        out = empty_array((samples, ends.rows, hi - lo), ends.dtype)
         ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
         found.append(out)
     return found

@@ -10,9 +10,8 @@ from typing import Any
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from . import blocks
 from .batches import ORDER_BYTES, Batches
-from .blocks import Done, Step
+from .blocks import Done, Step, pick
 from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
@@ -235,7 +234,7 @@ class Windows:
             self._hold(kept)
         refs = [Ref(h.key) for h in before]
         after = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, site.exchange)
-        losses = [] if last else [graph.task("loss", blocks.pick, after[0], 1, worker=lanes[0].worker)]
+        losses = [] if last else [graph.task("loss", pick, after[0], 1, worker=lanes[0].worker)]
         keys = [ref.key for ref in (*after, *losses)]
         found = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
         piece = Piece(None if last else found[-1], kept, batches)

@@ -5,36 +5,36 @@ import gc
 import numpy as np
 
 import flowgrad as fg
-from flowgrad.scheduler import buffers
+from flowgrad.scheduler.buffers import clear_arrays, empty_array
 
 SHAPE = (300, 1000)
 
 
 def test_memory_is_used_again_when_the_last_view_is_gone():
-    buffers.clear()
-    first = buffers.empty(SHAPE, float)
+    clear_arrays()
+    first = empty_array(SHAPE, float)
     address = first.ctypes.data
     view = first.T[5:]
     held = memoryview(view)
     del first, view
-    assert buffers.empty(SHAPE, float).ctypes.data != address
+    assert empty_array(SHAPE, float).ctypes.data != address
     del held
-    again = buffers.empty(SHAPE, np.float64)
+    again = empty_array(SHAPE, np.float64)
     assert again.ctypes.data == address
     assert again.flags.c_contiguous
     assert again.flags.writeable
-    buffers.clear()
+    clear_arrays()
 
 
 def test_results_never_share_memory():
-    buffers.clear()
-    held = [buffers.empty(SHAPE, np.float32) for _ in range(5)]
+    clear_arrays()
+    held = [empty_array(SHAPE, np.float32) for _ in range(5)]
     for k, array in enumerate(held):
         array[...] = k
     assert [array.min() for array in held] == [array.max() for array in held] == list(range(5))
-    small = buffers.empty((2, 2), float)
+    small = empty_array((2, 2), float)
     assert small.base is None
-    buffers.clear()
+    clear_arrays()
 
 
 def test_results_are_let_go_of_without_a_collection():

@@ -7,7 +7,7 @@ from faults import BATCH, SAMPLES, Net
 
 import flowgrad as fg
 from flowgrad.errors import FeedError
-from flowgrad.scheduler import blocks
+from flowgrad.scheduler import blocks, prepare
 from flowgrad.scheduler import data as data_room
 from flowgrad.scheduler.chunks import Chunked
 from flowgrad.scheduler.feeds import check_feeds
@@ -183,7 +183,7 @@ def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch)
         seen.append((min(map(len, feeds)), max(int(rows.max()) for shards in steps for rows in shards)))
         return run_round(step, rule, before, const, feeds, steps, threads)
 
-    monkeypatch.setattr(blocks, "run_round", watched)
+    monkeypatch.setattr(prepare, "run_round", watched)
     fit(client, chunked_feeds(tmp_path, as_file), grain="auto", epochs=1)
     assert len({most for _, most in seen}) > 1  # whole steps, and steps with one sample in each shard
     assert all(most < length for length, most in seen)

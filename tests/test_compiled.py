@@ -10,8 +10,10 @@ import strategies
 from hypothesis import given, settings
 
 import flowgrad as fg
-from flowgrad.scheduler import blocks, codegen_values, compiled
+from flowgrad.scheduler import codegen_values
+from flowgrad.scheduler.blocks import add_gradients, shard_step
 from flowgrad.scheduler.codegen import generate
+from flowgrad.scheduler.compiled import _bytes, _in_threads, why_not_compiled
 from flowgrad.scheduler.compiled_text import round_text
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.loops import Unsupported
@@ -76,9 +78,9 @@ def test_the_text_says_what_numpy_does(large, made):
     const = flat_values(step.program, made.graph, "const", np.float64) if step.program.size("const") else None
     fed = [feeds.arrays[made.graph.nodes[k]] for k in step.fed]
     rows = np.array([2, 0])
-    expected = blocks.shard_step(step, rule, {"w": w}, const, fed, rows, 5)
+    expected = shard_step(step, rule, {"w": w}, const, fed, rows, 5)
     grad = np.full(len(w), np.nan)
-    loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *map(compiled._bytes, fed))
+    loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *map(_bytes, fed))
     np.testing.assert_allclose(grad, expected[0], rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(loss, expected[1], rtol=1e-9, atol=1e-11)
 
@@ -112,7 +114,7 @@ def test_the_tree_sum_adds_in_the_order_of_the_tree(shards):
     from flowgrad.scheduler.native import tree_sum
 
     shares = np.random.default_rng(shards).normal(size=(shards, 5))
-    expected = reduce_tree([(s, 0.0) for s in shares], blocks.add_gradients)[0]
+    expected = reduce_tree([(s, 0.0) for s in shares], add_gradients)[0]
     tree_sum(shares, shards, 0, 5)
     assert shares[0].tobytes() == expected.tobytes()
 
@@ -179,7 +181,7 @@ def test_what_has_no_compiled_form_is_said():
         loss = fg.Sum(Cube(x * fg.Variable(2, True)))
     feeds = check_feeds(graph, {x: np.ones((4, 2))})
     step = compile_step(loss, feeds, [graph.nodes[1]], "shard")
-    assert "Cube" in compiled.supports(step.program, step.names)
+    assert "Cube" in why_not_compiled(step.program, step.names)
     with pytest.raises(fg.errors.GraphError, match="Cube"):
         fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync", kernel="numba")).fit({x: np.ones((4, 2))})
 
@@ -190,7 +192,7 @@ def test_an_error_in_one_thread_ends_them_all():
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        compiled._in_threads(work, 2, np.zeros(2, np.int64))
+        _in_threads(work, 2, np.zeros(2, np.int64))
 
 
 def test_a_step_is_not_compiled_where_that_does_not_pay():
@@ -232,14 +234,14 @@ def test_attributes_in_expressions(low):
     feeds = {x: np.random.default_rng(0).normal(size=(8, 2))}
     step = compile_step(loss, check_feeds(graph, feeds), [graph.nodes[1]], "shard")
     if isinstance(low, str):
-        assert "whose expression" in compiled.supports(step.program, step.names)
+        assert "whose expression" in why_not_compiled(step.program, step.names)
         return
-    assert not compiled.supports(step.program, step.names)
+    assert not why_not_compiled(step.program, step.names)
     graph.nodes[0].set_value([0.7, 1.3])
     assert fg.check_gradients(loss) < 1e-8
     grad = np.empty(2)
     shard = plain(step, fg.Adam(graph, loss).rule)["shard"]
-    shard(np.arange(8), 8, np.zeros(0), np.array([0.5, -0.5]), grad, compiled._bytes(feeds[x]))
+    shard(np.arange(8), 8, np.zeros(0), np.array([0.5, -0.5]), grad, _bytes(feeds[x]))
     np.testing.assert_allclose(grad, fg.Engine("sync").gradient(loss, feeds)[graph.nodes[1]])
 
 
@@ -267,4 +269,4 @@ def test_expressions_of_operands_that_are_not_equally_long():
         x, w = fg.Variable(3, trainable=False), fg.Variable(3, np.ones(3))
         loss = fg.Sum(Broadcast(x * w, fg.Variable(1, [2.0], trainable=False)))
     step = compile_step(loss, check_feeds(graph, {x: np.ones((2, 3))}), [w], "shard")
-    assert "are not as long as its value" in compiled.supports(step.program, step.names)
+    assert "are not as long as its value" in why_not_compiled(step.program, step.names)

@@ -12,7 +12,8 @@ import flowgrad as fg
 from flowgrad.errors import NodeFailed
 from flowgrad.ops import linear
 from flowgrad.optim import WORK
-from flowgrad.scheduler import blocks, scratch
+from flowgrad.scheduler import scratch
+from flowgrad.scheduler.blocks import arrange, mean_seed, shard_step
 from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.kernel import Kernel, run_instr
 from flowgrad.scheduler.lower import flat_values
@@ -45,9 +46,9 @@ def test_buffers_hold_what_single_instructions_give(made):
         large = Kernel(step.program)
     kept = []
     for rows in ([0, 1, 2], [4], [3, 1, 0], [2, 2, 4, 0, 1]):
-        inputs = blocks.arrange(step.program, state, const, [f[rows] for f in fed])
+        inputs = arrange(step.program, state, const, [f[rows] for f in fed])
         like = np.empty((len(rows) if step.program.types[step.program.inputs[-1].var].batched else 1, 0))
-        inputs.append(blocks.mean_seed(like, len(rows), 5))
+        inputs.append(mean_seed(like, len(rows), 5))
         found = kernel(inputs)
         expected = one_by_one(step.program, inputs)
         assert found.keys() == expected.keys()
@@ -70,7 +71,7 @@ def test_calls_side_by_side_do_not_share_buffers():
     rule = fg.GradientDescent(graph, loss).rule
 
     def run(k):
-        return blocks.shard_step(step, rule, state, None, [data[k]], np.arange(200), 200)[0].tobytes()
+        return shard_step(step, rule, state, None, [data[k]], np.arange(200), 200)[0].tobytes()
 
     expected = [run(k) for k in range(64)]
     with ThreadPoolExecutor(8) as pool:

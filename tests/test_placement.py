@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 
 import flowgrad as fg
 from flowgrad.optim import AdamRule
-from flowgrad.scheduler import lane_work, slices, tree, windows
+from flowgrad.scheduler import tree, windows
 from flowgrad.scheduler.data import Placement
 from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.executors import Executor, Handle, Worker
-from flowgrad.scheduler.lane_work import Carry, Light, StateAway, last_update
+from flowgrad.scheduler.lane_work import Carry, Given, Light, StateAway, last_update
 from flowgrad.scheduler.lower_train import Lane, lower_steps
 from flowgrad.scheduler.plan import Plan
 from flowgrad.scheduler.rates import Links
+from flowgrad.scheduler.slices import cut_state, join_state
 from flowgrad.scheduler.tasks import Ref, Task, TaskGraph, references
 
 
@@ -155,7 +156,7 @@ def test_tasks_of_a_step_refer_to_one_value_besides_each_other(exchange):
 
 def test_what_a_lane_is_given_is_not_counted_twice():
     feed = np.zeros((1000, 100))
-    assert sizeof(lane_work.Given(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
+    assert sizeof(Given(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
 
 
 @pytest.mark.parametrize(("kind", "stays"), [(Light, True), (Carry, False)])
@@ -207,9 +208,9 @@ def test_a_tree_in_parts_is_the_tree(shards, cuts):
 def test_a_state_in_slices_is_the_state(size, n):
     n = min(n, size)
     state = {"w": np.arange(size), "v": -np.arange(size), "t": np.array([7])}
-    parts = slices.cut_state(state, n)
+    parts = cut_state(state, n)
     assert len(parts) == n
-    assert {k: v.tolist() for k, v in slices.join_state(parts).items()} == {k: v.tolist() for k, v in state.items()}
+    assert {k: v.tolist() for k, v in join_state(parts).items()} == {k: v.tolist() for k, v in state.items()}
 
 
 # -- on workers --
@@ -288,7 +289,7 @@ def test_a_state_that_stayed_behind_travels_from_then_on(client, monkeypatch):
 
 
 def forget_states(forget):
-    lane_work.Light.__init__ = without_state if forget else Carry.__init__
+    Light.__init__ = without_state if forget else Carry.__init__
 
 
 def without_state(self, state, shares, losses):
