@@ -19,7 +19,7 @@ from .kernel import canonical, kernel_of
 from .private import PrivateStep
 from .scratch import Scratch, shard_threads
 from .subnormals import without_subnormals
-from .tree import SIDE_BY_SIDE, fold_tree
+from .tasks.tree import SIDE_BY_SIDE, fold_tree
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from .lower import flat_values
 from .lower_train import compile_step
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
 from .scratch import Scratch
-from .tasks import token
+from .tasks.records import token
 
 # How often each probe has its turn at most, and the seconds after which it has no more.
 PASSES, LONG = 5, 0.005

@@ -27,12 +27,12 @@ from flowgrad.typing import Array
 
 from .blas import COMPILED_BLAS, one_thread
 from .codegen import generate
-from .codes import is_named
 from .compiled_text import round_text
 from .loops import Source, Unsupported
 from .subnormals import without_subnormals
-from .tasks import token
-from .tree import FAN_IN, SIDE_BY_SIDE, levels
+from .tasks.identity import is_named
+from .tasks.records import token
+from .tasks.tree import FAN_IN, SIDE_BY_SIDE, levels
 
 
 @cache

@@ -26,7 +26,7 @@ from .per_sample import PerSampleGradients
 from .recipe import Recipe
 from .request import Request
 from .steps import factors_block, jacobian_block, join
-from .tasks import Ref
+from .tasks.records import Ref
 
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
 CHECKED = 64 << 20

@@ -22,8 +22,8 @@ from .fuse import Layout
 from .lower import flat_values
 from .lower_train import compile_evaluation
 from .recovery import Recovery
-from .tasks import Ref, TaskGraph, token
-from .tree import bounds
+from .tasks.records import Ref, TaskGraph, token
+from .tasks.tree import bounds
 
 # Samples in one task.
 SHARD_SAMPLES = 5000

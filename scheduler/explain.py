@@ -11,8 +11,8 @@ from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .lower import Job
 from .plan import shards_pay, steps_per_round, tasks_per_step
 from .rates import Links, Rates
-from .tasks import Task
-from .tree import FAN_IN
+from .tasks.records import Task
+from .tasks.tree import FAN_IN
 
 if TYPE_CHECKING:
     from .estimate import Estimate

@@ -11,7 +11,7 @@ from .lower import Job
 from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
 from .rates import Links, Rates
 from .scratch import THREAD_FLOPS
-from .tree import levels
+from .tasks.tree import levels
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20

@@ -16,7 +16,7 @@ from .kernel import canonical
 from .recipe import Recipe
 from .request import Request
 from .tangents import push_through
-from .tasks import Ref, token
+from .tasks.records import Ref, token
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from .known import FeedMemory, KnownFeeds
 from .lower import cut_samples
 from .recipe import Recipe, RecipeBook
 from .request import Request
-from .tasks import Ref
+from .tasks.records import Ref
 
 
 class Kept:

@@ -21,7 +21,7 @@ from flowgrad.typing import Array
 from .buffers import empty_array
 from .chunks import is_dask_array
 from .feeds import Feeds, check_feeds
-from .tasks import token
+from .tasks.records import token
 
 # Feeds of a call up to this many bytes are kept for comparison; so many calls are remembered.
 COPIED = 32 << 20

@@ -14,7 +14,7 @@ from .blocks import Done, Gradient, Step, add_gradients, run_round, shard_step, 
 from .kernel import canonical
 from .scratch import shard_threads, worth_threads
 from .subnormals import without_subnormals
-from .tree import SIDE_BY_SIDE, reduce_some
+from .tasks.tree import SIDE_BY_SIDE, reduce_some
 
 # What a lane has of the tree of gradients, by level and index.
 Shares = dict[tuple[int, int], Gradient]

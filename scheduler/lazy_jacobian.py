@@ -14,7 +14,7 @@ from .blocks import cut_rows
 from .known import KnownFeeds
 from .recipe import Recipe
 from .steps import Ends, jacobian_chunk
-from .tasks import token
+from .tasks.records import token
 from .units import combine
 from .whole import whole_of
 

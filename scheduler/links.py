@@ -17,7 +17,7 @@ from .executors import Executor, LocalExecutor, Worker
 from .history import History
 from .measure import run_now, steadily, task_links
 from .rates import Links
-from .tasks import Task
+from .tasks.records import Task
 
 # Runs a training: optimizer, engine, feeds, epochs -> history.
 Fit = Callable[[Any, Engine, dict[Any, Any], int], History]

@@ -19,8 +19,8 @@ from .feeds import Feeds, require_values
 from .fuse import Layout
 from .kernel import run_instr
 from .passes import backward_passes, forward_passes, run_passes
-from .tasks import Ref, TaskGraph, prefix_of
-from .tree import bounds, reduce_tree
+from .tasks.records import Ref, TaskGraph, prefix_of
+from .tasks.tree import bounds, reduce_tree
 
 GRAINS = ("node", "sample", "shard", "round", "auto")
 

@@ -25,8 +25,8 @@ from .private import PrivateStep
 from .recipe import Recipe
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
 from .steps import Ends
-from .tasks import Ref, TaskGraph
-from .tree import reduce_tree
+from .tasks.records import Ref, TaskGraph
+from .tasks.tree import reduce_tree
 from .whole import whole_of
 
 

@@ -13,12 +13,12 @@ from dask.utils import key_split
 
 from flowgrad import draw
 
-from .daskgraph import to_dask
 from .executors import Executor
 from .explain import explain_job
 from .lower import Job
 from .measure import rates_of, task_links
-from .tasks import Data, references
+from .tasks.daskgraph import to_dask
+from .tasks.records import Data, references
 
 
 class Lowered(DaskMethodsMixin):

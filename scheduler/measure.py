@@ -14,7 +14,7 @@ from .blocks import pick
 from .calibrate import new_state, rates_here
 from .executors import Executor, Lost, Worker
 from .rates import Links, Rates
-from .tasks import Data, Record, Ref, Task
+from .tasks.records import Data, Record, Ref, Task
 
 # Hops of a chain that is timed; one takes 0.1 ms on threads and 5 ms between processes.
 REMOTE_HOPS, LOCAL_HOPS = 6, 50

@@ -8,7 +8,7 @@ from typing import Any
 from flowgrad.program import Instr, Program, verify
 
 from .fuse import Layout, fuse, pack
-from .tasks import token
+from .tasks.records import token
 
 Pass = Callable[[Program], Program]
 

@@ -27,7 +27,7 @@ from .links import Fit
 from .lower import flat_values
 from .lower_train import compile_private, compile_step
 from .plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan, choose_round_threads
-from .tree import bounds
+from .tasks.tree import bounds
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .directions import cut_tangents, flat_tangents, tangents_of, vectors_of
 from .feeds import check_nodes
 from .lower import Placed, compile_forward, compile_gradient
 from .tangents import hvp_block, jvp_block
-from .tasks import Ref, TaskGraph
+from .tasks.records import Ref, TaskGraph
 
 
 class Products(Derivatives):

@@ -26,7 +26,7 @@ from .feeds import Feeds, require_values
 from .lower import flat_values, input_var
 from .passes import forward_passes, run_passes
 from .steps import Ends
-from .tasks import token
+from .tasks.records import token
 from .units import Name, cut_up, name_units
 
 # Recipes that an engine remembers.

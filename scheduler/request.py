@@ -14,7 +14,7 @@ from .cache import Cache
 from .known import KnownFeeds
 from .recipe import Recipe
 from .steps import run_spread, run_unit
-from .tasks import Data, Record, Ref, Task, token
+from .tasks.records import Data, Record, Ref, Task, token
 from .units import Unit, combine
 
 # What the client gives and is larger stays on a worker like a computed value.

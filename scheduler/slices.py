@@ -18,7 +18,7 @@ from .blocks import Done, update
 from .kernel import canonical
 from .lane_work import Given, Part, Shares, gradients, total
 from .subnormals import without_subnormals
-from .tree import bounds
+from .tasks.tree import bounds
 
 
 def cut_state(state: State, slices: int) -> list[State]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from dask.system import CPU_COUNT
 
 from .blas import one_thread
-from .tree import bounds
+from .tasks.tree import bounds
 
 T = TypeVar("T")
 A = TypeVar("A")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flowgrad.program import Instr, Program
 
 from .cost import count
-from .tasks import prefix_of, token
+from .tasks.records import prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
 MAX_UNITS = 256

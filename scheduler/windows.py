@@ -23,7 +23,7 @@ from .rates import Links
 from .recovery import Recovery, told
 from .site import Ahead, Piece, Site
 from .slices import cut_state, join_state
-from .tasks import Ref, TaskGraph, token
+from .tasks.records import Ref, TaskGraph, token
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8

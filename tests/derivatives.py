@@ -6,7 +6,7 @@ import numpy as np
 from autograd.tracer import getval
 
 from flowgrad.scheduler.executors import LocalExecutor
-from flowgrad.scheduler.tasks import Task
+from flowgrad.scheduler.tasks.records import Task
 
 
 def _softmax(a):

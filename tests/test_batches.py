@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowgrad.scheduler.batches import Batches, Epoch, order_of
-from flowgrad.scheduler.tasks import token
-from flowgrad.scheduler.tree import bounds
+from flowgrad.scheduler.tasks.records import token
+from flowgrad.scheduler.tasks.tree import bounds
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.booleans(), st.integers(0, 3), st.data())

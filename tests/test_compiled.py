@@ -19,7 +19,7 @@ from flowgrad.scheduler.feeds import check_feeds
 from flowgrad.scheduler.loops import Unsupported
 from flowgrad.scheduler.lower import flat_values
 from flowgrad.scheduler.lower_train import compile_step
-from flowgrad.scheduler.tree import FAN_IN, reduce_tree
+from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 
 numba = pytest.importorskip("numba")
 

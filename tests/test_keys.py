@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.scheduler.codes import code_token
-from flowgrad.scheduler.tasks import token
+from flowgrad.scheduler.tasks.identity import code_token
+from flowgrad.scheduler.tasks.records import token
 
 
 class Mean(fg.Op):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import flowgrad as fg
 from flowgrad.optim import AdamRule
-from flowgrad.scheduler import tree, windows
+from flowgrad.scheduler import windows
 from flowgrad.scheduler.data import Placement
 from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.executors import Executor, Handle, Worker
@@ -24,7 +24,8 @@ from flowgrad.scheduler.lower_train import Lane, lower_steps
 from flowgrad.scheduler.plan import Plan
 from flowgrad.scheduler.rates import Links
 from flowgrad.scheduler.slices import cut_state, join_state
-from flowgrad.scheduler.tasks import Ref, Task, TaskGraph, references
+from flowgrad.scheduler.tasks import tree
+from flowgrad.scheduler.tasks.records import Ref, Task, TaskGraph, references
 
 
 class Recording(Executor):

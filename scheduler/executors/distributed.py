@@ -19,9 +19,9 @@ from distributed.scheduler import KilledWorker
 from flowgrad.errors import ClusterError
 
 from ..blas import one_thread
-from ..daskgraph import to_dask
 from ..latency import MARK
-from ..tasks import Data, Record, Task
+from ..tasks.daskgraph import to_dask
+from ..tasks.records import Data, Record, Task
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.

@@ -13,8 +13,8 @@ from dask.system import CPU_COUNT
 
 from ..blas import blas_threads as limited_to
 from ..blas import one_thread
-from ..daskgraph import to_dask
-from ..tasks import Data, Record, Ref, references
+from ..tasks.daskgraph import to_dask
+from ..tasks.records import Data, Record, Ref, references
 from .base import Executor, Handle, Ready, Worker
 
 

@@ -11,7 +11,7 @@ from dask.optimization import cull
 from dask.task_spec import DataNode, GraphNode, List, TaskRef
 from dask.task_spec import Task as DaskTask
 
-from .tasks import Data, Record, Ref
+from .records import Data, Record, Ref
 
 
 class _Keyed:

@@ -16,7 +16,7 @@ import numpy as np
 
 from flowgrad.program import Instr, Program
 
-from .codes import PLAIN, named_token, object_token
+from .identity import PLAIN, named_token, object_token
 
 
 class Ref(NamedTuple):
