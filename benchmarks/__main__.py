@@ -24,7 +24,7 @@ from benchmarks.prediction import prediction_report
 from benchmarks.setting import BATCHES
 from benchmarks.training import measure_training, own_ratios, same_weights, training_table
 from benchmarks.turns import FORCED
-from flowgrad.scheduler.facts import read_facts
+from flowgrad.scheduler.machine.facts import read_facts
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADS = {

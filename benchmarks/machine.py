@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from flowgrad.scheduler.doctor import level_of_cpu
-from flowgrad.scheduler.facts import Facts, read_facts, read_versions
+from flowgrad.scheduler.machine.doctor import level_of_cpu
+from flowgrad.scheduler.machine.facts import Facts, read_facts, read_versions
 
 PEERS = ("torch", "jax", "jaxlib")
 FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile")

@@ -16,9 +16,9 @@ from flowgrad.typing import Array
 
 from .compiled import can_compile, compiled_round
 from .kernel import canonical, kernel_of
+from .machine.floats import without_subnormals
 from .private import PrivateStep
 from .scratch import Scratch, shard_threads
-from .subnormals import without_subnormals
 from .tasks.tree import SIDE_BY_SIDE, fold_tree
 
 

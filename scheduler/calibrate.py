@@ -20,14 +20,14 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
-from .blas import COMPILED_BLAS, one_thread
 from .blocks import run_round
 from .compiled import cache_folder
 from .cost import work_of
-from .facts import read_cpu, read_versions
 from .feeds import check_feeds
 from .lower import flat_values
 from .lower_train import compile_step
+from .machine.blas import COMPILED_BLAS, one_thread
+from .machine.facts import read_cpu, read_versions
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
 from .scratch import Scratch
 from .tasks.records import token

@@ -10,12 +10,12 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from .buffers import clear_arrays
 from .cache import Cache, CacheInfo
 from .executors import Executor, Handle
 from .feeds import check_nodes
 from .known import FeedMemory, KnownFeeds
 from .lower import cut_samples
+from .machine.arrays import clear_arrays
 from .recipe import Recipe, RecipeBook
 from .request import Request
 from .tasks.records import Ref

@@ -18,9 +18,9 @@ import numpy as np
 from flowgrad.graph import Graph, Variable
 from flowgrad.typing import Array
 
-from .buffers import empty_array
 from .chunks import is_dask_array
 from .feeds import Feeds, check_feeds
+from .machine.arrays import empty_array
 from .tasks.records import token
 
 # Feeds of a call up to this many bytes are kept for comparison; so many calls are remembered.

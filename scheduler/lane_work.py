@@ -12,8 +12,8 @@ from flowgrad.typing import Array
 
 from .blocks import Done, Gradient, Step, add_gradients, run_round, shard_step, update
 from .kernel import canonical
+from .machine.floats import without_subnormals
 from .scratch import shard_threads, worth_threads
-from .subnormals import without_subnormals
 from .tasks.tree import SIDE_BY_SIDE, reduce_some
 
 # What a lane has of the tree of gradients, by level and index.

@@ -18,7 +18,7 @@ from .data import Placement
 from .evaluate import Evaluation
 from .feeds import check_feeds
 from .history import History, Steps
-from .interrupts import Interrupts
+from .machine.signals import Interrupts
 from .plan import Plan
 from .prepare import Job, Settings
 from .windows import Windows

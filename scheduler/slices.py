@@ -17,7 +17,7 @@ from flowgrad.typing import Array
 from .blocks import Done, update
 from .kernel import canonical
 from .lane_work import Given, Part, Shares, gradients, total
-from .subnormals import without_subnormals
+from .machine.floats import without_subnormals
 from .tasks.tree import bounds
 
 

@@ -22,7 +22,7 @@ from .evaluate import Evaluation
 from .explain import explain_training
 from .feeds import check_feeds
 from .history import History
-from .interrupts import Interrupts
+from .machine.signals import Interrupts
 from .prepare import Settings
 from .run import Run
 

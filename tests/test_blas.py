@@ -4,8 +4,8 @@ import threading
 
 from threadpoolctl import ThreadpoolController
 
-from flowgrad.scheduler import blas
-from flowgrad.scheduler.blas import blas_threads, one_thread
+from flowgrad.scheduler.machine import blas
+from flowgrad.scheduler.machine.blas import blas_threads, one_thread
 
 
 def counts():

@@ -5,7 +5,7 @@ import gc
 import numpy as np
 
 import flowgrad as fg
-from flowgrad.scheduler.buffers import clear_arrays, empty_array
+from flowgrad.scheduler.machine.arrays import clear_arrays, empty_array
 
 SHAPE = (300, 1000)
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from flowgrad.cli import main
 from flowgrad.cli.doctor import plain_text, summary
-from flowgrad.scheduler.doctor import KERNELS, LEVELS, Finding, examine, level_of_cpu, level_of_kernel
-from flowgrad.scheduler.facts import Facts, read_cpu, read_facts
+from flowgrad.scheduler.machine.doctor import KERNELS, LEVELS, Finding, examine, level_of_cpu, level_of_kernel
+from flowgrad.scheduler.machine.facts import Facts, read_cpu, read_facts
 
 ROOT = Path(__file__).parents[1]
 AVX512 = frozenset({"sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl"})

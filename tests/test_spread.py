@@ -6,7 +6,7 @@ import threading
 import pytest
 from test_blas import counts
 
-from flowgrad.scheduler.spread import each_side_by_side, spread
+from flowgrad.scheduler.machine.threads import each_side_by_side, spread
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 9])

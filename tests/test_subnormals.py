@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.scheduler import subnormals
-from flowgrad.scheduler.subnormals import without_subnormals
+from flowgrad.scheduler.machine import floats as subnormals
+from flowgrad.scheduler.machine.floats import without_subnormals
 
 TINY = np.finfo(np.float32).tiny
 

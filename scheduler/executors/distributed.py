@@ -18,8 +18,8 @@ from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..blas import one_thread
 from ..latency import MARK
+from ..machine.blas import one_thread
 from ..tasks.daskgraph import to_dask
 from ..tasks.records import Data, Record, Task
 from .base import Executor, Handle, Lost, TaskFailed, Worker

@@ -11,8 +11,8 @@ import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
 
-from ..blas import blas_threads as limited_to
-from ..blas import one_thread
+from ..machine.blas import blas_threads as limited_to
+from ..machine.blas import one_thread
 from ..tasks.daskgraph import to_dask
 from ..tasks.records import Data, Record, Ref, references
 from .base import Executor, Handle, Ready, Worker

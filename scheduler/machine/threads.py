@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
 
+from ..tasks.tree import bounds
 from .blas import one_thread
-from .tasks.tree import bounds
 
 T = TypeVar("T")
 A = TypeVar("A")

@@ -1,0 +1,1 @@
+"""This process and machine: threads, memory, floating point, signals, and what is known of them."""
