@@ -17,11 +17,11 @@ from .blocks import evaluate_shard
 from .chunks import Chunked
 from .data import Placement
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
+from .executors.recovery import Recovery
 from .feeds import Feeds
 from .fuse import Layout
 from .lower import flat_values
 from .lower_train import compile_evaluation
-from .recovery import Recovery
 from .tasks.records import Ref, TaskGraph, token
 from .tasks.tree import bounds
 

@@ -15,12 +15,12 @@ from .blocks import Done, Step, pick
 from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
+from .executors.recovery import Recovery, told
 from .lane_work import StateAway
 from .lower_train import lower_steps
 from .measure import task_links
 from .plan import Plan
 from .rates import Links
-from .recovery import Recovery, told
 from .site import Ahead, Piece, Site
 from .slices import cut_state, join_state
 from .tasks.records import Ref, TaskGraph, token

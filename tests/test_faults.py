@@ -11,7 +11,7 @@ from faults import At, Net, kill, pause, pids, train, wait_for
 
 import flowgrad as fg
 from flowgrad.errors import NodeFailed
-from flowgrad.scheduler.latency import MARK
+from flowgrad.scheduler.executors.cluster import MARK
 
 pytestmark = pytest.mark.distributed
 GRAINS = ("shard", "round")

@@ -3,9 +3,8 @@
 import pytest
 
 from flowgrad.errors import ClusterError, FeedError
-from flowgrad.scheduler import recovery
-from flowgrad.scheduler.executors import Lost, TaskFailed
-from flowgrad.scheduler.recovery import Recovery
+from flowgrad.scheduler.executors import Lost, TaskFailed, recovery
+from flowgrad.scheduler.executors.recovery import Recovery
 
 
 def failed(worker, error=None):

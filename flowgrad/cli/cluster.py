@@ -56,7 +56,7 @@ def local_cluster(
     import dask
     from distributed import Client, LocalCluster
 
-    from ..scheduler.latency import MARK, PromptScheduler, PromptWorker, settings
+    from ..scheduler.executors.cluster import MARK, PromptScheduler, PromptWorker, settings
 
     # The scheduler serves its health page in any case; without an address it would take port 8787 for it.
     address = f"{host}:8787" if dashboard else f"{host}:0"

@@ -18,11 +18,11 @@ from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..latency import MARK
 from ..machine.blas import one_thread
 from ..tasks.daskgraph import to_dask
 from ..tasks.records import Data, Record, Task
 from .base import Executor, Handle, Lost, TaskFailed, Worker
+from .cluster import MARK
 
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.
 EMBED_BYTES = 1 << 20
