@@ -14,8 +14,8 @@ from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .compiled import can_compile, compiled_round
-from .kernel import canonical, kernel_of
+from .kernels.numba_kernel import can_compile, compiled_round
+from .kernels.numpy_kernel import canonical, kernel_of
 from .machine.floats import without_subnormals
 from .private import PrivateStep
 from .scratch import Scratch, shard_threads

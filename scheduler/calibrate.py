@@ -21,9 +21,9 @@ from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
 from .blocks import run_round
-from .compiled import cache_folder
 from .cost import work_of
 from .feeds import check_feeds
+from .kernels.numba_kernel import cache_folder
 from .lower import flat_values
 from .lower_train import compile_step
 from .machine.blas import COMPILED_BLAS, one_thread

@@ -9,12 +9,12 @@ from typing import Any
 from flowgrad.optim import Optimizer
 
 from .blocks import Step
-from .compiled import why_not_compiled
 from .cost import flops, work_of
 from .engine import Engine
 from .executors import Executor
 from .feeds import Feeds, check_feeds
 from .forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
+from .kernels.numba_kernel import why_not_compiled
 from .links import Fit, links_of
 from .lower_train import compile_step
 from .measure import rates_of, task_links

@@ -12,7 +12,7 @@ from flowgrad.jacobians import Dense, Outer
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from .kernel import canonical
+from .kernels.numpy_kernel import canonical
 from .recipe import Recipe
 from .request import Request
 from .tangents import push_through

@@ -17,7 +17,7 @@ from flowgrad.typing import Array
 from .blocks import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
 from .feeds import Feeds, require_values
 from .fuse import Layout
-from .kernel import run_instr
+from .kernels.numpy_kernel import run_instr
 from .passes import backward_passes, forward_passes, run_passes
 from .tasks.records import Ref, TaskGraph, prefix_of
 from .tasks.tree import bounds, reduce_tree

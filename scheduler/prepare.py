@@ -18,10 +18,10 @@ from .blocks import run_round
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 from .chunks import Chunked
-from .compiled import compiled_round
 from .engine import Engine
 from .estimate import case_of, choose_arithmetic, measured_costs
 from .feeds import Feeds, check_feeds
+from .kernels.numba_kernel import compiled_round
 from .links import Fit
 from .lower import flat_values
 from .lower_train import compile_private, compile_step

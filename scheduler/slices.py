@@ -15,7 +15,7 @@ from flowgrad.optim import State
 from flowgrad.typing import Array
 
 from .blocks import Done, update
-from .kernel import canonical
+from .kernels.numpy_kernel import canonical
 from .lane_work import Given, Part, Shares, gradients, total
 from .machine.floats import without_subnormals
 from .tasks.tree import bounds

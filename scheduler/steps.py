@@ -14,7 +14,7 @@ from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, Share
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from .kernel import canonical, run_instr
+from .kernels.numpy_kernel import canonical, run_instr
 from .machine.arrays import empty_array
 from .machine.threads import spread
 

@@ -18,7 +18,7 @@ from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
 from .blocks import mean_seed
-from .kernel import canonical, run_instr
+from .kernels.numpy_kernel import canonical, run_instr
 from .steps import local_jacobian
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.

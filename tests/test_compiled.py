@@ -10,13 +10,13 @@ import strategies
 from hypothesis import given, settings
 
 import flowgrad as fg
-from flowgrad.scheduler import codegen_values
 from flowgrad.scheduler.blocks import add_gradients, shard_step
-from flowgrad.scheduler.codegen import generate
-from flowgrad.scheduler.compiled import _bytes, _in_threads, why_not_compiled
-from flowgrad.scheduler.compiled_text import round_text
 from flowgrad.scheduler.feeds import check_feeds
-from flowgrad.scheduler.loops import Unsupported
+from flowgrad.scheduler.kernels import numba_values as codegen_values
+from flowgrad.scheduler.kernels.numba_kernel import _bytes, _in_threads, why_not_compiled
+from flowgrad.scheduler.kernels.numba_loops import Unsupported
+from flowgrad.scheduler.kernels.numba_module import round_text
+from flowgrad.scheduler.kernels.numba_text import generate
 from flowgrad.scheduler.lower import flat_values
 from flowgrad.scheduler.lower_train import compile_step
 from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
@@ -111,7 +111,7 @@ def test_compiled_updates_are_the_pure_rules(make, correct):
 
 @pytest.mark.parametrize("shards", [1, 2, 7, FAN_IN, FAN_IN + 1, 3 * FAN_IN + 2, FAN_IN**2 + 5])
 def test_the_tree_sum_adds_in_the_order_of_the_tree(shards):
-    from flowgrad.scheduler.native import tree_sum
+    from flowgrad.scheduler.kernels.numba_native import tree_sum
 
     shares = np.random.default_rng(shards).normal(size=(shards, 5))
     expected = reduce_tree([(s, 0.0) for s in shares], add_gradients)[0]
@@ -121,7 +121,7 @@ def test_the_tree_sum_adds_in_the_order_of_the_tree(shards):
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_rows_are_copied_from_any_address(offset):
-    from flowgrad.scheduler.native import copy_row
+    from flowgrad.scheduler.kernels.numba_native import copy_row
 
     given = np.random.default_rng(0).normal(size=(5, 7))
     lying = np.zeros(given.nbytes + offset, np.uint8)[offset:]

@@ -15,7 +15,7 @@ from flowgrad.optim import WORK
 from flowgrad.scheduler import scratch
 from flowgrad.scheduler.blocks import arrange, mean_seed, shard_step
 from flowgrad.scheduler.feeds import check_feeds
-from flowgrad.scheduler.kernel import Kernel, run_instr
+from flowgrad.scheduler.kernels.numpy_kernel import Kernel, run_instr
 from flowgrad.scheduler.lower import flat_values
 from flowgrad.scheduler.lower_train import compile_step
 
@@ -42,7 +42,7 @@ def one_by_one(program, inputs):
 def test_buffers_hold_what_single_instructions_give(made):
     step, state, const, fed = prepared(made)
     kernel = Kernel(step.program)
-    with mock.patch("flowgrad.scheduler.kernel.LARGE", 0):
+    with mock.patch("flowgrad.scheduler.kernels.numpy_kernel.LARGE", 0):
         large = Kernel(step.program)
     kept = []
     for rows in ([0, 1, 2], [4], [3, 1, 0], [2, 2, 4, 0, 1]):

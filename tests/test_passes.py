@@ -10,7 +10,7 @@ from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.program import Program, trace, verify
 from flowgrad.scheduler.fuse import fuse, pack
-from flowgrad.scheduler.kernel import Kernel
+from flowgrad.scheduler.kernels.numpy_kernel import Kernel
 from flowgrad.scheduler.lower import flat_values
 from flowgrad.scheduler.passes import common, prune
 

@@ -204,7 +204,7 @@ def test_block_norms_in_slices_at_any_address(size, dtype, seed, offset):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_compiled_norms_have_the_same_bits(dtype):
-    native = pytest.importorskip("flowgrad.scheduler.native")
+    native = pytest.importorskip("flowgrad.scheduler.kernels.numba_native")
     g = np.random.default_rng(0).normal(size=2 * NORM_BLOCK + 100).astype(dtype)
     w = np.random.default_rng(1).normal(size=len(g)).astype(dtype)
     norms = np.zeros(3)

@@ -16,7 +16,7 @@ import psutil
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
-from ..compiled import COMPILED_BLAS, cache_folder
+from ..kernels.numba_kernel import COMPILED_BLAS, cache_folder
 
 PACKAGES = (
     "flowgrad", "numpy", "scipy", "numba", "llvmlite", "dask", "distributed", "bokeh", "safetensors", "threadpoolctl",

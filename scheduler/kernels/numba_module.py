@@ -10,10 +10,10 @@ import numpy as np
 from flowgrad.optim import NORM_BLOCK, NORM_LANES, Rule
 from flowgrad.program import Program
 
-from .loops import Source
-from .tasks.identity import code_token
-from .tasks.records import token
-from .tasks.tree import FAN_IN
+from ..tasks.identity import code_token
+from ..tasks.records import token
+from ..tasks.tree import FAN_IN
+from .numba_loops import Source
 
 # Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.
 CACHE_LINE = 64

@@ -10,7 +10,7 @@ from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vector
 from flowgrad.ops.linear import FEW_SAMPLES, LARGE_MATRIX
 from flowgrad.program import Instr, Program
 
-from .loops import LoopWriter, Unsupported
+from .numba_loops import LoopWriter, Unsupported
 
 
 class ValueWriter(LoopWriter):

@@ -25,14 +25,14 @@ from flowgrad.optim import NORM_BLOCK, Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .codegen import generate
-from .compiled_text import round_text
-from .loops import Source, Unsupported
-from .machine.blas import COMPILED_BLAS, one_thread
-from .machine.floats import without_subnormals
-from .tasks.identity import is_named
-from .tasks.records import token
-from .tasks.tree import FAN_IN, SIDE_BY_SIDE, levels
+from ..machine.blas import COMPILED_BLAS, one_thread
+from ..machine.floats import without_subnormals
+from ..tasks.identity import is_named
+from ..tasks.records import token
+from ..tasks.tree import FAN_IN, SIDE_BY_SIDE, levels
+from .numba_loops import Source, Unsupported
+from .numba_module import round_text
+from .numba_text import generate
 
 
 @cache

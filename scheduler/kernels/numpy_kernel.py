@@ -14,7 +14,7 @@ from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
-from .kernel_text import KernelWriter, join, like, stretch, value_rule
+from .numpy_text import KernelWriter, join, like, stretch, value_rule
 
 FILE = "<flowgrad kernel>"
 # Programs with more instructions run one by one: to compile their text takes longer than to run them many times.

@@ -11,8 +11,8 @@ from flowgrad.jacobians import Dense, Diagonal, Identity, Outer, Rows, Selection
 from flowgrad.ops import BatchMatVec, Dot, MatVec, RowDot, Slice, Vectorize
 from flowgrad.program import Instr, Program
 
-from .codegen_values import ValueWriter, stated, tall_matrix
-from .loops import Source, Unsupported
+from .numba_loops import Source, Unsupported
+from .numba_values import ValueWriter, stated, tall_matrix
 
 
 def generate(program: Program, gradient: str | None) -> Source:
