@@ -59,7 +59,7 @@ def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
     """Run steps fused and unfused in turn, in this process, for about `seconds` each."""
     import flowgrad as fg
     from flowgrad.scheduler.blocks import run_round
-    from flowgrad.scheduler.feeds import check_feeds
+    from flowgrad.scheduler.feeds.check import check_feeds
     from flowgrad.scheduler.lower import flat_values
     from flowgrad.scheduler.lower_train import compile_step
     from flowgrad.scheduler.machine.blas import one_thread

@@ -22,7 +22,7 @@ from flowgrad.typing import Array
 
 from .blocks import run_round
 from .cost import work_of
-from .feeds import check_feeds
+from .feeds.check import check_feeds
 from .kernels.numba_kernel import cache_folder
 from .lower import flat_values
 from .lower_train import compile_step

@@ -16,7 +16,7 @@ from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from .feeds import Feeds, check_array, check_lengths, common_dtype, fed_variable
+from .feeds.check import Feeds, check_array, check_lengths, common_dtype, fed_variable
 from .recipe import Recipe
 from .steps import Ends, factors_chunk
 from .whole import whole_of

@@ -17,10 +17,10 @@ from flowgrad.inputs import integer
 from flowgrad.typing import Array
 
 from .executors import Lost
-from .feeds import check_nodes
+from .feeds.check import check_nodes
+from .feeds.memory import KnownFeeds
 from .forward_mode import cheaper_mode, lower_push
 from .kept import Kept
-from .known import KnownFeeds
 from .parts import Made, Parts
 from .per_sample import PerSampleGradients
 from .recipe import Recipe

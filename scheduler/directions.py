@@ -12,7 +12,7 @@ from flowgrad.graph import Node, Variable
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .feeds import Feeds
+from .feeds.check import Feeds
 from .lower import input_var
 
 

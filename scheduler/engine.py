@@ -18,7 +18,7 @@ from flowgrad.typing import Array
 
 from .cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
-from .feeds import check_feeds, check_nodes
+from .feeds.check import check_feeds, check_nodes
 from .forecast import blas_threads_of
 from .kept import nodes_of
 from .lower import Job, check_grain, lower_forward, lower_gradient

@@ -12,7 +12,7 @@ from .blocks import Step
 from .cost import flops, work_of
 from .engine import Engine
 from .executors import Executor
-from .feeds import Feeds, check_feeds
+from .feeds.check import Feeds, check_feeds
 from .forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
 from .kernels.numba_kernel import why_not_compiled
 from .links import Fit, links_of

@@ -14,11 +14,11 @@ from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
 from .blocks import evaluate_shard
-from .chunks import Chunked
-from .data import Placement
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .executors.recovery import Recovery
-from .feeds import Feeds
+from .feeds.check import Feeds
+from .feeds.chunks import Chunked
+from .feeds.placement import Placement
 from .fuse import Layout
 from .lower import flat_values
 from .lower_train import compile_evaluation

@@ -12,8 +12,8 @@ from flowgrad.inputs import integer
 
 from .cache import Cache, CacheInfo
 from .executors import Executor, Handle
-from .feeds import check_nodes
-from .known import FeedMemory, KnownFeeds
+from .feeds.check import check_nodes
+from .feeds.memory import FeedMemory, KnownFeeds
 from .lower import cut_samples
 from .machine.arrays import clear_arrays
 from .recipe import Recipe, RecipeBook

@@ -11,7 +11,7 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Node
 
 from .blocks import cut_rows
-from .known import KnownFeeds
+from .feeds.memory import KnownFeeds
 from .recipe import Recipe
 from .steps import Ends, jacobian_chunk
 from .tasks.records import token

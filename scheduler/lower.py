@@ -15,7 +15,7 @@ from flowgrad.program import Program, Role, trace
 from flowgrad.typing import Array
 
 from .blocks import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
-from .feeds import Feeds, require_values
+from .feeds.check import Feeds, require_values
 from .fuse import Layout
 from .kernels.numpy_kernel import run_instr
 from .passes import backward_passes, forward_passes, run_passes

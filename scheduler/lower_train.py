@@ -15,7 +15,7 @@ from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from .blocks import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
-from .feeds import Feeds
+from .feeds.check import Feeds
 from .fuse import Layout
 from .lane_work import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
 from .lower import compile_forward, input_var, lower_share

@@ -17,10 +17,10 @@ from flowgrad.typing import Array
 from .blocks import run_round
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
-from .chunks import Chunked
 from .engine import Engine
 from .estimate import case_of, choose_arithmetic, measured_costs
-from .feeds import Feeds, check_feeds
+from .feeds.check import Feeds, check_feeds
+from .feeds.chunks import Chunked
 from .kernels.numba_kernel import compiled_round
 from .links import Fit
 from .lower import flat_values

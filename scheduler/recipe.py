@@ -22,7 +22,7 @@ from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace, verify
 from flowgrad.typing import Array
 
-from .feeds import Feeds, require_values
+from .feeds.check import Feeds, require_values
 from .lower import flat_values, input_var
 from .passes import forward_passes, run_passes
 from .steps import Ends

@@ -11,7 +11,7 @@ from flowgrad.typing import Array
 
 from .blocks import cut_rows, pick
 from .cache import Cache
-from .known import KnownFeeds
+from .feeds.memory import KnownFeeds
 from .recipe import Recipe
 from .steps import run_spread, run_unit
 from .tasks.records import Data, Record, Ref, Task, token

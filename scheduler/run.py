@@ -11,12 +11,12 @@ import numpy as np
 from flowgrad.errors import FlowgradError
 from flowgrad.typing import Array
 
-from .batches import Batches, Epoch
 from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
-from .data import Placement
 from .evaluate import Evaluation
-from .feeds import check_feeds
+from .feeds.check import check_feeds
+from .feeds.order import Batches, Epoch
+from .feeds.placement import Placement
 from .history import History, Steps
 from .machine.signals import Interrupts
 from .plan import Plan

@@ -6,8 +6,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .batches import Batches
 from .executors import Handle, Worker
+from .feeds.order import Batches
 from .lower_train import Lane
 
 

@@ -20,7 +20,7 @@ from .engine import Engine
 from .estimate import estimate
 from .evaluate import Evaluation
 from .explain import explain_training
-from .feeds import check_feeds
+from .feeds.check import check_feeds
 from .history import History
 from .machine.signals import Interrupts
 from .prepare import Settings

@@ -10,12 +10,12 @@ from typing import Any
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from .batches import ORDER_BYTES, Batches
 from .blocks import Done, Step, pick
-from .data import Placement
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .executors.recovery import Recovery, told
+from .feeds.order import ORDER_BYTES, Batches
+from .feeds.placement import Placement
 from .lane_work import StateAway
 from .lower_train import lower_steps
 from .measure import task_links

@@ -10,7 +10,7 @@ from faults import At, kill, pids, train, wait_for
 from test_faults import GRAINS, small_windows
 
 import flowgrad as fg
-from flowgrad.scheduler.batches import Batches, Epoch
+from flowgrad.scheduler.feeds.order import Batches, Epoch
 from flowgrad.scheduler.site import Ahead, Piece, Site
 from flowgrad.scheduler.windows import Windows
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgrad.scheduler.batches import Batches, Epoch, order_of
+from flowgrad.scheduler.feeds.order import Batches, Epoch, order_of
 from flowgrad.scheduler.tasks.records import token
 from flowgrad.scheduler.tasks.tree import bounds
 

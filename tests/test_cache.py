@@ -17,7 +17,7 @@ from test_jacobians import Net, same
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
-from flowgrad.scheduler.known import REMEMBERED, KnownFeeds
+from flowgrad.scheduler.feeds.memory import REMEMBERED, KnownFeeds
 
 
 class CountTasks(SchedulerPlugin):

@@ -8,9 +8,9 @@ from faults import BATCH, SAMPLES, Net
 import flowgrad as fg
 from flowgrad.errors import FeedError
 from flowgrad.scheduler import blocks, prepare
-from flowgrad.scheduler import data as data_room
-from flowgrad.scheduler.chunks import Chunked
-from flowgrad.scheduler.feeds import check_feeds
+from flowgrad.scheduler.feeds import placement as data_room
+from flowgrad.scheduler.feeds.check import check_feeds
+from flowgrad.scheduler.feeds.chunks import Chunked
 
 
 def as_stack(folder, name, array, rows):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 import flowgrad as fg
 from flowgrad.scheduler.blocks import add_gradients, shard_step
-from flowgrad.scheduler.feeds import check_feeds
+from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.kernels import numba_values as codegen_values
 from flowgrad.scheduler.kernels.numba_kernel import _bytes, _in_threads, why_not_compiled
 from flowgrad.scheduler.kernels.numba_loops import Unsupported

@@ -5,7 +5,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.scheduler.cost import Loop, Product, flops, work_of
-from flowgrad.scheduler.feeds import check_feeds
+from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.lower_train import compile_step
 
 

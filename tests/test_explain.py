@@ -169,7 +169,7 @@ def large_job(samples=20_000):
 
 
 def test_a_single_large_task_may_use_more_blas_threads():
-    from flowgrad.scheduler.feeds import check_feeds
+    from flowgrad.scheduler.feeds.check import check_feeds
 
     _, loss, feeds, w, graph = large_job(5000)
 

@@ -11,7 +11,7 @@ import pytest
 from distributed import Client
 
 import flowgrad as fg
-from flowgrad.scheduler import known
+from flowgrad.scheduler.feeds import memory as known
 
 
 class Same(fg.Op):

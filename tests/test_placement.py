@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import flowgrad as fg
 from flowgrad.optim import AdamRule
 from flowgrad.scheduler import windows
-from flowgrad.scheduler.data import Placement
 from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.executors import Executor, Handle, Worker
+from flowgrad.scheduler.feeds.placement import Placement
 from flowgrad.scheduler.lane_work import Carry, Given, Light, StateAway, last_update
 from flowgrad.scheduler.lower_train import Lane, lower_steps
 from flowgrad.scheduler.plan import Plan

@@ -18,10 +18,10 @@ import numpy as np
 from flowgrad.graph import Graph, Variable
 from flowgrad.typing import Array
 
+from ..machine.arrays import empty_array
+from ..tasks.records import token
+from .check import Feeds, check_feeds
 from .chunks import is_dask_array
-from .feeds import Feeds, check_feeds
-from .machine.arrays import empty_array
-from .tasks.records import token
 
 # Feeds of a call up to this many bytes are kept for comparison; so many calls are remembered.
 COPIED = 32 << 20

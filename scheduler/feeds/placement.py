@@ -17,11 +17,11 @@ import numpy as np
 
 from flowgrad.typing import Array
 
+from ..executors import Executor, Handle, Worker
+from ..lower_train import Lane
+from ..tasks.daskgraph import Load
+from ..tasks.records import Ref, TaskGraph, token
 from .chunks import Chunked, join_rows, rows_of
-from .executors import Executor, Handle, Worker
-from .lower_train import Lane
-from .tasks.daskgraph import Load
-from .tasks.records import Ref, TaskGraph, token
 
 # Of a worker's memory: feeds that take more are not kept whole; buckets, of which a few are there at a time, take less.
 WHOLE_SHARE = 0.4

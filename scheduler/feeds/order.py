@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.typing import Array
 
-from .tasks.tree import bounds
+from ..tasks.tree import bounds
 
 T = TypeVar("T")
 
