@@ -58,11 +58,11 @@ GRAPHS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
 def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
     """Run steps fused and unfused in turn, in this process, for about `seconds` each."""
     import flowgrad as fg
-    from flowgrad.scheduler.blocks import run_round
     from flowgrad.scheduler.feeds.check import check_feeds
-    from flowgrad.scheduler.lower import flat_values
     from flowgrad.scheduler.lower_train import compile_step
     from flowgrad.scheduler.machine.blas import one_thread
+    from flowgrad.scheduler.programs.lower import flat_values
+    from flowgrad.scheduler.programs.work import run_round
 
     with fg.Graph(seed=0) as graph:
         x, label = fg.Variable(64, trainable=False), fg.Variable(10, trainable=False)

@@ -20,14 +20,14 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
-from .blocks import run_round
-from .cost import work_of
 from .feeds.check import check_feeds
 from .kernels.numba_kernel import cache_folder
-from .lower import flat_values
 from .lower_train import compile_step
 from .machine.blas import COMPILED_BLAS, one_thread
 from .machine.facts import read_cpu, read_versions
+from .programs.counts import work_of
+from .programs.lower import flat_values
+from .programs.work import run_round
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
 from .scratch import Scratch
 from .tasks.records import token

@@ -13,7 +13,7 @@ from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from .feeds.check import Feeds
-from .lower import input_var
+from .programs.lower import input_var
 
 
 def vectors_of(what: str, node: Node, value: Any, feeds: Feeds) -> Array:

@@ -21,9 +21,9 @@ from .executors import Executor, LocalExecutor
 from .feeds.check import check_feeds, check_nodes
 from .forecast import blas_threads_of
 from .kept import nodes_of
-from .lower import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
+from .programs.lower import Job, check_grain, lower_forward, lower_gradient
 
 
 class Engine(Products):

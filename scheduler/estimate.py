@@ -8,8 +8,6 @@ from typing import Any
 
 from flowgrad.optim import Optimizer
 
-from .blocks import Step
-from .cost import flops, work_of
 from .engine import Engine
 from .executors import Executor
 from .feeds.check import Feeds, check_feeds
@@ -28,6 +26,8 @@ from .plan import (
     choose_shards,
     shards_pay,
 )
+from .programs.counts import flops, work_of
+from .programs.work import Step
 from .rates import Links, Rates
 
 # Grains that give the same bits, of which `auto` takes one.

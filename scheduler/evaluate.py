@@ -13,15 +13,15 @@ import numpy as np
 from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
-from .blocks import evaluate_shard
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .executors.recovery import Recovery
 from .feeds.check import Feeds
 from .feeds.chunks import Chunked
 from .feeds.placement import Placement
-from .fuse import Layout
-from .lower import flat_values
 from .lower_train import compile_evaluation
+from .programs.fuse import Layout
+from .programs.lower import flat_values
+from .programs.work import evaluate_shard
 from .tasks.records import Ref, TaskGraph, token
 from .tasks.tree import bounds
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .cost import Work, work_of
 from .exchange import choose_way, exchange_seconds
-from .lower import Job
 from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
+from .programs.counts import Work, work_of
+from .programs.lower import Job
 from .rates import Links, Rates
 from .scratch import THREAD_FLOPS
 from .tasks.tree import levels

@@ -14,8 +14,8 @@ from .cache import Cache, CacheInfo
 from .executors import Executor, Handle
 from .feeds.check import check_nodes
 from .feeds.memory import FeedMemory, KnownFeeds
-from .lower import cut_samples
 from .machine.arrays import clear_arrays
+from .programs.lower import cut_samples
 from .recipe import Recipe, RecipeBook
 from .request import Request
 from .tasks.records import Ref

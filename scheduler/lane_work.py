@@ -10,9 +10,9 @@ from flowgrad.errors import FlowgradError
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from .blocks import Done, Gradient, Step, add_gradients, run_round, shard_step, update
 from .kernels.numpy_kernel import canonical
 from .machine.floats import without_subnormals
+from .programs.work import Done, Gradient, Step, add_gradients, run_round, shard_step, update
 from .scratch import shard_threads, worth_threads
 from .tasks.tree import SIDE_BY_SIDE, reduce_some
 

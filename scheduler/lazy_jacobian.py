@@ -10,8 +10,8 @@ from dask import delayed
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
 
-from .blocks import cut_rows
 from .feeds.memory import KnownFeeds
+from .programs.work import cut_rows
 from .recipe import Recipe
 from .steps import Ends, jacobian_chunk
 from .tasks.records import token

@@ -14,14 +14,14 @@ from flowgrad.optim import Privacy, Rule
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .blocks import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
 from .feeds.check import Feeds
-from .fuse import Layout
 from .lane_work import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
-from .lower import compile_forward, input_var, lower_share
-from .passes import backward_passes, run_passes
 from .plan import Plan
 from .private import PrivateStep
+from .programs.compile import backward_passes, run_passes
+from .programs.fuse import Layout
+from .programs.lower import compile_forward, input_var, lower_share
+from .programs.work import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
 from .recipe import Recipe
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
 from .steps import Ends

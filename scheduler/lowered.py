@@ -15,8 +15,8 @@ from flowgrad import draw
 
 from .executors import Executor
 from .explain import explain_job
-from .lower import Job
 from .measure import rates_of, task_links
+from .programs.lower import Job
 from .tasks.daskgraph import to_dask
 from .tasks.records import Data, references
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .blocks import pick
 from .calibrate import new_state, rates_here
 from .executors import Executor, Lost, Worker
+from .programs.work import pick
 from .rates import Links, Rates
 from .tasks.records import Data, Record, Ref, Task
 

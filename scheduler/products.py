@@ -16,7 +16,7 @@ from flowgrad.typing import Array
 from .derivatives import Derivatives
 from .directions import cut_tangents, flat_tangents, tangents_of, vectors_of
 from .feeds.check import check_nodes
-from .lower import Placed, compile_forward, compile_gradient
+from .programs.lower import Placed, compile_forward, compile_gradient
 from .tangents import hvp_block, jvp_block
 from .tasks.records import Ref, TaskGraph
 

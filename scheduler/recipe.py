@@ -23,8 +23,8 @@ from flowgrad.program import Instr, Program, Role, trace, verify
 from flowgrad.typing import Array
 
 from .feeds.check import Feeds, require_values
-from .lower import flat_values, input_var
-from .passes import forward_passes, run_passes
+from .programs.compile import forward_passes, run_passes
+from .programs.lower import flat_values, input_var
 from .steps import Ends
 from .tasks.records import token
 from .units import Name, cut_up, name_units

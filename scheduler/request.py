@@ -9,9 +9,9 @@ import numpy as np
 
 from flowgrad.typing import Array
 
-from .blocks import cut_rows, pick
 from .cache import Cache
 from .feeds.memory import KnownFeeds
+from .programs.work import cut_rows, pick
 from .recipe import Recipe
 from .steps import run_spread, run_unit
 from .tasks.records import Data, Record, Ref, Task, token

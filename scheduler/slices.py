@@ -14,10 +14,10 @@ import numpy as np
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
-from .blocks import Done, update
 from .kernels.numpy_kernel import canonical
 from .lane_work import Given, Part, Shares, gradients, total
 from .machine.floats import without_subnormals
+from .programs.work import Done, update
 from .tasks.tree import bounds
 
 

@@ -17,8 +17,8 @@ from flowgrad.jacobians import LocalJacobian
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
-from .blocks import mean_seed
 from .kernels.numpy_kernel import canonical, run_instr
+from .programs.work import mean_seed
 from .steps import local_jacobian
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.

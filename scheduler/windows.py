@@ -10,7 +10,6 @@ from typing import Any
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from .blocks import Done, Step, pick
 from .exchange import choose_way
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .executors.recovery import Recovery, told
@@ -20,6 +19,7 @@ from .lane_work import StateAway
 from .lower_train import lower_steps
 from .measure import task_links
 from .plan import Plan
+from .programs.work import Done, Step, pick
 from .rates import Links
 from .site import Ahead, Piece, Site
 from .slices import cut_state, join_state

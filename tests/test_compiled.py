@@ -10,15 +10,15 @@ import strategies
 from hypothesis import given, settings
 
 import flowgrad as fg
-from flowgrad.scheduler.blocks import add_gradients, shard_step
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.kernels import numba_values as codegen_values
 from flowgrad.scheduler.kernels.numba_kernel import _bytes, _in_threads, why_not_compiled
 from flowgrad.scheduler.kernels.numba_loops import Unsupported
 from flowgrad.scheduler.kernels.numba_module import round_text
 from flowgrad.scheduler.kernels.numba_text import generate
-from flowgrad.scheduler.lower import flat_values
 from flowgrad.scheduler.lower_train import compile_step
+from flowgrad.scheduler.programs.lower import flat_values
+from flowgrad.scheduler.programs.work import add_gradients, shard_step
 from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 
 numba = pytest.importorskip("numba")

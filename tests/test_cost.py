@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.scheduler.cost import Loop, Product, flops, work_of
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.lower_train import compile_step
+from flowgrad.scheduler.programs.counts import Loop, Product, flops, work_of
 
 
 def program_of(build, samples=4):

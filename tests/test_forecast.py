@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgrad.scheduler.cost import Loop, Product, Work
 from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, round_threads, spreading, step_seconds
 from flowgrad.scheduler.plan import (
     ROUNDS_PER_WINDOW,
@@ -18,6 +17,7 @@ from flowgrad.scheduler.plan import (
     choose_shards,
     steps_per_round,
 )
+from flowgrad.scheduler.programs.counts import Loop, Product, Work
 from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Links, Rates, on_curve
 
 FLOPS = 1e11

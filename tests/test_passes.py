@@ -9,10 +9,10 @@ import flowgrad as fg
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.program import Program, trace, verify
-from flowgrad.scheduler.fuse import fuse, pack
 from flowgrad.scheduler.kernels.numpy_kernel import Kernel
-from flowgrad.scheduler.lower import flat_values
-from flowgrad.scheduler.passes import common, prune
+from flowgrad.scheduler.programs.compile import common, prune
+from flowgrad.scheduler.programs.fuse import fuse, pack
+from flowgrad.scheduler.programs.lower import flat_values
 
 
 def run(program, made, seed=None):

@@ -14,13 +14,13 @@ from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.program import Program, Role, trace
 from flowgrad.typing import Array
 
-from .blocks import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
-from .feeds.check import Feeds, require_values
+from ..feeds.check import Feeds, require_values
+from ..kernels.numpy_kernel import run_instr
+from ..tasks.records import Ref, TaskGraph, prefix_of
+from ..tasks.tree import bounds, reduce_tree
+from .compile import backward_passes, forward_passes, run_passes
 from .fuse import Layout
-from .kernels.numpy_kernel import run_instr
-from .passes import backward_passes, forward_passes, run_passes
-from .tasks.records import Ref, TaskGraph, prefix_of
-from .tasks.tree import bounds, reduce_tree
+from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
 
 GRAINS = ("node", "sample", "shard", "round", "auto")
 

@@ -14,12 +14,12 @@ from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .kernels.numba_kernel import can_compile, compiled_round
-from .kernels.numpy_kernel import canonical, kernel_of
-from .machine.floats import without_subnormals
-from .private import PrivateStep
-from .scratch import Scratch, shard_threads
-from .tasks.tree import SIDE_BY_SIDE, fold_tree
+from ..kernels.numba_kernel import can_compile, compiled_round
+from ..kernels.numpy_kernel import canonical, kernel_of
+from ..machine.floats import without_subnormals
+from ..private import PrivateStep
+from ..scratch import Scratch, shard_threads
+from ..tasks.tree import SIDE_BY_SIDE, fold_tree
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from typing import Any
 
 from flowgrad.program import Instr, Program, verify
 
+from ..tasks.records import token
 from .fuse import Layout, fuse, pack
-from .tasks.records import token
 
 Pass = Callable[[Program], Program]
 

@@ -1,0 +1,1 @@
+"""From nodes to a fused, differentiated program, its counts, and values and gradients as records."""
