@@ -16,7 +16,7 @@ from flowgrad.inputs import integer
 from flowgrad.optim import warn_independent
 from flowgrad.typing import Array
 
-from .cache import DEFAULT_BYTES
+from .derivatives.cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
 from .feeds.check import check_feeds, check_nodes
 from .forecast import blas_threads_of

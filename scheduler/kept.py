@@ -10,14 +10,14 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from .cache import Cache, CacheInfo
+from .derivatives.cache import Cache, CacheInfo
+from .derivatives.lower import Request
+from .derivatives.recipe import Recipe, RecipeBook
 from .executors import Executor, Handle
 from .feeds.check import check_nodes
 from .feeds.memory import FeedMemory, KnownFeeds
 from .machine.arrays import clear_arrays
 from .programs.lower import cut_samples
-from .recipe import Recipe, RecipeBook
-from .request import Request
 from .tasks.records import Ref
 
 

@@ -14,10 +14,10 @@ from flowgrad.ops.loss import softmax
 from flowgrad.typing import Array
 
 from .derivatives import Derivatives
+from .derivatives.forward import hvp_block, jvp_block
 from .directions import cut_tangents, flat_tangents, tangents_of, vectors_of
 from .feeds.check import check_nodes
 from .programs.lower import Placed, compile_forward, compile_gradient
-from .tangents import hvp_block, jvp_block
 from .tasks.records import Ref, TaskGraph
 
 

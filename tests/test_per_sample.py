@@ -15,10 +15,11 @@ from test_jacobians import same
 
 import flowgrad as fg
 from flowgrad.jacobians import Factors, Share, factors, projection
-from flowgrad.scheduler import factor_work, request
+from flowgrad.scheduler.derivatives import factor_work
+from flowgrad.scheduler.derivatives import lower as request
+from flowgrad.scheduler.derivatives.parts import Made, Parts
+from flowgrad.scheduler.derivatives.per_sample import PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
-from flowgrad.scheduler.parts import Made, Parts
-from flowgrad.scheduler.per_sample import PerSampleGradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))

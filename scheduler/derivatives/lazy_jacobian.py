@@ -10,13 +10,13 @@ from dask import delayed
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
 
-from .feeds.memory import KnownFeeds
-from .programs.work import cut_rows
+from ..feeds.memory import KnownFeeds
+from ..programs.work import cut_rows
+from ..tasks.records import token
 from .recipe import Recipe
-from .steps import Ends, jacobian_chunk
-from .tasks.records import token
 from .units import combine
 from .whole import whole_of
+from .work import Ends, jacobian_chunk
 
 
 def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:

@@ -16,10 +16,10 @@ from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from .feeds.check import Feeds, check_array, check_lengths, common_dtype, fed_variable
+from ..feeds.check import Feeds, check_array, check_lengths, common_dtype, fed_variable
 from .recipe import Recipe
-from .steps import Ends, factors_chunk
 from .whole import whole_of
+from .work import Ends, factors_chunk
 
 
 class Fed(NamedTuple):

@@ -9,13 +9,13 @@ import numpy as np
 
 from flowgrad.typing import Array
 
+from ..feeds.memory import KnownFeeds
+from ..programs.work import cut_rows, pick
+from ..tasks.records import Data, Record, Ref, Task, token
 from .cache import Cache
-from .feeds.memory import KnownFeeds
-from .programs.work import cut_rows, pick
 from .recipe import Recipe
-from .steps import run_spread, run_unit
-from .tasks.records import Data, Record, Ref, Task, token
 from .units import Unit, combine
+from .work import run_spread, run_unit
 
 # What the client gives and is larger stays on a worker like a computed value.
 PLACED = 1 << 20

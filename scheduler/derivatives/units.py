@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from flowgrad.program import Instr, Program
 
-from .programs.counts import count
-from .tasks.records import prefix_of, token
+from ..programs.counts import count
+from ..tasks.records import prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
 MAX_UNITS = 256

@@ -7,7 +7,7 @@ import uuid
 from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
-from .executors import Executor, Handle
+from ..executors import Executor, Handle
 
 # Bytes that an engine keeps if it is not told otherwise.
 DEFAULT_BYTES = 256 << 20

@@ -22,12 +22,12 @@ from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace, verify
 from flowgrad.typing import Array
 
-from .feeds.check import Feeds, require_values
-from .programs.compile import forward_passes, run_passes
-from .programs.lower import flat_values, input_var
-from .steps import Ends
-from .tasks.records import token
+from ..feeds.check import Feeds, require_values
+from ..programs.compile import forward_passes, run_passes
+from ..programs.lower import flat_values, input_var
+from ..tasks.records import token
 from .units import Name, cut_up, name_units
+from .work import Ends
 
 # Recipes that an engine remembers.
 REMEMBERED = 64

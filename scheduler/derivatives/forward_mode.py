@@ -12,11 +12,11 @@ from flowgrad.jacobians import Dense, Outer
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from .kernels.numpy_kernel import canonical
+from ..kernels.numpy_kernel import canonical
+from ..tasks.records import Ref, token
+from .forward import push_through
+from .lower import Request
 from .recipe import Recipe
-from .request import Request
-from .tangents import push_through
-from .tasks.records import Ref, token
 
 
 @dataclass(frozen=True, eq=False)

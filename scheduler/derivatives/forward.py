@@ -17,9 +17,9 @@ from flowgrad.jacobians import LocalJacobian
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
-from .kernels.numpy_kernel import canonical, run_instr
-from .programs.work import mean_seed
-from .steps import local_jacobian
+from ..kernels.numpy_kernel import canonical, run_instr
+from ..programs.work import mean_seed
+from .work import local_jacobian
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
 STEP = float(np.cbrt(np.finfo(np.float64).eps))

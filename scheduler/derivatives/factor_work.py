@@ -10,8 +10,8 @@ import numpy as np
 from flowgrad.jacobians import Factors
 from flowgrad.typing import Array
 
-from .machine.arrays import empty_array
-from .machine.threads import each_side_by_side, spread
+from ..machine.arrays import empty_array
+from ..machine.threads import each_side_by_side, spread
 
 # By variable.
 Part = list[Factors]

@@ -14,7 +14,7 @@ from flowgrad.graph import Node
 from flowgrad.inputs import integer, real
 from flowgrad.typing import Array
 
-from .executors import Executor, Lost
+from ..executors import Executor, Lost
 from .factor_work import Places, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
 from .parts import Parts
 

@@ -14,9 +14,9 @@ from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, Share
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from .kernels.numpy_kernel import canonical, run_instr
-from .machine.arrays import empty_array
-from .machine.threads import spread
+from ..kernels.numpy_kernel import canonical, run_instr
+from ..machine.arrays import empty_array
+from ..machine.threads import spread
 
 
 def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any) -> Any:

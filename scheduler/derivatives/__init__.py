@@ -1,0 +1,1 @@
+"""Jacobians and per-sample gradients out of values that are kept."""
