@@ -59,10 +59,10 @@ def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
     """Run steps fused and unfused in turn, in this process, for about `seconds` each."""
     import flowgrad as fg
     from flowgrad.scheduler.feeds.check import check_feeds
-    from flowgrad.scheduler.lower_train import compile_step
     from flowgrad.scheduler.machine.blas import one_thread
     from flowgrad.scheduler.programs.lower import flat_values
     from flowgrad.scheduler.programs.work import run_round
+    from flowgrad.scheduler.steps.lower import compile_step
 
     with fg.Graph(seed=0) as graph:
         x, label = fg.Variable(64, trainable=False), fg.Variable(10, trainable=False)

@@ -22,14 +22,14 @@ from flowgrad.typing import Array
 
 from .feeds.check import check_feeds
 from .kernels.numba_kernel import cache_folder
-from .lower_train import compile_step
 from .machine.blas import COMPILED_BLAS, one_thread
 from .machine.facts import read_cpu, read_versions
 from .programs.counts import work_of
 from .programs.lower import flat_values
 from .programs.work import run_round
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
-from .scratch import Scratch
+from .steps.lower import compile_step
+from .steps.work import Scratch
 from .tasks.records import token
 
 # How often each probe has its turn at most, and the seconds after which it has no more.

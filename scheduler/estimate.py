@@ -14,7 +14,6 @@ from .feeds.check import Feeds, check_feeds
 from .forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
 from .kernels.numba_kernel import why_not_compiled
 from .links import Fit, links_of
-from .lower_train import compile_step
 from .measure import rates_of, task_links
 from .plan import (
     LEAST_HOPS,
@@ -29,6 +28,7 @@ from .plan import (
 from .programs.counts import flops, work_of
 from .programs.work import Step
 from .rates import Links, Rates
+from .steps.lower import compile_step
 
 # Grains that give the same bits, of which `auto` takes one.
 AUTO = ("round", "shard")

@@ -18,10 +18,10 @@ from .executors.recovery import Recovery
 from .feeds.check import Feeds
 from .feeds.chunks import Chunked
 from .feeds.placement import Placement
-from .lower_train import compile_evaluation
 from .programs.fuse import Layout
 from .programs.lower import flat_values
 from .programs.work import evaluate_shard
+from .steps.lower import compile_evaluation
 from .tasks.records import Ref, TaskGraph, token
 from .tasks.tree import bounds
 

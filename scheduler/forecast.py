@@ -10,7 +10,7 @@ from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round
 from .programs.counts import Work, work_of
 from .programs.lower import Job
 from .rates import Links, Rates
-from .scratch import THREAD_FLOPS
+from .steps.work import THREAD_FLOPS
 from .tasks.tree import levels
 
 # Batch sizes beyond this are not looked at for the break-even.

@@ -22,11 +22,11 @@ from .feeds.check import Feeds, check_feeds
 from .feeds.chunks import Chunked
 from .kernels.numba_kernel import compiled_round
 from .links import Fit
-from .lower_train import compile_private, compile_step
 from .machine.blas import one_thread
 from .plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan, choose_round_threads
 from .programs.lower import flat_values
 from .programs.work import run_round
+from .steps.lower import compile_private, compile_step
 from .tasks.tree import bounds
 
 

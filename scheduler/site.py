@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .executors import Handle, Worker
 from .feeds.order import Batches
-from .lower_train import Lane
+from .steps.lower import Lane
 
 
 class Piece(NamedTuple):

@@ -15,14 +15,14 @@ from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .executors.recovery import Recovery, told
 from .feeds.order import ORDER_BYTES, Batches
 from .feeds.placement import Placement
-from .lane_work import StateAway
-from .lower_train import lower_steps
 from .measure import task_links
 from .plan import Plan
 from .programs.work import Done, Step, pick
 from .rates import Links
 from .site import Ahead, Piece, Site
-from .slices import cut_state, join_state
+from .steps.lanes import StateAway
+from .steps.lower import lower_steps
+from .steps.slices import cut_state, join_state
 from .tasks.records import Ref, TaskGraph, token
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.

@@ -5,8 +5,8 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.scheduler.feeds.check import check_feeds
-from flowgrad.scheduler.lower_train import compile_step
 from flowgrad.scheduler.programs.counts import Loop, Product, flops, work_of
+from flowgrad.scheduler.steps.lower import compile_step
 
 
 def program_of(build, samples=4):

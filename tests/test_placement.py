@@ -19,11 +19,11 @@ from flowgrad.scheduler import windows
 from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.executors import Executor, Handle, Worker
 from flowgrad.scheduler.feeds.placement import Placement
-from flowgrad.scheduler.lane_work import Carry, Given, Light, StateAway, last_update
-from flowgrad.scheduler.lower_train import Lane, lower_steps
 from flowgrad.scheduler.plan import Plan
 from flowgrad.scheduler.rates import Links
-from flowgrad.scheduler.slices import cut_state, join_state
+from flowgrad.scheduler.steps.lanes import Carry, Given, Light, StateAway, last_update
+from flowgrad.scheduler.steps.lower import Lane, lower_steps
+from flowgrad.scheduler.steps.slices import cut_state, join_state
 from flowgrad.scheduler.tasks import tree
 from flowgrad.scheduler.tasks.records import Ref, Task, TaskGraph, references
 

@@ -18,7 +18,7 @@ import numpy as np
 from flowgrad.typing import Array
 
 from ..executors import Executor, Handle, Worker
-from ..lower_train import Lane
+from ..steps.lower import Lane
 from ..tasks.daskgraph import Load
 from ..tasks.records import Ref, TaskGraph, token
 from .chunks import Chunked, join_rows, rows_of

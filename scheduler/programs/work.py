@@ -17,8 +17,8 @@ from flowgrad.typing import Array
 from ..kernels.numba_kernel import can_compile, compiled_round
 from ..kernels.numpy_kernel import canonical, kernel_of
 from ..machine.floats import without_subnormals
-from ..private import PrivateStep
-from ..scratch import Scratch, shard_threads
+from ..steps.private import PrivateStep
+from ..steps.work import Scratch, shard_threads
 from ..tasks.tree import SIDE_BY_SIDE, fold_tree
 
 

@@ -13,7 +13,7 @@ from flowgrad.optim import WORK
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .programs.counts import flops
+from ..programs.counts import flops
 
 # Entries that are updated at a time, so that the room for it does not grow with the parameters.
 UPDATE_ENTRIES = 1 << 17

@@ -14,20 +14,20 @@ from flowgrad.optim import Privacy, Rule
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .derivatives.recipe import Recipe
-from .derivatives.whole import whole_of
-from .derivatives.work import Ends
-from .feeds.check import Feeds
-from .lane_work import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
-from .plan import Plan
+from ..derivatives.recipe import Recipe
+from ..derivatives.whole import whole_of
+from ..derivatives.work import Ends
+from ..feeds.check import Feeds
+from ..plan import Plan
+from ..programs.compile import backward_passes, run_passes
+from ..programs.fuse import Layout
+from ..programs.lower import compile_forward, input_var, lower_share
+from ..programs.work import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
+from ..tasks.records import Ref, TaskGraph
+from ..tasks.tree import reduce_tree
+from .lanes import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
 from .private import PrivateStep
-from .programs.compile import backward_passes, run_passes
-from .programs.fuse import Layout
-from .programs.lower import compile_forward, input_var, lower_share
-from .programs.work import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
-from .tasks.records import Ref, TaskGraph
-from .tasks.tree import reduce_tree
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import numpy as np
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
-from .kernels.numpy_kernel import canonical
-from .lane_work import Given, Part, Shares, gradients, total
-from .machine.floats import without_subnormals
-from .programs.work import Done, update
-from .tasks.tree import bounds
+from ..kernels.numpy_kernel import canonical
+from ..machine.floats import without_subnormals
+from ..programs.work import Done, update
+from ..tasks.tree import bounds
+from .lanes import Given, Part, Shares, gradients, total
 
 
 def cut_state(state: State, slices: int) -> list[State]:

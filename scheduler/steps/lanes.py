@@ -10,11 +10,11 @@ from flowgrad.errors import FlowgradError
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from .kernels.numpy_kernel import canonical
-from .machine.floats import without_subnormals
-from .programs.work import Done, Gradient, Step, add_gradients, run_round, shard_step, update
-from .scratch import shard_threads, worth_threads
-from .tasks.tree import SIDE_BY_SIDE, reduce_some
+from ..kernels.numpy_kernel import canonical
+from ..machine.floats import without_subnormals
+from ..programs.work import Done, Gradient, Step, add_gradients, run_round, shard_step, update
+from ..tasks.tree import SIDE_BY_SIDE, reduce_some
+from .work import shard_threads, worth_threads
 
 # What a lane has of the tree of gradients, by level and index.
 Shares = dict[tuple[int, int], Gradient]

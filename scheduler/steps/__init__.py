@@ -1,0 +1,1 @@
+"""One optimizer step: its program, its tasks at each grain, its update."""
