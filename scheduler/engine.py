@@ -16,10 +16,10 @@ from flowgrad.inputs import integer
 from flowgrad.optim import warn_independent
 from flowgrad.typing import Array
 
+from .costs.forecast import blas_threads_of
 from .derivatives.cache import DEFAULT_BYTES
 from .executors import Executor, LocalExecutor
 from .feeds.check import check_feeds, check_nodes
-from .forecast import blas_threads_of
 from .kept import nodes_of
 from .lowered import Lowered
 from .products import Products

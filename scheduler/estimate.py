@@ -8,14 +8,10 @@ from typing import Any
 
 from flowgrad.optim import Optimizer
 
-from .engine import Engine
-from .executors import Executor
-from .feeds.check import Feeds, check_feeds
-from .forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
-from .kernels.numba_kernel import why_not_compiled
-from .links import Fit, links_of
-from .measure import rates_of, task_links
-from .plan import (
+from .costs.forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
+from .costs.links import Fit, links_of
+from .costs.measure import rates_of, task_links
+from .costs.plan import (
     LEAST_HOPS,
     Plan,
     check_batch_size,
@@ -25,9 +21,13 @@ from .plan import (
     choose_shards,
     shards_pay,
 )
+from .costs.rates import Links, Rates
+from .engine import Engine
+from .executors import Executor
+from .feeds.check import Feeds, check_feeds
+from .kernels.numba_kernel import why_not_compiled
 from .programs.counts import flops, work_of
 from .programs.work import Step
-from .rates import Links, Rates
 from .steps.lower import compile_step
 
 # Grains that give the same bits, of which `auto` takes one.

@@ -13,13 +13,13 @@ from flowgrad.typing import Array
 
 from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
+from .costs.plan import Plan
 from .evaluate import Evaluation
 from .feeds.check import check_feeds
 from .feeds.order import Batches, Epoch
 from .feeds.placement import Placement
 from .history import History, Steps
 from .machine.signals import Interrupts
-from .plan import Plan
 from .prepare import Job, Settings
 from .windows import Windows
 

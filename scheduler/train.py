@@ -16,10 +16,10 @@ from flowgrad.typing import Array
 
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
+from .costs.explain import explain_training
 from .engine import Engine
 from .estimate import estimate
 from .evaluate import Evaluation
-from .explain import explain_training
 from .feeds.check import check_feeds
 from .history import History
 from .machine.signals import Interrupts

@@ -10,15 +10,15 @@ from typing import Any
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from .exchange import choose_way
+from .costs.exchange import choose_way
+from .costs.measure import task_links
+from .costs.plan import Plan
+from .costs.rates import Links
 from .executors import Executor, Handle, Lost, TaskFailed, Worker
 from .executors.recovery import Recovery, told
 from .feeds.order import ORDER_BYTES, Batches
 from .feeds.placement import Placement
-from .measure import task_links
-from .plan import Plan
 from .programs.work import Done, Step, pick
-from .rates import Links
 from .site import Ahead, Piece, Site
 from .steps.lanes import StateAway
 from .steps.lower import lower_steps

@@ -8,11 +8,11 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.optim import AdamRule
-from flowgrad.scheduler import calibrate, measure
+from flowgrad.scheduler.costs import calibrate, measure
+from flowgrad.scheduler.costs.links import links_of
+from flowgrad.scheduler.costs.measure import rates_of, task_links
+from flowgrad.scheduler.costs.rates import INPUTS, OUTPUTS, SAMPLES, Rates
 from flowgrad.scheduler.executors import LocalExecutor, Lost, Worker
-from flowgrad.scheduler.links import links_of
-from flowgrad.scheduler.measure import rates_of, task_links
-from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Rates
 from flowgrad.scheduler.train import train_once
 
 
@@ -81,7 +81,7 @@ def test_compiled_kernels_are_measured_by_a_bounded_number_of_probes(monkeypatch
 def test_a_compiled_probe_does_what_is_timed(dtype):
     """Machine code that leaves work out would tell of a faster machine."""
     pytest.importorskip("numba")
-    from flowgrad.scheduler.compiled_probe import compiled_work
+    from flowgrad.scheduler.costs.numba_probe import compiled_work
 
     run = compiled_work(dtype, times=3, entries=5, params=7)
     _, x, y, one, product, w, g, v, s, _ = run.args

@@ -20,7 +20,7 @@ import flowgrad as fg
 from flowgrad.errors import DataError, GraphError
 from flowgrad.scheduler import checkpoint
 from flowgrad.scheduler.checkpoint import read_checkpoint, write_checkpoint
-from flowgrad.scheduler.plan import choose_plan
+from flowgrad.scheduler.costs.plan import choose_plan
 
 
 class Interrupted(Exception):

@@ -8,7 +8,7 @@ from distributed import Client
 
 import flowgrad as fg
 from flowgrad.cli.cluster import local_cluster as own_cluster
-from flowgrad.scheduler import plan
+from flowgrad.scheduler.costs import plan
 from flowgrad.scheduler.feeds.placement import Placement
 
 SHARDS = (1, 2, 5)

@@ -10,9 +10,9 @@ from test_forecast import cluster, machine, net
 
 import flowgrad as fg
 from flowgrad.cli import main
+from flowgrad.scheduler.costs.explain import columns, count, explain_job, explain_training, ms, short, times
+from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, choose_plan
 from flowgrad.scheduler.estimate import Estimate
-from flowgrad.scheduler.explain import columns, count, explain_job, explain_training, ms, short, times
-from flowgrad.scheduler.plan import SURE, choose_grain, choose_kernel, choose_plan
 from flowgrad.scheduler.programs.lower import lower_gradient
 
 

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowgrad.scheduler.forecast import Case, crossing, from_step, job_seconds, round_threads, spreading, step_seconds
-from flowgrad.scheduler.plan import (
+from flowgrad.scheduler.costs.forecast import (
+    Case,
+    crossing,
+    from_step,
+    job_seconds,
+    round_threads,
+    spreading,
+    step_seconds,
+)
+from flowgrad.scheduler.costs.plan import (
     ROUNDS_PER_WINDOW,
     SURE,
     choose_grain,
@@ -17,8 +25,8 @@ from flowgrad.scheduler.plan import (
     choose_shards,
     steps_per_round,
 )
+from flowgrad.scheduler.costs.rates import INPUTS, OUTPUTS, SAMPLES, Links, Rates, on_curve
 from flowgrad.scheduler.programs.counts import Loop, Product, Work
-from flowgrad.scheduler.rates import INPUTS, OUTPUTS, SAMPLES, Links, Rates, on_curve
 
 FLOPS = 1e11
 GRAINS = ("round", "shard", "sample", "node")

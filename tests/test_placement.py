@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 import flowgrad as fg
 from flowgrad.optim import AdamRule
 from flowgrad.scheduler import windows
-from flowgrad.scheduler.exchange import WAYS, choose_way, exchange_seconds
+from flowgrad.scheduler.costs.exchange import WAYS, choose_way, exchange_seconds
+from flowgrad.scheduler.costs.plan import Plan
+from flowgrad.scheduler.costs.rates import Links
 from flowgrad.scheduler.executors import Executor, Handle, Worker
 from flowgrad.scheduler.feeds.placement import Placement
-from flowgrad.scheduler.plan import Plan
-from flowgrad.scheduler.rates import Links
 from flowgrad.scheduler.steps.lanes import Carry, Given, Light, StateAway, last_update
 from flowgrad.scheduler.steps.lower import Lane, lower_steps
 from flowgrad.scheduler.steps.slices import cut_state, join_state

@@ -14,11 +14,11 @@ from flowgrad.optim import Privacy, Rule
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
+from ..costs.plan import Plan
 from ..derivatives.recipe import Recipe
 from ..derivatives.whole import whole_of
 from ..derivatives.work import Ends
 from ..feeds.check import Feeds
-from ..plan import Plan
 from ..programs.compile import backward_passes, run_passes
 from ..programs.fuse import Layout
 from ..programs.lower import compile_forward, input_var, lower_share

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..executors import Executor, Lost, Worker
+from ..programs.work import pick
+from ..tasks.records import Data, Record, Ref, Task
 from .calibrate import new_state, rates_here
-from .executors import Executor, Lost, Worker
-from .programs.work import pick
 from .rates import Links, Rates
-from .tasks.records import Data, Record, Ref, Task
 
 # Hops of a chain that is timed; one takes 0.1 ms on threads and 5 ms between processes.
 REMOTE_HOPS, LOCAL_HOPS = 6, 50

@@ -11,13 +11,13 @@ import numpy as np
 
 import flowgrad as fg
 
+from ..engine import Engine
+from ..executors import Executor, LocalExecutor, Worker
+from ..history import History
+from ..tasks.records import Task
 from .calibrate import burst
-from .engine import Engine
-from .executors import Executor, LocalExecutor, Worker
-from .history import History
 from .measure import run_now, steadily, task_links
 from .rates import Links
-from .tasks.records import Task
 
 # Runs a training: optimizer, engine, feeds, epochs -> history.
 Fit = Callable[[Any, Engine, dict[Any, Any], int], History]

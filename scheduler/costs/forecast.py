@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..programs.counts import Work, work_of
+from ..programs.lower import Job
+from ..steps.work import THREAD_FLOPS
+from ..tasks.tree import levels
 from .exchange import choose_way, exchange_seconds
 from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
-from .programs.counts import Work, work_of
-from .programs.lower import Job
 from .rates import Links, Rates
-from .steps.work import THREAD_FLOPS
-from .tasks.tree import levels
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20

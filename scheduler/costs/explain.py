@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..programs.counts import work_of
+from ..programs.lower import Job
+from ..tasks.records import Task
+from ..tasks.tree import FAN_IN
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .plan import shards_pay, steps_per_round, tasks_per_step
-from .programs.counts import work_of
-from .programs.lower import Job
 from .rates import Links, Rates
-from .tasks.records import Task
-from .tasks.tree import FAN_IN
 
 if TYPE_CHECKING:
-    from .estimate import Estimate
+    from ..estimate import Estimate
 
 # What a task is, by grain.
 TASKS = {

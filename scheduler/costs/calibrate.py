@@ -20,17 +20,17 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
-from .feeds.check import check_feeds
-from .kernels.numba_kernel import cache_folder
-from .machine.blas import COMPILED_BLAS, one_thread
-from .machine.facts import read_cpu, read_versions
-from .programs.counts import work_of
-from .programs.lower import flat_values
-from .programs.work import run_round
+from ..feeds.check import check_feeds
+from ..kernels.numba_kernel import cache_folder
+from ..machine.blas import COMPILED_BLAS, one_thread
+from ..machine.facts import read_cpu, read_versions
+from ..programs.counts import work_of
+from ..programs.lower import flat_values
+from ..programs.work import run_round
+from ..steps.lower import compile_step
+from ..steps.work import Scratch
+from ..tasks.records import token
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
-from .steps.lower import compile_step
-from .steps.work import Scratch
-from .tasks.records import token
 
 # How often each probe has its turn at most, and the seconds after which it has no more.
 PASSES, LONG = 5, 0.005

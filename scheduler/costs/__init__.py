@@ -1,0 +1,1 @@
+"""What work costs on this machine and this cluster, and the plan that follows."""
