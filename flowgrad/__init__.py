@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from .files import load, save
     from .scheduler.callbacks import KEEP, STOP, Callback, EarlyStopping
     from .scheduler.checkpoint import Checkpoints
-    from .scheduler.engine import Engine
+    from .scheduler.engine.engine import Engine
     from .scheduler.train import Trainer
 
 __version__ = "0.1.0"

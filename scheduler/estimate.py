@@ -22,7 +22,7 @@ from .costs.plan import (
     shards_pay,
 )
 from .costs.rates import Links, Rates
-from .engine import Engine
+from .engine.engine import Engine
 from .executors import Executor
 from .feeds.check import Feeds, check_feeds
 from .kernels.numba_kernel import why_not_compiled

@@ -18,7 +18,7 @@ from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 from .costs.links import Fit
 from .costs.plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan, choose_round_threads
-from .engine import Engine
+from .engine.engine import Engine
 from .estimate import case_of, choose_arithmetic, measured_costs
 from .feeds.check import Feeds, check_feeds
 from .feeds.chunks import Chunked

@@ -17,7 +17,7 @@ from flowgrad.typing import Array
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
 from .costs.explain import explain_training
-from .engine import Engine
+from .engine.engine import Engine
 from .estimate import estimate
 from .evaluate import Evaluation
 from .feeds.check import check_feeds

@@ -17,7 +17,7 @@ FORGET = (".reset_value", ".clear_jacobian", ".clear_cache")
 
 def modules():
     found = [m.name for m in pkgutil.walk_packages(fg.__path__, "flowgrad.") if not m.name.endswith("__main__")]
-    assert {"flowgrad.graph", "flowgrad.scheduler.engine", "flowgrad.scheduler.tasks.tree"} <= set(found)
+    assert {"flowgrad.graph", "flowgrad.scheduler.engine.engine", "flowgrad.scheduler.tasks.tree"} <= set(found)
     return sorted(found)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import flowgrad as fg
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..executors import Executor, LocalExecutor, Worker
 from ..history import History
 from ..tasks.records import Task

@@ -13,12 +13,12 @@ from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.ops.loss import softmax
 from flowgrad.typing import Array
 
-from .derivatives import Derivatives
-from .derivatives.forward import hvp_block, jvp_block
+from ..derivatives.forward import hvp_block, jvp_block
+from ..feeds.check import check_nodes
+from ..programs.lower import Placed, compile_forward, compile_gradient
+from ..tasks.records import Ref, TaskGraph
 from .directions import cut_tangents, flat_tangents, tangents_of, vectors_of
-from .feeds.check import check_nodes
-from .programs.lower import Placed, compile_forward, compile_gradient
-from .tasks.records import Ref, TaskGraph
+from .jacobian import Derivatives
 
 
 class Products(Derivatives):

@@ -16,14 +16,14 @@ from flowgrad.inputs import integer
 from flowgrad.optim import warn_independent
 from flowgrad.typing import Array
 
-from .costs.forecast import blas_threads_of
-from .derivatives.cache import DEFAULT_BYTES
-from .executors import Executor, LocalExecutor
-from .feeds.check import check_feeds, check_nodes
-from .kept import nodes_of
+from ..costs.forecast import blas_threads_of
+from ..derivatives.cache import DEFAULT_BYTES
+from ..executors import Executor, LocalExecutor
+from ..feeds.check import check_feeds, check_nodes
+from ..programs.lower import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
-from .programs.lower import Job, check_grain, lower_forward, lower_gradient
+from .session import nodes_of
 
 
 class Engine(Products):

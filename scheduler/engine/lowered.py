@@ -13,12 +13,12 @@ from dask.utils import key_split
 
 from flowgrad import draw
 
-from .costs.explain import explain_job
-from .costs.measure import rates_of, task_links
-from .executors import Executor
-from .programs.lower import Job
-from .tasks.daskgraph import to_dask
-from .tasks.records import Data, references
+from ..costs.explain import explain_job
+from ..costs.measure import rates_of, task_links
+from ..executors import Executor
+from ..programs.lower import Job
+from ..tasks.daskgraph import to_dask
+from ..tasks.records import Data, references
 
 
 class Lowered(DaskMethodsMixin):

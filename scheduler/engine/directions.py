@@ -12,8 +12,8 @@ from flowgrad.graph import Node, Variable
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from .feeds.check import Feeds
-from .programs.lower import input_var
+from ..feeds.check import Feeds
+from ..programs.lower import input_var
 
 
 def vectors_of(what: str, node: Node, value: Any, feeds: Feeds) -> Array:

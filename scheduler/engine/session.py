@@ -10,15 +10,15 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from .derivatives.cache import Cache, CacheInfo
-from .derivatives.lower import Request
-from .derivatives.recipe import Recipe, RecipeBook
-from .executors import Executor, Handle
-from .feeds.check import check_nodes
-from .feeds.memory import FeedMemory, KnownFeeds
-from .machine.arrays import clear_arrays
-from .programs.lower import cut_samples
-from .tasks.records import Ref
+from ..derivatives.cache import Cache, CacheInfo
+from ..derivatives.lower import Request
+from ..derivatives.recipe import Recipe, RecipeBook
+from ..executors import Executor, Handle
+from ..feeds.check import check_nodes
+from ..feeds.memory import FeedMemory, KnownFeeds
+from ..machine.arrays import clear_arrays
+from ..programs.lower import cut_samples
+from ..tasks.records import Ref
 
 
 class Kept:

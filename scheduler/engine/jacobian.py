@@ -16,17 +16,17 @@ from flowgrad.graph import Node
 from flowgrad.inputs import integer
 from flowgrad.typing import Array
 
-from .derivatives.forward_mode import cheaper_mode, lower_push
-from .derivatives.lower import Request
-from .derivatives.parts import Made, Parts
-from .derivatives.per_sample import PerSampleGradients
-from .derivatives.recipe import Recipe
-from .derivatives.work import factors_block, jacobian_block, join
-from .executors import Lost
-from .feeds.check import check_nodes
-from .feeds.memory import KnownFeeds
-from .kept import Kept
-from .tasks.records import Ref
+from ..derivatives.forward_mode import cheaper_mode, lower_push
+from ..derivatives.lower import Request
+from ..derivatives.parts import Made, Parts
+from ..derivatives.per_sample import PerSampleGradients
+from ..derivatives.recipe import Recipe
+from ..derivatives.work import factors_block, jacobian_block, join
+from ..executors import Lost
+from ..feeds.check import check_nodes
+from ..feeds.memory import KnownFeeds
+from ..tasks.records import Ref
+from .session import Kept
 
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
 CHECKED = 64 << 20

@@ -1,0 +1,1 @@
+"""What people call for values and derivatives."""
