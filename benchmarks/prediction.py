@@ -75,8 +75,8 @@ def measure_place(name: str) -> list[dict[str, Any]]:
 def _measure(where: Any, setting: Setting, known: dict[Any, Any]) -> dict[str, Any]:
     import flowgrad as fg
     from flowgrad.cli.models import multilayer_perceptron
-    from flowgrad.scheduler.estimate import estimate
-    from flowgrad.scheduler.train import train_once
+    from flowgrad.scheduler.training.estimate import estimate
+    from flowgrad.scheduler.training.trainer import train_once
 
     model = multilayer_perceptron(FEATURES, (setting.hidden,), CLASSES)
     optimizer = fg.Adam(model.graph, model.loss, batch_size=setting.batch)

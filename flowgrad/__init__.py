@@ -53,10 +53,10 @@ from .optim import (
 
 if TYPE_CHECKING:
     from .files import load, save
-    from .scheduler.callbacks import KEEP, STOP, Callback, EarlyStopping
-    from .scheduler.checkpoint import Checkpoints
     from .scheduler.engine.engine import Engine
-    from .scheduler.train import Trainer
+    from .scheduler.training.callbacks import KEEP, STOP, Callback, EarlyStopping
+    from .scheduler.training.checkpoint import Checkpoints
+    from .scheduler.training.trainer import Trainer
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,7 @@ from flowgrad.scheduler.costs.links import links_of
 from flowgrad.scheduler.costs.measure import rates_of, task_links
 from flowgrad.scheduler.costs.rates import INPUTS, OUTPUTS, SAMPLES, Rates
 from flowgrad.scheduler.executors import LocalExecutor, Lost, Worker
-from flowgrad.scheduler.train import train_once
+from flowgrad.scheduler.training.trainer import train_once
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from models import GRAINS, Model
 
 import flowgrad as fg
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.scheduler.callbacks import Callbacks
+from flowgrad.scheduler.training.callbacks import Callbacks
 
 
 class Scripted(fg.Callback):

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 import flowgrad as fg
 from flowgrad.errors import DataError, GraphError
-from flowgrad.scheduler import checkpoint
-from flowgrad.scheduler.checkpoint import read_checkpoint, write_checkpoint
 from flowgrad.scheduler.costs.plan import choose_plan
+from flowgrad.scheduler.training import checkpoint
+from flowgrad.scheduler.training.checkpoint import read_checkpoint, write_checkpoint
 
 
 class Interrupted(Exception):
@@ -67,7 +67,7 @@ def test_going_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, grain, positi
     def choose(*args):
         return replace(choose_plan(*args), steps_per_task=1, steps_per_window=1)
 
-    monkeypatch.setattr("flowgrad.scheduler.prepare.choose_plan", choose)
+    monkeypatch.setattr("flowgrad.scheduler.training.job.choose_plan", choose)
     whole, first, second = Model("Adam", n=22), Model("Adam", n=22), Model("Adam", n=22)
     expected = whole.fit(grain=grain, epochs=3, validation=whole.validation)
     always = fg.Checkpoints(tmp_path, every_epochs=None, every_seconds=1e-9, keep=1000)

@@ -7,11 +7,11 @@ from faults import BATCH, SAMPLES, Net
 
 import flowgrad as fg
 from flowgrad.errors import FeedError
-from flowgrad.scheduler import prepare
 from flowgrad.scheduler.feeds import placement as data_room
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.feeds.chunks import Chunked
 from flowgrad.scheduler.programs import work as blocks
+from flowgrad.scheduler.training import job as prepare
 
 
 def as_stack(folder, name, array, rows):

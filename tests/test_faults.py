@@ -85,7 +85,7 @@ def check(expected, client, grain, action, recovered=True, op=None):
 
 def small_windows(monkeypatch, steps=10):
     """Cut a run into windows of a few steps, so that a disturbance meets one in the middle."""
-    from flowgrad.scheduler import prepare
+    from flowgrad.scheduler.training import job as prepare
 
     original = prepare.choose_plan
 
@@ -113,7 +113,7 @@ def test_all_workers_are_killed(hurt, expected, monkeypatch, grain, steps):
 
 
 def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
-    from flowgrad.scheduler import evaluate
+    from flowgrad.scheduler.training import evaluation as evaluate
 
     original, killed = evaluate.Evaluation._attempt, []
 

@@ -9,7 +9,7 @@ import pytest
 from models import GRAINS, Model, N
 
 import flowgrad as fg
-from flowgrad.scheduler.history import History, Steps
+from flowgrad.scheduler.training.history import History, Steps
 
 
 class Recorder:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import flowgrad as fg
 from flowgrad.optim import AdamRule
-from flowgrad.scheduler import windows
 from flowgrad.scheduler.costs.exchange import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.costs.plan import Plan
 from flowgrad.scheduler.costs.rates import Links
@@ -26,6 +25,7 @@ from flowgrad.scheduler.steps.lower import Lane, lower_steps
 from flowgrad.scheduler.steps.slices import cut_state, join_state
 from flowgrad.scheduler.tasks import tree
 from flowgrad.scheduler.tasks.records import Ref, Task, TaskGraph, references
+from flowgrad.scheduler.training import windows
 
 
 class Recording(Executor):

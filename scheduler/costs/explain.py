@@ -15,7 +15,7 @@ from .plan import shards_pay, steps_per_round, tasks_per_step
 from .rates import Links, Rates
 
 if TYPE_CHECKING:
-    from ..estimate import Estimate
+    from ..training.estimate import Estimate
 
 # What a task is, by grain.
 TASKS = {

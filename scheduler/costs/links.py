@@ -13,8 +13,8 @@ import flowgrad as fg
 
 from ..engine.engine import Engine
 from ..executors import Executor, LocalExecutor, Worker
-from ..history import History
 from ..tasks.records import Task
+from ..training.history import History
 from .calibrate import burst
 from .measure import run_now, steadily, task_links
 from .rates import Links

@@ -8,10 +8,10 @@ from typing import Any
 
 from flowgrad.optim import Optimizer
 
-from .costs.forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
-from .costs.links import Fit, links_of
-from .costs.measure import rates_of, task_links
-from .costs.plan import (
+from ..costs.forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
+from ..costs.links import Fit, links_of
+from ..costs.measure import rates_of, task_links
+from ..costs.plan import (
     LEAST_HOPS,
     Plan,
     check_batch_size,
@@ -21,14 +21,14 @@ from .costs.plan import (
     choose_shards,
     shards_pay,
 )
-from .costs.rates import Links, Rates
-from .engine.engine import Engine
-from .executors import Executor
-from .feeds.check import Feeds, check_feeds
-from .kernels.numba_kernel import why_not_compiled
-from .programs.counts import flops, work_of
-from .programs.work import Step
-from .steps.lower import compile_step
+from ..costs.rates import Links, Rates
+from ..engine.engine import Engine
+from ..executors import Executor
+from ..feeds.check import Feeds, check_feeds
+from ..kernels.numba_kernel import why_not_compiled
+from ..programs.counts import flops, work_of
+from ..programs.work import Step
+from ..steps.lower import compile_step
 
 # Grains that give the same bits, of which `auto` takes one.
 AUTO = ("round", "shard")

@@ -10,20 +10,20 @@ from typing import Any
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from .costs.exchange import choose_way
-from .costs.measure import task_links
-from .costs.plan import Plan
-from .costs.rates import Links
-from .executors import Executor, Handle, Lost, TaskFailed, Worker
-from .executors.recovery import Recovery, told
-from .feeds.order import ORDER_BYTES, Batches
-from .feeds.placement import Placement
-from .programs.work import Done, Step, pick
+from ..costs.exchange import choose_way
+from ..costs.measure import task_links
+from ..costs.plan import Plan
+from ..costs.rates import Links
+from ..executors import Executor, Handle, Lost, TaskFailed, Worker
+from ..executors.recovery import Recovery, told
+from ..feeds.order import ORDER_BYTES, Batches
+from ..feeds.placement import Placement
+from ..programs.work import Done, Step, pick
+from ..steps.lanes import StateAway
+from ..steps.lower import lower_steps
+from ..steps.slices import cut_state, join_state
+from ..tasks.records import Ref, TaskGraph, token
 from .site import Ahead, Piece, Site
-from .steps.lanes import StateAway
-from .steps.lower import lower_steps
-from .steps.slices import cut_state, join_state
-from .tasks.records import Ref, TaskGraph, token
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8

@@ -13,17 +13,17 @@ import numpy as np
 from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
-from .executors import Executor, Handle, Lost, TaskFailed, Worker
-from .executors.recovery import Recovery
-from .feeds.check import Feeds
-from .feeds.chunks import Chunked
-from .feeds.placement import Placement
-from .programs.fuse import Layout
-from .programs.lower import flat_values
-from .programs.work import evaluate_shard
-from .steps.lower import compile_evaluation
-from .tasks.records import Ref, TaskGraph, token
-from .tasks.tree import bounds
+from ..executors import Executor, Handle, Lost, TaskFailed, Worker
+from ..executors.recovery import Recovery
+from ..feeds.check import Feeds
+from ..feeds.chunks import Chunked
+from ..feeds.placement import Placement
+from ..programs.fuse import Layout
+from ..programs.lower import flat_values
+from ..programs.work import evaluate_shard
+from ..steps.lower import compile_evaluation
+from ..tasks.records import Ref, TaskGraph, token
+from ..tasks.tree import bounds
 
 # Samples in one task.
 SHARD_SAMPLES = 5000

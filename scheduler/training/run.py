@@ -11,16 +11,16 @@ import numpy as np
 from flowgrad.errors import FlowgradError
 from flowgrad.typing import Array
 
+from ..costs.plan import Plan
+from ..feeds.check import check_feeds
+from ..feeds.order import Batches, Epoch
+from ..feeds.placement import Placement
+from ..machine.signals import Interrupts
 from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
-from .costs.plan import Plan
-from .evaluate import Evaluation
-from .feeds.check import check_feeds
-from .feeds.order import Batches, Epoch
-from .feeds.placement import Placement
+from .evaluation import Evaluation
 from .history import History, Steps
-from .machine.signals import Interrupts
-from .prepare import Job, Settings
+from .job import Job, Settings
 from .windows import Windows
 
 

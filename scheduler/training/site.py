@@ -6,9 +6,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .executors import Handle, Worker
-from .feeds.order import Batches
-from .steps.lower import Lane
+from ..executors import Handle, Worker
+from ..feeds.order import Batches
+from ..steps.lower import Lane
 
 
 class Piece(NamedTuple):

@@ -14,16 +14,16 @@ from flowgrad.inputs import integer
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
+from ..costs.explain import explain_training
+from ..engine.engine import Engine
+from ..feeds.check import check_feeds
+from ..machine.signals import Interrupts
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
-from .costs.explain import explain_training
-from .engine.engine import Engine
 from .estimate import estimate
-from .evaluate import Evaluation
-from .feeds.check import check_feeds
+from .evaluation import Evaluation
 from .history import History
-from .machine.signals import Interrupts
-from .prepare import Settings
+from .job import Settings
 from .run import Run
 
 

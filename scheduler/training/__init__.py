@@ -1,0 +1,1 @@
+"""A training, from `fit` to its last checkpoint."""
