@@ -20,7 +20,8 @@ import flowgrad as fg
 from benchmarks.own import matrix
 from benchmarks.turns import Contender, take_turns
 from flowgrad.cli.cluster import local_cluster
-from flowgrad.scheduler.tasks.records import Ref, Task
+from flowgrad.scheduler.tasks.keys import Ref
+from flowgrad.scheduler.tasks.records import Task
 
 Tell = Callable[[str], None]
 BATCHES = (32, 256, 4096, 32_768)

@@ -60,9 +60,9 @@ def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
     import flowgrad as fg
     from flowgrad.scheduler.feeds.check import check_feeds
     from flowgrad.scheduler.machine.blas import one_thread
-    from flowgrad.scheduler.programs.lower import flat_values
-    from flowgrad.scheduler.programs.work import run_round
-    from flowgrad.scheduler.steps.lower import compile_step
+    from flowgrad.scheduler.programs.compile import flat_values
+    from flowgrad.scheduler.steps.step import compile_step
+    from flowgrad.scheduler.steps.work import run_round
 
     with fg.Graph(seed=0) as graph:
         x, label = fg.Variable(64, trainable=False), fg.Variable(10, trainable=False)

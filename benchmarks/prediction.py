@@ -76,7 +76,7 @@ def _measure(where: Any, setting: Setting, known: dict[Any, Any]) -> dict[str, A
     import flowgrad as fg
     from flowgrad.cli.models import multilayer_perceptron
     from flowgrad.scheduler.training.estimate import estimate
-    from flowgrad.scheduler.training.trainer import train_once
+    from flowgrad.scheduler.training.trainer import shortest_epoch
 
     model = multilayer_perceptron(FEATURES, (setting.hidden,), CLASSES)
     optimizer = fg.Adam(model.graph, model.loss, batch_size=setting.batch)
@@ -90,7 +90,7 @@ def _measure(where: Any, setting: Setting, known: dict[Any, Any]) -> dict[str, A
         return made
 
     asked = engine()
-    told = estimate(optimizer, asked, {model.x: x, model.label: y}, EPOCHS, train_once, again=not known)
+    told = estimate(optimizer, asked, {model.x: x, model.label: y}, EPOCHS, shortest_epoch, again=not known)
     known.update(asked.executor.measured)
     grains = ("auto", *setting.grains)
     predicted = {grain: told.seconds(None if grain == "auto" else grain) for grain in grains}

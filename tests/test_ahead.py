@@ -11,8 +11,7 @@ from test_faults import GRAINS, small_windows
 
 import flowgrad as fg
 from flowgrad.scheduler.feeds.order import Batches, Epoch
-from flowgrad.scheduler.training.site import Ahead, Piece, Site
-from flowgrad.scheduler.training.windows import Windows
+from flowgrad.scheduler.training.windows import Ahead, Piece, Site, Windows
 
 STEPS = 15  # of an epoch
 

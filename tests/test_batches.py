@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowgrad.scheduler.feeds.order import Batches, Epoch, order_of
-from flowgrad.scheduler.tasks.records import token
+from flowgrad.scheduler.tasks.keys import token
 from flowgrad.scheduler.tasks.tree import bounds
 
 

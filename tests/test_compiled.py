@@ -16,9 +16,10 @@ from flowgrad.scheduler.kernels.numba_kernel import _bytes, _in_threads, why_not
 from flowgrad.scheduler.kernels.numba_loops import Unsupported
 from flowgrad.scheduler.kernels.numba_module import round_text
 from flowgrad.scheduler.kernels.numba_text import generate
-from flowgrad.scheduler.programs.lower import flat_values
-from flowgrad.scheduler.programs.work import add_gradients, shard_step
-from flowgrad.scheduler.steps.lower import compile_step
+from flowgrad.scheduler.programs.compile import flat_values
+from flowgrad.scheduler.programs.work import add_gradients
+from flowgrad.scheduler.steps.step import compile_step
+from flowgrad.scheduler.steps.work import shard_step
 from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 
 numba = pytest.importorskip("numba")

@@ -6,7 +6,7 @@ import pytest
 import flowgrad as fg
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.programs.counts import Loop, Product, flops, work_of
-from flowgrad.scheduler.steps.lower import compile_step
+from flowgrad.scheduler.steps.step import compile_step
 
 
 def program_of(build, samples=4):

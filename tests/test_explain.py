@@ -10,10 +10,11 @@ from test_forecast import cluster, machine, net
 
 import flowgrad as fg
 from flowgrad.cli import main
-from flowgrad.scheduler.costs.explain import columns, count, explain_job, explain_training, ms, short, times
+from flowgrad.scheduler.costs.explain import explain_job
 from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, choose_plan
+from flowgrad.scheduler.costs.words import columns, count, ms, short, times
 from flowgrad.scheduler.programs.lower import lower_gradient
-from flowgrad.scheduler.training.estimate import Estimate
+from flowgrad.scheduler.training.estimate import Estimate, explain_training
 
 
 def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numba"):

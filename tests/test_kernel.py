@@ -14,10 +14,11 @@ from flowgrad.ops import linear
 from flowgrad.optim import WORK
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.kernels.numpy_kernel import Kernel, run_instr
-from flowgrad.scheduler.programs.lower import flat_values
-from flowgrad.scheduler.programs.work import arrange, mean_seed, shard_step
+from flowgrad.scheduler.programs.compile import flat_values
+from flowgrad.scheduler.programs.work import mean_seed
 from flowgrad.scheduler.steps import work as scratch
-from flowgrad.scheduler.steps.lower import compile_step
+from flowgrad.scheduler.steps.step import arrange, compile_step
+from flowgrad.scheduler.steps.work import shard_step
 
 
 def prepared(made):

@@ -12,7 +12,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.scheduler.tasks.identity import code_token
-from flowgrad.scheduler.tasks.records import token
+from flowgrad.scheduler.tasks.keys import token
 
 
 class Mean(fg.Op):

@@ -10,9 +10,8 @@ from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.program import Program, trace, verify
 from flowgrad.scheduler.kernels.numpy_kernel import Kernel
-from flowgrad.scheduler.programs.compile import common, prune
+from flowgrad.scheduler.programs.compile import common, flat_values, prune
 from flowgrad.scheduler.programs.fuse import fuse, pack
-from flowgrad.scheduler.programs.lower import flat_values
 
 
 def run(program, made, seed=None):

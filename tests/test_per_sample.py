@@ -17,8 +17,7 @@ import flowgrad as fg
 from flowgrad.jacobians import Factors, Share, factors, projection
 from flowgrad.scheduler.derivatives import factor_work
 from flowgrad.scheduler.derivatives import lower as request
-from flowgrad.scheduler.derivatives.parts import Made, Parts
-from flowgrad.scheduler.derivatives.per_sample import PerSampleGradients
+from flowgrad.scheduler.derivatives.per_sample import Made, Parts, PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 import flowgrad as fg
 from flowgrad.optim import AdamRule
-from flowgrad.scheduler.costs.exchange import WAYS, choose_way, exchange_seconds
+from flowgrad.scheduler.costs.forecast import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.costs.plan import Plan
 from flowgrad.scheduler.costs.rates import Links
 from flowgrad.scheduler.executors import Executor, Handle, Worker
-from flowgrad.scheduler.feeds.placement import Placement
+from flowgrad.scheduler.feeds.placement import Lane, Placement
 from flowgrad.scheduler.steps.lanes import Carry, Given, Light, StateAway, last_update
-from flowgrad.scheduler.steps.lower import Lane, lower_steps
+from flowgrad.scheduler.steps.lower import lower_steps
 from flowgrad.scheduler.steps.slices import cut_state, join_state
 from flowgrad.scheduler.tasks import tree
-from flowgrad.scheduler.tasks.records import Ref, Task, TaskGraph, references
+from flowgrad.scheduler.tasks.keys import Ref
+from flowgrad.scheduler.tasks.records import Task, TaskGraph, references
 from flowgrad.scheduler.training import windows
 
 
@@ -116,7 +117,7 @@ def lowered(state_slices, exchange="together", lanes=2, steps=3):
     found = [Lane(k, Ref(f"p{k}"), None, [Ref(f"f{k}")], 2 * k, 2 * k + 2) for k in range(lanes)]
     rows = [[np.arange(s, s + 2) for s in range(4)] for _ in range(steps)]
     before = [Ref(f"s{k}") for k in range(state_slices)]
-    after = lower_steps(graph, plan, AdamRule(), found, before, rows, None, exchange)
+    after = lower_steps(graph, plan.grain, AdamRule(), found, before, rows, None, exchange)
     return graph.records, after
 
 

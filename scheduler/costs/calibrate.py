@@ -21,15 +21,13 @@ from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
 from ..feeds.check import check_feeds
-from ..kernels.numba_kernel import cache_folder
 from ..machine.blas import COMPILED_BLAS, one_thread
-from ..machine.facts import read_cpu, read_versions
+from ..machine.facts import cache_folder, read_cpu, read_versions
+from ..programs.compile import flat_values
 from ..programs.counts import work_of
-from ..programs.lower import flat_values
-from ..programs.work import run_round
-from ..steps.lower import compile_step
-from ..steps.work import Scratch
-from ..tasks.records import token
+from ..steps.step import compile_step
+from ..steps.work import Scratch, run_round
+from ..tasks.keys import token
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
 
 # How often each probe has its turn at most, and the seconds after which it has no more.
@@ -44,7 +42,7 @@ PRODUCTS: dict[str, Callable[[Array, Array, Array], tuple[Array, Array]]] = {
 }
 # Parameters of the updates that are timed.
 UPDATED = (1 << 12, 1 << 16, 1 << 20)
-COMPILED_PROBE = f"{__package__}.compiled_probe"  # needs numba
+COMPILED_PROBE = f"{__package__}.numba_probe"  # needs numba
 # What the layers of synthetic programs are.
 LAYERS: dict[str, Callable[[fg.Node, fg.Node], fg.Node]] = {
     "loops": lambda value, w: fg.ReLU(value * w),

@@ -9,12 +9,12 @@ from ..programs.counts import Work, work_of
 from ..programs.lower import Job
 from ..steps.work import THREAD_FLOPS
 from ..tasks.tree import levels
-from .exchange import choose_way, exchange_seconds
 from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
-from .rates import Links, Rates
+from .rates import Links, Rates, update_bytes
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20
+WAYS = ("together", "slices")
 
 
 @dataclass(frozen=True)
@@ -219,3 +219,40 @@ def crossing(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | N
         middle = (low + high) // 2
         low, high = (low, middle) if pays(middle) else (middle, high)
     return high
+
+
+def exchange_seconds(way: str, parameter_bytes: int, slots: int, lanes: int, links: Links) -> float:
+    """Predict the seconds per step of updating and of what travels, beside the gradients' own work.
+
+    Parameters
+    ----------
+    way : str
+        One of `WAYS`.
+    parameter_bytes : int
+    slots : int
+        Arrays of state that the update rule keeps per parameter.
+    lanes : int
+        Workers that compute gradients.
+    links : Links
+    """
+    others = lanes - 1
+    update = (update_bytes(parameter_bytes, slots) + 3 * others * parameter_bytes) * links.update
+    if way == "together":
+        tasks, hops, travels = others, 1, others * parameter_bytes
+    else:
+        tasks, hops, travels = 3 * others + lanes**2 - 1, 4, 2 * others * parameter_bytes // lanes
+        update = update / lanes + 2 * parameter_bytes * links.update  # slices are put together again
+    # A hop is a task that waits for another one; those beside it come on top.
+    return hops * links.hop + tasks * links.task + travels * links.move + update
+
+
+def choose_way(parameter_bytes: int, slots: int, lanes: int, links: Links) -> str:
+    """Return the way that takes the least time.
+
+    Examples
+    --------
+    >>> near = Links(workers=2, threads=1, slots=2, hop=2e-3, task=5e-4, move=1e-9, update=1e-10)
+    >>> [choose_way(n << 20, 2, 2, near) for n in (0, 64)]
+    ['together', 'slices']
+    """
+    return min(WAYS, key=lambda way: exchange_seconds(way, parameter_bytes, slots, lanes, links))

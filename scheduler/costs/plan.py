@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flowgrad.errors import FeedError, GraphError
+from flowgrad.errors import GraphError
 
 # A round should last about this long: long against the cost of its task, short enough to watch.
 ROUND_SECONDS = 0.25
@@ -69,16 +69,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
         return asdict(self)
-
-
-def check_batch_size(batch_size: int, samples: int, accumulate: int = 1) -> None:
-    """Raise an error if there are fewer samples than one update takes."""
-    if samples < batch_size * accumulate:
-        times = f" times accumulate {accumulate} = {batch_size * accumulate}" if accumulate > 1 else ""
-        raise FeedError(
-            f"the batch size {batch_size}{times} is larger than the data: {samples} samples; "
-            f"choose at most {max(1, samples // accumulate)}"
-        )
 
 
 def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: float, kernel: str) -> int:

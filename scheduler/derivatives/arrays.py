@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,16 +10,18 @@ import dask.array as da
 import numpy as np
 from dask import delayed
 
-from flowgrad.errors import FeedError
-from flowgrad.graph import Graph, Variable
+from flowgrad.errors import FeedError, GraphError
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
 from ..feeds.check import Feeds, check_array, check_lengths, common_dtype, fed_variable
-from .recipe import Recipe
-from .whole import whole_of
-from .work import Ends, factors_chunk
+from ..feeds.memory import KnownFeeds
+from ..programs.work import cut_rows
+from ..tasks.keys import combine, token
+from .recipe import Recipe, whole_of
+from .work import Ends, factors_chunk, jacobian_chunk
 
 
 class Fed(NamedTuple):
@@ -97,3 +99,124 @@ def read_factors(
     instrs, ends = plan
     found = [leaf if name is None else check_array(name, leaf, ends.dtype, first) for name, leaf in zip(names, leaves)]
     return factors_chunk(instrs, ends, np.ones((1, 1, 1), ends.dtype), samples, *found)
+
+
+def rows(
+    func: Callable[..., Any],
+    parts: Sequence[Any],
+    lengths: Sequence[int],
+    tail: tuple[int, ...],
+    dtype: Any,
+    *args: Any,
+) -> Any:
+    """Return ``func(part, *args)`` of every block, one below the other."""
+    return da.concatenate(
+        [da.from_delayed(delayed(func)(part, *args), (n, *tail), dtype) for part, n in zip(parts, lengths)]
+    )
+
+
+def total(func: Callable[..., Any], parts: Sequence[Any], size: int, dtype: Any, *args: Any) -> Any:
+    """Return the sum of ``func(part, *args)`` over all blocks."""
+    return da.stack([da.from_delayed(delayed(func)(part, *args), (size,), dtype) for part in parts]).sum(axis=0)
+
+
+def pairs(
+    func: Callable[..., Any],
+    left: Sequence[Any],
+    right: Sequence[Any] | None,
+    n: Sequence[int],
+    m: Sequence[int],
+    dtype: Any,
+) -> Any:
+    """Return ``func(a, b)`` of all pairs of blocks as one matrix.
+
+    Without `right` it is symmetric, with ``func(a, None)`` on the diagonal.
+    """
+    grid: list[list[Any]] = []
+    for i, a in enumerate(left):
+        if right is not None:
+            grid.append([delayed(func)(a, b) for b in right])
+        else:
+            above = [delayed(np.transpose)(grid[j][i]) for j in range(i)]
+            grid.append([*above, delayed(func)(a, None), *(delayed(func)(a, b) for b in left[i + 1 :])])
+    return da.block(
+        [[da.from_delayed(x, (n[i], m[j]), dtype) for j, x in enumerate(line)] for i, line in enumerate(grid)]
+    )
+
+
+def zeros(size: int, dtype: Any) -> Any:
+    """Return zeros."""
+    return da.zeros(size, dtype=dtype)
+
+
+def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:
+    """Return how many samples and how many rows make a block that fits `budget`.
+
+    Parameters
+    ----------
+    samples, rows : int
+        Of the whole result.
+    forward, row : int
+        Bytes that one sample's values take, and one row of it.
+    budget : int
+    what : str
+        For the message.
+
+    Raises
+    ------
+    GraphError
+        If one row of one sample does not fit.
+
+    Examples
+    --------
+    >>> chunk_sizes(100, 10, forward=50, row=10, budget=600, what="y")
+    (4, 10)
+    >>> chunk_sizes(100, 10, forward=50, row=10, budget=100, what="y")
+    (1, 5)
+    """
+    if forward + row > budget:
+        raise GraphError(
+            f"memory_budget of {budget:,} bytes is too small for one row of one sample of the Jacobian of {what}: "
+            f"it takes {forward + row:,} bytes ({forward:,} for values, {row:,} for the row); give at least that"
+        )
+    together = budget // (forward + rows * row)
+    return (min(samples, together), rows) if together else (1, min(rows, (budget - forward) // row))
+
+
+def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, Any]:
+    """Return the Jacobians as dask arrays ``(N, V, dim)``; see `Derivatives.jacobian`."""
+    whole, dtype = whole_of(recipe), known.feeds.dtype
+    statics = recipe.values_now(known.feeds)
+    types = recipe.program.types
+    values = [t for t in types if not t.cotangent and t.batched]
+    moving = [t for t in types if t.cotangent]
+    samples, rows = known.feeds.samples, recipe.result.dim
+    forward = dtype.itemsize * sum(t.dim for t in values)
+    row = dtype.itemsize * (sum(t.dim for t in moving) + max(n.dim for n in recipe.wrt))
+    n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
+    ends = Ends(whole.edges, tuple(recipe.sizes), rows, dtype, "")
+    given = [statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in whole.leaves]
+    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in whole.instrs]
+    told = combine(*given, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in whole.edges]))
+    own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
+    over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
+    down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
+    unit = delayed(whole.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
+    found = {}
+    for node, place in zip(recipe.wrt, recipe.place):
+        grid = []
+        for start, stop in over:
+            leaves = [
+                array if array is not None else cut_rows(known.feeds.arrays[recipe.feeds[k]], start, stop)
+                for k, array in zip(whole.leaves, own)
+            ]
+            line = []
+            for pair in down:
+                name = token(told, recipe.ends(rows, dtype).token, repr(place), start, stop, pair)
+                chunk = delayed(jacobian_chunk)(
+                    unit, ends, place, pair, stop - start, *leaves, dask_key_name=f"jacobian-{name}"
+                )
+                line.append([da.from_delayed(chunk, (stop - start, pair[1] - pair[0], node.dim), dtype)])
+            grid.append(line)
+        found[node] = da.block(grid) if len(grid) * len(grid[0]) > 1 else grid[0][0][0]
+    return found

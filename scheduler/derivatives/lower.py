@@ -11,11 +11,12 @@ from flowgrad.typing import Array
 
 from ..feeds.memory import KnownFeeds
 from ..programs.work import cut_rows, pick
-from ..tasks.records import Data, Record, Ref, Task, token
+from ..tasks.keys import Ref, combine, token
+from ..tasks.records import Data, Record, Task
 from .cache import Cache
 from .recipe import Recipe
-from .units import Unit, combine
-from .work import run_spread, run_unit
+from .units import Unit
+from .work import jacobian_block, run_spread, run_unit
 
 # What the client gives and is larger stays on a worker like a computed value.
 PLACED = 1 << 20
@@ -147,3 +148,12 @@ def _name(arg: Any) -> str:
         return f"[{' '.join(map(_name, arg))}]"
     name = getattr(arg, "token", None)
     return name if isinstance(name, str) else token(arg)
+
+
+def lower_reverse(request: Request, start: int, stop: int) -> Ref:
+    """Add the task that runs the last edges back for samples ``start:stop``."""
+    recipe = request.recipe
+    ends = recipe.ends(len(request.seed), request.known.feeds.dtype)
+    refs = request.refs(start, stop, recipe.end_reads)
+    reads = [refs[var] for var in recipe.end_reads]
+    return request.task("jacobian", jacobian_block, ends, recipe.place, stop - start, *reads)

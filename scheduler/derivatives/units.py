@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import NamedTuple
 
 from flowgrad.program import Instr, Program
 
 from ..programs.counts import count
-from ..tasks.records import prefix_of, token
+from ..tasks.keys import combine, token
+from ..tasks.records import prefix_of
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
 MAX_UNITS = 256
@@ -60,11 +60,6 @@ class Name(NamedTuple):
 
     stem: str
     feeds: tuple[int, ...] = ()
-
-
-def combine(*parts: str) -> str:
-    """Return a token of tokens."""
-    return blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def name_units(units: Sequence[Unit], given: Mapping[int, Name]) -> dict[int, Name]:

@@ -20,7 +20,8 @@ from ..costs.forecast import blas_threads_of
 from ..derivatives.cache import DEFAULT_BYTES
 from ..executors import Executor, LocalExecutor
 from ..feeds.check import check_feeds, check_nodes
-from ..programs.lower import Job, check_grain, lower_forward, lower_gradient
+from ..programs.compile import check_grain
+from ..programs.lower import Job, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
 from .session import nodes_of
@@ -264,5 +265,5 @@ def _executor(where: Any) -> Executor:
             f"unknown engine {where!r}: give 'sync', 'threads', an address such as 'tcp://host:8786', a Client or a cluster"
         )
     # `distributed` takes a second to import; those who stay in this process do not pay for it.
-    found: Executor | None = import_module(".executors.distributed", __package__).connect(where)
+    found: Executor | None = import_module("..executors.distributed", __package__).connect(where)
     return found or LocalExecutor(threads=True)

@@ -16,16 +16,15 @@ from flowgrad.graph import Node
 from flowgrad.inputs import integer
 from flowgrad.typing import Array
 
-from ..derivatives.forward_mode import cheaper_mode, lower_push
-from ..derivatives.lower import Request
-from ..derivatives.parts import Made, Parts
-from ..derivatives.per_sample import PerSampleGradients
+from ..derivatives.forward import cheaper_mode, lower_push
+from ..derivatives.lower import Request, lower_reverse
+from ..derivatives.per_sample import Made, Parts, PerSampleGradients
 from ..derivatives.recipe import Recipe
-from ..derivatives.work import factors_block, jacobian_block, join
+from ..derivatives.work import factors_block, join
 from ..executors import Lost
 from ..feeds.check import check_nodes
 from ..feeds.memory import KnownFeeds
-from ..tasks.records import Ref
+from ..tasks.keys import Ref
 from .session import Kept
 
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
@@ -33,15 +32,6 @@ CHECKED = 64 << 20
 
 
 Lower = Callable[[Request, int, int], Ref]
-
-
-def lower_reverse(request: Request, start: int, stop: int) -> Ref:
-    """Add the task that runs the last edges back for samples ``start:stop``."""
-    recipe = request.recipe
-    ends = recipe.ends(len(request.seed), request.known.feeds.dtype)
-    refs = request.refs(start, stop, recipe.end_reads)
-    reads = [refs[var] for var in recipe.end_reads]
-    return request.task("jacobian", jacobian_block, ends, recipe.place, stop - start, *reads)
 
 
 class Derivatives(Kept):
@@ -227,7 +217,7 @@ class Derivatives(Kept):
 
     def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
         graph, _ = check_nodes(target, "per_sample_gradients")
-        late = _late("chunked")
+        late = _late("arrays")
         chunked = late.chunk_feeds(graph, feeds, self.dtype)
         recipe = self._recipe_of(target, self._wrt(graph, feeds, wrt), chunked.arrays)
         parts = Parts(Made(late.chunked_factors(recipe, chunked)), chunked.lengths)
@@ -236,4 +226,4 @@ class Derivatives(Kept):
 
 def _late(name: str) -> Any:
     """Load a module that works with dask arrays, which take a while to import."""
-    return import_module(f".{name}", __package__)
+    return import_module(f"..derivatives.{name}", __package__)

@@ -14,7 +14,7 @@ from dask.utils import key_split
 from flowgrad import draw
 
 from ..costs.explain import explain_job
-from ..costs.measure import rates_of, task_links
+from ..costs.links import rates_of, task_links
 from ..executors import Executor
 from ..programs.lower import Job
 from ..tasks.daskgraph import to_dask

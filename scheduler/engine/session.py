@@ -18,7 +18,7 @@ from ..feeds.check import check_nodes
 from ..feeds.memory import FeedMemory, KnownFeeds
 from ..machine.arrays import clear_arrays
 from ..programs.lower import cut_samples
-from ..tasks.records import Ref
+from ..tasks.keys import Ref
 
 
 class Kept:

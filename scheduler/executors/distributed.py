@@ -33,6 +33,9 @@ GONE_SECONDS = 5.0
 POLL_SECONDS = 1.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
+# Clients that nobody gave us, by the scheduler's address. They stay: one that is collected while dask holds the lock of its event
+# loops waits for that lock for ever.
+_own_clients: dict[str, Client] = {}
 
 
 class DistributedExecutor(Executor):
@@ -302,11 +305,6 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
             f"no dask scheduler answers at {where} within {timeout:g} s: start one with `dask scheduler`, "
             f"check the address, or leave it out to run here ({type(error).__name__})"
         ) from error
-
-
-# Clients that nobody gave us, by the scheduler's address. They stay: one that is collected while dask holds the lock of its event
-# loops waits for that lock for ever.
-_own_clients: dict[str, Client] = {}
 
 
 def _own(address: str, make: Callable[[], Client]) -> Client:

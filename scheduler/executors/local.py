@@ -14,7 +14,8 @@ from dask.system import CPU_COUNT
 from ..machine.blas import blas_threads as limited_to
 from ..machine.blas import one_thread
 from ..tasks.daskgraph import to_dask
-from ..tasks.records import Data, Record, Ref, references
+from ..tasks.keys import Ref
+from ..tasks.records import Data, Record, references
 from .base import Executor, Handle, Ready, Worker
 
 

@@ -218,3 +218,13 @@ def _shaped(v: Variable, array: Array, dtype: np.dtype[Any], first: int = 0) -> 
             f"the feed for {v.name!r} holds {value} at sample {first + sample}, more than {dtype} can: use float64"
         )
     return shaped
+
+
+def check_batch_size(batch_size: int, samples: int, accumulate: int = 1) -> None:
+    """Raise an error if there are fewer samples than one update takes."""
+    if samples < batch_size * accumulate:
+        times = f" times accumulate {accumulate} = {batch_size * accumulate}" if accumulate > 1 else ""
+        raise FeedError(
+            f"the batch size {batch_size}{times} is larger than the data: {samples} samples; "
+            f"choose at most {max(1, samples // accumulate)}"
+        )

@@ -19,7 +19,7 @@ from flowgrad.graph import Graph, Variable
 from flowgrad.typing import Array
 
 from ..machine.arrays import empty_array
-from ..tasks.records import token
+from ..tasks.keys import token
 from .check import Feeds, check_feeds
 from .chunks import is_dask_array
 

@@ -14,6 +14,8 @@ from flowgrad.typing import Array
 from ..tasks.tree import bounds
 
 T = TypeVar("T")
+# Of a row in the order of an epoch that is no longer than most.
+ORDER_BYTES = 4
 
 
 class Epoch(NamedTuple):
@@ -36,10 +38,6 @@ class Epoch(NamedTuple):
     def samples_of(self, step: int) -> int:
         """Return the number of samples of a mini-batch; the first is 0."""
         return min(self.size, self.samples - step * self.size)
-
-
-# Of a row in the order of an epoch that is no longer than most.
-ORDER_BYTES = 4
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ import numpy as np
 from flowgrad.typing import Array
 
 from ..executors import Executor, Handle, Worker
-from ..steps.lower import Lane
 from ..tasks.daskgraph import Load
-from ..tasks.records import Ref, TaskGraph, token
+from ..tasks.keys import Ref, token
+from ..tasks.records import TaskGraph
 from .chunks import Chunked, join_rows, rows_of
 
 # Of a worker's memory: feeds that take more are not kept whole; buckets, of which a few are there at a time, take less.
@@ -236,3 +236,33 @@ def _row_bytes(feed: Any) -> int:
     if isinstance(feed, Chunked):
         return feed.form.dim * feed.form.dtype.itemsize
     return int(feed.nbytes // max(1, len(feed)))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Where some of a mini-batch's shards are computed, and references to what their tasks read there.
+
+    Attributes
+    ----------
+    worker : int
+        Index into the workers of the submission.
+    step, const, feeds
+        The program, the constants and the feeds on that worker.
+    first, stop : int
+        Its shards: neighbours, so that all lanes' shards in order are the shards in order.
+    threads : int
+        Threads that its tasks may use.
+    """
+
+    worker: int
+    step: Ref
+    const: Ref | None
+    feeds: list[Ref]
+    first: int
+    stop: int
+    threads: int = 1
+
+
+def lane_of(lanes: Sequence[Lane], shard: int) -> Lane:
+    """Return the lane that computes a shard."""
+    return next(lane for lane in lanes if lane.first <= shard < lane.stop)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,13 +25,16 @@ from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..machine.blas import COMPILED_BLAS, one_thread
+from ..machine.facts import cache_folder
 from ..machine.floats import without_subnormals
 from ..tasks.identity import is_named
-from ..tasks.records import token
+from ..tasks.keys import token
 from ..tasks.tree import FAN_IN, SIDE_BY_SIDE, levels
 from .numba_loops import Source, Unsupported
 from .numba_module import round_text
 from .numba_text import generate
+
+_loading = threading.RLock()
 
 
 @cache
@@ -202,17 +204,6 @@ def _in_threads(work: Any, threads: int, sync: Array) -> None:
         helper.join()
     if errors:
         raise errors[0]
-
-
-def cache_folder() -> Path:
-    """Return where kernels are kept: ``$FLOWGRAD_CACHE_DIR``, else ``flowgrad`` in the user's cache folder."""
-    given = os.environ.get("FLOWGRAD_CACHE_DIR")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowgrad"
-
-
-_loading = threading.RLock()
 
 
 def _load(text: str) -> ModuleType:

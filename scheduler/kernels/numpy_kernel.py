@@ -14,6 +14,7 @@ from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
+from ..machine.arrays import canonical
 from .numpy_text import KernelWriter, join, like, stretch, value_rule
 
 FILE = "<flowgrad kernel>"
@@ -21,11 +22,6 @@ FILE = "<flowgrad kernel>"
 LARGE = 20_000
 # Buffers that are kept from call to call, in bytes per program; larger ones are made anew.
 KEPT_BYTES = 1 << 26
-
-
-def canonical(x: Array) -> Array:
-    """Return `x` aligned and C-contiguous: other memory layouts give other bits in sums and matrix products."""
-    return x if x.flags.aligned and x.flags.c_contiguous else np.array(x, order="C")
 
 
 def run_instr(instr: Instr, *args: Array) -> Array:

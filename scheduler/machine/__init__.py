@@ -1,1 +1,1 @@
-"""This process and machine: threads, memory, floating point, signals, and what is known of them."""
+"""The process and machine: threads, memory, floating point, signals, and what is known of them."""

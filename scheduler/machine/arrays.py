@@ -44,3 +44,8 @@ def clear_arrays() -> None:
     """Give the memory back."""
     with _lock:
         _buffers.clear()
+
+
+def canonical(x: Array) -> Array:
+    """Return `x` aligned and C-contiguous: other memory layouts give other bits in sums and matrix products."""
+    return x if x.flags.aligned and x.flags.c_contiguous else np.array(x, order="C")

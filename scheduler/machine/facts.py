@@ -16,7 +16,7 @@ import psutil
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
-from ..kernels.numba_kernel import COMPILED_BLAS, cache_folder
+from .blas import COMPILED_BLAS
 
 PACKAGES = (
     "flowgrad", "numpy", "scipy", "numba", "llvmlite", "dask", "distributed", "bokeh", "safetensors", "threadpoolctl",
@@ -133,3 +133,11 @@ def _cache_problem(folder: Path) -> str:
     if not nearest.is_dir():
         return f"{nearest} is not a folder"
     return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written to"
+
+
+def cache_folder() -> Path:
+    """Return where kernels are kept: ``$FLOWGRAD_CACHE_DIR``, else ``flowgrad`` in the user's cache folder."""
+    given = os.environ.get("FLOWGRAD_CACHE_DIR")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowgrad"

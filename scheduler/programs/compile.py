@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowgrad.program import Instr, Program, verify
+import numpy as np
 
-from ..tasks.records import token
+from flowgrad.autodiff import differentiate
+from flowgrad.errors import GraphError
+from flowgrad.graph import Graph, Node, Variable, ancestors
+from flowgrad.program import Instr, Program, Role, trace, verify
+from flowgrad.typing import Array
+
+from ..feeds.check import Feeds, require_values
+from ..tasks.keys import token
 from .fuse import Layout, fuse, pack
 
 Pass = Callable[[Program], Program]
+GRAINS = ("node", "sample", "shard", "round", "auto")
 
 
 def forward_passes(grain: str, layout: Layout | None = None) -> list[Pass]:
@@ -67,3 +75,55 @@ def prune(program: Program) -> Program:
 
 def _with(program: Program, instrs: Sequence[Instr], outputs: dict[str, int]) -> Program:
     return Program(program.types, program.inputs, tuple(instrs), outputs, program.layout)
+
+
+def check_grain(grain: str) -> str:
+    """Return `grain`, or raise with the list of those there are."""
+    if grain not in GRAINS:
+        raise GraphError(f"unknown grain {grain!r}: choose one of {', '.join(GRAINS)}")
+    return grain
+
+
+def compile_forward(
+    targets: Sequence[Node], feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
+) -> Program:
+    """Trace `targets` and lay out their program for a grain: fused, or node by node.
+
+    With `layout`, parameters lie where they lie in another program over the same parameters.
+    """
+    upstream: dict[Node, None] = {}
+    for target in targets:
+        upstream |= ancestors(target)
+    require_values([v for v in upstream if isinstance(v, Variable)], feeds, targets[0])
+    return run_passes(trace(targets, feeds.arrays, params), forward_passes(grain, layout))
+
+
+def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
+    """Return the values of all parameters or constants of a program as one vector ``(1, P)``."""
+    flat = np.zeros((1, program.size(role)), dtype)
+    nodes = graph.nodes
+    for index, (of, start, stop) in program.layout.items():
+        value = nodes[index].value
+        if of == role and value is not None:
+            flat[0, start:stop] = value
+    return flat
+
+
+def input_var(program: Program, role: Role, node: int = -1) -> int | None:
+    """Return the program variable of an input, or None if the program has no such input."""
+    return next((i.var for i in program.inputs if i.role == role and i.node == node), None)
+
+
+def compile_gradient(
+    target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
+) -> tuple[Program, list[tuple[str, list[Variable]]]]:
+    """Return forward and backward program, and per output name the variables whose derivatives it holds."""
+    params = [v for v in wrt if v not in feeds.arrays]
+    fed = [v for v in wrt if v in feeds.arrays]
+    program = compile_forward([target], feeds, params, grain)
+    where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
+    found = [(var, vs) for var, vs in where if var is not None and vs]
+    program = differentiate(program, program.outputs["0"], [var for var, _ in found], fold=grain != "node")
+    program = run_passes(program, backward_passes(grain))
+    named = [(f"d{k}", vs) for k, (_, vs) in enumerate(found) if f"d{k}" in program.outputs]
+    return program, named

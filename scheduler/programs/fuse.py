@@ -14,10 +14,11 @@ from flowgrad.op import Op, Stacked
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 
-from ..tasks.records import token
+from ..tasks.keys import token
 
 # From this many pieces of one variable on, one indexed read beats joining the pieces.
 GATHER_FROM = 4
+Layout = dict[int, tuple[Role, int, int]]
 
 
 class Segment(NamedTuple):
@@ -38,9 +39,6 @@ class _Wide(NamedTuple):
 
 
 Segments = tuple[Segment, ...]
-
-
-Layout = dict[int, tuple[Role, int, int]]
 
 
 def pack(program: Program, layout: Layout | None = None) -> Program:

@@ -8,21 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.autodiff import differentiate
-from flowgrad.errors import GraphError
-from flowgrad.graph import Graph, Node, Variable, ancestors
-from flowgrad.program import Program, Role, trace
+from flowgrad.graph import Graph, Node, Variable
+from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..feeds.check import Feeds, require_values
+from ..feeds.check import Feeds
 from ..kernels.numpy_kernel import run_instr
-from ..tasks.records import Ref, TaskGraph, prefix_of
+from ..tasks.keys import Ref
+from ..tasks.records import TaskGraph, prefix_of
 from ..tasks.tree import bounds, reduce_tree
-from .compile import backward_passes, forward_passes, run_passes
-from .fuse import Layout
+from .compile import compile_forward, compile_gradient, flat_values
 from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
-
-GRAINS = ("node", "sample", "shard", "round", "auto")
 
 # Without a given number of shards, samples are cut into shards of about this many, so many at most.
 SHARD_SAMPLES = 4096
@@ -45,43 +41,6 @@ class Job:
 def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:
     """Return the ranges of samples that values and derivatives are computed for one by one; training has its own shards."""
     return bounds(samples, samples if grain == "sample" else shards or min(MAX_SHARDS, -(-samples // SHARD_SAMPLES)))
-
-
-def check_grain(grain: str) -> str:
-    """Return `grain`, or raise with the list of those there are."""
-    if grain not in GRAINS:
-        raise GraphError(f"unknown grain {grain!r}: choose one of {', '.join(GRAINS)}")
-    return grain
-
-
-def compile_forward(
-    targets: Sequence[Node], feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
-) -> Program:
-    """Trace `targets` and lay out their program for a grain: fused, or node by node.
-
-    With `layout`, parameters lie where they lie in another program over the same parameters.
-    """
-    upstream: dict[Node, None] = {}
-    for target in targets:
-        upstream |= ancestors(target)
-    require_values([v for v in upstream if isinstance(v, Variable)], feeds, targets[0])
-    return run_passes(trace(targets, feeds.arrays, params), forward_passes(grain, layout))
-
-
-def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
-    """Return the values of all parameters or constants of a program as one vector ``(1, P)``."""
-    flat = np.zeros((1, program.size(role)), dtype)
-    nodes = graph.nodes
-    for index, (of, start, stop) in program.layout.items():
-        value = nodes[index].value
-        if of == role and value is not None:
-            flat[0, start:stop] = value
-    return flat
-
-
-def input_var(program: Program, role: Role, node: int = -1) -> int | None:
-    """Return the program variable of an input, or None if the program has no such input."""
-    return next((i.var for i in program.inputs if i.role == role and i.node == node), None)
 
 
 class Placed:
@@ -148,21 +107,6 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
         return out
 
     return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)
-
-
-def compile_gradient(
-    target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
-) -> tuple[Program, list[tuple[str, list[Variable]]]]:
-    """Return forward and backward program, and per output name the variables whose derivatives it holds."""
-    params = [v for v in wrt if v not in feeds.arrays]
-    fed = [v for v in wrt if v in feeds.arrays]
-    program = compile_forward([target], feeds, params, grain)
-    where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
-    found = [(var, vs) for var, vs in where if var is not None and vs]
-    program = differentiate(program, program.outputs["0"], [var for var, _ in found], fold=grain != "node")
-    program = run_passes(program, backward_passes(grain))
-    named = [(f"d{k}", vs) for k, (_, vs) in enumerate(found) if f"d{k}" in program.outputs]
-    return program, named
 
 
 def lower_gradient(

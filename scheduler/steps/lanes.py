@@ -10,11 +10,12 @@ from flowgrad.errors import FlowgradError
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from ..kernels.numpy_kernel import canonical
+from ..machine.arrays import canonical
 from ..machine.floats import without_subnormals
-from ..programs.work import Done, Gradient, Step, add_gradients, run_round, shard_step, update
+from ..programs.work import Gradient, add_gradients
 from ..tasks.tree import SIDE_BY_SIDE, reduce_some
-from .work import shard_threads, worth_threads
+from .step import Step
+from .work import Done, run_round, shard_step, shard_threads, update, worth_threads
 
 # What a lane has of the tree of gradients, by level and index.
 Shares = dict[tuple[int, int], Gradient]

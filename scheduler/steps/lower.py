@@ -3,106 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
-import numpy as np
-
-from flowgrad.autodiff import differentiate
-from flowgrad.graph import Node, Variable
-from flowgrad.ops import CrossEntropyWithSoftMax
-from flowgrad.optim import Privacy, Rule
-from flowgrad.program import Program
+from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
-from ..costs.plan import Plan
-from ..derivatives.recipe import Recipe
-from ..derivatives.whole import whole_of
-from ..derivatives.work import Ends
-from ..feeds.check import Feeds
-from ..programs.compile import backward_passes, run_passes
-from ..programs.fuse import Layout
-from ..programs.lower import compile_forward, input_var, lower_share
-from ..programs.work import Step, add_gradients, collect, pick, run_round, shard_step, take_rows, update, weights_of
-from ..tasks.records import Ref, TaskGraph
+from ..feeds.placement import Lane, lane_of
+from ..programs.lower import lower_share
+from ..programs.work import add_gradients, collect, pick, take_rows, weights_of
+from ..tasks.keys import Ref
+from ..tasks.records import TaskGraph
 from ..tasks.tree import reduce_tree
 from .lanes import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
-from .private import PrivateStep
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
-
-
-@dataclass(frozen=True)
-class Lane:
-    """Where some of a mini-batch's shards are computed, and references to what their tasks read there.
-
-    Attributes
-    ----------
-    worker : int
-        Index into the workers of the submission.
-    step, const, feeds
-        The program, the constants and the feeds on that worker.
-    first, stop : int
-        Its shards: neighbours, so that all lanes' shards in order are the shards in order.
-    threads : int
-        Threads that its tasks may use.
-    """
-
-    worker: int
-    step: Ref
-    const: Ref | None
-    feeds: list[Ref]
-    first: int
-    stop: int
-    threads: int = 1
-
-
-def compile_step(
-    target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
-) -> Step:
-    """Return forward and backward of the loss by all `params`, fused or node by node."""
-    forward = compile_forward([target], feeds, params, grain, layout)
-    flat = input_var(forward, "param")
-    wrt = [] if flat is None else [flat]
-    program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
-    program = run_passes(program, backward_passes(grain))
-    return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
-
-
-def compile_private(
-    step: Step, target: Node, feeds: Feeds, params: Sequence[Variable], privacy: Privacy | None
-) -> Step:
-    """Return the step with what clips and blurs; the parameters lie as they do in `step`."""
-    if privacy is None:
-        return step
-    recipe = Recipe(target, params, frozenset(feeds.arrays), "shard")
-    whole = whole_of(recipe, cut=False)
-    inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
-    leaves = tuple(inputs[i.role, i.node] for var in whole.leaves for i in recipe.program.inputs if i.var == var)
-    flat = step.program.size("param")
-    order, start = np.zeros(flat, np.int64), 0
-    for v in params:
-        if v.index in step.program.layout:
-            _, lo, hi = step.program.layout[v.index]
-            assert recipe.place[recipe.wrt.index(v)] == (0, lo, hi)
-            order[lo:hi] = np.arange(start, start + v.dim)
-        start += v.dim
-    ends = Ends(whole.edges, (flat,), 1, feeds.dtype, "")
-    return replace(step, private=PrivateStep(privacy, whole.instrs, ends, leaves, whole.result, order, start))
-
-
-def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
-    """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
-    targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
-    program = compile_forward(targets, feeds, params, "shard", layout)
-    return Step(program, (), _fed(program))
-
-
-def _fed(program: Program) -> tuple[int, ...]:
-    return tuple(i.node for i in program.inputs if i.role == "feed")
+from .step import Step
+from .work import run_round, shard_step, update
 
 
 def lower_steps(
     graph: TaskGraph,
-    plan: Plan,
+    grain: str,
     rule: Rule,
     lanes: Sequence[Lane],
     before: list[Ref],
@@ -116,8 +35,8 @@ def lower_steps(
     ----------
     graph : TaskGraph
         Receives the tasks.
-    plan, rule
-        What the arithmetic is.
+    grain, rule
+        What goes into a task, and how to update.
     lanes : sequence of Lane
         Where shards are computed; changes no bit.
     before : list of Ref
@@ -134,11 +53,11 @@ def lower_steps(
     list of Ref
         The states after the last step, as they were given, each with the mean losses of these steps.
     """
-    if plan.grain not in ("round", "shard"):
-        return [_fine_steps(graph, plan, rule, lanes, before[0], steps, program)]
-    if plan.grain == "shard" and exchange == "slices":
+    if grain not in ("round", "shard"):
+        return [_fine_steps(graph, grain, rule, lanes, before[0], steps, program)]
+    if grain == "shard" and exchange == "slices":
         return _sliced_steps(graph, rule, lanes, before, steps)
-    if plan.grain == "shard":
+    if grain == "shard":
         kind = Light if exchange == "together" else Carry
         return [_lane_steps(graph, rule, kind, lanes, before[0], steps)]
     lane = lanes[0]
@@ -215,7 +134,7 @@ def _sliced_steps(
 
 def _fine_steps(
     graph: TaskGraph,
-    plan: Plan,
+    grain: str,
     rule: Rule,
     lanes: Sequence[Lane],
     before: Ref,
@@ -229,7 +148,7 @@ def _fine_steps(
     for shards in steps:
         batch = sum(map(len, shards))
         shares = [
-            _share(graph, program, plan, rule, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)
+            _share(graph, program, grain, rule, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)
         ]
         mean = reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group, worker=home))
         state = graph.task("update", update, step, rule, state, mean, worker=home)
@@ -238,10 +157,10 @@ def _fine_steps(
 
 
 def _share(
-    graph: TaskGraph, step: Step, plan: Plan, rule: Rule, lane: Lane, state: Ref, rows: Array, batch: int
+    graph: TaskGraph, step: Step, grain: str, rule: Rule, lane: Lane, state: Ref, rows: Array, batch: int
 ) -> Ref:
     at = lane.worker
-    if plan.grain != "node" or step.private is not None:
+    if grain != "node" or step.private is not None:
         args = (lane.step, rule, state, lane.const, lane.feeds, rows, batch)
         return graph.task("gradient", shard_step, *args, worker=at)
     feeds = iter(lane.feeds)
@@ -255,8 +174,3 @@ def _share(
             assert lane.const is not None
             inputs[i.var] = lane.const
     return lower_share(graph, step.program, step.names, inputs, len(rows), batch)
-
-
-def lane_of(lanes: Sequence[Lane], shard: int) -> Lane:
-    """Return the lane that computes a shard."""
-    return next(lane for lane in lanes if lane.first <= shard < lane.stop)

@@ -12,8 +12,7 @@ from flowgrad.optim import Privacy
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..derivatives.factor_work import clip_weights, norms_of
-from ..derivatives.work import Ends, run_all
+from ..derivatives.work import Ends, clip_weights, norms_of, run_all
 
 
 @dataclass(frozen=True, eq=False)

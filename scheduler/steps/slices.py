@@ -14,11 +14,11 @@ import numpy as np
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
-from ..kernels.numpy_kernel import canonical
+from ..machine.arrays import canonical
 from ..machine.floats import without_subnormals
-from ..programs.work import Done, update
 from ..tasks.tree import bounds
 from .lanes import Given, Part, Shares, gradients, total
+from .work import Done, update
 
 
 def cut_state(state: State, slices: int) -> list[State]:

@@ -11,7 +11,8 @@ from dask.optimization import cull
 from dask.task_spec import DataNode, GraphNode, List, TaskRef
 from dask.task_spec import Task as DaskTask
 
-from .records import Data, Record, Ref
+from .keys import Ref
+from .records import Data, Record
 
 
 class _Keyed:

@@ -8,30 +8,32 @@ from typing import Any
 
 from flowgrad.optim import Optimizer
 
-from ..costs.forecast import Case, crossing, from_step, round_threads, spreading, step_seconds
-from ..costs.links import Fit, links_of
-from ..costs.measure import rates_of, task_links
+from ..costs.explain import TASKS
+from ..costs.forecast import LARGEST_BATCH, Case, crossing, from_step, round_threads, spreading, step_seconds
+from ..costs.links import Fit, links_of, rates_of, task_links
 from ..costs.plan import (
     LEAST_HOPS,
     Plan,
-    check_batch_size,
     choose_grain,
     choose_kernel,
     choose_plan,
     choose_shards,
     shards_pay,
+    steps_per_round,
+    tasks_per_step,
 )
 from ..costs.rates import Links, Rates
+from ..costs.words import about, columns, count, ms, short, times
 from ..engine.engine import Engine
 from ..executors import Executor
-from ..feeds.check import Feeds, check_feeds
+from ..feeds.check import Feeds, check_batch_size, check_feeds
 from ..kernels.numba_kernel import why_not_compiled
 from ..programs.counts import flops, work_of
-from ..programs.work import Step
-from ..steps.lower import compile_step
+from ..steps.step import Step, compile_step
 
 # Grains that give the same bits, of which `auto` takes one.
 AUTO = ("round", "shard")
+FROM_WORK = "they follow from the work alone, so that results are the same everywhere"
 
 
 def choose_arithmetic(
@@ -178,3 +180,100 @@ def estimate(
     plan = choose_plan(grain, shards, kernel, work, case.nodes, round_threads(case, rates[kernel[0]], links))
     asked = engine.shards is not None or accumulate > 1 or plan.grain in ("node", "sample")
     return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch, asked)
+
+
+def explain_training(e: Estimate) -> str:
+    """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
+    plan, case = e.plan, e.case
+    share = 100 * min(case.work.product_flops(case.batch) / max(e.flops, 1.0), 1.0)
+    lines = [
+        f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
+        f"  grain: {_why(e)}",
+        f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
+        f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
+        *_threads(e),
+        f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
+        f"a step: {count(case.batch, 'sample')}, {short(e.flops)} operations ({share:.0f} % in matrix products), "
+        f"{count(case.work.params, 'parameter')}",
+        f"predicted: {ms(e.seconds())} ms per step, {case.batch / e.seconds():,.0f} samples/s",
+        "",
+        *_table(e),
+        *_other_shards(e),
+        "",
+        f"break-even: {_break_even(e)}",
+        "measured here:",
+        *(f"  {fact}" for fact in _measured(e)),
+    ]
+    return "\n".join(lines)
+
+
+def _why(e: Estimate) -> str:
+    rounds, shards = e.seconds("round"), e.seconds("shard")
+    best = "shard" if shards_pay(rounds, shards) else "round"
+    if e.plan.reason.startswith("asked"):
+        return f"asked for; auto would choose {best}"
+    if best == "shard":
+        return f"a task per shard is {rounds / shards:.1f}x as fast as steps one after the other in one task"
+    together = count(min(steps_per_round(rounds), e.case.steps), "step")
+    return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
+
+
+def _threads(e: Estimate) -> list[str]:
+    """Return a line if a round takes more threads than a worker has."""
+    threads = e.plan.threads
+    return [f"  threads: {threads} of this machine share the shards of a step"] if threads > e.links.threads else []
+
+
+def _other_shards(e: Estimate) -> list[str]:
+    """Return what other numbers of shards would cost, as a line; none where a mini-batch is one sample."""
+    told = []
+    for n in sorted({1, 2, 4, 8} - {e.plan.shards}):
+        if n <= e.case.batch:
+            found = min(e.seconds("round", shards=n), e.seconds("shard", shards=n))
+            told.append(f"{ms(found)} ms with {n}")
+    return [f"other numbers of shards, and so other last digits: {', '.join(told)}"] if told else []
+
+
+def _table(e: Estimate) -> list[str]:
+    kernels: list[str] = [k for k in ("numba", "numpy") if k in e.rates]
+    head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
+    rows = []
+    for grain, text in TASKS.items():
+        found = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
+        ratio = found.get(e.plan.kernel, found["numpy"]) / e.seconds()
+        steps = min(steps_per_round(e.seconds("round")), e.case.steps)
+        parts = e.case.batch if grain == "sample" else e.case.shards
+        tasks = 1 / steps if grain == "round" else tasks_per_step(grain, parts, e.case.nodes, e.links.workers)
+        rows.append(
+            [
+                grain,
+                text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // max(1, round(tasks))), "sample")),
+                f"{tasks:,.0f}" if tasks >= 1 else f"{tasks:.2g}",
+                *(ms(found[k]) if k in found else "-" for k in kernels),
+                "the plan" if grain == e.plan.grain else times(ratio),
+            ]
+        )
+    return columns([head, *rows], right=range(2, 3 + len(kernels)))
+
+
+def _break_even(e: Estimate) -> str:
+    if e.links.slots == 1:
+        return "one task runs at a time here, so that cutting a step into tasks never pays"
+    found = e.break_even()
+    several = f"{count(e.links.workers, 'worker')}" if e.links.workers > 1 else f"{count(e.links.slots, 'thread')}"
+    if found is None:
+        return f"up to a batch of {LARGEST_BATCH:,} samples, cutting a step into tasks for {several} does not pay"
+    side = "below" if e.case.batch < found else "above"
+    return f"cutting a step into tasks for {several} pays from about {about(found):,} samples on; this batch is {side} that"
+
+
+def _measured(e: Estimate) -> list[str]:
+    links, rates = e.links, e.rates[e.plan.kernel]
+    told = [
+        f"matrix products: {rates.peak() / 1e9:.0f} billion operations per second and thread ({rates.dtype})",
+        f"tasks: {ms(links.task)} ms each, {ms(links.hop)} ms if one waits for another; "
+        f"a step cut into two tasks: {ms(links.step)} ms beside its work",
+    ]
+    if links.move > 0:
+        told.append(f"between workers: {short(1 / links.move)} bytes per second")
+    return told

@@ -18,11 +18,12 @@ from ..executors.recovery import Recovery
 from ..feeds.check import Feeds
 from ..feeds.chunks import Chunked
 from ..feeds.placement import Placement
+from ..programs.compile import flat_values
 from ..programs.fuse import Layout
-from ..programs.lower import flat_values
-from ..programs.work import evaluate_shard
-from ..steps.lower import compile_evaluation
-from ..tasks.records import Ref, TaskGraph, token
+from ..steps.step import compile_evaluation
+from ..steps.work import evaluate_shard
+from ..tasks.keys import Ref, token
+from ..tasks.records import TaskGraph
 from ..tasks.tree import bounds
 
 # Samples in one task.

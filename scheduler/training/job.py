@@ -15,15 +15,15 @@ from flowgrad.optim import Optimizer, warn_independent
 from flowgrad.typing import Array
 
 from ..costs.links import Fit
-from ..costs.plan import ROUND_SECONDS, Plan, check_batch_size, choose_grain, choose_plan, choose_round_threads
+from ..costs.plan import ROUND_SECONDS, Plan, choose_grain, choose_plan, choose_round_threads
 from ..engine.engine import Engine
-from ..feeds.check import Feeds, check_feeds
+from ..feeds.check import Feeds, check_batch_size, check_feeds
 from ..feeds.chunks import Chunked
 from ..kernels.numba_kernel import compiled_round
 from ..machine.blas import one_thread
-from ..programs.lower import flat_values
-from ..programs.work import run_round
-from ..steps.lower import compile_private, compile_step
+from ..programs.compile import flat_values
+from ..steps.step import compile_private, compile_step
+from ..steps.work import run_round
 from ..tasks.tree import bounds
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule

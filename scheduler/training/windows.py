@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from ..costs.exchange import choose_way
-from ..costs.measure import task_links
+from ..costs.forecast import choose_way
+from ..costs.links import task_links
 from ..costs.plan import Plan
 from ..costs.rates import Links
 from ..executors import Executor, Handle, Lost, TaskFailed, Worker
 from ..executors.recovery import Recovery, told
 from ..feeds.order import ORDER_BYTES, Batches
-from ..feeds.placement import Placement
-from ..programs.work import Done, Step, pick
+from ..feeds.placement import Lane, Placement
+from ..programs.work import pick
 from ..steps.lanes import StateAway
 from ..steps.lower import lower_steps
 from ..steps.slices import cut_state, join_state
-from ..tasks.records import Ref, TaskGraph, token
-from .site import Ahead, Piece, Site
+from ..steps.step import Step
+from ..steps.work import Done
+from ..tasks.keys import Ref, token
+from ..tasks.records import TaskGraph
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8
@@ -233,7 +237,7 @@ class Windows:
             lanes, steps, kept = self.placement.bucket(graph, lanes, site.workers, steps, site.salt)
             self._hold(kept)
         refs = [Ref(h.key) for h in before]
-        after = lower_steps(graph, self.plan, self.rule, lanes, refs, steps, self.step, site.exchange)
+        after = lower_steps(graph, self.plan.grain, self.rule, lanes, refs, steps, self.step, site.exchange)
         losses = [] if last else [graph.task("loss", pick, after[0], 1, worker=lanes[0].worker)]
         keys = [ref.key for ref in (*after, *losses)]
         found = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
@@ -265,3 +269,71 @@ class Windows:
         gone = {id(h) for h in handles}
         self._held = [h for h in self._held if id(h) not in gone]
         self.executor.release(handles)
+
+
+class Piece(NamedTuple):
+    """A submission that is under way.
+
+    Attributes
+    ----------
+    loss : Handle, or None
+        The mean losses of its steps; None at the last piece of a window, whose state comes with them.
+    kept : list of Handle
+        What is needed until it is done.
+    batches : Batches
+        Its steps.
+    """
+
+    loss: Handle | None
+    kept: list[Handle]
+    batches: Batches
+
+
+@dataclass
+class Site:
+    """Where a window runs; what runs at one may go on at an equal one."""
+
+    workers: list[Worker]
+    lanes: list[Lane]
+    exchange: str
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of the workers."""
+        return [w.address for w in self.workers]
+
+    @property
+    def needed(self) -> set[str]:
+        """Addresses of the workers without which a window cannot end."""
+        return {self.workers[lane.worker].address for lane in self.lanes}
+
+    @property
+    def slices(self) -> int:
+        """Into how many slices the state is cut."""
+        return len(self.lanes) if self.exchange == "slices" else 1
+
+
+class Ahead(NamedTuple):
+    """The first piece of the next window, submitted before this one has ended.
+
+    Attributes
+    ----------
+    site : Site
+    after : list of Handle
+        The states after it.
+    piece : Piece
+    tasks : int
+        Its number of tasks, and of those before it that a worker's death would bring back.
+    """
+
+    site: Site
+    after: list[Handle]
+    piece: Piece
+    tasks: int
+
+    def begins(self, batches: Batches) -> bool:
+        """Whether these steps begin with the piece, and end with it where it is the last one."""
+        mine = self.piece.batches
+        alike = (mine.epoch, mine.first, mine.shards) == (batches.epoch, batches.first, batches.shards)
+        return alike and len(mine) <= len(batches) and (self.piece.loss is None) == (len(mine) == len(batches))

@@ -1,0 +1,109 @@
+"""An optimizer step as a program: forward, backward, what clips and blurs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flowgrad.autodiff import differentiate
+from flowgrad.graph import Node, Variable
+from flowgrad.ops import CrossEntropyWithSoftMax
+from flowgrad.optim import Privacy, State
+from flowgrad.program import Program
+from flowgrad.typing import Array
+
+from ..derivatives.recipe import Recipe, whole_of
+from ..derivatives.work import Ends
+from ..feeds.check import Feeds
+from ..machine.arrays import canonical
+from ..programs.compile import backward_passes, compile_forward, input_var, run_passes
+from ..programs.fuse import Layout
+from ..programs.work import weights_of
+from .private import PrivateStep
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One optimizer step as a program.
+
+    Attributes
+    ----------
+    program : Program
+        Forward and backward; output ``"0"`` is the loss.
+    names : tuple of str
+        The output that is the gradient of the flat parameter vector; empty if the loss depends on no parameter.
+    fed : tuple of int
+        The variables that are fed, by index, in the order of the program's inputs.
+    compiled : bool
+        Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
+    private : PrivateStep, optional
+        What clips each sample's gradient and adds noise, if that is asked for.
+    """
+
+    program: Program
+    names: tuple[str, ...]
+    fed: tuple[int, ...]
+    compiled: bool = False
+    private: PrivateStep | None = None
+
+
+def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
+    """Return the inputs of a program in its order, aligned as the bits of the result need it."""
+    given = iter(feeds)
+    inputs: list[Array] = []
+    for i in program.inputs:
+        if i.role == "feed":
+            inputs.append(canonical(next(given)))
+        elif i.role == "param":
+            inputs.append(canonical(weights_of(state)))
+        elif i.role == "const":
+            assert const is not None
+            inputs.append(canonical(const))
+    return inputs
+
+
+def compile_step(
+    target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
+) -> Step:
+    """Return forward and backward of the loss by all `params`, fused or node by node."""
+    forward = compile_forward([target], feeds, params, grain, layout)
+    flat = input_var(forward, "param")
+    wrt = [] if flat is None else [flat]
+    program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
+    program = run_passes(program, backward_passes(grain))
+    return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
+
+
+def compile_private(
+    step: Step, target: Node, feeds: Feeds, params: Sequence[Variable], privacy: Privacy | None
+) -> Step:
+    """Return the step with what clips and blurs; the parameters lie as they do in `step`."""
+    if privacy is None:
+        return step
+    recipe = Recipe(target, params, frozenset(feeds.arrays), "shard")
+    whole = whole_of(recipe, cut=False)
+    inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
+    leaves = tuple(inputs[i.role, i.node] for var in whole.leaves for i in recipe.program.inputs if i.var == var)
+    flat = step.program.size("param")
+    order, start = np.zeros(flat, np.int64), 0
+    for v in params:
+        if v.index in step.program.layout:
+            _, lo, hi = step.program.layout[v.index]
+            assert recipe.place[recipe.wrt.index(v)] == (0, lo, hi)
+            order[lo:hi] = np.arange(start, start + v.dim)
+        start += v.dim
+    ends = Ends(whole.edges, (flat,), 1, feeds.dtype, "")
+    return replace(step, private=PrivateStep(privacy, whole.instrs, ends, leaves, whole.result, order, start))
+
+
+def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
+    """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
+    targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
+    program = compile_forward(targets, feeds, params, "shard", layout)
+    return Step(program, (), _fed(program))
+
+
+def _fed(program: Program) -> tuple[int, ...]:
+    return tuple(i.node for i in program.inputs if i.role == "feed")
