@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 import flowgrad as fg
 from benchmarks.own import matrix
 from benchmarks.turns import Contender, take_turns
-from flowgrad.cli.cluster import local_cluster
+from flowgrad.scheduler.executors.cluster import local_cluster
 from flowgrad.scheduler.tasks.keys import Ref
 from flowgrad.scheduler.tasks.records import Task
 

@@ -37,7 +37,7 @@ def own_cluster(task: Task) -> tuple[Callable[[], Any], Callable[[], dict[str, A
     """Set up flowgrad with two worker processes and grain ``auto``."""
     import flowgrad as fg
     from benchmarks.own import matrix
-    from flowgrad.cli.cluster import local_cluster
+    from flowgrad.scheduler.executors.cluster import local_cluster
 
     with fg.Graph(seed=0) as graph:
         x, label = fg.Variable(LAYERS[0], trainable=False), fg.Variable(LAYERS[-1], trainable=False)

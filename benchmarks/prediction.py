@@ -52,7 +52,7 @@ PLACES: dict[str, tuple[Setting, ...]] = {
 
 @contextmanager
 def _place(name: str) -> Iterator[Any]:
-    from flowgrad.cli.cluster import local_cluster
+    from flowgrad.scheduler.executors.cluster import local_cluster
 
     if name == "threads":
         yield name

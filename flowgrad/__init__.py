@@ -53,21 +53,19 @@ from .optim import (
 
 if TYPE_CHECKING:
     from .files import load, save
-    from .scheduler.engine.engine import Engine
-    from .scheduler.training.callbacks import KEEP, STOP, Callback, EarlyStopping
-    from .scheduler.training.checkpoint import Checkpoints
-    from .scheduler.training.trainer import Trainer
+    from .scheduler.engine import Engine
+    from .scheduler.training import KEEP, STOP, Callback, Checkpoints, EarlyStopping, Trainer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Callback": ".scheduler.callbacks",
-    "Checkpoints": ".scheduler.checkpoint",
-    "EarlyStopping": ".scheduler.callbacks",
+    "Callback": ".scheduler.training",
+    "Checkpoints": ".scheduler.training",
+    "EarlyStopping": ".scheduler.training",
     "Engine": ".scheduler.engine",
-    "KEEP": ".scheduler.callbacks",
-    "STOP": ".scheduler.callbacks",
-    "Trainer": ".scheduler.train",
+    "KEEP": ".scheduler.training",
+    "STOP": ".scheduler.training",
+    "Trainer": ".scheduler.training",
     "load": ".files",
     "save": ".files",
 }

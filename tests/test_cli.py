@@ -20,14 +20,14 @@ from conftest import ROOT
 from distributed import Client
 
 import flowgrad as fg
-from flowgrad.cli import cluster as cluster_room
 from flowgrad.cli import main
-from flowgrad.cli.cluster import existing_cluster
 from flowgrad.cli.folder import run_folder
 from flowgrad.cli.models import multilayer_perceptron
 from flowgrad.cli.progress import HEADER, epoch_line
 from flowgrad.cli.report import classification_text, draw_curves, smooth, write_tables
 from flowgrad.errors import ClusterError, DataError
+from flowgrad.scheduler.executors import cluster as cluster_room
+from flowgrad.scheduler.executors.cluster import existing_cluster
 
 for package in ("rich", "sklearn", "matplotlib"):
     pytest.importorskip(package)

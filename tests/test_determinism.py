@@ -7,8 +7,8 @@ from dask.system import CPU_COUNT
 from distributed import Client
 
 import flowgrad as fg
-from flowgrad.cli.cluster import local_cluster as own_cluster
 from flowgrad.scheduler.costs import plan
+from flowgrad.scheduler.executors.cluster import local_cluster as own_cluster
 from flowgrad.scheduler.feeds.placement import Placement
 
 SHARDS = (1, 2, 5)

@@ -16,7 +16,7 @@ from distributed import Client
 from distributed.security import Security
 from faults import train
 
-from flowgrad.cli.cluster import local_cluster as own_cluster
+from flowgrad.scheduler.executors.cluster import local_cluster as own_cluster
 
 TESTS = Path(__file__).parent
 

@@ -5,7 +5,7 @@ import pytest
 from distributed import Client
 from faults import Killer, train
 
-from flowgrad.cli.cluster import local_cluster
+from flowgrad.scheduler.executors.cluster import local_cluster
 
 pytestmark = pytest.mark.distributed
 EPOCHS = 140

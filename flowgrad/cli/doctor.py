@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..scheduler.machine.doctor import Finding
+    from ..scheduler.machine import Finding
 
 WORDS = {"ok": "ok", "note": "note", "change": "change this"}
 STYLES = {"ok": "green", "note": "cyan", "change": "bold red"}
@@ -26,8 +26,7 @@ def doctor(as_json: bool) -> None:
     """
     import distributed  # noqa: F401  # brings its settings
 
-    from ..scheduler.machine.doctor import examine
-    from ..scheduler.machine.facts import read_facts
+    from ..scheduler.machine import examine, read_facts
 
     facts = read_facts()
     findings = examine(facts)

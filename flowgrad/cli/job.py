@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+from dask.system import CPU_COUNT
 
 from ..data import DataSet, load
 from ..errors import DataError
-from .cluster import dashboard_address, default_workers, existing_cluster, local_cluster
+from ..scheduler import executors
 from .models import Model, multilayer_perceptron
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
     """Start or find the cluster of a command, and say what it is."""
     address, workers, threads = options["scheduler"], options["workers"], options["threads_per_worker"]
     if address is None:
-        workers = workers or default_workers()
-        found = local_cluster(workers, threads, dashboard)
+        workers = workers or min(2, CPU_COUNT)
+        found = executors.local_cluster(workers, threads, dashboard)
         click.echo(f"cluster: {workers} x {threads} (worker processes x threads) on this machine")
     else:
-        found = existing_cluster(address)
+        found = executors.existing_cluster(address)
         click.echo(f"cluster: {address}")
     with found as client:
-        link = dashboard_address(client) if dashboard else None
+        link = executors.dashboard_address(client) if dashboard else None
         click.echo(f"dashboard: {link or 'none'}")
         yield client
 

@@ -17,7 +17,7 @@ from .options import Choice, Count, check_place, job_options, option, positive
 if TYPE_CHECKING:
     from ..data import DataSet
     from ..optim import Optimizer
-    from ..scheduler.training.trainer import History, Trainer
+    from ..scheduler.training import History, Trainer
     from .models import Model
 
 NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}

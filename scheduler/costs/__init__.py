@@ -1,1 +1,67 @@
 """What work costs on this machine and this cluster, and the plan that follows."""
+
+from .explain import TASKS, explain_job
+from .forecast import (
+    LARGEST_BATCH,
+    Case,
+    blas_threads_of,
+    choose_way,
+    crossing,
+    from_step,
+    round_threads,
+    spreading,
+    step_seconds,
+)
+from .links import Fit, links_of, rates_of, task_links
+from .plan import (
+    LEAST_HOPS,
+    ROUND_SECONDS,
+    Plan,
+    choose_grain,
+    choose_kernel,
+    choose_plan,
+    choose_round_threads,
+    choose_shards,
+    shards_pay,
+    steps_per_round,
+    tasks_per_step,
+)
+from .rates import Links, Rates
+from .words import about, columns, count, ms, short, times
+
+__all__ = [
+    "LARGEST_BATCH",
+    "LEAST_HOPS",
+    "ROUND_SECONDS",
+    "TASKS",
+    "Case",
+    "Fit",
+    "Links",
+    "Plan",
+    "Rates",
+    "about",
+    "blas_threads_of",
+    "choose_grain",
+    "choose_kernel",
+    "choose_plan",
+    "choose_round_threads",
+    "choose_shards",
+    "choose_way",
+    "columns",
+    "count",
+    "crossing",
+    "explain_job",
+    "from_step",
+    "links_of",
+    "ms",
+    "rates_of",
+    "round_threads",
+    "shards_pay",
+    "short",
+    "spreading",
+    "step_seconds",
+    "steps_per_round",
+    "task_links",
+    "tasks_per_step",
+    "times",
+]

@@ -20,14 +20,11 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule, GradientDescentRule
 from flowgrad.typing import Array
 
-from ..feeds.check import check_feeds
-from ..machine.blas import COMPILED_BLAS, one_thread
-from ..machine.facts import cache_folder, read_cpu, read_versions
-from ..programs.compile import flat_values
-from ..programs.counts import work_of
-from ..steps.step import compile_step
-from ..steps.work import Scratch, run_round
-from ..tasks.keys import token
+from ..feeds import check_feeds
+from ..machine import COMPILED_BLAS, cache_folder, one_thread, read_cpu, read_versions
+from ..programs import flat_values, work_of
+from ..steps import Scratch, compile_step, run_round
+from ..tasks import token
 from .rates import INPUTS, OUTPUTS, SAMPLES, Curve, Rates, update_bytes
 
 # How often each probe has its turn at most, and the seconds after which it has no more.

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..programs.counts import work_of
-from ..programs.lower import Job
-from ..tasks.records import Task
-from ..tasks.tree import FAN_IN
+from ..programs import Job, work_of
+from ..tasks import FAN_IN, Task
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .rates import Links, Rates
 from .words import about, columns, count, ms, times

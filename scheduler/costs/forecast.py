@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..programs.counts import Work, work_of
-from ..programs.lower import Job
-from ..steps.work import THREAD_FLOPS
-from ..tasks.tree import levels
+from ..programs import Job, Work, work_of
+from ..steps import THREAD_FLOPS
+from ..tasks import levels
 from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
 from .rates import Links, Rates, update_bytes
 

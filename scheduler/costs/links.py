@@ -15,9 +15,8 @@ import flowgrad as fg
 from flowgrad.optim import Optimizer
 
 from ..executors import Executor, LocalExecutor, Lost, Worker
-from ..programs.work import pick
-from ..tasks.keys import Ref
-from ..tasks.records import Data, Record, Task
+from ..programs import pick
+from ..tasks import Data, Record, Ref, Task
 from .calibrate import burst, new_state, rates_here
 from .rates import Links, Rates
 

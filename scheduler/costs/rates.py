@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..programs.counts import Product, Work
+from ..programs import Product, Work
 
 # Shapes of the matrix products that are measured: samples, rows of the matrix, its columns. No powers of two among the narrow
 # ones: widths of nets mostly are none, and BLAS is slower at them.

@@ -1,1 +1,45 @@
 """Jacobians and per-sample gradients out of values that are kept."""
+
+from importlib import import_module
+from typing import Any
+
+from .cache import DEFAULT_BYTES, Cache, CacheInfo
+from .forward import cheaper_mode, hvp_block, jvp_block, lower_push
+from .lower import Request, lower_reverse
+from .per_sample import Made, Parts, PerSampleGradients
+from .recipe import Recipe, RecipeBook, whole_of
+from .work import Ends, clip_weights, factors_block, join, norms_of, run_all
+
+_LAZY = ("chunk_feeds", "chunked_factors", "lazy_jacobian")
+
+
+def __getattr__(name: str) -> Any:
+    """Load what works with dask arrays, which take a while to import, when it is asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".arrays", __name__), name)
+
+
+__all__ = [
+    "DEFAULT_BYTES",
+    "Cache",
+    "CacheInfo",
+    "Ends",
+    "Made",
+    "Parts",
+    "PerSampleGradients",
+    "Recipe",
+    "RecipeBook",
+    "Request",
+    "cheaper_mode",
+    "clip_weights",
+    "factors_block",
+    "hvp_block",
+    "join",
+    "jvp_block",
+    "lower_push",
+    "lower_reverse",
+    "norms_of",
+    "run_all",
+    "whole_of",
+]

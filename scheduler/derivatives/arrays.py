@@ -16,10 +16,9 @@ from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..feeds.check import Feeds, check_array, check_lengths, common_dtype, fed_variable
-from ..feeds.memory import KnownFeeds
-from ..programs.work import cut_rows
-from ..tasks.keys import combine, token
+from ..feeds import Feeds, KnownFeeds, check_array, check_lengths, common_dtype, fed_variable
+from ..programs import cut_rows
+from ..tasks import combine, token
 from .recipe import Recipe, whole_of
 from .work import Ends, factors_chunk, jacobian_chunk
 

@@ -18,10 +18,10 @@ from flowgrad.jacobians import Dense, LocalJacobian, Outer
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
-from ..kernels.numpy_kernel import run_instr
-from ..machine.arrays import canonical
-from ..programs.work import mean_seed
-from ..tasks.keys import Ref, token
+from ..kernels import run_instr
+from ..machine import canonical
+from ..programs import mean_seed
+from ..tasks import Ref, token
 from .lower import Request
 from .recipe import Recipe
 from .work import local_jacobian

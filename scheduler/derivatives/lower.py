@@ -9,10 +9,9 @@ import numpy as np
 
 from flowgrad.typing import Array
 
-from ..feeds.memory import KnownFeeds
-from ..programs.work import cut_rows, pick
-from ..tasks.keys import Ref, combine, token
-from ..tasks.records import Data, Record, Task
+from ..feeds import KnownFeeds
+from ..programs import cut_rows, pick
+from ..tasks import Data, Record, Ref, Task, combine, token
 from .cache import Cache
 from .recipe import Recipe
 from .units import Unit

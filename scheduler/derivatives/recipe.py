@@ -22,9 +22,9 @@ from flowgrad.ops import Gather, Mark, Slice
 from flowgrad.program import Instr, Program, Role, trace, verify
 from flowgrad.typing import Array
 
-from ..feeds.check import Feeds, require_values
-from ..programs.compile import flat_values, forward_passes, input_var, run_passes
-from ..tasks.keys import token
+from ..feeds import Feeds, require_values
+from ..programs import flat_values, forward_passes, input_var, run_passes
+from ..tasks import token
 from .units import Name, cut_up, name_units, renumber
 from .work import Ends
 

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from flowgrad.program import Instr, Program
 
-from ..programs.counts import count
-from ..tasks.keys import combine, token
-from ..tasks.records import prefix_of
+from ..programs import count
+from ..tasks import combine, prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
 MAX_UNITS = 256

@@ -14,9 +14,8 @@ from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, Share
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..kernels.numpy_kernel import run_instr
-from ..machine.arrays import canonical, empty_array
-from ..machine.threads import each_side_by_side, spread
+from ..kernels import run_instr
+from ..machine import canonical, each_side_by_side, empty_array, spread
 
 # By variable.
 Part = list[Factors]

@@ -1,1 +1,5 @@
 """What people call for values and derivatives."""
+
+from .engine import Engine
+
+__all__ = ["Engine"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from flowgrad.inputs import integer
 from flowgrad.optim import warn_independent
 from flowgrad.typing import Array
 
-from ..costs.forecast import blas_threads_of
-from ..derivatives.cache import DEFAULT_BYTES
+from .. import executors
+from ..costs import blas_threads_of
+from ..derivatives import DEFAULT_BYTES
 from ..executors import Executor, LocalExecutor
-from ..feeds.check import check_feeds, check_nodes
-from ..programs.compile import check_grain
-from ..programs.lower import Job, lower_forward, lower_gradient
+from ..feeds import check_feeds, check_nodes
+from ..programs import Job, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
 from .session import nodes_of
@@ -265,5 +264,5 @@ def _executor(where: Any) -> Executor:
             f"unknown engine {where!r}: give 'sync', 'threads', an address such as 'tcp://host:8786', a Client or a cluster"
         )
     # `distributed` takes a second to import; those who stay in this process do not pay for it.
-    found: Executor | None = import_module("..executors.distributed", __package__).connect(where)
+    found: Executor | None = executors.connect(where)
     return found or LocalExecutor(threads=True)

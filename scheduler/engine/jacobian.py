@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import psutil
@@ -16,15 +15,22 @@ from flowgrad.graph import Node
 from flowgrad.inputs import integer
 from flowgrad.typing import Array
 
-from ..derivatives.forward import cheaper_mode, lower_push
-from ..derivatives.lower import Request, lower_reverse
-from ..derivatives.per_sample import Made, Parts, PerSampleGradients
-from ..derivatives.recipe import Recipe
-from ..derivatives.work import factors_block, join
+from .. import derivatives
+from ..derivatives import (
+    Made,
+    Parts,
+    PerSampleGradients,
+    Recipe,
+    Request,
+    cheaper_mode,
+    factors_block,
+    join,
+    lower_push,
+    lower_reverse,
+)
 from ..executors import Lost
-from ..feeds.check import check_nodes
-from ..feeds.memory import KnownFeeds
-from ..tasks.keys import Ref
+from ..feeds import KnownFeeds, check_nodes
+from ..tasks import Ref
 from .session import Kept
 
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
@@ -101,7 +107,7 @@ class Derivatives(Kept):
         else:
             budget = int(psutil.virtual_memory().available) // 2 if size > CHECKED else CHECKED
         if compute and size > budget:
-            found = _late("lazy_jacobian").lazy_jacobian(recipe, known, budget)
+            found = derivatives.lazy_jacobian(recipe, known, budget)
         else:
             forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
             lower = lower_push if forward else lower_reverse
@@ -217,13 +223,7 @@ class Derivatives(Kept):
 
     def _chunked(self, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
         graph, _ = check_nodes(target, "per_sample_gradients")
-        late = _late("arrays")
-        chunked = late.chunk_feeds(graph, feeds, self.dtype)
+        chunked = derivatives.chunk_feeds(graph, feeds, self.dtype)
         recipe = self._recipe_of(target, self._wrt(graph, feeds, wrt), chunked.arrays)
-        parts = Parts(Made(late.chunked_factors(recipe, chunked)), chunked.lengths)
+        parts = Parts(Made(derivatives.chunked_factors(recipe, chunked)), chunked.lengths)
         return PerSampleGradients(self.executor, recipe.wrt, recipe.place, recipe.sizes, parts, chunked.dtype)
-
-
-def _late(name: str) -> Any:
-    """Load a module that works with dask arrays, which take a while to import."""
-    return import_module(f"..derivatives.{name}", __package__)

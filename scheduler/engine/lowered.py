@@ -13,12 +13,10 @@ from dask.utils import key_split
 
 from flowgrad import draw
 
-from ..costs.explain import explain_job
-from ..costs.links import rates_of, task_links
+from ..costs import explain_job, rates_of, task_links
 from ..executors import Executor
-from ..programs.lower import Job
-from ..tasks.daskgraph import to_dask
-from ..tasks.records import Data, references
+from ..programs import Job
+from ..tasks import Data, references, to_dask
 
 
 class Lowered(DaskMethodsMixin):

@@ -14,12 +14,10 @@ from flowgrad.ops.loss import softmax
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..derivatives.forward import hvp_block, jvp_block
-from ..feeds.check import Feeds, check_nodes
-from ..programs.compile import compile_forward, compile_gradient, input_var
-from ..programs.lower import Placed
-from ..tasks.keys import Ref
-from ..tasks.records import TaskGraph
+from ..derivatives import hvp_block, jvp_block
+from ..feeds import Feeds, check_nodes
+from ..programs import Placed, compile_forward, compile_gradient, input_var
+from ..tasks import Ref, TaskGraph
 from .jacobian import Derivatives
 
 

@@ -10,15 +10,12 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from ..derivatives.cache import Cache, CacheInfo
-from ..derivatives.lower import Request
-from ..derivatives.recipe import Recipe, RecipeBook
+from ..derivatives import Cache, CacheInfo, Recipe, RecipeBook, Request
 from ..executors import Executor, Handle
-from ..feeds.check import check_nodes
-from ..feeds.memory import FeedMemory, KnownFeeds
-from ..machine.arrays import clear_arrays
-from ..programs.lower import cut_samples
-from ..tasks.keys import Ref
+from ..feeds import FeedMemory, KnownFeeds, check_nodes
+from ..machine import clear_arrays
+from ..programs import cut_samples
+from ..tasks import Ref
 
 
 class Kept:

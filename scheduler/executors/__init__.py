@@ -1,6 +1,25 @@
-"""Where tasks run: one short file per executor, one small interface."""
+"""Where tasks run, and what to do when they fail."""
+
+from importlib import import_module
+from typing import Any
 
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 from .local import LocalExecutor
+from .recovery import Recovery, describe_failure
 
-__all__ = ["Executor", "Handle", "LocalExecutor", "Lost", "TaskFailed", "Worker"]
+_LAZY = {
+    "connect": ".distributed",
+    "dashboard_address": ".cluster",
+    "existing_cluster": ".cluster",
+    "local_cluster": ".cluster",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what imports ``distributed`` when it is asked for: that takes a second, and not everybody has a cluster."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)
+
+
+__all__ = ["Executor", "Handle", "LocalExecutor", "Lost", "Recovery", "TaskFailed", "Worker", "describe_failure"]

@@ -11,7 +11,7 @@ from dask.system import CPU_COUNT
 
 from flowgrad.errors import ClusterError, FlowgradError
 
-from ..tasks.records import Record
+from ..tasks import Record
 
 
 class Handle:

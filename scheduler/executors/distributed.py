@@ -18,12 +18,12 @@ from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..machine.blas import one_thread
-from ..tasks.daskgraph import to_dask
-from ..tasks.records import Data, Record, Task
+from ..machine import one_thread
+from ..tasks import Data, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
-from .cluster import MARK
 
+# Key of the scheduler's metadata that tells a cluster of our own.
+MARK = "flowgrad-own-cluster"
 # Larger values do not travel inside the graph, through the scheduler, but are placed on workers directly.
 EMBED_BYTES = 1 << 20
 # How long to wait for a worker when there is none: nannies bring theirs back within seconds.

@@ -11,11 +11,9 @@ import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
 
-from ..machine.blas import blas_threads as limited_to
-from ..machine.blas import one_thread
-from ..tasks.daskgraph import to_dask
-from ..tasks.keys import Ref
-from ..tasks.records import Data, Record, references
+from ..machine import blas_threads as limited_to
+from ..machine import one_thread
+from ..tasks import Data, Record, Ref, references, to_dask
 from .base import Executor, Handle, Ready, Worker
 
 

@@ -76,7 +76,7 @@ class Recovery:
         return 0.0
 
 
-def told(error: FlowgradError) -> str:
+def describe_failure(error: FlowgradError) -> str:
     """Return a failure in words, for the history."""
     if isinstance(error, TaskFailed):
         return f"{type(error.error).__name__} on {error.worker}: {error.error}"

@@ -1,1 +1,38 @@
 """What people feed: checked, remembered, left where it is, put in order, placed on workers."""
+
+from .check import (
+    Feeds,
+    check_array,
+    check_batch_size,
+    check_feeds,
+    check_lengths,
+    check_nodes,
+    common_dtype,
+    fed_variable,
+    require_values,
+)
+from .chunks import Chunked
+from .memory import FeedMemory, KnownFeeds
+from .order import ORDER_BYTES, Batches, Epoch
+from .placement import Lane, Placement, lane_of
+
+__all__ = [
+    "ORDER_BYTES",
+    "Batches",
+    "Chunked",
+    "Epoch",
+    "FeedMemory",
+    "Feeds",
+    "KnownFeeds",
+    "Lane",
+    "Placement",
+    "check_array",
+    "check_batch_size",
+    "check_feeds",
+    "check_lengths",
+    "check_nodes",
+    "common_dtype",
+    "fed_variable",
+    "lane_of",
+    "require_values",
+]

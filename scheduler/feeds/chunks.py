@@ -13,7 +13,7 @@ from flowgrad.errors import FeedError
 from flowgrad.graph import Variable
 from flowgrad.typing import Array
 
-from ..tasks.daskgraph import row_chunks
+from ..tasks import row_chunks
 
 # Rows of a file are read by tasks that cover about so much of it.
 FILE_CHUNK_BYTES = 64 << 20

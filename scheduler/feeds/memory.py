@@ -18,8 +18,8 @@ import numpy as np
 from flowgrad.graph import Graph, Variable
 from flowgrad.typing import Array
 
-from ..machine.arrays import empty_array
-from ..tasks.keys import token
+from ..machine import empty_array
+from ..tasks import token
 from .check import Feeds, check_feeds
 from .chunks import is_dask_array
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.typing import Array
 
-from ..tasks.tree import bounds
+from ..tasks import bounds
 
 T = TypeVar("T")
 # Of a row in the order of an epoch that is no longer than most.

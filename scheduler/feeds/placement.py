@@ -18,9 +18,7 @@ import numpy as np
 from flowgrad.typing import Array
 
 from ..executors import Executor, Handle, Worker
-from ..tasks.daskgraph import Load
-from ..tasks.keys import Ref, token
-from ..tasks.records import TaskGraph
+from ..tasks import Load, Ref, TaskGraph, token
 from .chunks import Chunked, join_rows, rows_of
 
 # Of a worker's memory: feeds that take more are not kept whole; buckets, of which a few are there at a time, take less.

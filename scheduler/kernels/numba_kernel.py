@@ -24,12 +24,8 @@ from flowgrad.optim import NORM_BLOCK, Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..machine.blas import COMPILED_BLAS, one_thread
-from ..machine.facts import cache_folder
-from ..machine.floats import without_subnormals
-from ..tasks.identity import is_named
-from ..tasks.keys import token
-from ..tasks.tree import FAN_IN, SIDE_BY_SIDE, levels
+from ..machine import COMPILED_BLAS, cache_folder, one_thread, without_subnormals
+from ..tasks import FAN_IN, SIDE_BY_SIDE, is_named, levels, token
 from .numba_loops import Source, Unsupported
 from .numba_module import round_text
 from .numba_text import generate

@@ -10,9 +10,7 @@ import numpy as np
 from flowgrad.optim import NORM_BLOCK, NORM_LANES, Rule
 from flowgrad.program import Program
 
-from ..tasks.identity import code_token
-from ..tasks.keys import token
-from ..tasks.tree import FAN_IN
+from ..tasks import FAN_IN, code_token, token
 from .numba_loops import Source
 
 # Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from flowgrad.optim import NORM_BLOCK, NORM_LANES
 
-from ..tasks.tree import FAN_IN
+from ..tasks import FAN_IN
 
 # How often a waiting thread looks before it lets another one run.
 SPINS = 2000

@@ -14,7 +14,7 @@ from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
-from ..machine.arrays import canonical
+from ..machine import canonical
 from .numpy_text import KernelWriter, join, like, stretch, value_rule
 
 FILE = "<flowgrad kernel>"

@@ -18,7 +18,7 @@ from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
-from ..tasks.keys import token
+from ..tasks import token
 
 
 @dataclass

@@ -1,1 +1,28 @@
 """The process and machine: threads, memory, floating point, signals, and what is known of them."""
+
+from .arrays import canonical, clear_arrays, empty_array
+from .blas import COMPILED_BLAS, blas_threads, one_thread
+from .doctor import Finding, examine
+from .facts import cache_folder, read_cpu, read_facts, read_versions
+from .floats import without_subnormals
+from .signals import Interrupts
+from .threads import each_side_by_side, spread
+
+__all__ = [
+    "COMPILED_BLAS",
+    "Finding",
+    "Interrupts",
+    "blas_threads",
+    "cache_folder",
+    "canonical",
+    "clear_arrays",
+    "each_side_by_side",
+    "empty_array",
+    "examine",
+    "one_thread",
+    "read_cpu",
+    "read_facts",
+    "read_versions",
+    "spread",
+    "without_subnormals",
+]

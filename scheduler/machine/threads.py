@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
 
-from ..tasks.tree import bounds
+from ..tasks import bounds
 from .blas import one_thread
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.program import Instr, Program, Role, trace, verify
 from flowgrad.typing import Array
 
-from ..feeds.check import Feeds, require_values
-from ..tasks.keys import token
+from ..feeds import Feeds, require_values
+from ..tasks import token
 from .fuse import Layout, fuse, pack
 
 Pass = Callable[[Program], Program]

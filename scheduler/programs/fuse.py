@@ -14,7 +14,7 @@ from flowgrad.op import Op, Stacked
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 
-from ..tasks.keys import token
+from ..tasks import token
 
 # From this many pieces of one variable on, one indexed read beats joining the pieces.
 GATHER_FROM = 4

@@ -12,11 +12,9 @@ from flowgrad.graph import Graph, Node, Variable
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..feeds.check import Feeds
-from ..kernels.numpy_kernel import run_instr
-from ..tasks.keys import Ref
-from ..tasks.records import TaskGraph, prefix_of
-from ..tasks.tree import bounds, reduce_tree
+from ..feeds import Feeds
+from ..kernels import run_instr
+from ..tasks import Ref, TaskGraph, bounds, prefix_of, reduce_tree
 from .compile import compile_forward, compile_gradient, flat_values
 from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
 

@@ -11,9 +11,8 @@ from flowgrad.optim import State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..kernels.numpy_kernel import kernel_of
-from ..machine.arrays import canonical
-from ..machine.floats import without_subnormals
+from ..kernels import kernel_of
+from ..machine import canonical, without_subnormals
 
 Gradient = tuple[Array, float]
 
@@ -84,13 +83,14 @@ def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples
     *inputs : ndarray
         The program's inputs but the seed.
     """
-    found = _run_seeded(program, batch, samples, list(map(canonical, inputs)))
+    found = run_seeded(program, batch, samples, list(map(canonical, inputs)))
     return flat_gradient(found["0"], samples, batch, program.size("param"), *(found[name] for name in names))
 
 
-def _run_seeded(
+def run_seeded(
     program: Program, batch: int, samples: int, inputs: list[Array], into: dict[str, Array] | None = None
 ) -> dict[str, Array]:
+    """Run a program whose last input is the seed of a shard's share of the mean; outputs may be written `into` arrays."""
     batched = program.types[program.inputs[-1].var].batched
     like = np.empty((samples if batched else 1, 0), inputs[-1].dtype)
     return kernel_of(program)([*inputs, mean_seed(like, samples, batch)], into)

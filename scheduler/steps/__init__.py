@@ -1,1 +1,23 @@
 """One optimizer step: its program, its tasks at each grain, its update."""
+
+from .lanes import StateAway
+from .lower import lower_steps
+from .slices import cut_state, join_state
+from .step import Step, compile_evaluation, compile_private, compile_step
+from .work import THREAD_FLOPS, Done, Scratch, evaluate_shard, run_round
+
+__all__ = [
+    "THREAD_FLOPS",
+    "Done",
+    "Scratch",
+    "StateAway",
+    "Step",
+    "compile_evaluation",
+    "compile_private",
+    "compile_step",
+    "cut_state",
+    "evaluate_shard",
+    "join_state",
+    "lower_steps",
+    "run_round",
+]

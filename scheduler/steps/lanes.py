@@ -10,10 +10,9 @@ from flowgrad.errors import FlowgradError
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from ..machine.arrays import canonical
-from ..machine.floats import without_subnormals
-from ..programs.work import Gradient, add_gradients
-from ..tasks.tree import SIDE_BY_SIDE, reduce_some
+from ..machine import canonical, without_subnormals
+from ..programs import Gradient, add_gradients
+from ..tasks import SIDE_BY_SIDE, reduce_some
 from .step import Step
 from .work import Done, run_round, shard_step, shard_threads, update, worth_threads
 

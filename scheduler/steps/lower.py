@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
-from ..feeds.placement import Lane, lane_of
-from ..programs.lower import lower_share
-from ..programs.work import add_gradients, collect, pick, take_rows, weights_of
-from ..tasks.keys import Ref
-from ..tasks.records import TaskGraph
-from ..tasks.tree import reduce_tree
+from ..feeds import Lane, lane_of
+from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
+from ..tasks import Ref, TaskGraph, reduce_tree
 from .lanes import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
 from .step import Step

@@ -12,7 +12,7 @@ from flowgrad.optim import Privacy
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..derivatives.work import Ends, clip_weights, norms_of, run_all
+from ..derivatives import Ends, clip_weights, norms_of, run_all
 
 
 @dataclass(frozen=True, eq=False)

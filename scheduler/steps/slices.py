@@ -14,9 +14,8 @@ import numpy as np
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
-from ..machine.arrays import canonical
-from ..machine.floats import without_subnormals
-from ..tasks.tree import bounds
+from ..machine import canonical, without_subnormals
+from ..tasks import bounds
 from .lanes import Given, Part, Shares, gradients, total
 from .work import Done, update
 

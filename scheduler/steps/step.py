@@ -14,13 +14,10 @@ from flowgrad.optim import Privacy, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..derivatives.recipe import Recipe, whole_of
-from ..derivatives.work import Ends
-from ..feeds.check import Feeds
-from ..machine.arrays import canonical
-from ..programs.compile import backward_passes, compile_forward, input_var, run_passes
-from ..programs.fuse import Layout
-from ..programs.work import weights_of
+from ..derivatives import Ends, Recipe, whole_of
+from ..feeds import Feeds
+from ..machine import canonical
+from ..programs import Layout, backward_passes, compile_forward, input_var, run_passes, weights_of
 from .private import PrivateStep
 
 

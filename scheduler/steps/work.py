@@ -15,13 +15,10 @@ from flowgrad.optim import WORK, Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..kernels.numba_kernel import can_compile, compiled_round
-from ..kernels.numpy_kernel import kernel_of
-from ..machine.arrays import canonical
-from ..machine.floats import without_subnormals
-from ..programs.counts import flops
-from ..programs.work import Gradient, _run_seeded, add_gradients, flat_gradient
-from ..tasks.tree import SIDE_BY_SIDE, fold_tree
+from ..kernels import can_compile, compiled_round, kernel_of
+from ..machine import canonical, without_subnormals
+from ..programs import Gradient, add_gradients, flat_gradient, flops, run_seeded
+from ..tasks import SIDE_BY_SIDE, fold_tree
 from .step import Step, arrange
 
 # Entries that are updated at a time, so that the room for it does not grow with the parameters.
@@ -99,7 +96,7 @@ def shard_step(
         return step.private.gradient(inputs, len(rows), batch)
     size = step.program.size("param")
     into = {name: scratch.array(name, (1, 1, size), state["w"].dtype) for name in step.names}
-    found = _run_seeded(step.program, batch, len(rows), inputs, into)
+    found = run_seeded(step.program, batch, len(rows), inputs, into)
     return flat_gradient(found["0"], len(rows), batch, size, *(found[name] for name in step.names))
 
 

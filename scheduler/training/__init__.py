@@ -1,1 +1,7 @@
 """A training, from `fit` to its last checkpoint."""
+
+from .callbacks import KEEP, STOP, Callback, EarlyStopping
+from .checkpoint import Checkpoints
+from .trainer import History, Trainer
+
+__all__ = ["KEEP", "STOP", "Callback", "Checkpoints", "EarlyStopping", "History", "Trainer"]

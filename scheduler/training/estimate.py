@@ -8,28 +8,43 @@ from typing import Any
 
 from flowgrad.optim import Optimizer
 
-from ..costs.explain import TASKS
-from ..costs.forecast import LARGEST_BATCH, Case, crossing, from_step, round_threads, spreading, step_seconds
-from ..costs.links import Fit, links_of, rates_of, task_links
-from ..costs.plan import (
+from ..costs import (
+    LARGEST_BATCH,
     LEAST_HOPS,
+    TASKS,
+    Case,
+    Fit,
+    Links,
     Plan,
+    Rates,
+    about,
     choose_grain,
     choose_kernel,
     choose_plan,
     choose_shards,
+    columns,
+    count,
+    crossing,
+    from_step,
+    links_of,
+    ms,
+    rates_of,
+    round_threads,
     shards_pay,
+    short,
+    spreading,
+    step_seconds,
     steps_per_round,
+    task_links,
     tasks_per_step,
+    times,
 )
-from ..costs.rates import Links, Rates
-from ..costs.words import about, columns, count, ms, short, times
-from ..engine.engine import Engine
+from ..engine import Engine
 from ..executors import Executor
-from ..feeds.check import Feeds, check_batch_size, check_feeds
-from ..kernels.numba_kernel import why_not_compiled
-from ..programs.counts import flops, work_of
-from ..steps.step import Step, compile_step
+from ..feeds import Feeds, check_batch_size, check_feeds
+from ..kernels import why_not_compiled
+from ..programs import flops, work_of
+from ..steps import Step, compile_step
 
 # Grains that give the same bits, of which `auto` takes one.
 AUTO = ("round", "shard")

@@ -13,18 +13,11 @@ import numpy as np
 from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
-from ..executors import Executor, Handle, Lost, TaskFailed, Worker
-from ..executors.recovery import Recovery
-from ..feeds.check import Feeds
-from ..feeds.chunks import Chunked
-from ..feeds.placement import Placement
-from ..programs.compile import flat_values
-from ..programs.fuse import Layout
-from ..steps.step import compile_evaluation
-from ..steps.work import evaluate_shard
-from ..tasks.keys import Ref, token
-from ..tasks.records import TaskGraph
-from ..tasks.tree import bounds
+from ..executors import Executor, Handle, Lost, Recovery, TaskFailed, Worker
+from ..feeds import Chunked, Feeds, Placement
+from ..programs import Layout, flat_values
+from ..steps import compile_evaluation, evaluate_shard
+from ..tasks import Ref, TaskGraph, bounds, token
 
 # Samples in one task.
 SHARD_SAMPLES = 5000

@@ -14,17 +14,14 @@ from flowgrad.graph import Variable
 from flowgrad.optim import Optimizer, warn_independent
 from flowgrad.typing import Array
 
-from ..costs.links import Fit
-from ..costs.plan import ROUND_SECONDS, Plan, choose_grain, choose_plan, choose_round_threads
-from ..engine.engine import Engine
-from ..feeds.check import Feeds, check_batch_size, check_feeds
-from ..feeds.chunks import Chunked
-from ..kernels.numba_kernel import compiled_round
-from ..machine.blas import one_thread
-from ..programs.compile import flat_values
-from ..steps.step import compile_private, compile_step
-from ..steps.work import run_round
-from ..tasks.tree import bounds
+from ..costs import ROUND_SECONDS, Fit, Plan, choose_grain, choose_plan, choose_round_threads
+from ..engine import Engine
+from ..feeds import Chunked, Feeds, check_batch_size, check_feeds
+from ..kernels import compiled_round
+from ..machine import one_thread
+from ..programs import flat_values
+from ..steps import compile_private, compile_step, run_round
+from ..tasks import bounds
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 from .estimate import case_of, choose_arithmetic, measured_costs

@@ -11,11 +11,9 @@ import numpy as np
 from flowgrad.errors import FlowgradError
 from flowgrad.typing import Array
 
-from ..costs.plan import Plan
-from ..feeds.check import check_feeds
-from ..feeds.order import Batches, Epoch
-from ..feeds.placement import Placement
-from ..machine.signals import Interrupts
+from ..costs import Plan
+from ..feeds import Batches, Epoch, Placement, check_feeds
+from ..machine import Interrupts
 from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
 from .evaluation import Evaluation

@@ -14,10 +14,10 @@ from flowgrad.inputs import integer
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
-from ..engine.engine import Engine
+from ..engine import Engine
 from ..executors import Executor
-from ..feeds.check import check_feeds
-from ..machine.signals import Interrupts
+from ..feeds import check_feeds
+from ..machine import Interrupts
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
 from .estimate import estimate, explain_training

@@ -12,22 +12,12 @@ from typing import Any, NamedTuple
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
-from ..costs.forecast import choose_way
-from ..costs.links import task_links
-from ..costs.plan import Plan
-from ..costs.rates import Links
-from ..executors import Executor, Handle, Lost, TaskFailed, Worker
-from ..executors.recovery import Recovery, told
-from ..feeds.order import ORDER_BYTES, Batches
-from ..feeds.placement import Lane, Placement
-from ..programs.work import pick
-from ..steps.lanes import StateAway
-from ..steps.lower import lower_steps
-from ..steps.slices import cut_state, join_state
-from ..steps.step import Step
-from ..steps.work import Done
-from ..tasks.keys import Ref, token
-from ..tasks.records import TaskGraph
+from ..costs import Links, Plan, choose_way, task_links
+from ..executors import Executor, Handle, Lost, Recovery, TaskFailed, Worker, describe_failure
+from ..feeds import ORDER_BYTES, Batches, Lane, Placement
+from ..programs import pick
+from ..steps import Done, StateAway, Step, cut_state, join_state, lower_steps
+from ..tasks import Ref, TaskGraph, token
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
 PIECES = 8
@@ -138,7 +128,7 @@ class Windows:
     def _recover(self, failure: Lost | TaskFailed) -> None:
         pause = self.recovery.judge(failure, len(self.executor.workers(self.recovery.avoid)))
         self.placement.doubt()
-        self.recovered({"again": self._reported, "cause": told(failure)})
+        self.recovered({"again": self._reported, "cause": describe_failure(failure)})
         time.sleep(pause)
 
     # -- one attempt --------------------------------------------------------------------------------------------
