@@ -10,7 +10,7 @@ import pytest
 
 import flowgrad as fg
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GRAINS = ("node", "sample", "shard", "round")
 
 

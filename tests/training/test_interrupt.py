@@ -16,7 +16,7 @@ import flowgrad as fg
 from flowgrad.errors import ClusterError
 from flowgrad.scheduler.training.checkpoint import read_checkpoint
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 EPOCHS = 6
 
 # A shell starts what runs in the background with SIGINT ignored, and children inherit that.

@@ -13,7 +13,7 @@ import pytest
 
 import flowgrad as fg
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIMIT = 360  # lines in a file
 
 # What a function may import for itself: packages that are optional or slow to load.

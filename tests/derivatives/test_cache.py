@@ -4,8 +4,8 @@ import gc
 import time
 import warnings
 
-import derivatives
 import numpy as np
+import oracles
 import pytest
 import strategies
 from conftest import local_cluster
@@ -13,7 +13,8 @@ from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_jacobians import Net, same
+from oracles import same
+from test_jacobians import Net
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
@@ -41,7 +42,7 @@ class CountTasks(SchedulerPlugin):
 def counted(request):
     """An engine and a function that returns the keys of the tasks since the last time."""
     if request.param == "threads":
-        executor = derivatives.Counting()
+        executor = oracles.Counting()
         yield fg.Engine(executor), executor.take
         return
     client = request.getfixturevalue("client")
@@ -247,7 +248,7 @@ def test_it_counts_and_is_bounded(counted):
 
 def test_the_least_recently_used_goes_first():
     net = Net()
-    executor = derivatives.Counting()
+    executor = oracles.Counting()
     engine = fg.Engine(executor)
     a, b = ({net.x: net.feeds[net.x] + k} for k in range(2))
     engine.jacobian(net.logits, net.x, a)
@@ -262,7 +263,7 @@ def test_the_least_recently_used_goes_first():
 
 def test_nothing_is_kept_if_nothing_may_be():
     net = Net()
-    executor = derivatives.Counting()
+    executor = oracles.Counting()
     engine = fg.Engine(executor, cache_bytes=0)
     first = engine.jacobian(net.logits, net.x, net.feeds)
     ran = len(executor.take())

@@ -1,14 +1,13 @@
 """vjp, jvp, hvp and the diagonals of curvature against HIPS autograd and finite differences."""
 
 import autograd
-import derivatives
 import numpy as np
+import oracles
 import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_jacobians import one_op, same
-from test_per_sample import Shared, explicit
+from oracles import Shared, explicit, one_op, same
 
 import flowgrad as fg
 
@@ -23,7 +22,7 @@ def test_vjp_and_jvp_of_random_graphs(made, plan):
     rng = np.random.default_rng(0)
     engine = fg.Engine("sync", grain=grain, shards=shards)
     variables = list(made.variables)
-    jacobians = {v: derivatives.jacobians(made, made.result, v) for v in variables}
+    jacobians = {v: oracles.jacobians(made, made.result, v) for v in variables}
     u = rng.normal(size=(made.samples, made.result.dim))
     pulled = engine.vjp(made.result, u, made.feeds, wrt=variables)
     tangents = {v: rng.normal(size=(made.samples, v.dim) if v in made.feeds else v.dim) for v in variables}
@@ -73,7 +72,7 @@ SECOND = ["Multiply", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "D
 @pytest.mark.parametrize("fed", ["a", "b", "m", ""])
 @pytest.mark.parametrize("op", SECOND)
 def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, monkeypatch):
-    monkeypatch.setitem(derivatives.FUNCTIONS, "CrossEntropyWithSoftMax", derivatives.plain_cross_entropy)
+    monkeypatch.setitem(oracles.FUNCTIONS, "CrossEntropyWithSoftMax", oracles.plain_cross_entropy)
     made, variables = one_op(op, fed)
     with made.graph:  # squares make the second derivative see the first one too
         loss = fg.Dot(made.result, made.result)
@@ -83,7 +82,7 @@ def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, monkeypatch):
     rng = np.random.default_rng(2)
     flat = np.concatenate([v.value for v in wrt])
     d = rng.normal(size=flat.size)
-    hvp = autograd.hessian_vector_product(lambda x: derivatives.mean_loss(made, loss, x, wrt))
+    hvp = autograd.hessian_vector_product(lambda x: oracles.mean_loss(made, loss, x, wrt))
     starts = np.cumsum([0, *(v.dim for v in wrt)])
     direction = {v: d[a : a + v.dim] for v, a in zip(wrt, starts)}
     found = fg.Engine("sync").hvp(loss, direction, made.feeds)
@@ -137,10 +136,8 @@ def test_diagonals(executor, units):
     wrt = list(fisher)
     same(np.concatenate(list(fisher.values())), (explicit(made, wrt) ** 2).mean(axis=0))
     logits = made.loss.parents[0]
-    j = np.concatenate([derivatives.jacobians(made, logits, v) for v in wrt], axis=2)
-    z = np.stack(
-        [derivatives.evaluate(logits, {v: a[i % len(a)] for v, a in made.variables.items()}) for i in range(9)]
-    )
+    j = np.concatenate([oracles.jacobians(made, logits, v) for v in wrt], axis=2)
+    z = np.stack([oracles.evaluate(logits, {v: a[i % len(a)] for v, a in made.variables.items()}) for i in range(9)])
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     h = np.stack([np.diag(pi) - np.outer(pi, pi) for pi in p])
     ggn = engine.ggn_diagonal(made.loss, made.feeds)

@@ -18,7 +18,7 @@ from faults import train
 
 from flowgrad.scheduler.executors.cluster import local_cluster as own_cluster
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.distributed

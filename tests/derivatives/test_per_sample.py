@@ -4,29 +4,23 @@ import gc
 from functools import partial
 from unittest import mock
 
-import derivatives
 import numpy as np
 import pytest
 import strategies
 from dask import array as da
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_jacobians import same
+from oracles import Shared, explicit, same
 
 import flowgrad as fg
 from flowgrad.jacobians import Factors, Share, factors, projection
-from flowgrad.scheduler.derivatives import factor_work
 from flowgrad.scheduler.derivatives import lower as request
+from flowgrad.scheduler.derivatives import work
 from flowgrad.scheduler.derivatives.per_sample import Made, Parts, PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
-
-
-def explicit(made, wrt):
-    """Return the gradients by HIPS autograd, laid end to end, ``(N, P)``."""
-    return np.concatenate([derivatives.jacobians(made, made.loss, v)[:, 0] for v in wrt], axis=1)
 
 
 @settings(max_examples=100)
@@ -44,7 +38,7 @@ def test_random_graphs(made, plan, data):
 @settings(max_examples=100)
 @given(made=st.integers(2, 7).flatmap(lambda n: strategies.graphs(samples=n)), cached=st.booleans())
 def test_samples_dealt_out_to_threads(made, cached):
-    with mock.patch.object(request, "SPREAD_FLOPS", 0.0), mock.patch.object(factor_work, "THREADED", 0):
+    with mock.patch.object(request, "SPREAD_FLOPS", 0.0), mock.patch.object(work, "THREADED", 0):
         engine = fg.Engine("threads", cache_bytes=1 << 20 if cached else 0)
         found = engine.per_sample_gradients(made.loss, made.feeds, made.parameters)
         agree(found, explicit(made, made.parameters))
@@ -54,8 +48,8 @@ def test_threads_write_the_same_array():
     rng = np.random.default_rng(0)
     part = [Factors([Share(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
     places = [(0, 2, 11), 2]
-    with mock.patch.object(factor_work, "THREADED", 0):
-        arrays = [factor_work.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
+    with mock.patch.object(work, "THREADED", 0):
+        arrays = [work.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
     assert len(set(arrays)) == 1
 
 
@@ -152,30 +146,6 @@ def test_many_samples_are_multiplied_in_tiles():
 # -- shared weights --
 
 
-class Shared:
-    """Four patches share weights and biases; a dense layer follows. 9 samples."""
-
-    def __init__(self, units):
-        rng = np.random.default_rng(0)
-        self.samples = 9
-        with fg.Graph(seed=0) as self.graph:
-            self.x = [fg.Variable(5, trainable=False) for _ in range(4)]
-            self.label = fg.Variable(2, trainable=False)
-            w = [fg.Variable(5, rng.normal(size=5)) for _ in range(units)]
-            b = fg.Variable(1, [0.3])
-            hidden = fg.Tanh(fg.Vectorize(*(fg.Dot(wj, x) + b for wj in w for x in self.x)))
-            out = fg.Vectorize(
-                *(fg.Dot(fg.Variable(hidden.dim, rng.normal(size=hidden.dim)), hidden) for _ in range(2))
-            )
-            self.loss = fg.CrossEntropyWithSoftMax(out, self.label)
-        self.feeds = {x: rng.normal(size=(9, 5)) for x in self.x} | {self.label: np.eye(2)[rng.integers(0, 2, 9)]}
-
-    @property
-    def variables(self):
-        every = [v for v in self.graph.nodes if isinstance(v, fg.Variable)]
-        return {v: self.feeds[v] if v in self.feeds else v.value[None] for v in every}
-
-
 @pytest.mark.parametrize("units", [1, 3, 6])
 @pytest.mark.parametrize("grain", ["node", "shard"])
 def test_shared_weights_count_their_cross_terms(units, grain):
@@ -264,7 +234,7 @@ def test_a_loss_that_reaches_no_parameter_has_zero_gradients():
 def test_tiles_side_by_side_are_the_same(made, tile):
     one = fg.Engine("sync").per_sample_gradients(made.loss, made.feeds, made.parameters)
     other = fg.Engine("threads").per_sample_gradients(made.loss, made.feeds, made.parameters)
-    with mock.patch.object(factors, "TILE", tile), mock.patch.object(factor_work, "THREADED", 0):
+    with mock.patch.object(factors, "TILE", tile), mock.patch.object(work, "THREADED", 0):
         side_by_side = other.gram(), other.dot(one)
     for found in (*side_by_side, one.gram()):
         same(found, explicit(made, made.parameters) @ explicit(made, made.parameters).T)

@@ -16,7 +16,7 @@ from flowgrad.cli.doctor import plain_text, summary
 from flowgrad.scheduler.machine.doctor import KERNELS, LEVELS, Finding, examine, level_of_cpu, level_of_kernel
 from flowgrad.scheduler.machine.facts import Facts, read_cpu, read_facts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AVX512 = frozenset({"sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl"})
 
 

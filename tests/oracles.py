@@ -3,8 +3,10 @@
 import autograd
 import autograd.numpy as anp
 import numpy as np
+import strategies
 from autograd.tracer import getval
 
+import flowgrad as fg
 from flowgrad.scheduler.executors import LocalExecutor
 from flowgrad.scheduler.tasks.records import Task
 
@@ -113,3 +115,65 @@ class Counting(LocalExecutor):
         """Return the keys since the last time."""
         ran, self.ran = self.ran, []
         return ran
+
+
+OPS = {
+    "Add": ("ab",), "Subtract": ("ab",), "Multiply": ("ab",), "Dot": ("ab",), "MeanSquaredError": ("ab",),
+    "CrossEntropyWithSoftMax": ("ab",), "Negative": ("a",), "Exp": ("a",), "Log": ("a",), "Reciprocal": ("a",),
+    "Logistic": ("a",), "Tanh": ("a",), "ReLU": ("a",), "Sum": ("a",), "SoftMax": ("a",), "Scale": ("a", -1.5),
+    "Slice": ("a", 1, 3), "Gather": ("a", (2, 0, 2)), "RowDot": ("ab", 2), "MatVec": ("ma",), "Vectorize": ("aba",),
+    "BatchMatVec": ("ma", 2),
+}  # fmt: skip
+
+
+def same(actual, desired, tolerance=1e-9):
+    scale = max(1.0, np.abs(desired).max())
+    np.testing.assert_allclose(actual / scale, desired / scale, rtol=0, atol=tolerance)
+
+
+def one_op(op, fed, samples=3):
+    rng = np.random.default_rng(3)
+    made = strategies.RandomGraph(fg.Graph(), {}, samples)
+    with made.graph:
+        variables = {}
+        for name, dim in {"a": 4, "b": 4, "m": 8}.items():
+            n = samples if name in fed else 1
+            array = rng.uniform(0.5, 1.5, (n, dim)) * rng.choice([1, 1] if op == "Log" else [-1, 1], (n, dim))
+            variables[name] = fg.Variable(dim, array[0], trainable=name not in fed, name=name)
+            made.values[variables[name]] = array
+            if name in fed:
+                made.feeds[variables[name]] = array
+        operands, *rest = OPS[op]
+        made.result = made.loss = getattr(fg, op)(*(variables[c] for c in operands), *rest)
+    if not made.feeds:
+        made.samples = 1
+    return made, variables
+
+
+def explicit(made, wrt):
+    """Return the gradients by HIPS autograd, laid end to end, ``(N, P)``."""
+    return np.concatenate([jacobians(made, made.loss, v)[:, 0] for v in wrt], axis=1)
+
+
+class Shared:
+    """Four patches share weights and biases; a dense layer follows. 9 samples."""
+
+    def __init__(self, units):
+        rng = np.random.default_rng(0)
+        self.samples = 9
+        with fg.Graph(seed=0) as self.graph:
+            self.x = [fg.Variable(5, trainable=False) for _ in range(4)]
+            self.label = fg.Variable(2, trainable=False)
+            w = [fg.Variable(5, rng.normal(size=5)) for _ in range(units)]
+            b = fg.Variable(1, [0.3])
+            hidden = fg.Tanh(fg.Vectorize(*(fg.Dot(wj, x) + b for wj in w for x in self.x)))
+            out = fg.Vectorize(
+                *(fg.Dot(fg.Variable(hidden.dim, rng.normal(size=hidden.dim)), hidden) for _ in range(2))
+            )
+            self.loss = fg.CrossEntropyWithSoftMax(out, self.label)
+        self.feeds = {x: rng.normal(size=(9, 5)) for x in self.x} | {self.label: np.eye(2)[rng.integers(0, 2, 9)]}
+
+    @property
+    def variables(self):
+        every = [v for v in self.graph.nodes if isinstance(v, fg.Variable)]
+        return {v: self.feeds[v] if v in self.feeds else v.value[None] for v in every}

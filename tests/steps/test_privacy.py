@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from models import GRAINS, Model
-from test_jacobians import same
+from oracles import same
 
 import flowgrad as fg
 

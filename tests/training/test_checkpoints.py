@@ -282,7 +282,7 @@ CRASHES = {
 @pytest.mark.parametrize("crash", CRASHES)
 def test_killed_while_it_writes(tmp_path, crash):
     folder = tmp_path / "state"
-    script = SCRIPT.format(tests=str(Path(__file__).parent), at=3, what=CRASHES[crash], folder=str(folder))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), at=3, what=CRASHES[crash], folder=str(folder))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = names(folder)
