@@ -1,1 +1,28 @@
-"""Lowering graphs into dask task graphs and running them."""
+"""Programs to dask tasks, executors, `Engine`, `Trainer`; imported as ``flowgrad.scheduler``.
+
+Each wing imports only those above it, and of those only what their doors (``__init__``) hand on. In every wing that lowers,
+``lower.py`` writes records and ``work.py`` is what those records run.
+
+``tasks/``
+    What is to be done, as plain records under keys that name their content.
+``machine/``
+    This process and machine: threads, memory, floating point, signals, and what is known of them.
+``executors/``
+    Where tasks run, and what to do when they fail.
+``kernels/``
+    A program as something that runs: NumPy calls on kept buffers, or compiled.
+``feeds/``
+    What people feed: checked, remembered, left where it is, put in order, placed on workers.
+``programs/``
+    From nodes to a fused, differentiated program, its counts, and values and gradients as records.
+``derivatives/``
+    Jacobians and per-sample gradients out of values that are kept.
+``steps/``
+    One optimizer step: its program, its tasks at each grain, its update.
+``costs/``
+    What work costs on this machine and this cluster, and the plan that follows.
+``engine/``
+    What people call for values and derivatives.
+``training/``
+    A training, from `fit` to its last checkpoint.
+"""

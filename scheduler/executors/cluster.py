@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -204,7 +205,7 @@ def dashboard_address(client: Client) -> str | None:
 
 
 def _import_flowgrad() -> None:
-    import flowgrad  # noqa: F401
+    import_module("flowgrad")
 
 
 @contextmanager

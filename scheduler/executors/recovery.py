@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from flowgrad.errors import ClusterError, FeedError, FlowgradError
 
-from . import Lost, TaskFailed
+from .base import Lost, TaskFailed
 
 # Failures in a row, without a step in between, after which a run gives up.
 MAX_LOSSES = 30

@@ -1,4 +1,4 @@
-"""The process and machine: threads, memory, floating point, signals, and what is known of them."""
+"""This process and machine: threads, memory, floating point, signals, and what is known of them."""  # noqa: D404
 
 from .arrays import canonical, clear_arrays, empty_array
 from .blas import COMPILED_BLAS, blas_threads, one_thread
