@@ -12,7 +12,8 @@ from .forecast import (
     spreading,
     step_seconds,
 )
-from .links import Fit, links_of, rates_of, task_links
+from .links import Fit, links_of, task_links
+from .measure import curve_of, program_times, seconds_of
 from .plan import (
     LEAST_HOPS,
     ROUND_SECONDS,
@@ -26,8 +27,8 @@ from .plan import (
     steps_per_round,
     tasks_per_step,
 )
-from .rates import Links, Rates
-from .words import about, columns, count, ms, short, times
+from .times import Links, Times
+from .words import about, columns, count, ms, ratio, short
 
 __all__ = [
     "LARGEST_BATCH",
@@ -38,7 +39,7 @@ __all__ = [
     "Fit",
     "Links",
     "Plan",
-    "Rates",
+    "Times",
     "about",
     "blas_threads_of",
     "choose_grain",
@@ -50,12 +51,15 @@ __all__ = [
     "columns",
     "count",
     "crossing",
+    "curve_of",
     "explain_job",
     "from_step",
     "links_of",
     "ms",
-    "rates_of",
+    "program_times",
+    "ratio",
     "round_threads",
+    "seconds_of",
     "shards_pay",
     "short",
     "spreading",
@@ -63,5 +67,4 @@ __all__ = [
     "steps_per_round",
     "task_links",
     "tasks_per_step",
-    "times",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..programs import Job, Work, work_of
+from ..programs import Computation, Counts, counts_of
 from ..steps import THREAD_FLOPS
 from ..tasks import levels
 from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
-from .rates import Links, Rates, update_bytes
+from .times import Links, Times, update_bytes
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20
@@ -22,7 +22,7 @@ class Case:
 
     Attributes
     ----------
-    work : Work
+    work : Counts
         Of the fused program.
     batch, samples : int
         Samples of a step; of an epoch.
@@ -35,7 +35,7 @@ class Case:
         Bytes of a number.
     """
 
-    work: Work
+    work: Counts
     batch: int
     samples: int
     shards: int
@@ -54,7 +54,7 @@ class Case:
         return -(-self.batch // self.shards)
 
 
-def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
+def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
     """Predict the seconds per optimizer step at a grain.
 
     Parameters
@@ -62,50 +62,46 @@ def step_seconds(case: Case, grain: str, rates: Rates, links: Links) -> float:
     case : Case
     grain : str
         ``"round"``, ``"shard"``, ``"sample"`` (a shard per sample) or ``"node"`` (by NumPy, a task per node and edge).
-    rates : Rates
+    times : Times
         Of the kernel that runs the steps.
     links : Links
     """
     if grain == "round":
-        return round_seconds(case, _round_work(case, rates, links), links)
-    update = rates.update(case.work.params, case.slots)
+        return round_seconds(case, _round_work(case, times, links), links)
     if grain == "node":
         tasks = tasks_per_step(grain, case.shards, case.nodes)
-        compute = case.shards * rates.gradient(case.work, case.largest) + update
+        compute = case.shards * times.gradient(case.largest) + times.update
         waiting = max(tasks * links.task, 2 * case.work.levels * links.hop)
         return compute + waiting + links.window / min(case.steps, max(1, WINDOW_TASKS // tasks))
     parts = case.batch if grain == "sample" else case.shards
-    compute = _spread(case.work, parts, -(-case.batch // parts), rates, links)
-    compute += (parts - 1) * rates.add(case.work.params) + update
+    compute = _spread(parts, -(-case.batch // parts), times, links)
+    compute += times.update
     if grain == "sample":  # a task for each gradient and for each sum of some
         compute += tasks_per_step(grain, parts, case.nodes) * links.task + levels(parts) * links.hop
     return shard_seconds(case, compute, links)
 
 
-def _spread(work: Work, parts: int, samples: int, rates: Rates, links: Links) -> float:
+def _spread(parts: int, samples: int, times: Times, links: Links) -> float:
     """Return the seconds of `parts` gradients of `samples` samples each, as tasks of their own."""
-    gradient = rates.gradient(work, samples)
-    # Tasks of one process wait for each other while they are in Python's interpreter.
-    alone = rates.calls(work) if rates.kernel == "numpy" else 0.0
+    gradient, alone = times.gradient(samples), times.calls
     together = (gradient - alone) * links.crowding(min(parts, links.slots))
     return -(-parts // links.slots) * together + -(-parts // links.workers) * alone
 
 
-def _round_work(case: Case, rates: Rates, links: Links) -> float:
+def _round_work(case: Case, times: Times, links: Links) -> float:
     """Return the seconds of the work of one step inside a round."""
-    return _work_by(round_threads(case, rates, links), case, rates, links)
+    return _work_by(round_threads(case, times, links), case, times, links)
 
 
-def round_threads(case: Case, rates: Rates, links: Links) -> int:
+def round_threads(case: Case, times: Times, links: Links) -> int:
     """Return how many threads share the shards of a round."""
-    return choose_round_threads(links.threads, links.machine, _work_by(links.threads, case, rates, links))
+    return choose_round_threads(links.threads, links.machine, _work_by(links.threads, case, times, links))
 
 
-def _work_by(threads: int, case: Case, rates: Rates, links: Links) -> float:
-    threads = _useful(case, rates.kernel, threads)
-    gradient = rates.gradient(case.work, case.largest) * links.crowding(threads)
-    shared = (case.shards - 1) * rates.add(case.work.params) + rates.update(case.work.params, case.slots)
-    return -(-case.shards // threads) * gradient + shared / threads
+def _work_by(threads: int, case: Case, times: Times, links: Links) -> float:
+    threads = _useful(case, times.kernel, threads)
+    gradient = times.gradient(case.largest) * links.crowding(threads)
+    return -(-case.shards // threads) * gradient + times.update / threads
 
 
 def round_seconds(case: Case, work: float, links: Links) -> float:
@@ -155,7 +151,7 @@ def from_step(case: Case, kernel: str, seconds: float, fixed: float, shared: flo
 
 def _useful(case: Case, kernel: str, threads: int) -> int:
     """Return how many of so many threads share a round's shards."""
-    worth = kernel == "numba" or case.work.product_flops(case.largest) >= THREAD_FLOPS
+    worth = kernel == "numba" or case.work.flops(case.largest) >= THREAD_FLOPS
     return min(threads, case.shards) if worth else 1
 
 
@@ -168,39 +164,35 @@ def spreading(case: Case, kernel: str, links: Links) -> float:
 
 
 def job_seconds(
-    work: Work, samples: int, shards: int, tasks: int, grain: str, rates: Rates, links: Links, blas_threads: int = 1
+    levels_of_work: int, samples: int, shards: int, tasks: int, grain: str, times: Times, links: Links
 ) -> float:
-    """Predict the seconds of values or a gradient over samples, by NumPy's kernel.
+    """Predict the seconds of values or a gradient over samples.
 
     Parameters
     ----------
-    work : Work
+    levels_of_work : int
+        Instructions on the longest way through the program.
     samples, shards : int
     tasks : int
         Tasks in all.
     grain : str
         ``"shard"``, ``"sample"`` or ``"node"``.
-    rates, links : Rates, Links
-    blas_threads : int
-        Threads of each matrix product.
+    times, links : Times, Links
     """
+    largest = -(-samples // shards)
     if grain == "node":
-        waiting = max(tasks * links.task, work.levels * links.hop)
-        return shards * rates.gradient(work, -(-samples // shards)) + waiting
-    products = sum(n * rates.product(p, samples) for p, n in work.products.items())
-    saved = products * (1.0 - 1.0 / blas_threads)
-    hops = 1 + levels(shards)
-    return _spread(work, shards, -(-samples // shards), rates, links) - saved + hops * links.hop + tasks * links.task
+        return shards * times.gradient(largest) + max(tasks * links.task, levels_of_work * links.hop)
+    return _spread(shards, largest, times, links) + (1 + levels(shards)) * links.hop + tasks * links.task
 
 
-def blas_threads_of(job: Job, threads: int) -> int:
+def blas_threads_of(job: Computation, threads: int) -> int:
     """Return how many threads each matrix product of a job may use, if a task alone may use `threads`.
 
     More than one in a single large task; the bits of a job are promised to nobody.
     """
     if threads == 1 or job.grain != "shard" or job.shards > 1:
         return 1
-    return threads if work_of(job.program).product_flops(job.samples) >= BLAS_FROM else 1
+    return threads if counts_of(job.program).products * job.samples >= BLAS_FROM else 1
 
 
 def crossing(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | None:

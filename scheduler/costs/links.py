@@ -17,8 +17,8 @@ from flowgrad.optim import Optimizer
 from ..executors import Executor, LocalExecutor, Lost, Worker
 from ..programs import pick
 from ..tasks import Data, Record, Ref, Task
-from .calibrate import burst, new_state, rates_here
-from .rates import Links, Rates
+from .times import Links
+from .work import burst, new_state
 
 # Trains: optimizer, executor, grain, shards, feeds, epochs -> seconds of the shortest epoch.
 Fit = Callable[[Optimizer, Executor, str, int, dict[Any, Any], int], float]
@@ -101,20 +101,6 @@ def _look(executor: Executor, slots: int) -> tuple[float, float]:
         return seconds(1), seconds(slots)
 
     return steadily(executor, measured)
-
-
-def rates_of(executor: Executor, kernel: str, dtype: str, again: bool = False) -> Rates:
-    """Return the rates of a worker of an executor, from its memory or its disk, or measured there."""
-    name = f"rates-{kernel}-{dtype}"
-    if again or name not in executor.measured:
-
-        def measured(workers: Sequence[Worker]) -> Any:
-            key = f"measure-{uuid.uuid4().hex}"
-            return run_now(executor, {key: Task(rates_here, (kernel, dtype, again))}, [key], workers)[0]
-
-        executor.measured[name] = Rates.from_dict(steadily(executor, measured))
-    found: Rates = executor.measured[name]
-    return found
 
 
 def run_now(

@@ -30,7 +30,7 @@ def ms(seconds: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def times(ratio: float) -> str:
+def ratio(ratio: float) -> str:
     """Return how many times as long something takes.
 
     Examples

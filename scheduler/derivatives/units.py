@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flowgrad.program import Instr, Program
 
-from ..programs import count
+from ..programs import instr_flops
 from ..tasks import combine, prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
@@ -112,7 +112,7 @@ def cut_up(
                 tokens[id(i.attrs)] = token(i.attrs)
         rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
-        flops = count(run[0], program) if apart else 0.0
+        flops = instr_flops(run[0], program) if apart else 0.0
         writes = tuple(i.out for i in run)
         read = [holder.get(a, (a, None)) for a in reads]
         holders = tuple(dict.fromkeys(var for var, _ in read))

@@ -20,7 +20,7 @@ from ..costs import blas_threads_of
 from ..derivatives import DEFAULT_BYTES
 from ..executors import Executor, LocalExecutor
 from ..feeds import check_feeds, check_nodes
-from ..programs import Job, check_grain, lower_forward, lower_gradient
+from ..programs import Computation, check_grain, lower_forward, lower_gradient
 from .lowered import Lowered
 from .products import Products
 from .session import nodes_of
@@ -185,13 +185,13 @@ class Engine(Products):
         if not gradient:
             single = isinstance(targets, Node)
 
-            def lower(grain: str | None) -> Job:
+            def lower(grain: str | None) -> Computation:
                 job = self._forward_job(targets, feeds, grain)
                 return replace(job, finish=_First(job.finish)) if single else job
 
         elif isinstance(targets, Node):
 
-            def lower(grain: str | None) -> Job:
+            def lower(grain: str | None) -> Computation:
                 return self._gradient_job(targets, feeds, None, grain)
 
         else:
@@ -204,11 +204,11 @@ class Engine(Products):
         chosen = check_grain(grain or self.grain)
         return "shard" if chosen in ("auto", "round") else chosen
 
-    def _forward_job(self, nodes: Any, feeds: Any, grain: str | None) -> Job:
+    def _forward_job(self, nodes: Any, feeds: Any, grain: str | None) -> Computation:
         graph, targets = check_nodes(nodes, "forward")
         return lower_forward(targets, graph, check_feeds(graph, feeds, self.dtype), self._grain(grain), self.shards)
 
-    def _gradient_job(self, target: Node, feeds: Any, wrt: Any, grain: str | None) -> Job:
+    def _gradient_job(self, target: Node, feeds: Any, wrt: Any, grain: str | None) -> Computation:
         graph, _ = check_nodes(target, "gradient")
         if target.dim != 1:
             raise GraphError(
@@ -222,7 +222,7 @@ class Engine(Products):
         warn_independent(target, variables)
         return lower_gradient(target, graph, checked, variables, self._grain(grain), self.shards)
 
-    def _run(self, job: Job, single: bool = False) -> Any:
+    def _run(self, job: Computation, single: bool = False) -> Any:
         blas_threads = blas_threads_of(job, self.executor.threads)
         handles = self.executor.submit(job.graph.records, [ref.key for ref in job.keys], blas_threads=blas_threads)
         try:

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import dask.threaded
-import numpy as np
 from dask.base import DaskMethodsMixin
 from dask.utils import key_split
 
 from flowgrad import draw
 
-from ..costs import explain_job, rates_of, task_links
+from ..costs import explain_job, program_times, task_links
 from ..executors import Executor
-from ..programs import Job
+from ..programs import Computation
 from ..tasks import Data, references, to_dask
 
 
@@ -44,10 +43,10 @@ class Lowered(DaskMethodsMixin):
 
     def __init__(
         self,
-        job: Job,
+        job: Computation,
         graph: dict[str, Any] | None = None,
         executor: Executor | None = None,
-        lower: Callable[[str], Job] | None = None,
+        lower: Callable[[str], Computation] | None = None,
     ):
         self.job = job
         self._executor, self._lower = executor, lower
@@ -99,13 +98,8 @@ class Lowered(DaskMethodsMixin):
             "tasks by prefix: " + ", ".join(f"{n} {prefix}" for prefix, n in counts),
         ]
         if self._executor is not None and self._lower is not None:
-            rates = rates_of(self._executor, "numpy", self._dtype())
-            lines += explain_job(job, self._lower, rates, task_links(self._executor))
+            lines += explain_job(job, self._lower, program_times, task_links(self._executor))
         return "\n".join(lines)
-
-    def _dtype(self) -> str:
-        values = (r.value for r in self.job.graph.records.values() if isinstance(r, Data))
-        return next((str(v.dtype) for v in values if isinstance(v, np.ndarray)), "float64")
 
     def __repr__(self) -> str:
         return f"<Lowered: {len(self.dask)} keys, grain {self.job.grain}>"

@@ -16,7 +16,7 @@ from flowgrad.typing import Array
 
 from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
-from ..programs import Placed, compile_forward, compile_gradient, input_var
+from ..programs import JobInputs, compile_forward, compile_gradient, input_var
 from ..tasks import Ref, TaskGraph
 from .jacobian import Derivatives
 
@@ -95,7 +95,7 @@ class Products(Derivatives):
         params = [v for v in moved if v not in checked.arrays]
         program = compile_forward([result], checked, params, self.grain)
         records = TaskGraph()
-        placed = Placed(records, program, graph, checked, self.grain, self.shards)
+        placed = JobInputs(records, program, graph, checked, self.grain, self.shards)
         flat = flat_tangents(program, moved, checked)
         keys = []
         for start, stop in placed.bounds:
@@ -149,7 +149,7 @@ class Products(Derivatives):
         if not named:
             return out
         records = TaskGraph()
-        placed = Placed(records, program, graph, checked, self.grain, self.shards)
+        placed = JobInputs(records, program, graph, checked, self.grain, self.shards)
         flat = flat_tangents(program, moved, checked)
         keys = []
         for start, stop in placed.bounds:

@@ -3,7 +3,7 @@
 from .arrays import canonical, clear_arrays, empty_array
 from .blas import COMPILED_BLAS, blas_threads, one_thread
 from .doctor import Finding, examine
-from .facts import cache_folder, read_cpu, read_facts, read_versions
+from .facts import cache_folder, read_facts
 from .floats import without_subnormals
 from .signals import Interrupts
 from .threads import each_side_by_side, spread
@@ -20,9 +20,7 @@ __all__ = [
     "empty_array",
     "examine",
     "one_thread",
-    "read_cpu",
     "read_facts",
-    "read_versions",
     "spread",
     "without_subnormals",
 ]

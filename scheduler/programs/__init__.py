@@ -10,9 +10,9 @@ from .compile import (
     input_var,
     run_passes,
 )
-from .counts import Product, Work, count, flops, work_of
+from .counts import Counts, counts_of, instr_flops
 from .fuse import Layout
-from .lower import Job, Placed, cut_samples, lower_forward, lower_gradient, lower_share
+from .lower import SHARD_SAMPLES, Computation, JobInputs, cut_samples, lower_forward, lower_gradient, lower_share
 from .work import (
     Gradient,
     add_gradients,
@@ -27,26 +27,26 @@ from .work import (
 )
 
 __all__ = [
+    "SHARD_SAMPLES",
+    "Computation",
+    "Counts",
     "Gradient",
-    "Job",
+    "JobInputs",
     "Layout",
-    "Placed",
-    "Product",
-    "Work",
     "add_gradients",
     "backward_passes",
     "check_grain",
     "collect",
     "compile_forward",
     "compile_gradient",
-    "count",
+    "counts_of",
     "cut_rows",
     "cut_samples",
     "flat_gradient",
     "flat_values",
-    "flops",
     "forward_passes",
     "input_var",
+    "instr_flops",
     "lower_forward",
     "lower_gradient",
     "lower_share",
@@ -56,5 +56,4 @@ __all__ = [
     "run_seeded",
     "take_rows",
     "weights_of",
-    "work_of",
 ]

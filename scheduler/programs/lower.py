@@ -14,7 +14,7 @@ from flowgrad.typing import Array
 
 from ..feeds import Feeds
 from ..kernels import run_instr
-from ..tasks import Ref, TaskGraph, bounds, prefix_of, reduce_tree
+from ..tasks import Data, Ref, TaskGraph, bounds, prefix_of, reduce_tree
 from .compile import compile_forward, compile_gradient, flat_values
 from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
 
@@ -24,7 +24,7 @@ MAX_SHARDS = 16
 
 
 @dataclass
-class Job:
+class Computation:
     """Records, the keys that are wanted, and how their values become the result."""
 
     graph: TaskGraph
@@ -34,6 +34,7 @@ class Job:
     grain: str
     shards: int
     samples: int
+    inputs: JobInputs
 
 
 def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:
@@ -41,7 +42,7 @@ def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int,
     return bounds(samples, samples if grain == "sample" else shards or min(MAX_SHARDS, -(-samples // SHARD_SAMPLES)))
 
 
-class Placed:
+class JobInputs:
     """Feeds, parameters and constants of one call as records, cut into shards."""
 
     def __init__(self, graph: TaskGraph, program: Program, owner: Graph, feeds: Feeds, grain: str, shards: int | None):
@@ -58,6 +59,17 @@ class Placed:
                 self.whole[i.var] = graph.data("feed", feeds.arrays[variable])
             elif i.role != "seed":
                 self.whole[i.var] = graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype))
+
+    def arrays(self, samples: int) -> list[Array]:
+        """Return the inputs of the program, but the seed, for so many samples; they are taken again where there are fewer."""
+        found = []
+        for i in self.program.inputs:
+            if i.role != "seed":
+                record = self.graph.records[self.whole[i.var].key]
+                assert isinstance(record, Data)
+                value = record.value
+                found.append(value[np.arange(samples) % len(value)] if i.role == "feed" else value)
+        return found
 
     def inputs(self, start: int, stop: int) -> dict[int, Ref]:
         """Return the inputs of one shard, but the seed."""
@@ -77,11 +89,11 @@ def lower_nodes(graph: TaskGraph, program: Program, inputs: dict[int, Ref]) -> d
     return refs
 
 
-def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None) -> Job:
+def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None) -> Computation:
     """Lower values of `targets` for every sample; the result is a list of arrays ``(N, dim)``."""
     graph = TaskGraph()
     program = compile_forward(targets, feeds, (), grain)
-    placed = Placed(graph, program, owner, feeds, grain, shards)
+    placed = JobInputs(graph, program, owner, feeds, grain, shards)
     names = tuple(str(k) for k in range(len(targets)))
     keys: list[Ref] = []
     held = None if grain == "node" else graph.data("program", program)
@@ -104,16 +116,16 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
             out.append(np.concatenate(parts) if len(parts) > 1 else np.array(parts[0]))
         return out
 
-    return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)
+    return Computation(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples, placed)
 
 
 def lower_gradient(
     target: Node, owner: Graph, feeds: Feeds, wrt: Sequence[Variable], grain: str, shards: int | None
-) -> Job:
+) -> Computation:
     """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``."""
     graph = TaskGraph()
     program, named = compile_gradient(target, feeds, wrt, grain)
-    placed = Placed(graph, program, owner, feeds, grain, shards)
+    placed = JobInputs(graph, program, owner, feeds, grain, shards)
     names = tuple(name for name, _ in named)
     held = None if grain == "node" else graph.data("program", program)
     seed = program.inputs[-1].var
@@ -141,7 +153,7 @@ def lower_gradient(
             at += size
         return out
 
-    return Job(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples)
+    return Computation(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples, placed)
 
 
 def lower_share(

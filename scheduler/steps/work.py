@@ -17,7 +17,7 @@ from flowgrad.typing import Array
 
 from ..kernels import can_compile, compiled_round, kernel_of
 from ..machine import canonical, without_subnormals
-from ..programs import Gradient, add_gradients, flat_gradient, flops, run_seeded
+from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
 from .step import Step, arrange
 
@@ -55,8 +55,7 @@ class Scratch:
 def worth_threads(program: Program, steps: Sequence[Sequence[Array]], threads: int) -> bool:
     """Whether shards are worth a thread each."""
     shards, largest = max(map(len, steps)), max(map(len, steps[0]), default=0)
-    fixed, each = flops(program)
-    return min(threads, shards) > 1 and fixed + each * largest >= THREAD_FLOPS
+    return min(threads, shards) > 1 and counts_of(program).flops(largest) >= THREAD_FLOPS
 
 
 @contextmanager

@@ -1,35 +1,37 @@
-"""What a training would cost, before it runs: the arithmetic that follows from the work, and what each grain would take."""
+"""What a training will do and what that costs: its own steps, run here and timed, and what follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
-from flowgrad.optim import Optimizer
+import numpy as np
+
+from flowgrad.typing import Array
 
 from ..costs import (
     LARGEST_BATCH,
     LEAST_HOPS,
     TASKS,
     Case,
-    Fit,
     Links,
     Plan,
-    Rates,
+    Times,
     about,
     choose_grain,
     choose_kernel,
     choose_plan,
+    choose_round_threads,
     choose_shards,
     columns,
     count,
     crossing,
+    curve_of,
     from_step,
     links_of,
     ms,
-    rates_of,
-    round_threads,
+    ratio,
+    seconds_of,
     shards_pay,
     short,
     spreading,
@@ -37,65 +39,124 @@ from ..costs import (
     steps_per_round,
     task_links,
     tasks_per_step,
-    times,
 )
-from ..engine import Engine
-from ..executors import Executor
-from ..feeds import Feeds, check_batch_size, check_feeds
-from ..kernels import why_not_compiled
-from ..programs import flops, work_of
-from ..steps import Step, compile_step
+from ..feeds import Chunked
+from ..kernels import compiled_round, why_not_compiled
+from ..machine import one_thread
+from ..programs import counts_of
+from ..steps import run_round
+from ..tasks import bounds
+from .job import TrainingJob
 
 # Grains that give the same bits, of which `auto` takes one.
 AUTO = ("round", "shard")
+# Samples of the largest shard that is timed.
+LARGEST_SHARD = 1024
 FROM_WORK = "they follow from the work alone, so that results are the same everywhere"
 
 
-def choose_arithmetic(
-    step: Step, optimizer: Optimizer, engine: Engine, samples: int, epochs: int
-) -> tuple[int, tuple[str, str]]:
-    """Return shards and kernel (and why), which fix the bits: from the work alone, so that they are the same everywhere."""
-    fixed, each = flops(step.program)
-    work = fixed + each * optimizer.batch_size
-    updates = epochs * -(-samples // optimizer.batch_size)
-    unsupported = why_not_compiled(step.program, step.names)
-    if optimizer.privacy is not None:
-        unsupported = "gradients are clipped per sample"
-    kernel = choose_kernel(engine.kernel, engine.grain, work * updates, unsupported)
-    return choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, kernel[0]), kernel
-
-
-def case_of(step: Step, optimizer: Optimizer, feeds: Feeds, shards: int, batch: int | None = None) -> Case:
-    """Return a training in numbers; of `batch` samples per update, where that is not the optimizer's batch size."""
-    slots, nodes, batch = len(optimizer.rule.slots), len(optimizer.graph.nodes), batch or optimizer.batch_size
-    return Case(work_of(step.program), batch, feeds.samples, shards, slots, nodes, feeds.dtype.itemsize)
-
-
-def measured_costs(
-    case: Case, compiled: bool, seconds: float, fixed: float, shared: float, executor: Executor, fit: Fit
-) -> dict[str, float]:
-    """Return the seconds per step at each of the grains `AUTO`, from a step that was measured in one task.
+class Trial:
+    """Steps of a training, run in this process as `fit` runs them, and timed; no variable changes.
 
     Parameters
     ----------
-    case : Case
-    compiled : bool
-    seconds, fixed, shared : float
-        Of a step in one task, by the threads of a worker; of one with a single sample in each shard; of one by the threads that
-        rounds use.
-    executor : Executor
-    fit : callable
+    job : TrainingJob
 
-    Returns
-    -------
-    dict
-        Empty where it is plain that a task per shard cannot pay; then nothing more is measured.
+    Attributes
+    ----------
+    shards : int
+    kernel : (str, str)
+        Kernel and why; shards and kernel fix the bits, and follow from the work alone, so that they are the same everywhere.
+    case : Case
+        The training in numbers.
+    seconds, shared : float
+        Of a step in one task, by the threads of a worker; by the threads that rounds use.
     """
-    kernel = "numba" if compiled else "numpy"
-    near = task_links(executor)
-    if (seconds - fixed) * (1.0 - spreading(case, kernel, near)) < LEAST_HOPS * near.hop:
-        return {}
-    return from_step(case, kernel, seconds, fixed, shared, links_of(executor, fit))
+
+    def __init__(self, job: TrainingJob):
+        self.job = job
+        settings = job.settings
+        optimizer, engine, counts = settings.optimizer, settings.engine, counts_of(job.step.program)
+        work = counts.flops(optimizer.batch_size)
+        updates = job.epochs * -(-job.feeds.samples // optimizer.batch_size)
+        self.why_not = why_not_compiled(job.step.program, job.step.names)
+        if optimizer.privacy is not None:
+            self.why_not = "gradients are clipped per sample"
+        self.kernel = choose_kernel(engine.kernel, engine.grain, work * updates, self.why_not)
+        shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
+        self.shards = shards * settings.accumulate  # accumulating gradients is having more shards, of the same size
+        slots, nodes = len(optimizer.rule.slots), len(optimizer.graph.nodes)
+        self.case = Case(
+            counts, settings.batch_size, job.feeds.samples, self.shards, slots, nodes, job.feeds.dtype.itemsize
+        )
+        self.seconds = self.shared = 0.0
+        self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
+
+    def plan(self) -> Plan:
+        """Choose the plan, from the work and from what a step takes."""
+        engine = self.job.settings.engine
+        executor, costs = engine.executor, {}
+        parts = bounds(self.case.batch, self.shards)
+        self.seconds = self.shared = self._step(parts, executor.threads)
+        threads = choose_round_threads(executor.threads, executor.machine_threads(executor.workers()), self.seconds)
+        if threads > executor.threads and engine.grain in ("auto", "round"):
+            self.shared = self._step(parts, threads)
+        kernel, why = self.kernel
+        if kernel == "numba":
+            why = compiled_round(self.job.step.program, self.job.step.names, self.job.rule, self.job.feeds.dtype).told
+        if self.shards > 1 and engine.grain == "auto" and self._may_spread():
+            costs = self.costs(links_of(executor, self.job.settings.fit))
+        return choose_plan(
+            choose_grain(engine.grain, costs), self.shards, (kernel, why), self.shared, self.case.nodes, threads
+        )
+
+    @cached_property
+    def fixed(self) -> float:
+        """Seconds of a step with a single sample in each shard: what more workers do not shorten."""
+        parts = bounds(self.case.batch, self.shards)
+        return self._step([(start, start + 1) for start, _ in parts], self.job.settings.engine.executor.threads)
+
+    def _may_spread(self) -> bool:
+        """Whether a task per shard can pay at all; if not, nothing more need be measured."""
+        near = task_links(self.job.settings.engine.executor)
+        saved = (self.seconds - self.fixed) * (1.0 - spreading(self.case, self.kernel[0], near))
+        return saved >= LEAST_HOPS * near.hop
+
+    def costs(self, links: Links) -> dict[str, float]:
+        """Return the seconds per step at each of the grains `AUTO`, from the step that was timed."""
+        return from_step(self.case, self.kernel[0], self.seconds, self.fixed, self.shared, links)
+
+    def times(self, kernel: str) -> Times:
+        """Return what steps take by a kernel: of one shard at three sizes, and of two."""
+        compiled, largest = kernel == "numba", self.case.largest
+        other = min(8 * largest, LARGEST_SHARD) if 2 * largest <= LARGEST_SHARD else largest // 8
+        curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, compiled), (1, largest, other))
+        two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, compiled))
+        return Times(kernel, curve, max(two - curve[0][1], 0.0))
+
+    def _step(self, parts: list[tuple[int, int]], threads: int) -> float:
+        """Return the seconds of one step with these shards; more looks where a choice hangs on it."""
+        compiled = self.kernel[0] == "numba"
+        tries = 6 if self.job.settings.engine.grain == "auto" else 3
+        return seconds_of(lambda repetitions: self._run(parts, threads, repetitions, compiled), tries, 0.25)
+
+    def _run(self, parts: list[tuple[int, int]], threads: int, repetitions: int, compiled: bool) -> None:
+        job, rows = self.job, self._rows
+        shards = [rows[start % len(rows) :][: stop - start] for start, stop in parts]
+        step = replace(job.step, compiled=compiled)
+        with one_thread():
+            run_round(step, job.rule, (job.state, []), job.const(), self._arrays, [shards] * repetitions, threads)
+
+
+def _readable(job: TrainingJob, count: int) -> tuple[list[Array], Array]:
+    """Return what steps may read: feeds, and random rows of them as in an epoch; zeros where a feed is elsewhere."""
+    feeds, samples = job.fed(), job.feeds.samples
+    rows = np.random.default_rng(0).integers(0, samples, count)
+    if any(isinstance(feed, Chunked) for feed in feeds):
+        rows = np.arange(count) % samples
+    least = 1 + int(rows.max())
+    dtype = job.feeds.dtype
+    return [np.zeros((least, f.form.dim), dtype) if isinstance(f, Chunked) else f for f in feeds], rows
 
 
 @dataclass(frozen=True)
@@ -107,40 +168,41 @@ class Estimate:
     plan : Plan
     case : Case
         The training in numbers.
-    rates : dict
-        Rates of a worker by kernel; those of the plan's kernel, and of NumPy.
+    times : dict
+        What the parts of a step take, by kernel; that of the plan, and NumPy's.
     links : Links
     where : str
         Name of the executor.
-    flops : float
-        Operations of a step.
+    measured : dict
+        Seconds per step at each of the grains `AUTO`, by the plan's kernel and shards: from the whole step.
     shards_asked : bool
         Whether the number of shards was given, or comes with the grain or accumulated gradients.
     """
 
     plan: Plan
     case: Case
-    rates: dict[str, Rates]
+    times: dict[str, Times]
     links: Links
     where: str
-    flops: float
+    measured: dict[str, float]
     shards_asked: bool
 
     def seconds(self, grain: str | None = None, kernel: str | None = None, shards: int | None = None) -> float:
-        """Return the predicted seconds per step; of the plan, but for what is given."""
+        """Return the seconds per step to be expected; of the plan, but for what is given."""
         grain = grain or self.plan.grain
         kernel = "numpy" if grain == "node" else kernel or self.plan.kernel
+        if grain in self.measured and kernel == self.plan.kernel and shards in (None, self.case.shards):
+            return self.measured[grain]
         case = replace(
             self.case, shards=shards or (1 if grain == "node" and self.plan.grain != "node" else self.case.shards)
         )
-        return step_seconds(case, grain, self.rates[kernel], self.links)
+        return step_seconds(case, grain, self.times[kernel], self.links)
 
     def at_batch(self, batch: int) -> Estimate:
         """Return the estimate at another batch size, with as many shards as would be chosen there."""
-        each = self.flops / self.case.batch
-        shards = choose_shards("auto", None, batch, each * batch, self.plan.kernel)
+        shards = choose_shards("auto", None, batch, self.case.work.flops(batch), self.plan.kernel)
         case = replace(self.case, batch=batch, samples=max(batch, self.case.samples), shards=shards)
-        return replace(self, case=case, flops=each * batch)
+        return replace(self, case=case, measured={})
 
     def break_even(self) -> int | None:
         """Return the batch size from which on a task per shard is chosen; None if there is none."""
@@ -152,55 +214,37 @@ class Estimate:
         return crossing(pays)
 
 
-def estimate(
-    optimizer: Optimizer,
-    engine: Engine,
-    feeds: Mapping[Any, Any] | Feeds,
-    epochs: int,
-    fit: Fit,
-    again: bool = False,
-    accumulate: int = 1,
-) -> Estimate:
-    """Predict what a training would cost, from its work and measured rates; it does not run.
+def plan_training(job: TrainingJob) -> Plan:
+    """Return the plan of a training, from its work and from what its step takes here."""
+    return Trial(job).plan()
+
+
+def estimate(job: TrainingJob, again: bool = False) -> Estimate:
+    """Return what a training would do and take: the plan that `fit` would choose, and what each alternative takes.
 
     Parameters
     ----------
-    optimizer : Optimizer
-    engine : Engine
-    feeds : dict or Feeds
-    epochs : int
-    fit : callable
-        How to train, for what tasks cost.
+    job : TrainingJob
     again : bool
-        Measure rates anew that are known from earlier.
-    accumulate : int
-        Mini-batches for one update.
+        Measure anew what tasks cost, even if it is known from earlier.
     """
-    checked = feeds if isinstance(feeds, Feeds) else check_feeds(optimizer.graph, feeds, engine.dtype, lazy=True)
-    check_batch_size(optimizer.batch_size, checked.samples, accumulate)
-    step = compile_step(optimizer.target, checked, optimizer.variables(without=checked.arrays), "shard")
-    shards, kernel = choose_arithmetic(step, optimizer, engine, checked.samples, epochs)
-    fixed, each = flops(step.program)
-    shards *= accumulate
-    case = case_of(step, optimizer, checked, shards, optimizer.batch_size * accumulate)
-    kernels = {kernel[0], "numpy"}
-    if engine.kernel == "auto" and not why_not_compiled(step.program, step.names):
-        kernels.add("numba")
-    dtype = str(checked.dtype)
-    rates = {name: rates_of(engine.executor, name, dtype, again) for name in sorted(kernels)}
-    links = links_of(engine.executor, fit)
-    costs = {grain: step_seconds(case, grain, rates[kernel[0]], links) for grain in AUTO}
-    grain = choose_grain(engine.grain, costs)
-    work = costs["round"] if grain[0] == "round" else step_seconds(case, grain[0], rates[kernel[0]], links)
-    plan = choose_plan(grain, shards, kernel, work, case.nodes, round_threads(case, rates[kernel[0]], links))
-    asked = engine.shards is not None or accumulate > 1 or plan.grain in ("node", "sample")
-    return Estimate(plan, case, rates, links, engine.executor.name, fixed + each * case.batch, asked)
+    engine = job.settings.engine
+    if again:
+        engine.executor.measured.clear()
+    trial = Trial(job)
+    plan = trial.plan()
+    links = links_of(engine.executor, job.settings.fit)
+    times = {kernel: trial.times(kernel) for kernel in sorted({plan.kernel, "numpy"})}
+    asked = engine.shards is not None or job.settings.accumulate > 1 or plan.grain in ("node", "sample")
+    measured = {} if plan.grain in ("node", "sample") else trial.costs(links)
+    return Estimate(plan, trial.case, times, links, engine.executor.name, measured, asked)
 
 
 def explain_training(e: Estimate) -> str:
     """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
     plan, case = e.plan, e.case
-    share = 100 * min(case.work.product_flops(case.batch) / max(e.flops, 1.0), 1.0)
+    flops = case.work.flops(case.batch)
+    share = 100 * case.work.products * case.batch / max(flops, 1.0)
     lines = [
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
@@ -208,9 +252,9 @@ def explain_training(e: Estimate) -> str:
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
         *_threads(e),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
-        f"a step: {count(case.batch, 'sample')}, {short(e.flops)} operations ({share:.0f} % in matrix products), "
+        f"a step: {count(case.batch, 'sample')}, {short(flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",
-        f"predicted: {ms(e.seconds())} ms per step, {case.batch / e.seconds():,.0f} samples/s",
+        f"expected: {ms(e.seconds())} ms per step, {case.batch / e.seconds():,.0f} samples/s",
         "",
         *_table(e),
         *_other_shards(e),
@@ -250,12 +294,12 @@ def _other_shards(e: Estimate) -> list[str]:
 
 
 def _table(e: Estimate) -> list[str]:
-    kernels: list[str] = [k for k in ("numba", "numpy") if k in e.rates]
+    kernels: list[str] = [k for k in ("numba", "numpy") if k in e.times]
     head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
     rows = []
     for grain, text in TASKS.items():
         found = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
-        ratio = found.get(e.plan.kernel, found["numpy"]) / e.seconds()
+        against = found.get(e.plan.kernel, found["numpy"]) / e.seconds()
         steps = min(steps_per_round(e.seconds("round")), e.case.steps)
         parts = e.case.batch if grain == "sample" else e.case.shards
         tasks = 1 / steps if grain == "round" else tasks_per_step(grain, parts, e.case.nodes, e.links.workers)
@@ -265,7 +309,7 @@ def _table(e: Estimate) -> list[str]:
                 text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // max(1, round(tasks))), "sample")),
                 f"{tasks:,.0f}" if tasks >= 1 else f"{tasks:.2g}",
                 *(ms(found[k]) if k in found else "-" for k in kernels),
-                "the plan" if grain == e.plan.grain else times(ratio),
+                "the plan" if grain == e.plan.grain else ratio(against),
             ]
         )
     return columns([head, *rows], right=range(2, 3 + len(kernels)))
@@ -283,12 +327,14 @@ def _break_even(e: Estimate) -> str:
 
 
 def _measured(e: Estimate) -> list[str]:
-    links, rates = e.links, e.rates[e.plan.kernel]
-    told = [
-        f"matrix products: {rates.peak() / 1e9:.0f} billion operations per second and thread ({rates.dtype})",
+    links, lines = e.links, []
+    for kernel, times in e.times.items():
+        sizes = ", ".join(f"{ms(seconds)} ms for {count(n, 'sample')}" for n, seconds in times.steps)
+        lines.append(f"steps of one shard by {kernel}: {sizes}")
+    lines.append(
         f"tasks: {ms(links.task)} ms each, {ms(links.hop)} ms if one waits for another; "
-        f"a step cut into two tasks: {ms(links.step)} ms beside its work",
-    ]
+        f"a step cut into two tasks: {ms(links.step)} ms beside its work"
+    )
     if links.move > 0:
-        told.append(f"between workers: {short(1 / links.move)} bytes per second")
-    return told
+        lines.append(f"between workers: {short(1 / links.move)} bytes per second")
+    return lines

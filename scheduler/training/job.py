@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,17 +12,13 @@ from flowgrad.graph import Variable
 from flowgrad.optim import Optimizer, warn_independent
 from flowgrad.typing import Array
 
-from ..costs import ROUND_SECONDS, Fit, Plan, choose_grain, choose_plan, choose_round_threads
+from ..costs import Fit, Plan
 from ..engine import Engine
-from ..feeds import Chunked, Feeds, check_batch_size, check_feeds
-from ..kernels import compiled_round
-from ..machine import one_thread
+from ..feeds import Feeds, check_batch_size, check_feeds
 from ..programs import flat_values
-from ..steps import compile_private, compile_step, run_round
-from ..tasks import bounds
+from ..steps import compile_private, compile_step
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
-from .estimate import case_of, choose_arithmetic, measured_costs
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class Settings:
         return self.optimizer.batch_size * self.accumulate
 
 
-class Job:
+class TrainingJob:
     """The step of a training run, made ready.
 
     Parameters
@@ -132,31 +126,6 @@ class Job:
             self._copy(ordered[slot], state[slot], back=True)
         self.settings.optimizer.keep({**ordered, "t": state["t"].copy()})
 
-    # -- plan ---------------------------------------------------------------------------------------------------
-
-    def choose(self) -> Plan:
-        """Return a plan, from the work and from what a step takes."""
-        optimizer, engine, settings = self.settings.optimizer, self.settings.engine, self.settings
-        shards, kernel = choose_arithmetic(self.step, optimizer, engine, self.feeds.samples, self.epochs)
-        shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
-        self.step = replace(self.step, compiled=kernel[0] == "numba")
-        rows = [np.arange(start, stop) for start, stop in bounds(settings.batch_size, shards)]
-        executor, costs = engine.executor, {}
-        seconds = shared = self._step_seconds(rows, executor.threads)
-        threads = choose_round_threads(executor.threads, executor.machine_threads(executor.workers()), seconds)
-        if threads > executor.threads and engine.grain in ("auto", "round"):
-            shared = self._step_seconds(rows, threads)
-        if self.step.compiled:
-            code = compiled_round(self.step.program, self.step.names, self.rule, self.feeds.dtype)
-            kernel = (kernel[0], code.told)
-        if engine.grain == "auto" and shards > 1:
-            fixed = self._step_seconds([shard[:1] for shard in rows], executor.threads)
-            case = case_of(self.step, optimizer, self.feeds, shards, settings.batch_size)
-            costs = measured_costs(case, self.step.compiled, seconds, fixed, shared, executor, settings.fit)
-        return choose_plan(
-            choose_grain(engine.grain, costs), shards, kernel, shared, len(optimizer.graph.nodes), threads
-        )
-
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
         self.step = replace(self.step, compiled=plan.kernel == "numba")
@@ -164,24 +133,6 @@ class Job:
             target, layout = self.settings.optimizer.target, self.step.program.layout
             step = compile_step(target, self.feeds, self.variables, "node", layout)
             self.step = replace(step, private=self.step.private)
-
-    def _step_seconds(self, shards: list[Array], threads: int) -> float:
-        """Measure one optimizer step in one task by some threads; several at a time where one is too short to measure."""
-        rows = 1 + max(int(shard.max(initial=0)) for shard in shards)  # compiled kernels do not check
-        arrays = [_sample(feed, rows, self.feeds.dtype) for feed in self.fed()]
-        best, steps, spent = math.inf, 1, 0.0
-        for tries in range(6 if self.settings.engine.grain == "auto" else 3):  # a choice hangs on it, or only a length
-            start = time.perf_counter()
-            with one_thread():
-                many = [shards] * steps
-                run_round(self.step, self.rule, (self.state, []), self.const(), arrays, many, threads)
-            seconds = time.perf_counter() - start
-            best = min(best, seconds / steps)
-            steps = max(1, min(32, int(0.01 / best)))
-            spent += seconds if tries else 0.0  # the first one may compile
-            if tries and spent > ROUND_SECONDS:
-                break
-        return best
 
     # -- what its tasks read ------------------------------------------------------------------------------------
 
@@ -196,10 +147,3 @@ class Job:
         if not self.step.program.size("const"):
             return None
         return flat_values(self.step.program, self.settings.optimizer.graph, "const", self.feeds.dtype)
-
-
-def _sample(feed: Any, rows: int, dtype: Any) -> Array:
-    """Return at least so many rows, for measuring: the feed's own, or zeros where they are elsewhere."""
-    if isinstance(feed, Chunked):
-        return np.zeros((rows, feed.form.dim), dtype)
-    return feed

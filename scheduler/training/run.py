@@ -16,9 +16,10 @@ from ..feeds import Batches, Epoch, Placement, check_feeds
 from ..machine import Interrupts
 from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
+from .estimate import plan_training
 from .evaluation import Evaluation
 from .history import History, Steps
-from .job import Job, Settings
+from .job import Settings, TrainingJob
 from .windows import Windows
 
 
@@ -44,13 +45,13 @@ class Run:
         interrupts: Interrupts,
     ):
         self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
-        self.job = job = Job(settings, feeds, epochs)
+        self.job = job = TrainingJob(settings, feeds, epochs)
         graph, target = settings.optimizer.graph, settings.optimizer.target
         checked = None if validation is None else check_feeds(graph, validation, job.feeds.dtype, lazy=True)
         layout = job.step.program.layout
         found = read_checkpoint(saver.folder) if saver is not None and resume else None
         if found is None:
-            self.plan = job.choose()
+            self.plan = plan_training(job)
         else:
             assert saver is not None
             check_same_run(saver.folder, found.about["run"], job.identity)

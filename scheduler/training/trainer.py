@@ -23,7 +23,7 @@ from .checkpoint import Checkpoints, Saver
 from .estimate import estimate, explain_training
 from .evaluation import Evaluation
 from .history import History
-from .job import Settings
+from .job import Settings, TrainingJob
 from .run import Run
 
 
@@ -208,8 +208,7 @@ class Trainer:
         >>> "plan: grain" in trainer.explain({x: [1.0, 2.0]})
         True
         """
-        accumulate = self.settings.accumulate
-        return explain_training(estimate(self.optimizer, self.engine, feeds, epochs, shortest_epoch, again, accumulate))
+        return explain_training(estimate(TrainingJob(self.settings, feeds, epochs), again))
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.

@@ -25,28 +25,18 @@ from flowgrad.scheduler.costs.plan import (
     choose_shards,
     steps_per_round,
 )
-from flowgrad.scheduler.costs.rates import INPUTS, OUTPUTS, SAMPLES, Links, Rates, on_curve
-from flowgrad.scheduler.programs.counts import Loop, Product, Work
+from flowgrad.scheduler.costs.times import Links, Times, between
+from flowgrad.scheduler.programs.counts import Counts
 
 FLOPS = 1e11
 GRAINS = ("round", "shard", "sample", "node")
 
 
-def machine(kernel="numba", speed=FLOPS, call=1e-6):
-    """A machine whose matrix products take 2 m n k / `speed` seconds."""
-    grid = [[[2 * m * n * k / speed for k in INPUTS] for n in OUTPUTS] for m in SAMPLES]
-    curve = ((1e3, 1e-11), (1e8, 5e-11))
-    return Rates(
-        kernel,
-        "float32",
-        1e-6,
-        call,
-        dict.fromkeys(("value", "input", "matrix"), grid),
-        curve,
-        1e-9,
-        1e-9,
-        curve,
-        curve,
+def machine(case, kernel="numba", speed=FLOPS, call=1e-5):
+    """What a machine takes for the steps of a training that does 1e11 operations per second."""
+    sizes = sorted({1, case.largest, 1024})
+    return Times(
+        kernel, tuple((n, 2 * call + case.work.flops(n) / speed) for n in sizes), call + case.work.each / speed
     )
 
 
@@ -58,16 +48,15 @@ def cluster(workers=2, threads=1, hop=6e-3):
 
 def net(hidden=90, batch=32, shards=2, samples=50_000, nodes=407):
     """A net of 784 inputs, `hidden` units and 10 outputs."""
-    products = {
-        Product("value", hidden, 784): 1,
-        Product("value", 10, hidden): 1,
-        Product("input", 10, hidden): 1,
-        Product("matrix", 10, hidden): 1,
-        Product("matrix", hidden, 784): 1,
-    }
-    loops = {Loop(3 * hidden, hidden): 3, Loop(30, 10): 4}
-    work = Work(products, loops, 0, 30, 2, 20, 794, hidden * 785 + 10 * (hidden + 1), 12)
+    params = hidden * 785 + 10 * (hidden + 1)
+    products = 2.0 * (2 * 784 * hidden + 3 * 10 * hidden)
+    work = Counts(0.0, products + 12 * hidden, products, params, 12)
     return Case(work, batch, samples, shards, 2, nodes)
+
+
+def both(case, links, kernel="numba"):
+    """Seconds per step at the two grains of which `auto` chooses one."""
+    return {grain: step_seconds(case, grain, machine(case, kernel), links) for grain in ("round", "shard")}
 
 
 sizes = st.integers(1, 20_000)
@@ -78,22 +67,22 @@ places = st.builds(cluster, st.integers(1, 8), st.integers(1, 8), st.floats(1e-6
 @given(nets, places, st.sampled_from(GRAINS), st.sampled_from(["numba", "numpy"]))
 def test_predictions_are_positive_and_finite(case, links, grain, kernel):
     case = replace(case, shards=min(case.shards, case.batch))
-    assert 0 < step_seconds(case, grain, machine(kernel), links) < math.inf
+    assert 0 < step_seconds(case, grain, machine(case, kernel), links) < math.inf
 
 
 @given(nets, places, st.sampled_from(GRAINS))
 def test_more_samples_take_no_less(case, links, grain):
     case = replace(case, shards=1, samples=10**6)
     more = replace(case, batch=2 * case.batch)
-    rates = machine()
+    times = machine(case)
     # Per step: what is spent once per epoch is spread over half as many steps.
-    assert step_seconds(more, grain, rates, links) >= 0.999 * step_seconds(case, grain, rates, links)
+    assert step_seconds(more, grain, times, links) >= 0.999 * step_seconds(case, grain, times, links)
 
 
 @given(nets, places, st.sampled_from(GRAINS), st.floats(1.0, 10.0))
 def test_a_faster_machine_takes_no_longer(case, links, grain, factor):
     case = replace(case, shards=min(case.shards, case.batch))
-    slow, fast = machine(), machine(speed=factor * FLOPS)
+    slow, fast = machine(case), machine(case, speed=factor * FLOPS)
     assert step_seconds(case, grain, fast, links) <= step_seconds(case, grain, slow, links) * (1 + 1e-9)
 
 
@@ -102,16 +91,13 @@ def test_slower_links_make_tasks_dearer(case, links, factor):
     case = replace(case, shards=min(case.shards, case.batch))
     slower = cluster(links.workers, links.threads, links.hop * factor)
     for grain in ("shard", "node"):
-        before = step_seconds(case, grain, machine(), links)
-        assert step_seconds(case, grain, machine(), slower) >= before * (1 - 1e-9)
+        before = step_seconds(case, grain, machine(case), links)
+        assert step_seconds(case, grain, machine(case), slower) >= before * (1 - 1e-9)
 
 
 def test_round_for_tiny_steps_and_shard_for_large_ones():
-    rates, links = machine(), cluster(2)
-    costs = {
-        batch: {g: step_seconds(net(1024, batch, 8), g, rates, links) for g in ("round", "shard")}
-        for batch in (32, 16384)
-    }
+    links = cluster(2)
+    costs = {batch: both(net(1024, batch, 8), links) for batch in (32, 16384)}
     assert choose_grain("auto", costs[32])[0] == "round"
     assert choose_grain("auto", costs[16384])[0] == "shard"
     assert costs[16384]["shard"] < 0.65 * costs[16384]["round"]
@@ -119,16 +105,15 @@ def test_round_for_tiny_steps_and_shard_for_large_ones():
 
 def test_one_task_at_a_time_makes_rounds():
     for batch in (32, 16384):
-        costs = [step_seconds(net(1024, batch, 8), g, machine(), cluster(1)) for g in ("round", "shard")]
-        assert costs[0] < costs[1]
+        costs = both(net(1024, batch, 8), cluster(1))
+        assert costs["round"] < costs["shard"]
 
 
 def test_a_round_uses_the_threads_of_a_worker():
     """So that tasks for the same threads bring nothing: compiled kernels, and NumPy's where a shard is worth a thread."""
     links = cluster(1, 2, hop=1e-4)
     case = net(1024, 16384, 8)
-    compiled = {g: step_seconds(case, g, machine(), links) for g in ("round", "shard")}
-    plain = {g: step_seconds(case, g, machine("numpy"), links) for g in ("round", "shard")}
+    compiled, plain = both(case, links), both(case, links, "numpy")
     assert compiled["round"] < compiled["shard"] < 1.1 * compiled["round"]
     assert plain["round"] < plain["shard"] < 1.1 * plain["round"]
     small = net(8, 256, 8)
@@ -138,30 +123,22 @@ def test_a_round_uses_the_threads_of_a_worker():
 
 def test_tasks_of_one_process_share_the_interpreter():
     """Two small NumPy gradients gain nothing side by side in one process, but in two."""
-    rates, case = machine("numpy", call=1e-5), net(4, 8, 2)
-    free = {"hop": 1e-9}
-    together = step_seconds(case, "shard", rates, cluster(1, 2, **free))
-    apart = step_seconds(case, "shard", rates, cluster(2, 1, **free))
-    assert apart < 0.7 * together
+    case, free = net(4, 8, 2), {"hop": 1e-9}
+    times = machine(case, "numpy", call=2e-4)
+    together = step_seconds(case, "shard", times, cluster(1, 2, **free))
+    apart = step_seconds(case, "shard", times, cluster(2, 1, **free))
+    assert apart < 0.8 * together
 
 
 def test_the_break_even_is_where_costs_cross():
-    rates, links = machine(), cluster(2)
-
-    def saved(batch):
-        case = net(512, batch, 8)
-        return step_seconds(case, "round", rates, links) - step_seconds(case, "shard", rates, links)
+    def saved(batch, hop=6e-3):
+        costs = both(net(512, batch, 8), cluster(2, hop=hop))
+        return costs["round"] - costs["shard"]
 
     found = crossing(lambda batch: saved(batch) > 0)
     assert found is not None
     assert saved(found) > 0 >= saved(found - 1)
-    slower = cluster(2, hop=12e-3)
-    later = crossing(
-        lambda b: (
-            step_seconds(net(512, b, 8), "round", rates, slower) > step_seconds(net(512, b, 8), "shard", rates, slower)
-        )
-    )
-    assert later > 1.5 * found
+    assert crossing(lambda batch: saved(batch, hop=12e-3) > 0) > 1.5 * found
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 3, 100, 1023, 1024, 1025, 99_999])
@@ -203,13 +180,10 @@ def test_what_workers_do_not_shorten_stays():
 def test_long_steps_may_use_the_threads_of_other_workers_on_the_machine():
     long, short = net(hidden=1000, batch=4096, shards=4), net(batch=32, shards=4)
     own, other = replace(cluster(2), machine=2), cluster(2)
-    rates = machine()
-    assert step_seconds(long, "round", rates, own) == pytest.approx(
-        step_seconds(long, "round", rates, other) / 2, rel=0.1
-    )
-    assert step_seconds(short, "round", rates, own) == step_seconds(short, "round", rates, other)
-    assert round_threads(long, rates, own) == 2
-    assert round_threads(short, rates, own) == round_threads(long, rates, other) == 1
+    assert both(long, own)["round"] == pytest.approx(both(long, other)["round"] / 2, rel=0.1)
+    assert both(short, own) == both(short, other)
+    assert round_threads(long, machine(long), own) == 2
+    assert round_threads(short, machine(short), own) == round_threads(long, machine(long), other) == 1
 
 
 def test_a_crowd_takes_longer():
@@ -254,33 +228,28 @@ def test_bits_are_promised_with_one_blas_thread():
 
 @given(nets, places, st.integers(1, 10_000))
 def test_jobs_at_each_grain(case, links, samples):
-    rates = machine("numpy")
+    times = machine(case, "numpy")
     for grain, shards in (("shard", 1), ("sample", samples), ("node", 1)):
-        assert job_seconds(case.work, samples, shards, shards, grain, rates, links) > 0
-    one, two = (job_seconds(case.work, samples, 1, 1, "shard", rates, links, blas) for blas in (1, 2))
-    assert 0 < two <= one
+        assert job_seconds(case.work.levels, samples, shards, shards, grain, times, links) > 0
 
 
-# -- rates --
+# -- times --
 
 
-def test_products_are_interpolated_and_extended():
-    rates = machine()
-    for product, samples in ((Product("value", 90, 784), 16), (Product("matrix", 2000, 3000), 5000)):
-        wanted = 2 * samples * product.outputs * product.inputs / FLOPS
-        assert rates.product(product, samples) == pytest.approx(wanted, rel=1e-6)
-    assert rates.peak() == pytest.approx(FLOPS)
-    assert rates.product(Product("value", 1, 1), 1) > 0
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(1e-9, 1.0)), min_size=1, max_size=4))
+def test_what_lies_between_measured_sizes(points):
+    curve = tuple(zip(sorted({n for n, _ in points}), sorted(s for _, s in points)))
+    assert all(between(curve, n) == pytest.approx(s) for n, s in curve)
+    values = [between(curve, n) for n in range(0, 2 * curve[-1][0], max(1, curve[-1][0] // 50))]
+    assert values == pytest.approx(sorted(values))
 
 
-def test_curves():
-    curve = ((10.0, 1.0), (1000.0, 4.0))
-    assert [on_curve(curve, x) for x in (1, 10, 1000, 1e9)] == [1.0, 1.0, 4.0, 4.0]
-    assert on_curve(curve, 100) == pytest.approx(2.0)
-
-
-def test_rates_as_plain_values():
-    assert Rates.from_dict(machine().as_dict()) == machine()
+def test_a_step_is_made_of_its_update_and_its_shards():
+    times = Times("numpy", ((1, 3.0), (10, 12.0)), more=1.0)
+    assert times.update == 2.0
+    assert times.gradient(1) == times.calls == 1.0
+    assert times.gradient(19) == 19.0
+    assert replace(times, kernel="numba").calls == 0.0
 
 
 @pytest.mark.parametrize(

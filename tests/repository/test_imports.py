@@ -47,7 +47,7 @@ LATE = {"graphviz", "matplotlib", "networkx", "numba", "pandas", "rich", "sklear
 KNOWN = {
     "distributed": ("scheduler/executors/", "scheduler/collective/", "scheduler/dashboard/"),
     "bokeh": ("scheduler/dashboard/",),
-    "numba": ("scheduler/kernels/numba_", "scheduler/costs/numba_", "scheduler/machine/facts.py"),
+    "numba": ("scheduler/kernels/numba_", "scheduler/machine/facts.py"),
     "llvmlite": ("scheduler/kernels/numba_",),
     "dask.array": ("scheduler/derivatives/arrays.py", "scheduler/feeds/chunks.py"),
     "dask.task_spec": ("scheduler/tasks/",),

@@ -1,0 +1,72 @@
+"""A stopwatch for steps that run in this process, and the times of a program by number of samples."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..kernels import kernel_of
+from ..machine import blas_threads
+from ..programs import SHARD_SAMPLES, Computation, run_seeded
+from .times import Times, between
+
+# Seconds that a run lasts at least, if need be by many repetitions; that all runs of one thing last together, about.
+RUN_SECONDS, ALL_SECONDS = 0.01, 0.06
+# How often something is run before it counts, and then at most.
+TRIES = 6
+# A larger number of samples that would take longer than this is not measured.
+TOO_LONG = 0.5
+
+
+def seconds_of(run: Callable[[int], Any], tries: int = TRIES, limit: float = ALL_SECONDS) -> float:
+    """Return the seconds of one of the repetitions that ``run(repetitions)`` makes: the median of some runs.
+
+    The first run does not count: it may compile, and what it reads is in no cache yet.
+    """
+    repetitions, found, spent = 1, [], 0.0
+    for k in range(tries):
+        start = time.perf_counter()
+        run(repetitions)
+        seconds = time.perf_counter() - start
+        if k:
+            found.append(seconds / repetitions)
+            spent += seconds
+        repetitions = max(1, min(64, int(RUN_SECONDS * repetitions / max(seconds, 1e-9))))
+        if spent > limit:
+            break
+    return statistics.median(found)
+
+
+def curve_of(run_on: Callable[[int], Callable[[int], Any]], sizes: Iterable[int]) -> tuple[tuple[int, float], ...]:
+    """Return the seconds by number of samples, never falling; ``run_on(samples)(repetitions)`` runs."""
+    curve: list[tuple[int, float]] = []
+    for samples in sorted(set(sizes)):
+        if len(curve) > 1 and between(curve, samples) > TOO_LONG:
+            break
+        seconds = seconds_of(run_on(samples))
+        curve.append((samples, max([seconds, *(y for _, y in curve)])))
+    return tuple(curve)
+
+
+def program_times(job: Computation, blas: int) -> Times:
+    """Return what the program of a job takes by NumPy's kernel, measured here with so many BLAS threads."""
+    seeded = any(i.role == "seed" for i in job.program.inputs)
+
+    def run_on(samples: int) -> Callable[[int], Any]:
+        inputs = job.inputs.arrays(samples)
+
+        def run(repetitions: int) -> None:
+            for _ in range(repetitions):
+                if seeded:
+                    run_seeded(job.program, samples, samples, inputs)
+                else:
+                    kernel_of(job.program)(inputs)
+
+        return run
+
+    largest = min(SHARD_SAMPLES, -(-job.samples // job.shards))
+    with blas_threads(blas):
+        curve = curve_of(run_on, (1, -(-largest // 8), largest))
+    return Times("numpy", curve, curve[0][1])

@@ -1,0 +1,39 @@
+"""What the tasks run that are timed where they run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flowgrad.optim import AdamRule
+
+from ..machine import one_thread
+from .times import update_bytes
+
+# Seconds for which something is run again and again, and parameters of an update.
+LONG, UPDATED = 0.012, 1 << 20
+
+
+def burst() -> float:
+    """Return the seconds of a matrix product, of many one after the other; others may be at it at the same time."""
+    a, b, out = (np.ones(shape, np.float32) for shape in ((256, 512), (512, 512), (256, 512)))
+    return _typical(lambda: np.matmul(a, b, out=out))
+
+
+def new_state() -> float:
+    """Return the seconds per byte read or written of an update by Adam, which has the most state, that makes a new state."""
+    rule, w = AdamRule(), np.ones(UPDATED, np.float32)
+    return _typical(lambda: rule.update(w, w.copy(), rule.init(w))) / update_bytes(w.nbytes, len(rule.slots))
+
+
+def _typical(call: Callable[[], Any]) -> float:
+    times: list[float] = []
+    ends = time.perf_counter() + LONG
+    with one_thread():
+        while (start := time.perf_counter()) < ends or len(times) < 2:
+            call()
+            times.append(time.perf_counter() - start)
+    return float(np.quantile(times, 0.25))
