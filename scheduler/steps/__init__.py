@@ -4,12 +4,11 @@ from .lanes import StateAway
 from .lower import lower_steps
 from .slices import cut_state, join_state
 from .step import Step, compile_evaluation, compile_private, compile_step
-from .work import THREAD_FLOPS, Done, Scratch, evaluate_shard, run_round
+from .work import THREAD_FLOPS, Done, evaluate_shard, run_round
 
 __all__ = [
     "THREAD_FLOPS",
     "Done",
-    "Scratch",
     "StateAway",
     "Step",
     "compile_evaluation",
