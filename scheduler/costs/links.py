@@ -106,19 +106,8 @@ def _look(executor: Executor, slots: int) -> tuple[float, float]:
 def run_now(
     executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[Worker]
 ) -> list[Any]:
-    """Run tasks, wait for their values and let go of them.
-
-    Raises
-    ------
-    Lost
-        If one of the workers went away and the values do not come: dask now and then waits for one that has died for ever.
-    """
-    addresses = [worker.address for worker in workers]
-    handles = executor.submit(records, keys, addresses)
-    try:
-        return executor.outcome(handles, addresses)
-    finally:
-        executor.release(handles)
+    """Run tasks on some workers and return their values; raises `Lost` if one of the workers went away."""
+    return executor.run(records, keys, [worker.address for worker in workers])
 
 
 def steadily(executor: Executor, measure: Callable[[Sequence[Worker]], T]) -> T:

@@ -12,21 +12,19 @@ import numpy as np
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
 from flowgrad.inputs import integer
-from flowgrad.optim import warn_independent
 from flowgrad.typing import Array
 
 from .. import executors
-from ..costs import blas_threads_of
-from ..derivatives import DEFAULT_BYTES
+from ..derivatives import DEFAULT_BYTES, CacheInfo, PerSampleGradients
 from ..executors import Executor, LocalExecutor
-from ..feeds import check_feeds, check_nodes
-from ..programs import Computation, check_grain, lower_forward, lower_gradient
+from ..programs import Computation, check_grain
+from . import jacobian as derived
+from . import products, values
 from .lowered import Lowered
-from .products import Products
-from .session import nodes_of
+from .session import Session
 
 
-class Engine(Products):
+class Engine:
     """Runs graphs over many samples.
 
     Parameters
@@ -78,11 +76,30 @@ class Engine(Products):
         self.kernel = kernel
         if dtype is not None and dtype not in (np.float32, np.float64, "float32", "float64", "f4", "f8", float):
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
-        self.dtype = dtype
-        self.grain = check_grain(grain)
-        self.shards = shards if shards is None else integer(shards, "shards")
-        self.executor: Executor = where if isinstance(where, Executor) else _executor(where)
-        self._begin(cache_bytes)
+        check_grain(grain)
+        shards = shards if shards is None else integer(shards, "shards")
+        executor = where if isinstance(where, Executor) else _executor(where)
+        self.session = Session(executor, dtype, grain, shards, cache_bytes)
+
+    @property
+    def executor(self) -> Executor:
+        """Where tasks run."""
+        return self.session.executor
+
+    @property
+    def dtype(self) -> Any:
+        """Of results; None: that of the feeds."""
+        return self.session.dtype
+
+    @property
+    def grain(self) -> str:
+        """How much goes into a task."""
+        return self.session.grain
+
+    @property
+    def shards(self) -> int | None:
+        """Into how many parts samples are cut, if that was given."""
+        return self.session.shards
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -114,7 +131,7 @@ class Engine(Products):
         >>> fg.Engine("sync").forward(y, feeds).tolist()
         [[2.0], [0.0]]
         """
-        return self._run(self._forward_job(nodes, feeds, None), isinstance(nodes, Node))
+        return values.forward(self.session, nodes, feeds)
 
     def gradient(
         self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Sequence[Variable] | Variable | None = None
@@ -151,7 +168,7 @@ class Engine(Products):
         >>> fg.Engine("sync").gradient(y, feeds)[w].tolist()
         [4.0, 3.0]
         """
-        return self._run(self._gradient_job(target, feeds, wrt, None))
+        return values.gradient(self.session, target, feeds, wrt)
 
     def lower(
         self,
@@ -186,50 +203,301 @@ class Engine(Products):
             single = isinstance(targets, Node)
 
             def lower(grain: str | None) -> Computation:
-                job = self._forward_job(targets, feeds, grain)
+                job = values.lower_values(self.session, targets, feeds, grain)
                 return replace(job, finish=_First(job.finish)) if single else job
 
         elif isinstance(targets, Node):
 
             def lower(grain: str | None) -> Computation:
-                return self._gradient_job(targets, feeds, None, grain)
+                return values.lower_mean_gradient(self.session, targets, feeds, None, grain)
 
         else:
             raise GraphError("a gradient is of one scalar node, not of a list")
         return Lowered(lower(grain), executor=self.executor, lower=lower)
 
-    # -- jobs ---------------------------------------------------------------------------------------------------
+    # -- derivatives --------------------------------------------------------------------------------------------
 
-    def _grain(self, grain: str | None) -> str:
-        chosen = check_grain(grain or self.grain)
-        return "shard" if chosen in ("auto", "round") else chosen
+    def jacobian(
+        self,
+        result: Node,
+        wrt: Node | Sequence[Node],
+        feeds: Mapping[Any, Any] | None = None,
+        compute: bool = True,
+        memory_budget: int | None = None,
+        mode: str = "auto",
+    ) -> Any:
+        """Compute the Jacobian of `result` by other nodes, for every sample.
 
-    def _forward_job(self, nodes: Any, feeds: Any, grain: str | None) -> Computation:
-        graph, targets = check_nodes(nodes, "forward")
-        return lower_forward(targets, graph, check_feeds(graph, feeds, self.dtype), self._grain(grain), self.shards)
+        Forward values and cotangents stay where they were computed, under keys that name their content: a second call computes
+        only what is new. See `cache_info`.
 
-    def _gradient_job(self, target: Node, feeds: Any, wrt: Any, grain: str | None) -> Computation:
-        graph, _ = check_nodes(target, "gradient")
-        if target.dim != 1:
-            raise GraphError(
-                f"the target {target} is not a scalar: it has dim {target.dim}, a gradient needs dim 1; use jacobian"
-            )
-        checked = check_feeds(graph, feeds, self.dtype)
-        if wrt is None:
-            variables = [v for v in graph.nodes if isinstance(v, Variable) and v.trainable and v not in checked.arrays]
-        else:
-            variables = _variables(wrt, graph)
-        warn_independent(target, variables)
-        return lower_gradient(target, graph, checked, variables, self._grain(grain), self.shards)
+        Parameters
+        ----------
+        result : Node
+            Vector or scalar.
+        wrt : Node or list of Node
+            Variables or inner nodes; cotangents that they share are computed once.
+        feeds : dict, optional
+            ``{variable: array (N, dim)}``.
+        compute : bool
+            False: return futures. On a cluster these are dask Futures; without one, objects whose ``result()`` is there.
+        memory_budget : int, optional
+            Bytes that the result, and one block of work, may take; half of the free memory if not given. A larger result comes
+            back as a dask array, chunked over samples and, if need be, rows, and nothing is computed yet.
+        mode : str
+            ``"reverse"``, ``"forward"``, or ``"auto"``: whichever takes fewer operations; forward pays where `wrt` has fewer
+            entries than `result`. The numbers are the same up to rounding.
 
-    def _run(self, job: Computation, single: bool = False) -> Any:
-        blas_threads = blas_threads_of(job, self.executor.threads)
-        handles = self.executor.submit(job.graph.records, [ref.key for ref in job.keys], blas_threads=blas_threads)
-        try:
-            result = job.finish(self.executor.result(handles))
-        finally:
-            self.executor.release(handles)
-        return result[0] if single else result
+        Returns
+        -------
+        ndarray or dask array (N, result.dim, wrt.dim), or for a list a dict of them
+            Zeros, with a warning, where the result does not depend on a node.
+
+        Raises
+        ------
+        GraphError
+            If a node is of another graph, or one row of one sample does not fit the memory budget.
+        FeedError
+            If a feed is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, trainable=False)
+        ...     y = x * x
+        >>> fg.Engine("sync").jacobian(y, x, {x: [[1.0, 3.0]]}).tolist()
+        [[[2.0, 0.0], [0.0, 6.0]]]
+        """
+        return derived.jacobian(self.session, result, wrt, feeds, compute, memory_budget, mode)
+
+    def per_sample_gradients(
+        self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
+    ) -> PerSampleGradients:
+        """Compute the gradient of a scalar for each sample, as factors: norms, scalar products and sums need no more.
+
+        Parameters
+        ----------
+        target : Node
+            Of dim 1.
+        feeds : dict, optional
+            NumPy arrays; or dask arrays, which may be larger than memory: their chunks are read when a result needs them.
+        wrt : Node or list of Node, optional
+            All trainable variables that are not fed, if not given.
+
+        Returns
+        -------
+        PerSampleGradients
+
+        Raises
+        ------
+        GraphError
+            If the target is not scalar.
+        FeedError
+            If a feed is missing or cannot be used.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> gradients = fg.Engine("sync").per_sample_gradients(y, feeds)
+        >>> gradients.array(w).tolist(), gradients.mean()[w].tolist()
+        ([[3.0, 1.0], [5.0, 5.0]], [4.0, 3.0])
+        """
+        return derived.per_sample_gradients(self.session, target, feeds, wrt)
+
+    def vjp(
+        self,
+        result: Node,
+        cotangent: Any,
+        feeds: Mapping[Any, Any] | None = None,
+        wrt: Node | Sequence[Node] | None = None,
+    ) -> dict[Node, Array]:
+        """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode.
+
+        Parameters
+        ----------
+        result : Node
+        cotangent : array-like (N, result.dim) or (result.dim,)
+        feeds : dict, optional
+        wrt : Node or list of Node, optional
+            All trainable variables that are not fed, if not given.
+
+        Returns
+        -------
+        dict
+            ``(dim,)`` for a variable that all samples share; ``(N, dim)`` for one that is fed and for an inner node, which have
+            a value per sample.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
+        ...     y = x * w
+        >>> fg.Engine("sync").vjp(y, [[1.0, 1.0], [0.0, 1.0]], {x: [[3.0, 4.0], [5.0, 6.0]]})[w].tolist()
+        [3.0, 10.0]
+        """
+        return products.vjp(self.session, result, cotangent, feeds, wrt)
+
+    def jvp(self, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None) -> Array:
+        """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode.
+
+        Parameters
+        ----------
+        result : Node
+        tangents : dict
+            ``{variable: (dim,)}``, or ``(N, dim)`` for a variable that is fed; the others stand still.
+        feeds : dict, optional
+
+        Returns
+        -------
+        ndarray (N, result.dim)
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
+        ...     y = x * w
+        >>> fg.Engine("sync").jvp(y, {w: [1.0, 0.0]}, {x: [[3.0, 4.0], [5.0, 6.0]]}).tolist()
+        [[3.0, 0.0], [5.0, 0.0]]
+        """
+        return products.jvp(self.session, result, tangents, feeds)
+
+    def hvp(
+        self, loss: Node, direction: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None
+    ) -> dict[Variable, Array]:
+        """Multiply the Hessian of the mean loss by a direction, without building it: forward mode over reverse mode.
+
+        Parameters
+        ----------
+        loss : Node
+            Of dim 1.
+        direction : dict
+            ``{variable: (dim,)}``, variables that are not fed. The Hessian is that by these variables.
+        feeds : dict, optional
+
+        Returns
+        -------
+        dict
+            ``{variable: (dim,)}``.
+
+        Notes
+        -----
+        Exact up to rounding, but for ops of your own that state no ``jacobian_tangent``: their `jacobian` is differentiated by
+        central differences. B. Pearlmutter, *Fast exact multiplication by the Hessian*, Neural Computation 6, 1994.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     w = fg.Variable(2, [1.0, 2.0])
+        ...     loss = fg.Sum(w * w * w)
+        >>> fg.Engine("sync").hvp(loss, {w: [1.0, 1.0]})[w].tolist()
+        [6.0, 12.0]
+        """
+        return products.hvp(self.session, loss, direction, feeds)
+
+    def fisher_diagonal(
+        self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
+    ) -> dict[Node, Array]:
+        """Return the diagonal of the empirical Fisher matrix, the mean of the squared per-sample gradients.
+
+        Parameters
+        ----------
+        loss : Node
+            Of dim 1, for one sample.
+        feeds : dict, optional
+        wrt : Node or list of Node, optional
+            All trainable variables that are not fed, if not given.
+
+        Returns
+        -------
+        dict
+            ``{node: (dim,)}``.
+
+        Notes
+        -----
+        It takes the labels that were given. The Fisher matrix proper, for labels that the model would draw, is the Gauss-Newton
+        matrix of `ggn_diagonal` (J. Martens, *New insights and perspectives on the natural gradient method*, JMLR 21, 2020).
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
+        ...     y = fg.Dot(w, x)
+        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
+        >>> fg.Engine("sync").fisher_diagonal(y, feeds)[w].tolist()
+        [17.0, 13.0]
+        """
+        return products.fisher_diagonal(self.session, loss, feeds, wrt)
+
+    def ggn_diagonal(
+        self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
+    ) -> dict[Node, Array]:
+        """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss, ``diag(mean Jᵀ H J)``.
+
+        `J` is the Jacobian of what the loss compares with the labels (its first operand), `H` the loss's Hessian by that. For a
+        cross entropy with one-hot labels this is the Fisher matrix.
+
+        Parameters
+        ----------
+        loss : Node
+            A `CrossEntropyWithSoftMax` or a `MeanSquaredError`.
+        feeds : dict, optional
+        wrt : Node or list of Node, optional
+            All trainable variables that are not fed, if not given.
+
+        Returns
+        -------
+        dict
+            ``{node: (dim,)}``.
+
+        Notes
+        -----
+        N. Schraudolph, *Fast curvature matrix-vector products for second-order gradient descent*, Neural Computation 14, 2002.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x, t = fg.Variable(2, trainable=False), fg.Variable(1, trainable=False)
+        ...     w = fg.Variable(2, [1.0, -1.0])
+        ...     loss = fg.MeanSquaredError(fg.Dot(w, x), t)
+        >>> fg.Engine("sync").ggn_diagonal(loss, {x: [[3.0, 1.0], [5.0, 5.0]], t: [1.0, 2.0]})[w].round(9).tolist()
+        [34.0, 26.0]
+        """
+        return products.ggn_diagonal(self.session, loss, feeds, wrt)
+
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    def cache_info(self) -> CacheInfo:
+        """Return what the cache of intermediate values and cotangents did: hits, misses, bytes, limit, values.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, [1.0, 2.0])
+        ...     y = fg.Exp(x * x)
+        >>> engine = fg.Engine("sync")
+        >>> _ = engine.jacobian(y, x), engine.jacobian(y, x)
+        >>> engine.cache_info().hits > 0
+        True
+        """
+        return self.session.cache.info()
+
+    def clear_cache(self) -> None:
+        """Drop all values that are kept, and forget feeds and graphs; the counts start again.
+
+        The memory of large results, which is used again when the caller has let go of them, goes too.
+        """
+        self.session.clear()
 
     def __repr__(self) -> str:
         return f"<Engine on {self.executor.name}, grain {self.grain}>"
@@ -243,15 +511,6 @@ class _First:
 
     def __call__(self, values: list[Any]) -> Any:
         return self.finish(values)[0]
-
-
-def _variables(wrt: Any, graph: Any) -> list[Variable]:
-    found = []
-    for v in nodes_of(wrt, graph):
-        if not isinstance(v, Variable):
-            raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
-        found.append(v)
-    return found
 
 
 def _executor(where: Any) -> Executor:

@@ -86,9 +86,9 @@ class Lowered(DaskMethodsMixin):
         return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
 
     def explain(self) -> str:
-        """Say in words and numbers what will run, and what other grains would cost; nothing of it runs.
+        """Say in words and numbers what will run, and what other grains would cost.
 
-        What is not known yet about the machine is measured first, which takes about a second.
+        Its program is run in this process on up to 4096 samples, to be timed; what tasks cost on the engine is measured once.
         """
         job, tasks = self.job, self.tasks()
         counts = sorted(tasks.items(), key=lambda item: -item[1])

@@ -18,244 +18,104 @@ from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
 from ..programs import JobInputs, compile_forward, compile_gradient, input_var
 from ..tasks import Ref, TaskGraph
-from .jacobian import Derivatives
+from .jacobian import keep_factors
+from .session import Session
+from .values import check_scalar, forward_of
 
 
-class Products(Derivatives):
-    """Base of `Engine`: what needs a derivative only times a vector, or only its diagonal."""
+def vjp(
+    session: Session,
+    result: Node,
+    cotangent: Any,
+    feeds: Mapping[Any, Any] | None,
+    wrt: Node | Sequence[Node] | None,
+) -> dict[Node, Array]:
+    """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode; see `Engine.vjp`."""
+    recipe, known = session.recipe(result, wrt, feeds, "vjp")
+    seed = vectors_of("the cotangent", result, cotangent, known.feeds)
+    if len(seed) == 1:
+        seed = np.repeat(seed, known.feeds.samples, axis=0)
+    found = keep_factors(session, recipe, known, seed[None])
+    shared = [n for n in found.wrt if isinstance(n, Variable) and n not in known.feeds.arrays]
+    total = found.mean()
+    return {n: total[n] * found.samples if n in shared else found.array(n) for n in found.wrt}
 
-    def vjp(
-        self,
-        result: Node,
-        cotangent: Any,
-        feeds: Mapping[Any, Any] | None = None,
-        wrt: Node | Sequence[Node] | None = None,
-    ) -> dict[Node, Array]:
-        """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode.
 
-        Parameters
-        ----------
-        result : Node
-        cotangent : array-like (N, result.dim) or (result.dim,)
-        feeds : dict, optional
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
+def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None) -> Array:
+    """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode; see `Engine.jvp`."""
+    graph, _ = check_nodes(result, "jvp")
+    checked = session.check(graph, feeds).feeds
+    moved = tangents_of(graph, tangents, checked)
+    params = [v for v in moved if v not in checked.arrays]
+    program = compile_forward([result], checked, params, session.grain)
+    records = TaskGraph()
+    placed = JobInputs(records, program, graph, checked, session.grain, session.shards)
+    flat = flat_tangents(program, moved, checked)
+    keys = []
+    for start, stop in placed.bounds:
+        inputs = placed.inputs(start, stop)
+        given = [inputs[i.var] for i in program.inputs]
+        directions = cut_tangents(flat, start, stop, checked.samples)
+        keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *given))
+    return np.concatenate(_values(session, records, keys))
 
-        Returns
-        -------
-        dict
-            ``(dim,)`` for a variable that all samples share; ``(N, dim)`` for one that is fed and for an inner node, which have
-            a value per sample.
 
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
-        ...     y = x * w
-        >>> fg.Engine("sync").vjp(y, [[1.0, 1.0], [0.0, 1.0]], {x: [[3.0, 4.0], [5.0, 6.0]]})[w].tolist()
-        [3.0, 10.0]
-        """
-        graph, _ = check_nodes(result, "vjp")
-        known = self.memory.check(graph, feeds, self.dtype)
-        seed = vectors_of("the cotangent", result, cotangent, known.feeds)
-        if len(seed) == 1:
-            seed = np.repeat(seed, known.feeds.samples, axis=0)
-        found = self._per_sample(result, feeds, wrt, seed[None])
-        shared = [n for n in found.wrt if isinstance(n, Variable) and n not in known.feeds.arrays]
-        total = found.mean()
-        return {n: total[n] * found.samples if n in shared else found.array(n) for n in found.wrt}
-
-    def jvp(self, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None) -> Array:
-        """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode.
-
-        Parameters
-        ----------
-        result : Node
-        tangents : dict
-            ``{variable: (dim,)}``, or ``(N, dim)`` for a variable that is fed; the others stand still.
-        feeds : dict, optional
-
-        Returns
-        -------
-        ndarray (N, result.dim)
-
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
-        ...     y = x * w
-        >>> fg.Engine("sync").jvp(y, {w: [1.0, 0.0]}, {x: [[3.0, 4.0], [5.0, 6.0]]}).tolist()
-        [[3.0, 0.0], [5.0, 0.0]]
-        """
-        graph, _ = check_nodes(result, "jvp")
-        checked = self.memory.check(graph, feeds, self.dtype).feeds
-        moved = tangents_of(graph, tangents, checked)
-        params = [v for v in moved if v not in checked.arrays]
-        program = compile_forward([result], checked, params, self.grain)
-        records = TaskGraph()
-        placed = JobInputs(records, program, graph, checked, self.grain, self.shards)
-        flat = flat_tangents(program, moved, checked)
-        keys = []
-        for start, stop in placed.bounds:
-            inputs = placed.inputs(start, stop)
-            given = [inputs[i.var] for i in program.inputs]
-            directions = cut_tangents(flat, start, stop, checked.samples)
-            keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *given))
-        return np.concatenate(self._values(records, keys))
-
-    def hvp(
-        self, loss: Node, direction: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None
-    ) -> dict[Variable, Array]:
-        """Multiply the Hessian of the mean loss by a direction, without building it: forward mode over reverse mode.
-
-        Parameters
-        ----------
-        loss : Node
-            Of dim 1.
-        direction : dict
-            ``{variable: (dim,)}``, variables that are not fed. The Hessian is that by these variables.
-        feeds : dict, optional
-
-        Returns
-        -------
-        dict
-            ``{variable: (dim,)}``.
-
-        Notes
-        -----
-        Exact up to rounding, but for ops of your own that state no ``jacobian_tangent``: their `jacobian` is differentiated by
-        central differences. B. Pearlmutter, *Fast exact multiplication by the Hessian*, Neural Computation 6, 1994.
-
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     w = fg.Variable(2, [1.0, 2.0])
-        ...     loss = fg.Sum(w * w * w)
-        >>> fg.Engine("sync").hvp(loss, {w: [1.0, 1.0]})[w].tolist()
-        [6.0, 12.0]
-        """
-        graph, _ = check_nodes(loss, "hvp")
-        _scalar(loss)
-        checked = self.memory.check(graph, feeds, self.dtype).feeds
-        moved = tangents_of(graph, direction, checked)
-        fed = [v for v in moved if v in checked.arrays]
-        if fed:
-            raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
-        program, named = compile_gradient(loss, checked, list(moved), "shard" if self.grain == "node" else self.grain)
-        out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
-        if not named:
-            return out
-        records = TaskGraph()
-        placed = JobInputs(records, program, graph, checked, self.grain, self.shards)
-        flat = flat_tangents(program, moved, checked)
-        keys = []
-        for start, stop in placed.bounds:
-            inputs = placed.inputs(start, stop)
-            given = [inputs[i.var] for i in program.inputs[:-1]]
-            keys.append(
-                records.task("hvp", hvp_block, program, named[0][0], checked.samples, stop - start, flat, *given)
-            )
-        parts = self._values(records, keys)
-        total = parts[0]
-        for more in parts[1:]:
-            total = total + more
-        for v in moved:
-            if v.index in program.layout:
-                out[v] = total[slice(*program.layout[v.index][1:])].copy()
+def hvp(
+    session: Session, loss: Node, direction: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None
+) -> dict[Variable, Array]:
+    """Multiply the Hessian of the mean loss by a direction, by forward mode over reverse mode; see `Engine.hvp`."""
+    graph, _ = check_nodes(loss, "hvp")
+    check_scalar(loss, "loss")
+    checked = session.check(graph, feeds).feeds
+    moved = tangents_of(graph, direction, checked)
+    fed = [v for v in moved if v in checked.arrays]
+    if fed:
+        raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
+    program, named = compile_gradient(loss, checked, list(moved), "shard" if session.grain == "node" else session.grain)
+    out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
+    if not named:
         return out
-
-    def fisher_diagonal(
-        self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
-    ) -> dict[Node, Array]:
-        """Return the diagonal of the empirical Fisher matrix, the mean of the squared per-sample gradients.
-
-        Parameters
-        ----------
-        loss : Node
-            Of dim 1, for one sample.
-        feeds : dict, optional
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
-
-        Returns
-        -------
-        dict
-            ``{node: (dim,)}``.
-
-        Notes
-        -----
-        It takes the labels that were given. The Fisher matrix proper, for labels that the model would draw, is the Gauss-Newton
-        matrix of `ggn_diagonal` (J. Martens, *New insights and perspectives on the natural gradient method*, JMLR 21, 2020).
-
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
-        ...     y = fg.Dot(w, x)
-        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
-        >>> fg.Engine("sync").fisher_diagonal(y, feeds)[w].tolist()
-        [17.0, 13.0]
-        """
-        _scalar(loss)
-        return self._per_sample(loss, feeds, wrt, None)._squares()
-
-    def ggn_diagonal(
-        self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
-    ) -> dict[Node, Array]:
-        """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss, ``diag(mean Jᵀ H J)``.
-
-        `J` is the Jacobian of what the loss compares with the labels (its first operand), `H` the loss's Hessian by that. For a
-        cross entropy with one-hot labels this is the Fisher matrix.
-
-        Parameters
-        ----------
-        loss : Node
-            A `CrossEntropyWithSoftMax` or a `MeanSquaredError`.
-        feeds : dict, optional
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
-
-        Returns
-        -------
-        dict
-            ``{node: (dim,)}``.
-
-        Notes
-        -----
-        N. Schraudolph, *Fast curvature matrix-vector products for second-order gradient descent*, Neural Computation 14, 2002.
-
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     x, t = fg.Variable(2, trainable=False), fg.Variable(1, trainable=False)
-        ...     w = fg.Variable(2, [1.0, -1.0])
-        ...     loss = fg.MeanSquaredError(fg.Dot(w, x), t)
-        >>> fg.Engine("sync").ggn_diagonal(loss, {x: [[3.0, 1.0], [5.0, 5.0]], t: [1.0, 2.0]})[w].round(9).tolist()
-        [34.0, 26.0]
-        """
-        if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
-            raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
-        outputs, labels = loss.parents
-        values = self.forward([outputs, labels], feeds)  # type: ignore[attr-defined]
-        return self._per_sample(outputs, feeds, wrt, _hessian_root(loss, *values))._squares()
-
-    def _values(self, records: TaskGraph, keys: list[Ref]) -> list[Any]:
-        submit = self.executor.submit_line if len(keys) == 1 else self.executor.submit
-        handles = submit(records.records, [ref.key for ref in keys])
-        try:
-            return self.executor.result(handles)
-        finally:
-            self.executor.release(handles)
+    records = TaskGraph()
+    placed = JobInputs(records, program, graph, checked, session.grain, session.shards)
+    flat = flat_tangents(program, moved, checked)
+    keys = []
+    for start, stop in placed.bounds:
+        inputs = placed.inputs(start, stop)
+        given = [inputs[i.var] for i in program.inputs[:-1]]
+        keys.append(records.task("hvp", hvp_block, program, named[0][0], checked.samples, stop - start, flat, *given))
+    parts = _values(session, records, keys)
+    total = parts[0]
+    for more in parts[1:]:
+        total = total + more
+    for v in moved:
+        if v.index in program.layout:
+            out[v] = total[slice(*program.layout[v.index][1:])].copy()
+    return out
 
 
-def _scalar(loss: Node) -> None:
-    if isinstance(loss, Node) and loss.dim != 1:
-        raise GraphError(f"the loss {loss} is not a scalar: it has dim {loss.dim}, it must have dim 1")
+def fisher_diagonal(
+    session: Session, loss: Node, feeds: Mapping[Any, Any] | None, wrt: Node | Sequence[Node] | None
+) -> dict[Node, Array]:
+    """Return the diagonal of the empirical Fisher matrix, from the per-sample gradients; see `Engine.fisher_diagonal`."""
+    check_scalar(loss, "loss")
+    recipe, known = session.recipe(loss, wrt, feeds, "fisher_diagonal")
+    return keep_factors(session, recipe, known)._squares()
+
+
+def ggn_diagonal(
+    session: Session, loss: Node, feeds: Mapping[Any, Any] | None, wrt: Node | Sequence[Node] | None
+) -> dict[Node, Array]:
+    """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss; see `Engine.ggn_diagonal`."""
+    if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
+        raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
+    outputs, labels = loss.parents
+    recipe, known = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
+    values = forward_of(session, [outputs, labels], outputs.graph, known.feeds)
+    return keep_factors(session, recipe, known, _hessian_root(loss, *values))._squares()
+
+
+def _values(session: Session, records: TaskGraph, keys: list[Ref]) -> list[Any]:
+    return session.executor.run(records.records, [ref.key for ref in keys], line=len(keys) == 1)
 
 
 def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:

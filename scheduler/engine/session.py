@@ -10,7 +10,7 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from ..derivatives import Cache, CacheInfo, Recipe, RecipeBook, Request
+from ..derivatives import Cache, Recipe, RecipeBook, Request
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, KnownFeeds, check_nodes
 from ..machine import clear_arrays
@@ -18,66 +18,54 @@ from ..programs import cut_samples
 from ..tasks import Ref
 
 
-class Kept:
-    """Base of engines: recipes by node, feeds seen before, and values by content."""
+class Session:
+    """What an engine runs on, and what it keeps: recipes by node, feeds that were seen before, and values by content.
 
-    executor: Executor
-    dtype: Any
-    grain: str
-    shards: int | None
-    cache: Cache
-    memory: FeedMemory
-    recipes: RecipeBook
+    Parameters
+    ----------
+    executor : Executor
+    dtype : optional
+        Of results; by default that of the feeds.
+    grain : str
+    shards : int, optional
+    cache_bytes : int
+        Bytes of values that are kept for later calls; 0 keeps nothing.
+    """
 
-    def _begin(self, cache_bytes: int) -> None:
-        self.cache = Cache(self.executor, integer(cache_bytes, "cache_bytes", 0))
-        self.memory = FeedMemory(self.executor.remote, cache_bytes > 0, self.cache.forget, self.cache.lock)
+    def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, cache_bytes: int):
+        self.executor, self.dtype, self.grain, self.shards = executor, dtype, grain, shards
+        self.cache = Cache(executor, integer(cache_bytes, "cache_bytes", 0))
+        self.memory = FeedMemory(executor.remote, cache_bytes > 0, self.cache.forget, self.cache.lock)
         self.recipes = RecipeBook()
 
-    # -- the cache ----------------------------------------------------------------------------------------------
-
-    def cache_info(self) -> CacheInfo:
-        """Return what the cache of intermediate values and cotangents did: hits, misses, bytes, limit, values.
-
-        Examples
-        --------
-        >>> import flowgrad as fg
-        >>> with fg.Graph():
-        ...     x = fg.Variable(2, [1.0, 2.0])
-        ...     y = fg.Exp(x * x)
-        >>> engine = fg.Engine("sync")
-        >>> _ = engine.jacobian(y, x), engine.jacobian(y, x)
-        >>> engine.cache_info().hits > 0
-        True
-        """
-        return self.cache.info()
-
-    def clear_cache(self) -> None:
-        """Drop all values that are kept, and forget feeds and graphs; the counts start again.
-
-        The memory of large results, which is used again when the caller has let go of them, goes too.
-        """
+    def clear(self) -> None:
+        """Drop all values that are kept, and forget feeds and graphs."""
         with self.cache.lock:
             self.cache.clear()
             self.memory.clear()
             self.recipes.clear()
         clear_arrays()
 
-    # -- how it runs --------------------------------------------------------------------------------------------
+    def check(self, graph: Graph, feeds: Any) -> KnownFeeds:
+        """Return checked feeds, with what stands for their content."""
+        return self.memory.check(graph, feeds, self.dtype)
 
-    def _recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, KnownFeeds]:
+    def recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, KnownFeeds]:
+        """Return how the derivative of a node by others is computed, and the checked feeds; `what` is for messages."""
         graph, _ = check_nodes(result, what)
-        nodes = self._wrt(graph, feeds, wrt)
-        known = self.memory.check(graph, feeds, self.dtype)
-        return self._recipe_of(result, nodes, known.feeds.arrays), known
+        nodes = self.nodes(graph, feeds, wrt)
+        known = self.check(graph, feeds)
+        return self.recipe_of(result, nodes, known.feeds.arrays), known
 
-    def _wrt(self, graph: Graph, feeds: Any, wrt: Any) -> list[Node]:
+    def nodes(self, graph: Graph, feeds: Any, wrt: Any) -> list[Node]:
+        """Return the nodes to differentiate by: those given, or all trainable variables that are not fed."""
         if wrt is None:
             with self.cache.lock:
                 return self.recipes.trained(graph, feeds if isinstance(feeds, Mapping) else ())
         return nodes_of(wrt, graph)
 
-    def _recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
+    def recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
+        """Return how the derivative is computed; warn of nodes that the result does not depend on."""
         with self.cache.lock:
             recipe = self.recipes.get(result, nodes, fed, self.grain)
         if recipe.independent:
@@ -86,10 +74,11 @@ class Kept:
             warnings.warn(f"{result} does not depend on {names}{more}: that derivative is zero", stacklevel=5)
         return recipe
 
-    def _blocks(self, samples: int) -> list[tuple[int, int]]:
+    def blocks(self, samples: int) -> list[tuple[int, int]]:
+        """Return the ranges of samples that are computed one by one."""
         return cut_samples(samples, self.grain, self.shards)
 
-    def _submit(self, request: Request, refs: Sequence[Ref], alone: bool) -> list[Handle]:
+    def submit(self, request: Request, refs: Sequence[Ref], alone: bool) -> list[Handle]:
         """Submit a request; what it computed on the way is kept."""
         kept = list(request.sizes) if self.cache.limit else []
         keys = [*(ref.key for ref in refs), *kept]
@@ -103,7 +92,8 @@ class Kept:
         self.cache.trim()
         return handles[: len(refs)]
 
-    def _gather(self, handles: Sequence[Handle]) -> list[Any]:
+    def gather(self, handles: Sequence[Handle]) -> list[Any]:
+        """Bring values here and let go of them."""
         try:
             return self.executor.result(handles)
         finally:

@@ -158,6 +158,30 @@ class Executor(ABC):
         """
         return self.submit(records, keys)
 
+    def run(
+        self,
+        records: dict[str, Record],
+        keys: Sequence[str],
+        workers: Sequence[str] = (),
+        blas_threads: int = 1,
+        line: bool = False,
+    ) -> list[Any]:
+        """Compute `keys`, bring their values here and let go of them; see `submit`, with `line` `submit_line`.
+
+        Raises
+        ------
+        Lost
+            With `workers`, if one of them went away and the values do not come: dask now and then waits for one that has died
+            for ever. Without, the exception of a task is raised as it was.
+        """
+        submitted = (
+            self.submit_line(records, keys) if line else self.submit(records, keys, workers, blas_threads=blas_threads)
+        )
+        try:
+            return self.outcome(submitted, workers) if workers else self.result(submitted)
+        finally:
+            self.release(submitted)
+
     def alive(self, handle: Handle) -> bool:
         """Whether the value is still there, as far as is known here."""
         return True

@@ -191,7 +191,7 @@ def test_the_engine_does_what_it_explains(monkeypatch):
     asked = []
     submit = engine.executor.submit
 
-    def spy(records, keys, blas_threads=1):
+    def spy(records, keys, workers=(), blas_threads=1):
         asked.append(blas_threads)
         return submit(records, keys, blas_threads=blas_threads)
 
@@ -200,7 +200,7 @@ def test_the_engine_does_what_it_explains(monkeypatch):
     gradient = engine.gradient(loss, feeds)[w]
     assert asked == [2]
     np.testing.assert_allclose(gradient, 1.0, rtol=1e-4)
-    engine.shards = 2
+    engine.session.shards = 2
     engine.gradient(loss, feeds)
     assert asked == [2, 1]
 

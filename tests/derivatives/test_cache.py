@@ -239,11 +239,11 @@ def test_it_counts_and_is_bounded(counted):
     assert engine.cache_info().misses == info.misses
     engine.clear_cache()
     assert engine.cache_info()[:3] == (0, 0, 0)
-    engine.cache.limit = 1000
+    engine.session.cache.limit = 1000
     for samples in (1, 3, 7):
         engine.jacobian(net.probabilities, net.x, {net.x: net.feeds[net.x][:samples]})
         assert engine.cache_info().bytes <= 1000
-    engine.cache.limit = 256 << 20
+    engine.session.cache.limit = 256 << 20
 
 
 def test_the_least_recently_used_goes_first():
@@ -252,7 +252,7 @@ def test_the_least_recently_used_goes_first():
     engine = fg.Engine(executor)
     a, b = ({net.x: net.feeds[net.x] + k} for k in range(2))
     engine.jacobian(net.logits, net.x, a)
-    engine.cache.limit = engine.cache_info().bytes  # room for one of them
+    engine.session.cache.limit = engine.cache_info().bytes  # room for one of them
     engine.jacobian(net.logits, net.x, b)
     executor.take()
     engine.jacobian(net.logits, net.x, b)
@@ -282,11 +282,11 @@ def test_values_stay_on_the_workers_and_leave_them(client):
     future = engine.jacobian(net.logits, net.x, net.feeds, compute=False)
     assert type(future).__name__ == "Future"
     same(future.result(), fg.Engine("sync").jacobian(net.logits, net.x, net.feeds))
-    held = set(engine.cache.held)
+    held = set(engine.session.cache.held)
     assert held
     assert held <= {str(key) for keys in client.has_what().values() for key in keys}
     engine.clear_cache()
-    assert not engine.cache.held
+    assert not engine.session.cache.held
 
 
 @pytest.mark.slow
