@@ -1,22 +1,11 @@
 """What work costs on this machine and this cluster, and the plan that follows."""
 
 from .explain import TASKS, explain_job
-from .forecast import (
-    LARGEST_BATCH,
-    Case,
-    blas_threads_of,
-    choose_way,
-    crossing,
-    from_step,
-    round_threads,
-    spreading,
-    step_seconds,
-)
+from .forecast import LARGEST_BATCH, Case, blas_threads_of, choose_way, crossing, from_step, spreading, step_seconds
 from .links import Fit, links_of, task_links
 from .measure import curve_of, program_times, seconds_of
 from .plan import (
     LEAST_HOPS,
-    ROUND_SECONDS,
     Plan,
     choose_grain,
     choose_kernel,
@@ -33,7 +22,6 @@ from .words import about, columns, count, ms, ratio, short
 __all__ = [
     "LARGEST_BATCH",
     "LEAST_HOPS",
-    "ROUND_SECONDS",
     "TASKS",
     "Case",
     "Fit",
@@ -58,7 +46,6 @@ __all__ = [
     "ms",
     "program_times",
     "ratio",
-    "round_threads",
     "seconds_of",
     "shards_pay",
     "short",

@@ -35,7 +35,7 @@ def ratio(ratio: float) -> str:
 
     Examples
     --------
-    >>> times(0.0123), times(1.5), times(1234.5)
+    >>> ratio(0.0123), ratio(1.5), ratio(1234.5)
     ('0.012x', '1.5x', '1,234x')
     """
     return f"{ratio:.2g}x" if ratio < 10 else f"{ratio:,.0f}x"
