@@ -3,7 +3,7 @@
 from .base import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian, SoftMaxTangent
 from .factors import Factors, projection
 from .matrix import Blocks, Dense, Outer, OuterSum, Rows
-from .shares import Share
+from .shares import OuterShare
 
 __all__ = [
     "Blocks",
@@ -13,10 +13,10 @@ __all__ = [
     "Identity",
     "LocalJacobian",
     "Outer",
+    "OuterShare",
     "OuterSum",
     "Rows",
     "Selection",
-    "Share",
     "SoftMaxJacobian",
     "SoftMaxTangent",
     "projection",

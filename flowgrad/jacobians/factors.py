@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..typing import Array
-from .shares import Share, add_share, cut, write_share
+from .shares import OuterShare, add_share, cut, write_share
 
 # Entries of an explicit stretch, and samples in a tile of a matrix of scalar products: both stay in a processor's cache.
 STRETCH = 1 << 21
@@ -37,7 +37,7 @@ class Group(NamedTuple):
     lo: int
     hi: int
     place: Any
-    shares: tuple[Share, ...]
+    shares: tuple[OuterShare, ...]
 
 
 class Factors:
@@ -50,7 +50,7 @@ class Factors:
     dtype : numpy dtype
     """
 
-    def __init__(self, shares: Sequence[Share], rows: int, samples: int, size: int, dtype: Any):
+    def __init__(self, shares: Sequence[OuterShare], rows: int, samples: int, size: int, dtype: Any):
         self.shares = tuple(shares)
         self.rows, self.samples, self.size = rows, samples, size
         self.dtype = np.dtype(dtype)
@@ -138,7 +138,7 @@ class Factors:
         theirs = self if other is None else other
         if out is None:
             out = np.empty((self.samples, theirs.samples), self.dtype)
-        terms: dict[tuple[int, int], list[tuple[Share, Share]]] = defaultdict(list)
+        terms: dict[tuple[int, int], list[tuple[OuterShare, OuterShare]]] = defaultdict(list)
         explicit: list[tuple[int, int]] = []
         partners = {g.lo: g for g in theirs.groups}
         alike = [(g.lo, g.hi) for g in self.groups] == [(g.lo, g.hi) for g in theirs.groups]
@@ -254,7 +254,7 @@ def projection(position: int, number: int, rows: int, k: int, seed: int) -> Arra
     return np.random.default_rng([seed, position, number]).standard_normal((rows, k)) / np.sqrt(k)
 
 
-def _each(a: Share, b: Share) -> Array:
+def _each(a: OuterShare, b: OuterShare) -> Array:
     """Return ``⟨δᵃ⊗xᵃ, δᵇ⊗xᵇ⟩`` of each sample, rows together."""
     left = np.einsum("vnk,vnk->n", a.delta, b.delta)
     if a.row is None or b.row is None:
@@ -263,7 +263,9 @@ def _each(a: Share, b: Share) -> Array:
     return left * np.vecdot(a.row, b.row)
 
 
-def _tile(pairs: list[tuple[Share, Share]], rows: slice, columns: slice, out: Array, work: Array, first: bool) -> None:
+def _tile(
+    pairs: list[tuple[OuterShare, OuterShare]], rows: slice, columns: slice, out: Array, work: Array, first: bool
+) -> None:
     """Write, or if it is not the `first`, add ``(Δᵃ Δᵇᵀ) ∘ Σ (Xᵃ Xᵇᵀ)`` to a tile; all pairs have the same two deltas."""
     left = _product(cut(pairs[0][0].delta[0], rows), cut(pairs[0][1].delta[0], columns), work[0])
     wide: Array | None = None

@@ -10,7 +10,7 @@ from ..typing import Array
 from .outer import WIDE, scale_rows
 
 
-class Share(NamedTuple):
+class OuterShare(NamedTuple):
     """One share: factors and place.
 
     Attributes
@@ -47,13 +47,13 @@ class Share(NamedTuple):
         """Where the factors lie; equal for shares that can be multiplied factor by factor."""
         return None if self.entries is not None else (self.start, self.delta.shape[2], self.width)
 
-    def of(self, samples: slice) -> Share:
+    def of(self, samples: slice) -> OuterShare:
         """Return that of some samples; nothing is copied."""
         delta = np.swapaxes(cut(np.swapaxes(self.delta, 0, 1), samples), 0, 1)
         return self._replace(delta=delta, row=None if self.row is None else cut(self.row, samples))
 
 
-def write_share(share: Share, a: int, b: int, out: Array) -> None:
+def write_share(share: OuterShare, a: int, b: int, out: Array) -> None:
     """Write entries ``a:b`` of a share that lies end to end into `out` ``(V, N, b - a)``."""
     n = share.width
     if share.row is None:
@@ -73,7 +73,7 @@ def write_share(share: Share, a: int, b: int, out: Array) -> None:
         out[...] = block.reshape(*block.shape[:2], -1)[:, :, a - first * n : b - first * n]
 
 
-def add_share(share: Share, a: int, b: int, part: Array, lo: int, out: Array) -> None:
+def add_share(share: OuterShare, a: int, b: int, part: Array, lo: int, out: Array) -> None:
     """Add entries ``a:b`` of a share to `part`, the same entries of `out`, which begins at `lo`."""
     if share.entries is None:
         block = np.empty_like(part)

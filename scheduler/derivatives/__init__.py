@@ -6,9 +6,9 @@ from typing import Any
 from .cache import DEFAULT_BYTES, Cache, CacheInfo
 from .forward import cheaper_mode, hvp_block, jvp_block, lower_push
 from .lower import Request, lower_reverse
-from .per_sample import Made, Parts, PerSampleGradients
-from .recipe import Recipe, RecipeBook, whole_of
-from .work import Ends, clip_weights, factors_block, join, norms_of, run_all
+from .per_sample import FactorBlocks, Made, PerSampleGradients
+from .recipe import Recipe, RecipeBook
+from .work import LastEdges, clip_weights, factors_block, join, norms_of, run_all
 
 _LAZY = ("chunk_feeds", "chunked_factors", "lazy_jacobian")
 
@@ -24,9 +24,9 @@ __all__ = [
     "DEFAULT_BYTES",
     "Cache",
     "CacheInfo",
-    "Ends",
+    "FactorBlocks",
+    "LastEdges",
     "Made",
-    "Parts",
     "PerSampleGradients",
     "Recipe",
     "RecipeBook",
@@ -41,5 +41,4 @@ __all__ = [
     "lower_reverse",
     "norms_of",
     "run_all",
-    "whole_of",
 ]

@@ -16,11 +16,11 @@ from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..feeds import Feeds, KnownFeeds, check_array, check_lengths, common_dtype, fed_variable
+from ..feeds import Feeds, RememberedFeeds, check_array, check_lengths, common_dtype, fed_variable
 from ..programs import cut_rows
 from ..tasks import combine, token
-from .recipe import Recipe, whole_of
-from .work import Ends, factors_chunk, jacobian_chunk
+from .recipe import Recipe
+from .work import LastEdges, factors_chunk, jacobian_chunk
 
 
 class Fed(NamedTuple):
@@ -76,23 +76,23 @@ def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> ChunkedFe
 
 def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     """Return the factors of each chunk of samples of a scalar's derivative, as delayed values."""
-    whole = whole_of(recipe)
+    task = recipe.as_one_task()
     statics = recipe.values_now(Feeds(feeds.arrays, sum(feeds.lengths), feeds.dtype))
-    given = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
-    ends = Ends(whole.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
-    plan = delayed((whole.instrs, ends), traverse=False)
+    given = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
+    ends = LastEdges(task.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
+    plan = delayed((task.instrs, ends), traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
-    names = [None if k in statics else Fed(recipe.feeds[k].name, recipe.feeds[k].dim) for k in whole.leaves]
+    names = [None if k in statics else Fed(recipe.feeds[k].name, recipe.feeds[k].dim) for k in task.leaves]
     parts = []
     starts = np.cumsum([0, *feeds.lengths]).tolist()
     for c, length in enumerate(feeds.lengths):
-        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(whole.leaves, given)]
+        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(task.leaves, given)]
         parts.append(delayed(read_factors)(plan, names, starts[c], length, *leaves))
     return parts
 
 
 def read_factors(
-    plan: tuple[tuple[Instr, ...], Ends], names: list[Fed | None], first: int, samples: int, *leaves: Array
+    plan: tuple[tuple[Instr, ...], LastEdges], names: list[Fed | None], first: int, samples: int, *leaves: Array
 ) -> list[Factors]:
     """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
     instrs, ends = plan
@@ -154,7 +154,7 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
     Parameters
     ----------
     samples, rows : int
-        Of the whole result.
+        Of the task result.
     forward, row : int
         Bytes that one sample's values take, and one row of it.
     budget : int
@@ -182,38 +182,38 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
     return (min(samples, together), rows) if together else (1, min(rows, (budget - forward) // row))
 
 
-def lazy_jacobian(recipe: Recipe, known: KnownFeeds, budget: int) -> dict[Node, Any]:
+def lazy_jacobian(recipe: Recipe, feeds: RememberedFeeds, budget: int) -> dict[Node, Any]:
     """Return the Jacobians as dask arrays ``(N, V, dim)``; see `Derivatives.jacobian`."""
-    whole, dtype = whole_of(recipe), known.feeds.dtype
-    statics = recipe.values_now(known.feeds)
+    task, dtype = recipe.as_one_task(), feeds.dtype
+    statics = recipe.values_now(feeds)
     types = recipe.program.types
     values = [t for t in types if not t.cotangent and t.batched]
     moving = [t for t in types if t.cotangent]
-    samples, rows = known.feeds.samples, recipe.result.dim
+    samples, rows = feeds.samples, recipe.result.dim
     forward = dtype.itemsize * sum(t.dim for t in values)
     row = dtype.itemsize * (sum(t.dim for t in moving) + max(n.dim for n in recipe.wrt))
     n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
-    ends = Ends(whole.edges, tuple(recipe.sizes), rows, dtype, "")
-    given = [statics[k][0] if k in statics else known.tokens[recipe.feeds[k]] for k in whole.leaves]
-    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in whole.instrs]
-    told = combine(*given, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in whole.edges]))
-    own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in whole.leaves]
+    ends = LastEdges(task.edges, tuple(recipe.sizes), rows, dtype, "")
+    given = [statics[k][0] if k in statics else feeds.tokens[recipe.feeds[k]] for k in task.leaves]
+    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in task.instrs]
+    told = combine(*given, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in task.edges]))
+    own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
     over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
-    unit = delayed(whole.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
+    unit = delayed(task.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
     found = {}
-    for node, place in zip(recipe.wrt, recipe.place):
+    for node, span in zip(recipe.wrt, recipe.spans):
         grid = []
         for start, stop in over:
             leaves = [
-                array if array is not None else cut_rows(known.feeds.arrays[recipe.feeds[k]], start, stop)
-                for k, array in zip(whole.leaves, own)
+                array if array is not None else cut_rows(feeds.arrays[recipe.feeds[k]], start, stop)
+                for k, array in zip(task.leaves, own)
             ]
             line = []
             for pair in down:
-                name = token(told, recipe.ends(rows, dtype).token, repr(place), start, stop, pair)
+                name = token(told, recipe.ends(rows, dtype).token, repr(span), start, stop, pair)
                 chunk = delayed(jacobian_chunk)(
-                    unit, ends, place, pair, stop - start, *leaves, dask_key_name=f"jacobian-{name}"
+                    unit, ends, span, pair, stop - start, *leaves, dask_key_name=f"jacobian-{name}"
                 )
                 line.append([da.from_delayed(chunk, (stop - start, pair[1] - pair[0], node.dim), dtype)])
             grid.append(line)

@@ -228,9 +228,9 @@ def cheaper_mode(recipe: Recipe) -> str:
         reverse = recipe.result.dim * _work(pushes.instrs, set(pushes.variables), pushes.dims)
         forward = 0.0
         for node in recipe.wrt:
-            place = recipe.places.get(node)
-            if place is not None:
-                forward += node.dim * _work(pushes.instrs, {recipe.variables[place.wrt]}, pushes.dims)
+            span = recipe.span_of.get(node)
+            if span is not None:
+                forward += node.dim * _work(pushes.instrs, {recipe.variables[span.wrt]}, pushes.dims)
         recipe.mode = "forward" if forward < reverse else "reverse"
     return recipe.mode
 
@@ -252,26 +252,26 @@ def lower_push(request: Request, start: int, stop: int) -> Ref:
     recipe = request.recipe
     pushes = pushes_of(recipe)
     refs = request.refs(start, stop, pushes.reads)
-    places = recipe.place
-    dtype = request.known.feeds.dtype
+    spans = recipe.spans
+    dtype = request.feeds.dtype
     return request.task(
-        "push", push_block, pushes, places, stop - start, dtype.str, *[refs[var] for var in pushes.reads]
+        "push", push_block, pushes, spans, stop - start, dtype.str, *[refs[var] for var in pushes.reads]
     )
 
 
 def push_block(
-    pushes: Pushes, places: Sequence[tuple[int, int, int] | int], samples: int, dtype: str, *args: Array
+    pushes: Pushes, spans: Sequence[tuple[int, int, int] | int], samples: int, dtype: str, *args: Array
 ) -> list[Array]:
     """Return the Jacobians ``(samples, result.dim, dim)`` by several nodes; see `jacobian_block`."""
     env: list[Any] = [None] * len(pushes.dims)
     for var, value in zip(pushes.reads, args):
         env[var] = canonical(value)
     found = []
-    for place in places:
-        rows, columns = pushes.dims[pushes.target], place if isinstance(place, int) else place[2] - place[1]
+    for span in spans:
+        rows, columns = pushes.dims[pushes.target], span if isinstance(span, int) else span[2] - span[1]
         out = np.zeros((samples, rows, columns), dtype)
-        if not isinstance(place, int):
-            wrt, lo, hi = place
+        if not isinstance(span, int):
+            wrt, lo, hi = span
             var = pushes.variables[wrt]
             seed = np.eye(pushes.dims[var], dtype=dtype)[lo:hi, None, :]
             moved = push_through(pushes.instrs, env, pushes.dims, {var: seed}).get(pushes.target)

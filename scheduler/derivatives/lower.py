@@ -9,7 +9,7 @@ import numpy as np
 
 from flowgrad.typing import Array
 
-from ..feeds import KnownFeeds
+from ..feeds import RememberedFeeds
 from ..programs import cut_rows, pick
 from ..tasks import Data, Record, Ref, Task, combine, token
 from .cache import Cache
@@ -29,7 +29,7 @@ class Request:
     Parameters
     ----------
     recipe : Recipe
-    known : KnownFeeds
+    feeds : RememberedFeeds
     cache : Cache
     seed : ndarray (V, 1 or N, dim), optional
         The cotangent to begin with; rows of the identity if not given.
@@ -37,19 +37,21 @@ class Request:
         To which large products may deal out their samples.
     """
 
-    def __init__(self, recipe: Recipe, known: KnownFeeds, cache: Cache, seed: Array | None = None, threads: int = 1):
+    def __init__(
+        self, recipe: Recipe, feeds: RememberedFeeds, cache: Cache, seed: Array | None = None, threads: int = 1
+    ):
         cache.check()
         self.threads = threads
-        self.recipe, self.known, self.cache = recipe, known, cache
+        self.recipe, self.feeds, self.cache = recipe, feeds, cache
         self.records: dict[str, Record] = {}
         self.sizes: dict[str, int] = {}  # bytes of values that are worth keeping
         self.fed: set[str] = set()  # those that depend on the feeds
         self.used: set[str] = set()  # keys whose use is counted
-        dim, dtype = recipe.result.dim, known.feeds.dtype
+        dim, dtype = recipe.result.dim, feeds.dtype
         eye = f"eye{dim}{dtype.str}" if seed is None else ""
         self.seed = np.eye(dim, dtype=dtype)[:, None, :] if seed is None else seed
         self.seed_token = eye or token(seed)
-        self.statics = recipe.values_now(known.feeds)
+        self.statics = recipe.values_now(feeds)
         self.names = recipe.names(self.statics, eye)
 
     def refs(self, start: int, stop: int, wanted: Sequence[int]) -> dict[int, Ref]:
@@ -81,8 +83,8 @@ class Request:
         """Return the half of a key that stands for the content of feeds."""
         if not feeds:
             return self.cache.salt
-        whole = samples == (0, self.known.feeds.samples)
-        given, fed = self.known.tokens, self.recipe.feeds
+        whole = samples == (0, self.feeds.samples)
+        given, fed = self.feeds.tokens, self.recipe.feeds
         told = [given[fed[var]] if var in fed else self.seed_token for var in feeds]
         return combine(*told, *(() if whole else map(str, samples)), self.cache.salt)
 
@@ -102,7 +104,7 @@ class Request:
             self.records[key] = Task(run_spread, (self.threads, samples, *how, *args))
         else:
             self.records[key] = Task(run_unit, (*how, *args))
-        self.sizes[key] = unit.entries(samples, len(self.seed)) * self.known.feeds.dtype.itemsize
+        self.sizes[key] = unit.entries(samples, len(self.seed)) * self.feeds.dtype.itemsize
         if self.names[unit.writes[0]].feeds:
             self.fed.add(key)
 
@@ -130,8 +132,8 @@ class Request:
         elif var == self.recipe.derivation.seed:
             self._data(key, self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop])
         else:
-            array = self.known.feeds.arrays[self.recipe.feeds[var]]
-            whole = samples == (0, self.known.feeds.samples)
+            array = self.feeds.arrays[self.recipe.feeds[var]]
+            whole = samples == (0, self.feeds.samples)
             self._data(key, array if whole else cut_rows(array, start, stop))
 
     def _data(self, name: str, value: Array) -> None:
@@ -152,7 +154,7 @@ def _name(arg: Any) -> str:
 def lower_reverse(request: Request, start: int, stop: int) -> Ref:
     """Add the task that runs the last edges back for samples ``start:stop``."""
     recipe = request.recipe
-    ends = recipe.ends(len(request.seed), request.known.feeds.dtype)
+    ends = recipe.ends(len(request.seed), request.feeds.dtype)
     refs = request.refs(start, stop, recipe.end_reads)
     reads = [refs[var] for var in recipe.end_reads]
-    return request.task("jacobian", jacobian_block, ends, recipe.place, stop - start, *reads)
+    return request.task("jacobian", jacobian_block, ends, recipe.spans, stop - start, *reads)

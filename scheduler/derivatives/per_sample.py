@@ -16,7 +16,7 @@ from flowgrad.inputs import integer, real
 from flowgrad.typing import Array
 
 from ..executors import Executor, Lost
-from .work import Places, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
+from .work import Spans, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
 
 
 def _dask() -> Any:
@@ -53,14 +53,14 @@ class PerSampleGradients:
         self,
         executor: Executor,
         wrt: Sequence[Node],
-        places: Places,
+        spans: Spans,
         sizes: Sequence[int],
-        parts: Parts,
+        parts: FactorBlocks,
         dtype: Any,
     ):
         self.wrt, self.samples, self.dtype = tuple(wrt), sum(parts.lengths), np.dtype(dtype)
         self._executor, self._parts = executor, parts
-        self._places, self._sizes = dict(zip(wrt, places)), list(sizes)
+        self._spans, self._sizes = dict(zip(wrt, spans)), list(sizes)
 
     # -- one row per sample -------------------------------------------------------------------------------------
 
@@ -74,13 +74,13 @@ class PerSampleGradients:
         compute : bool
             False: a dask array.
         """
-        if node is not None and node not in self._places:
+        if node is not None and node not in self._spans:
             raise GraphError(f"{node} is not among the nodes that were differentiated by: {self._told()}")
         nodes = self.wrt if node is None else (node,)
-        places = self._merged(nodes)
+        spans = self._merged(nodes)
         if self._parts.here and compute:
-            return array_of(self._parts.here, places, self._executor.threads)
-        return self._rows(array_of, (sum(n.dim for n in nodes),), compute, places)
+            return array_of(self._parts.here, spans, self._executor.threads)
+        return self._rows(array_of, (sum(n.dim for n in nodes),), compute, spans)
 
     def norms(self, compute: bool = True) -> Any:
         """Return the Euclidean norm of each sample's gradient by all nodes together, ``(N,)``."""
@@ -103,9 +103,9 @@ class PerSampleGradients:
         k, seed = integer(k, "project: k, the number of directions,"), integer(seed, "project: seed", 0)
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for position, node in enumerate(self.wrt):
-            place = self._places[node]
-            if not isinstance(place, int):
-                ranges[place[0]].append((position, place[1], place[2]))
+            span = self._spans[node]
+            if not isinstance(span, int):
+                ranges[span[0]].append((position, span[1], span[2]))
         return self._rows(project_of, (k,), compute, ranges, k, seed)
 
     # -- pairs of samples ---------------------------------------------------------------------------------------
@@ -169,17 +169,17 @@ class PerSampleGradients:
         return names + (", ..." if len(self.wrt) > 5 else "")
 
     def _same_layout(self, other: PerSampleGradients) -> bool:
-        return self._sizes == other._sizes and all(self._places[n] == other._places[n] for n in self.wrt)
+        return self._sizes == other._sizes and all(self._spans[n] == other._spans[n] for n in self.wrt)
 
     def _merged(self, nodes: Sequence[Node]) -> list[tuple[int, int, int] | int]:
-        """Return the places of nodes; those that lie end to end are one."""
+        """Return the spans of nodes; those that lie end to end are one."""
         found: list[tuple[int, int, int] | int] = []
-        for place in (self._places[n] for n in nodes):
+        for span in (self._spans[n] for n in nodes):
             last = found[-1] if found else 0
-            if not isinstance(place, int) and not isinstance(last, int) and (place[0], place[1]) == (last[0], last[2]):
-                found[-1] = (last[0], last[1], place[2])
+            if not isinstance(span, int) and not isinstance(last, int) and (span[0], span[1]) == (last[0], last[2]):
+                found[-1] = (last[0], last[1], span[2])
             else:
-                found.append(place)
+                found.append(span)
         return found
 
     def _rows(self, func: Callable[..., Array], tail: tuple[int, ...], compute: bool, *args: Any) -> Any:
@@ -198,11 +198,11 @@ class PerSampleGradients:
         starts = np.cumsum([0, *self._sizes])
         found = {}
         for node in self.wrt:
-            place = self._places[node]
-            if isinstance(place, int):
-                found[node] = np.zeros(place, self.dtype) if compute else _dask().zeros(place, self.dtype)
+            span = self._spans[node]
+            if isinstance(span, int):
+                found[node] = np.zeros(span, self.dtype) if compute else _dask().zeros(span, self.dtype)
             else:
-                found[node] = total[starts[place[0]] + place[1] : starts[place[0]] + place[2]]
+                found[node] = total[starts[span[0]] + span[1] : starts[span[0]] + span[2]]
         return found
 
     def _done(self, array: Callable[[], Any], compute: bool, *others: PerSampleGradients) -> Any:
@@ -228,7 +228,7 @@ class Made(NamedTuple):
     release: Callable[[], None] | None = None
 
 
-class Parts:
+class FactorBlocks:
     """Factors by block of samples.
 
     Parameters

@@ -25,20 +25,42 @@ from flowgrad.typing import Array
 from ..feeds import Feeds, require_values
 from ..programs import flat_values, forward_passes, input_var, run_passes
 from ..tasks import token
-from .units import Name, cut_up, name_units, renumber
-from .work import Ends
+from .units import ValueName, cut_up, name_values, renumber
+from .work import LastEdges
 
 # Recipes that an engine remembers.
 REMEMBERED = 64
 
 
 @dataclass(frozen=True)
-class Place:
+class Span:
     """Where a node's derivative lies: the number of a variable of the derivation, and the range in it."""
 
     wrt: int
     lo: int
     hi: int
+
+
+@dataclass(frozen=True, eq=False)
+class OneTask:
+    """Everything from what is given to the last edges as one task: for blocks whose values nobody asks for again.
+
+    Attributes
+    ----------
+    instrs : tuple of Instr
+        Read ``leaves``, in their order, then the seed.
+    leaves : tuple of int
+        Program variables: values that are set, then feeds.
+    edges : tuple of Edge
+        Numbered by the unit's variables.
+    result : int
+        The result's value, numbered so too.
+    """
+
+    instrs: tuple[Instr, ...]
+    leaves: tuple[int, ...]
+    edges: tuple[Edge, ...]
+    result: int
 
 
 class Recipe:
@@ -63,12 +85,12 @@ class Recipe:
         program = run_passes(traced, forward_passes(grain))
         self.target = program.outputs["0"]
         variables: dict[int, int] = {}  # program variable -> number
-        self.places: dict[Node, Place] = {}
+        self.span_of: dict[Node, Span] = {}
         for node in wrt:
             var, lo, hi = self._find(program, node, fed)
             if var is not None:
-                self.places[node] = Place(variables.setdefault(var, len(variables)), lo, hi)
-        self.place = [(p.wrt, p.lo, p.hi) if (p := self.places.get(n)) is not None else n.dim for n in self.wrt]
+                self.span_of[node] = Span(variables.setdefault(var, len(variables)), lo, hi)
+        self.spans = [(p.wrt, p.lo, p.hi) if (p := self.span_of.get(n)) is not None else n.dim for n in self.wrt]
         self.sizes = [program.types[var].dim for var in variables] or [0]
         self.variables = list(variables)
         self.derivation: Derivation = derive(program, self.target, list(variables))
@@ -83,14 +105,14 @@ class Recipe:
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
         reached = {e.wrt for e in self.edges}
         # Nodes that the result does not depend on.
-        self.independent = [n for n in self.wrt if n not in self.places or self.places[n].wrt not in reached]
+        self.independent = [n for n in self.wrt if n not in self.span_of or self.span_of[n].wrt not in reached]
         self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
-        self._ends: dict[Any, Ends] = {}
+        self._ends: dict[Any, LastEdges] = {}
         # Filled in by `forward_mode`.
         self.pushes: Any = None
         self.mode: str | None = None
         self._set: _Set | None = None
-        self._names: tuple[Any, dict[str, dict[int, Name]]] = (None, {})
+        self._names: tuple[Any, dict[str, dict[int, ValueName]]] = (None, {})
 
     @staticmethod
     def _find(program: Program, node: Node, fed: frozenset[Variable]) -> tuple[int | None, int, int]:
@@ -162,8 +184,8 @@ class Recipe:
         var = self.through(var)
         return self._holders.get(var, (var, None))
 
-    def names(self, statics: dict[int, tuple[str, Array]], seed: str) -> dict[int, Name]:
-        """Return the names of all results, see `name_units`.
+    def names(self, statics: dict[int, tuple[str, Array]], seed: str) -> dict[int, ValueName]:
+        """Return the names of all results, see `name_values`.
 
         Parameters
         ----------
@@ -176,14 +198,14 @@ class Recipe:
             self._names = statics, {}
         known = self._names[1]
         if seed not in known:
-            given = {var: Name(f"value-{name}") for var, (name, _) in statics.items()}
-            given.update((var, Name("feed-", (var,))) for var in self.feeds)
+            given = {var: ValueName(f"value-{name}") for var, (name, _) in statics.items()}
+            given.update((var, ValueName("feed-", (var,))) for var in self.feeds)
             own = self.derivation.seed
-            given[own] = Name(f"seed-{seed}") if seed else Name("seed-", (own,))
-            known[seed] = name_units(self.units, given)
+            given[own] = ValueName(f"seed-{seed}") if seed else ValueName("seed-", (own,))
+            known[seed] = name_values(self.units, given)
         return known[seed]
 
-    def ends(self, rows: int, dtype: Any) -> Ends:
+    def ends(self, rows: int, dtype: Any) -> LastEdges:
         """Return the last edges for a seed of `rows` rows; they read `end_reads`, in that order."""
         key = (rows, np.dtype(dtype))
         if key not in self._ends:
@@ -193,8 +215,34 @@ class Recipe:
                 (e.wrt, e.start, e.entries, *[(i.op, i.attrs, i.slot, i.arity, i.args) for i in (e.pull, e.first) if i])
                 for e in edges
             ]
-            self._ends[key] = Ends(edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str))
+            self._ends[key] = LastEdges(
+                edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str)
+            )
         return self._ends[key]
+
+    def as_one_task(self, cut: bool = True) -> OneTask:
+        """Return all of it as one task, the result's value included.
+
+        With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the instructions cut them.
+        """
+        edges = [e.renamed(self.through) for e in self.derivation.edges]
+        target = self.through(self.target)
+        wanted = {target, *(a for e in edges for a in e.reads)}
+        cuts = {i.out for i in self.statics if isinstance(i, Instr)} if cut else set()
+        kept = []
+        for i in reversed(self.program.instrs):
+            if i.out in wanted and i.out not in self.same and i.out not in cuts:
+                kept.append(i._replace(args=tuple(map(self.through, i.args))))
+                wanted.update(kept[-1].args)
+        kept.reverse()
+        own = {i.out for i in kept}
+        seed = self.derivation.seed
+        leaves = tuple(sorted(var for var in wanted if var not in own and var != seed))
+        reads = (*leaves, seed)
+        numbered = renumber(kept, reads)
+        at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
+        edges = [e.renamed(at.__getitem__) for e in edges]
+        return OneTask(numbered, leaves, tuple(edges), at[target])
 
 
 class _Set(NamedTuple):
@@ -271,50 +319,3 @@ def _static_values(
             value = np.ascontiguousarray(item.op.apply(flats[item.args[0]], **dict(item.attrs)))
             found[item.out] = token(value), value
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class Whole:
-    """Everything from what is given to the last edges as one task: for blocks whose values nobody asks for again.
-
-    Attributes
-    ----------
-    instrs : tuple of Instr
-        Read ``leaves``, in their order, then the seed.
-    leaves : tuple of int
-        Program variables: values that are set, then feeds.
-    edges : tuple of Edge
-        Numbered by the unit's variables.
-    result : int
-        The result's value, numbered so too.
-    """
-
-    instrs: tuple[Instr, ...]
-    leaves: tuple[int, ...]
-    edges: tuple[Edge, ...]
-    result: int
-
-
-def whole_of(recipe: Recipe, cut: bool = True) -> Whole:
-    """Return the whole of a recipe, the result's value included.
-
-    With `cut`, ranges of the flat vectors are given; otherwise the vectors are, and the instructions cut them.
-    """
-    edges = [e.renamed(recipe.through) for e in recipe.derivation.edges]
-    target = recipe.through(recipe.target)
-    wanted = {target, *(a for e in edges for a in e.reads)}
-    cuts = {i.out for i in recipe.statics if isinstance(i, Instr)} if cut else set()
-    kept = []
-    for i in reversed(recipe.program.instrs):
-        if i.out in wanted and i.out not in recipe.same and i.out not in cuts:
-            kept.append(i._replace(args=tuple(map(recipe.through, i.args))))
-            wanted.update(kept[-1].args)
-    kept.reverse()
-    own = {i.out for i in kept}
-    seed = recipe.derivation.seed
-    leaves = tuple(sorted(var for var in wanted if var not in own and var != seed))
-    reads = (*leaves, seed)
-    numbered = renumber(kept, reads)
-    at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
-    edges = [e.renamed(at.__getitem__) for e in edges]
-    return Whole(numbered, leaves, tuple(edges), at[target])

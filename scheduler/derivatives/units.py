@@ -46,7 +46,7 @@ class Unit:
         return sum(dim * (samples if batched else 1) * (rows if moving else 1) for dim, batched, moving in self.sizes)
 
 
-class Name(NamedTuple):
+class ValueName(NamedTuple):
     """What a value's key consists of.
 
     Attributes
@@ -61,7 +61,7 @@ class Name(NamedTuple):
     feeds: tuple[int, ...] = ()
 
 
-def name_units(units: Sequence[Unit], given: Mapping[int, Name]) -> dict[int, Name]:
+def name_values(units: Sequence[Unit], given: Mapping[int, ValueName]) -> dict[int, ValueName]:
     """Return the names of what is given and of each unit's results, by the first variable that it writes.
 
     The same expression has the same name whatever its feeds are called, and wherever it is a part of another one.
@@ -70,7 +70,7 @@ def name_units(units: Sequence[Unit], given: Mapping[int, Name]) -> dict[int, Na
     for unit in units:
         feeds = tuple(dict.fromkeys(f for var in unit.holders for f in names[var].feeds))
         reads = [f"{names[var].stem} {[feeds.index(f) for f in names[var].feeds]}" for var in unit.holders]
-        names[unit.writes[0]] = Name(f"{unit.prefix}-{combine(unit.token, repr(unit.where), *reads)}", feeds)
+        names[unit.writes[0]] = ValueName(f"{unit.prefix}-{combine(unit.token, repr(unit.where), *reads)}", feeds)
     return names
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, Share
+from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, OuterShare
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
@@ -18,8 +18,8 @@ from ..kernels import run_instr
 from ..machine import canonical, each_side_by_side, empty_array, spread
 
 # By variable.
-Part = list[Factors]
-Places = Sequence[tuple[int, int, int] | int]
+FactorList = list[Factors]
+Spans = Sequence[tuple[int, int, int] | int]
 # Entries of a result from which on it is worth several threads.
 THREADED = 1 << 20
 
@@ -78,7 +78,7 @@ def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
 
 
 @dataclass(frozen=True, eq=False)
-class Ends:
+class LastEdges:
     """The last edges of a recipe, numbered by what a task reads.
 
     Attributes
@@ -108,7 +108,7 @@ class Ends:
             entries = None if e.entries is None else np.array(e.entries)
             for delta, row in _guarded(e.pull, args, _cotangent(e, args), lambda local, g: local.split(g)):
                 row = row if row is None else row.astype(self.dtype, copy=False)
-                shares.append(Share(delta.astype(self.dtype, copy=False), row, e.start, entries))
+                shares.append(OuterShare(delta.astype(self.dtype, copy=False), row, e.start, entries))
         return Factors(shares, self.rows, samples, self.sizes[wrt], self.dtype)
 
     def write(self, wrt: int, lo: int, hi: int, out: Array, args: Sequence[Array]) -> None:
@@ -150,28 +150,30 @@ def _guarded(pull: Instr, args: Sequence[Array], g: Array, use: Callable[[Any, A
         ) from error
 
 
-def jacobian_block(ends: Ends, places: Sequence[tuple[int, int, int] | int], samples: int, *args: Array) -> list[Array]:
+def jacobian_block(
+    ends: LastEdges, spans: Sequence[tuple[int, int, int] | int], samples: int, *args: Array
+) -> list[Array]:
     """Return the Jacobians ``(samples, V, dim)`` by several variables.
 
     Parameters
     ----------
-    places : sequence
+    spans : sequence
         Number of the variable and range in it; or, where the result does not depend on it, only the dim.
     """
     args = tuple(canonical(a) for a in args)
     found = []
-    for place in places:
-        if isinstance(place, int):
-            found.append(np.zeros((samples, ends.rows, place), ends.dtype))
+    for span in spans:
+        if isinstance(span, int):
+            found.append(np.zeros((samples, ends.rows, span), ends.dtype))
             continue
-        wrt, lo, hi = place
+        wrt, lo, hi = span
         out = empty_array((samples, ends.rows, hi - lo), ends.dtype)
         ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
         found.append(out)
     return found
 
 
-def factors_block(ends: Ends, samples: int, *args: Array) -> list[Factors]:
+def factors_block(ends: LastEdges, samples: int, *args: Array) -> list[Factors]:
     """Return the derivative by each variable as factors."""
     args = tuple(canonical(a) for a in args)
     return [ends.factors(k, samples, args) for k in range(len(ends.sizes))]
@@ -179,8 +181,8 @@ def factors_block(ends: Ends, samples: int, *args: Array) -> list[Factors]:
 
 def jacobian_chunk(
     instrs: tuple[Instr, ...],
-    ends: Ends,
-    place: tuple[int, int, int] | int,
+    ends: LastEdges,
+    span: tuple[int, int, int] | int,
     rows: tuple[int, int],
     samples: int,
     *leaves: Array,
@@ -189,10 +191,12 @@ def jacobian_chunk(
     first, last = rows
     seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
     env = run_all(instrs, *leaves, seed)
-    return jacobian_block(replace(ends, rows=last - first), [place], samples, *env)[0]
+    return jacobian_block(replace(ends, rows=last - first), [span], samples, *env)[0]
 
 
-def factors_chunk(instrs: tuple[Instr, ...], ends: Ends, seed: Array, samples: int, *leaves: Array) -> list[Factors]:
+def factors_chunk(
+    instrs: tuple[Instr, ...], ends: LastEdges, seed: Array, samples: int, *leaves: Array
+) -> list[Factors]:
     """Return the derivative by each variable as factors, from what is given on."""
     return factors_block(ends, samples, *run_all(instrs, *leaves, seed))
 
@@ -207,31 +211,31 @@ def join(parts: list[list[Array]], k: int) -> Array:
     return parts[0][k] if len(parts) == 1 else np.concatenate([p[k] for p in parts])
 
 
-def array_of(part: Part, places: Places, threads: int = 1) -> Array:
+def array_of(part: FactorList, spans: Spans, threads: int = 1) -> Array:
     """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
-    size = sum(p if isinstance(p, int) else p[2] - p[1] for p in places)
+    size = sum(p if isinstance(p, int) else p[2] - p[1] for p in spans)
     samples = part[0].samples
     out = empty_array((samples, size), part[0].dtype)
     if threads == 1 or out.size < THREADED:
-        _write(part, places, out)
+        _write(part, spans, out)
     else:
-        spread(lambda lo, hi: _write([f.of(lo, hi) for f in part], places, out[lo:hi]), samples, threads)
+        spread(lambda lo, hi: _write([f.of(lo, hi) for f in part], spans, out[lo:hi]), samples, threads)
     return out
 
 
-def _write(part: Part, places: Places, out: Array) -> None:
+def _write(part: FactorList, spans: Spans, out: Array) -> None:
     start = 0
-    for place in places:
-        if isinstance(place, int):
-            out[:, start : start + place] = 0
-            start += place
+    for span in spans:
+        if isinstance(span, int):
+            out[:, start : start + span] = 0
+            start += span
         else:
-            wrt, lo, hi = place
+            wrt, lo, hi = span
             part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
             start += hi - lo
 
 
-def norms_of(part: Part) -> Array:
+def norms_of(part: FactorList) -> Array:
     """Return the norms ``(N,)``."""
     total = part[0].squared_norms()
     for more in part[1:]:
@@ -240,7 +244,7 @@ def norms_of(part: Part) -> Array:
     return np.sqrt(np.maximum(total, 0, out=total), out=total)
 
 
-def dot_of(part: Part, other: Part | None, each: Callable[..., Iterable[Any]] = map) -> Array:
+def dot_of(part: FactorList, other: FactorList | None, each: Callable[..., Iterable[Any]] = map) -> Array:
     """Return the scalar products ``(N, M)``; `each` is like ``map``."""
     shape = (part[0].samples, (other or part)[0].samples)
     total = part[0].dot(None if other is None else other[0], each, empty_array(shape, part[0].dtype))
@@ -249,13 +253,13 @@ def dot_of(part: Part, other: Part | None, each: Callable[..., Iterable[Any]] = 
     return total
 
 
-def dot_here(part: Part, other: Part | None, threads: int) -> Array:
+def dot_here(part: FactorList, other: FactorList | None, threads: int) -> Array:
     """Return the scalar products ``(N, M)``, many of them tile by tile in several threads."""
     alone = threads == 1 or part[0].samples * (other or part)[0].samples < THREADED
     return dot_of(part, other, map if alone else each_side_by_side)
 
 
-def project_of(part: Part, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
+def project_of(part: FactorList, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
     """Return the projections ``(N, k)``."""
     total = part[0].project(ranges[0], k, seed)
     for more, its in zip(part[1:], ranges[1:]):
@@ -263,7 +267,7 @@ def project_of(part: Part, ranges: Sequence[Sequence[tuple[int, int, int]]], k: 
     return total
 
 
-def sum_of(part: Part, max_norm: float | None, scale: float) -> Array:
+def sum_of(part: FactorList, max_norm: float | None, scale: float) -> Array:
     """Return the sum over the samples, clipped if asked for, times `scale`, all variables laid end to end."""
     if max_norm is None:
         weights = np.full(part[0].samples, scale, part[0].dtype)
@@ -272,7 +276,7 @@ def sum_of(part: Part, max_norm: float | None, scale: float) -> Array:
     return np.concatenate([factors.sum(weights)[0] for factors in part])
 
 
-def squares_of(part: Part, scale: float) -> Array:
+def squares_of(part: FactorList, scale: float) -> Array:
     """Return the sum of the squared entries over rows and samples times `scale`, all variables laid end to end."""
     return np.concatenate([factors.square_sum() for factors in part]) * part[0].dtype.type(scale)
 

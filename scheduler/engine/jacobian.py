@@ -17,8 +17,8 @@ from flowgrad.typing import Array
 
 from .. import derivatives
 from ..derivatives import (
+    FactorBlocks,
     Made,
-    Parts,
     PerSampleGradients,
     Recipe,
     Request,
@@ -29,7 +29,7 @@ from ..derivatives import (
     lower_reverse,
 )
 from ..executors import Lost
-from ..feeds import KnownFeeds, check_nodes
+from ..feeds import RememberedFeeds, check_nodes
 from ..tasks import Ref
 from .session import Session
 from .values import check_scalar
@@ -53,32 +53,34 @@ def jacobian(
     """Compute the Jacobian of `result` by other nodes; see `Engine.jacobian`."""
     if mode not in ("auto", "reverse", "forward"):
         raise GraphError(f"unknown mode {mode!r}: choose auto, reverse or forward")
-    recipe, known = session.recipe(result, wrt, feeds, "jacobian")
+    recipe, checked = session.recipe(result, wrt, feeds, "jacobian")
     nodes = recipe.wrt
-    size = known.feeds.samples * result.dim * sum(n.dim for n in nodes) * known.feeds.dtype.itemsize
+    size = checked.samples * result.dim * sum(n.dim for n in nodes) * checked.dtype.itemsize
     if memory_budget is not None:
         budget = integer(memory_budget, "memory_budget")
     else:
         budget = int(psutil.virtual_memory().available) // 2 if size > CHECKED else CHECKED
     if compute and size > budget:
-        found = derivatives.lazy_jacobian(recipe, known, budget)
+        found = derivatives.lazy_jacobian(recipe, checked, budget)
     else:
         forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
         lower = lower_push if forward else lower_reverse
         found = None
         with suppress(Lost):
-            found = _run_jacobian(session, recipe, known, lower, compute)
+            found = _run_jacobian(session, recipe, checked, lower, compute)
         if found is None:  # what was kept is gone with a worker: begin anew
             with session.cache.lock:
                 session.cache.lost()
-            found = _run_jacobian(session, recipe, known, lower, compute)
+            found = _run_jacobian(session, recipe, checked, lower, compute)
     return found[nodes[0]] if isinstance(wrt, Node) else found
 
 
-def _run_jacobian(session: Session, recipe: Recipe, known: KnownFeeds, lower: Lower, compute: bool) -> dict[Node, Any]:
+def _run_jacobian(
+    session: Session, recipe: Recipe, feeds: RememberedFeeds, lower: Lower, compute: bool
+) -> dict[Node, Any]:
     with session.cache.lock:
-        request = Request(recipe, known, session.cache)
-        blocks = [lower(request, start, stop) for start, stop in session.blocks(known.feeds.samples)]
+        request = Request(recipe, feeds, session.cache)
+        blocks = [lower(request, start, stop) for start, stop in session.blocks(feeds.samples)]
         wanted = blocks
         if not compute:
             wanted = [request.task("join", join, blocks, k) for k in range(len(recipe.wrt))]
@@ -97,40 +99,42 @@ def per_sample_gradients(session: Session, target: Node, feeds: Any, wrt: Any) -
     check_scalar(target, "target")
     if isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
         return _chunked(session, target, feeds, wrt)
-    recipe, known = session.recipe(target, wrt, feeds, "per_sample_gradients")
-    return keep_factors(session, recipe, known)
+    recipe, checked = session.recipe(target, wrt, feeds, "per_sample_gradients")
+    return keep_factors(session, recipe, checked)
 
 
-def keep_factors(session: Session, recipe: Recipe, known: KnownFeeds, seed: Array | None = None) -> PerSampleGradients:
+def keep_factors(
+    session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None = None
+) -> PerSampleGradients:
     """Return the factors of ``seedᵀ d result``; `seed` ``(V, N, result.dim)`` may be left out for a scalar."""
-    lengths = [stop - start for start, stop in session.blocks(known.feeds.samples)]
-    again = _again(session, recipe, known, seed) if session.executor.remote else None
-    parts = Parts(_factors(session, recipe, known, seed), lengths, again)
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.place, recipe.sizes, parts, known.feeds.dtype)
+    lengths = [stop - start for start, stop in session.blocks(feeds.samples)]
+    again = _again(session, recipe, feeds, seed) if session.executor.remote else None
+    parts = FactorBlocks(_factors(session, recipe, feeds, seed), lengths, again)
+    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, feeds.dtype)
 
 
-def _again(session: Session, recipe: Recipe, known: KnownFeeds, seed: Array | None) -> Callable[[], Made]:
+def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Made]:
     """Return what makes the same factors once more, after values were lost."""
-    set_now = recipe.tokens_now(known.feeds)
+    set_now = recipe.tokens_now(feeds)
 
     def again() -> Made:
-        if recipe.tokens_now(known.feeds) != set_now or not known.unchanged():
+        if recipe.tokens_now(feeds) != set_now or not feeds.unchanged():
             raise Lost(
                 "factors are gone with a worker, and variables or feeds have changed since: call per_sample_gradients again"
             )
         with session.cache.lock:
             session.cache.lost()
-        return _factors(session, recipe, known, seed)
+        return _factors(session, recipe, feeds, seed)
 
     return again
 
 
-def _factors(session: Session, recipe: Recipe, known: KnownFeeds, seed: Array | None) -> Made:
-    blocks = session.blocks(known.feeds.samples)
+def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Made:
+    blocks = session.blocks(feeds.samples)
     here = len(blocks) == 1 and not session.executor.remote
     with session.cache.lock:
-        request = Request(recipe, known, session.cache, seed, session.executor.threads if here else 1)
-        ends = recipe.ends(len(request.seed), known.feeds.dtype)
+        request = Request(recipe, feeds, session.cache, seed, session.executor.threads if here else 1)
+        ends = recipe.ends(len(request.seed), feeds.dtype)
         keys = []
         for start, stop in blocks:
             refs = request.refs(start, stop, recipe.end_reads)
@@ -146,5 +150,5 @@ def _chunked(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleG
     graph, _ = check_nodes(target, "per_sample_gradients")
     chunked = derivatives.chunk_feeds(graph, feeds, session.dtype)
     recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
-    parts = Parts(Made(derivatives.chunked_factors(recipe, chunked)), chunked.lengths)
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.place, recipe.sizes, parts, chunked.dtype)
+    parts = FactorBlocks(Made(derivatives.chunked_factors(recipe, chunked)), chunked.lengths)
+    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, chunked.dtype)

@@ -31,12 +31,12 @@ def vjp(
     wrt: Node | Sequence[Node] | None,
 ) -> dict[Node, Array]:
     """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode; see `Engine.vjp`."""
-    recipe, known = session.recipe(result, wrt, feeds, "vjp")
-    seed = vectors_of("the cotangent", result, cotangent, known.feeds)
+    recipe, checked = session.recipe(result, wrt, feeds, "vjp")
+    seed = vectors_of("the cotangent", result, cotangent, checked)
     if len(seed) == 1:
-        seed = np.repeat(seed, known.feeds.samples, axis=0)
-    found = keep_factors(session, recipe, known, seed[None])
-    shared = [n for n in found.wrt if isinstance(n, Variable) and n not in known.feeds.arrays]
+        seed = np.repeat(seed, checked.samples, axis=0)
+    found = keep_factors(session, recipe, checked, seed[None])
+    shared = [n for n in found.wrt if isinstance(n, Variable) and n not in checked.arrays]
     total = found.mean()
     return {n: total[n] * found.samples if n in shared else found.array(n) for n in found.wrt}
 
@@ -44,7 +44,7 @@ def vjp(
 def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None) -> Array:
     """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode; see `Engine.jvp`."""
     graph, _ = check_nodes(result, "jvp")
-    checked = session.check(graph, feeds).feeds
+    checked = session.check(graph, feeds)
     moved = tangents_of(graph, tangents, checked)
     params = [v for v in moved if v not in checked.arrays]
     program = compile_forward([result], checked, params, session.grain)
@@ -66,7 +66,7 @@ def hvp(
     """Multiply the Hessian of the mean loss by a direction, by forward mode over reverse mode; see `Engine.hvp`."""
     graph, _ = check_nodes(loss, "hvp")
     check_scalar(loss, "loss")
-    checked = session.check(graph, feeds).feeds
+    checked = session.check(graph, feeds)
     moved = tangents_of(graph, direction, checked)
     fed = [v for v in moved if v in checked.arrays]
     if fed:
@@ -98,8 +98,8 @@ def fisher_diagonal(
 ) -> dict[Node, Array]:
     """Return the diagonal of the empirical Fisher matrix, from the per-sample gradients; see `Engine.fisher_diagonal`."""
     check_scalar(loss, "loss")
-    recipe, known = session.recipe(loss, wrt, feeds, "fisher_diagonal")
-    return keep_factors(session, recipe, known)._squares()
+    recipe, checked = session.recipe(loss, wrt, feeds, "fisher_diagonal")
+    return keep_factors(session, recipe, checked)._squares()
 
 
 def ggn_diagonal(
@@ -109,9 +109,9 @@ def ggn_diagonal(
     if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
         raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
     outputs, labels = loss.parents
-    recipe, known = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
-    values = forward_of(session, [outputs, labels], outputs.graph, known.feeds)
-    return keep_factors(session, recipe, known, _hessian_root(loss, *values))._squares()
+    recipe, checked = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
+    values = forward_of(session, [outputs, labels], outputs.graph, checked)
+    return keep_factors(session, recipe, checked, _hessian_root(loss, *values))._squares()
 
 
 def _values(session: Session, records: TaskGraph, keys: list[Ref]) -> list[Any]:

@@ -12,7 +12,7 @@ from flowgrad.inputs import integer
 
 from ..derivatives import Cache, Recipe, RecipeBook, Request
 from ..executors import Executor, Handle
-from ..feeds import FeedMemory, KnownFeeds, check_nodes
+from ..feeds import FeedMemory, RememberedFeeds, check_nodes
 from ..machine import clear_arrays
 from ..programs import cut_samples
 from ..tasks import Ref
@@ -46,16 +46,16 @@ class Session:
             self.recipes.clear()
         clear_arrays()
 
-    def check(self, graph: Graph, feeds: Any) -> KnownFeeds:
+    def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""
         return self.memory.check(graph, feeds, self.dtype)
 
-    def recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, KnownFeeds]:
+    def recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, RememberedFeeds]:
         """Return how the derivative of a node by others is computed, and the checked feeds; `what` is for messages."""
         graph, _ = check_nodes(result, what)
         nodes = self.nodes(graph, feeds, wrt)
-        known = self.check(graph, feeds)
-        return self.recipe_of(result, nodes, known.feeds.arrays), known
+        checked = self.check(graph, feeds)
+        return self.recipe_of(result, nodes, checked.arrays), checked
 
     def nodes(self, graph: Graph, feeds: Any, wrt: Any) -> list[Node]:
         """Return the nodes to differentiate by: those given, or all trainable variables that are not fed."""
@@ -87,7 +87,7 @@ class Session:
         else:
             handles = self.executor.submit(request.records, keys)
         for handle in handles[len(refs) :]:
-            call = request.known.call if handle.key in request.fed else None
+            call = request.feeds.call if handle.key in request.fed else None
             self.cache.add(handle, request.sizes[handle.key], call)
         self.cache.trim()
         return handles[: len(refs)]

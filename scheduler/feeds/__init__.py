@@ -12,7 +12,7 @@ from .check import (
     require_values,
 )
 from .chunks import Chunked
-from .memory import FeedMemory, KnownFeeds
+from .memory import FeedMemory, RememberedFeeds
 from .order import ORDER_BYTES, Batches, Epoch
 from .placement import Lane, Placement, lane_of
 
@@ -23,9 +23,9 @@ __all__ = [
     "Epoch",
     "FeedMemory",
     "Feeds",
-    "KnownFeeds",
     "Lane",
     "Placement",
+    "RememberedFeeds",
     "check_array",
     "check_batch_size",
     "check_feeds",

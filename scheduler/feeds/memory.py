@@ -29,19 +29,18 @@ REMEMBERED = 4
 
 
 @dataclass(frozen=True)
-class KnownFeeds:
+class RememberedFeeds(Feeds):
     """Checked feeds, what stands for the content of each, and the number of the call after which those tokens never come again.
 
     No number: tokens are hashes, and the same content will have them again.
     """
 
-    feeds: Feeds
     tokens: dict[Variable, str]
     call: int | None = None
 
     def unchanged(self) -> bool:
         """Whether hashed feeds still have the content that their tokens stand for; arrays may be changed in place."""
-        return all(token(array) == self.tokens[v] for v, array in self.feeds.arrays.items())
+        return all(token(array) == self.tokens[v] for v, array in self.arrays.items())
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class _Call:
     dtype: Any
     beginnings: dict[Any, bytes]
     raw: dict[Variable, Array]
-    known: KnownFeeds
+    known: RememberedFeeds
 
 
 class FeedMemory:
@@ -83,16 +82,16 @@ class FeedMemory:
         self.salt = uuid.uuid4().hex[:8]
         self.count = itertools.count()
 
-    def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> KnownFeeds:
+    def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         """Return checked feeds with their tokens; raises what `check_feeds` raises."""
         with self.lock:
             return self._check(graph, feeds, dtype)
 
-    def _check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> KnownFeeds:
+    def _check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         if not self._copies(feeds):
             checked = _owned(check_feeds(graph, feeds, dtype), feeds)
             name = token if self.keeps or self.hashed else self._token
-            return KnownFeeds(checked, {v: name(a) for v, a in checked.arrays.items()})
+            return RememberedFeeds(**vars(checked), tokens={v: name(a) for v, a in checked.arrays.items()})
         beginnings = _beginnings(feeds)
         for call in reversed(self.calls):
             alike = call.graph is graph and call.dtype == dtype and call.beginnings == beginnings
@@ -102,12 +101,11 @@ class FeedMemory:
         checked = check_feeds(graph, raw, dtype)
         arrays = checked.arrays
         if sum(a.nbytes for a in arrays.values()) > COPIED:
-            return KnownFeeds(checked, {v: token(a) for v, a in arrays.items()})
+            return RememberedFeeds(**vars(checked), tokens={v: token(a) for v, a in arrays.items()})
         for a in arrays.values():
             a.flags.writeable = False
-        known = KnownFeeds(
-            checked, {v: self._token(a) for v, a in arrays.items()}, None if self.hashed else next(self.count)
-        )
+        tokens = {v: self._token(a) for v, a in arrays.items()}
+        known = RememberedFeeds(**vars(checked), tokens=tokens, call=None if self.hashed else next(self.count))
         self.calls.append(_Call(graph, dtype, beginnings, raw, known))
         if len(self.calls) > REMEMBERED:
             gone = self.calls.pop(0).known.call

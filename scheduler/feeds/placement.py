@@ -71,7 +71,7 @@ class Placement:
         A lane per worker, with shards by its threads; with `single`, one lane that has `alone` threads. What is on workers that
         have no lane is let go.
         """
-        seats = [(0, 0, shards, alone)] if single else share_out(workers, shards)
+        seats = [(0, 0, shards, alone)] if single else deal_out(workers, shards)
         whole = not self.bucketed(workers)
         used = {workers[k].address for k, *_ in seats}
         for address in set(self._placed) - used:
@@ -199,14 +199,14 @@ class Placement:
         self.doubt()
 
 
-def share_out(workers: Sequence[Worker], shards: int) -> list[tuple[int, int, int, int]]:
+def deal_out(workers: Sequence[Worker], shards: int) -> list[tuple[int, int, int, int]]:
     """Return worker, first and last shard, and threads of each lane.
 
     Examples
     --------
-    >>> share_out([Worker("a", 1), Worker("b", 3)], 4)
+    >>> deal_out([Worker("a", 1), Worker("b", 3)], 4)
     [(0, 0, 1, 1), (1, 1, 4, 3)]
-    >>> share_out([Worker("a", 1), Worker("b", 1), Worker("c", 1)], 2)
+    >>> deal_out([Worker("a", 1), Worker("b", 1), Worker("c", 1)], 2)
     [(0, 0, 1, 1), (1, 1, 2, 1)]
     """
     used = workers[:shards]

@@ -17,11 +17,11 @@ from .step import Step
 from .work import Done, run_round, shard_step, shard_threads, update, worth_threads
 
 # What a lane has of the tree of gradients, by level and index.
-Shares = dict[tuple[int, int], Gradient]
+Subtotals = dict[tuple[int, int], Gradient]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Given:
+class LaneInputs:
     """What all tasks of a lane read: one value, for each reference of a task takes time at every step.
 
     Attributes
@@ -42,7 +42,7 @@ class Given:
         return 64
 
 
-class Part(NamedTuple):
+class LaneBatch(NamedTuple):
     """A lane's part of a mini-batch: per shard its rows in the lane's feeds.
 
     Attributes
@@ -78,7 +78,7 @@ class Carry:
 
     __slots__ = ("losses", "shares", "state")
 
-    def __init__(self, state: State | None, shares: Shares, losses: list[float]):
+    def __init__(self, state: State | None, shares: Subtotals, losses: list[float]):
         self.state, self.shares, self.losses = state, shares, losses
 
     def __sizeof__(self) -> int:
@@ -92,7 +92,7 @@ class Light(Carry):
 
     __slots__ = ()
 
-    def __reduce__(self) -> tuple[type[Carry], tuple[None, Shares, list[float]]]:
+    def __reduce__(self) -> tuple[type[Carry], tuple[None, Subtotals, list[float]]]:
         """Leave the state behind."""
         return Carry, (None, self.shares, self.losses)
 
@@ -101,13 +101,13 @@ class StateAway(FlowgradError):
     """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
 
 
-def gradients(given: Given, state: State, part: Part) -> Shares:
+def gradients(given: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
     def compute(rows: Array) -> Gradient:
         return shard_step(given.step, given.rule, state, given.const, given.feeds, rows, part.batch)
 
-    shares: Shares = {}
+    shares: Subtotals = {}
     size = max(SIDE_BY_SIDE, part.threads)
     with shard_threads(given.step.program, [part.rows], part.threads) as each:
         for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
@@ -117,14 +117,14 @@ def gradients(given: Given, state: State, part: Part) -> Shares:
     return shares
 
 
-def total(lanes: Sequence[Shares], shards: int) -> Gradient:
+def total(lanes: Sequence[Subtotals], shards: int) -> Gradient:
     """Add up the gradients of all lanes: always the same tree."""
     found = {key: share for shares in lanes for key, share in shares.items()}
     (mean,) = reduce_some(found, shards, add_gradients).values()
     return mean
 
 
-def whole_step(given: Given, before: Done, first: bool, shards: Sequence[Array], threads: int) -> Done:
+def whole_step(given: LaneInputs, before: Done, first: bool, shards: Sequence[Array], threads: int) -> Done:
     """Run a step of which one lane has all shards; the losses of earlier steps are kept unless it is the `first` one."""
     steps = [list(shards)]
     if not worth_threads(given.step.program, steps, threads):
@@ -134,21 +134,23 @@ def whole_step(given: Given, before: Done, first: bool, shards: Sequence[Array],
 
 
 @without_subnormals
-def first_gradient(given: Given, kind: type[Carry], before: Done, part: Part) -> Carry:
+def first_gradient(given: LaneInputs, kind: type[Carry], before: Done, part: LaneBatch) -> Carry:
     """Compute the gradients of a lane's shards at the state that a submission begins with."""
     state = {k: canonical(v) for k, v in before[0].items()}
     return kind(state, gradients(given, state, part), [])
 
 
 @without_subnormals
-def update_gradient(given: Given, kind: type[Carry], carries: Sequence[Carry], shards: int, part: Part) -> Carry:
+def update_gradient(
+    given: LaneInputs, kind: type[Carry], carries: Sequence[Carry], shards: int, part: LaneBatch
+) -> Carry:
     """Update by the gradients of all lanes, then compute those of a lane's own shards; `shards` are those before."""
     state, losses = last_update(given, carries, shards)
     return kind(state, gradients(given, state, part), losses)
 
 
 @without_subnormals
-def last_update(given: Given, carries: Sequence[Carry], shards: int) -> Done:
+def last_update(given: LaneInputs, carries: Sequence[Carry], shards: int) -> Done:
     """Update by the gradients of all lanes; return the state and the mean losses of all steps.
 
     Raises

@@ -10,7 +10,7 @@ from flowgrad.typing import Array
 from ..feeds import Lane, lane_of
 from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
 from ..tasks import Ref, TaskGraph, reduce_tree
-from .lanes import Carry, Given, Light, Part, first_gradient, last_update, update_gradient, whole_step
+from .lanes import Carry, LaneBatch, LaneInputs, Light, first_gradient, last_update, update_gradient, whole_step
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
 from .step import Step
 from .work import run_round, shard_step, update
@@ -62,14 +62,14 @@ def lower_steps(
     return [graph.task("round", run_round, *args, worker=lane.worker)]
 
 
-def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[Part]:
+def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
     batch = sum(map(len, shards))
-    return [Part(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
+    return [LaneBatch(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
 def _given(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
     """Add what brings together, once per lane, what all its tasks read."""
-    return [graph.task("given", Given, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
+    return [graph.task("given", LaneInputs, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
 
 
 def _lane_steps(

@@ -12,7 +12,7 @@ from flowgrad.optim import Privacy
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..derivatives import Ends, clip_weights, norms_of, run_all
+from ..derivatives import LastEdges, clip_weights, norms_of, run_all
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class PrivateStep:
     privacy : Privacy
     instrs : tuple of Instr
         Forward and backward up to the last edges, numbered: `leaves`, the seed, their results.
-    ends : Ends
+    ends : LastEdges
     leaves : tuple of int
         Which inputs of the program they read.
     loss : int
@@ -36,7 +36,7 @@ class PrivateStep:
 
     privacy: Privacy
     instrs: tuple[Instr, ...]
-    ends: Ends
+    ends: LastEdges
     leaves: tuple[int, ...]
     loss: int
     order: Array

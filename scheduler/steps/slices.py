@@ -16,7 +16,7 @@ from flowgrad.typing import Array
 
 from ..machine import canonical, without_subnormals
 from ..tasks import bounds
-from .lanes import Given, Part, Shares, gradients, total
+from .lanes import LaneBatch, LaneInputs, Subtotals, gradients, total
 from .work import Done, update
 
 
@@ -39,19 +39,19 @@ def join_state(slices: Sequence[State]) -> State:
 
 
 @without_subnormals
-def sliced_gradient(given: Given, weights: list[Array], part: Part) -> Shares:
+def sliced_gradient(given: LaneInputs, weights: list[Array], part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards at parameters that come in slices."""
     return gradients(given, {"w": np.concatenate(weights)}, part)
 
 
-def cut_shares(shares: Shares, k: int, slices: int) -> Shares:
+def cut_shares(shares: Subtotals, k: int, slices: int) -> Subtotals:
     """Return slice `k` of a lane's gradients, and their losses."""
     start, stop = bounds(len(next(iter(shares.values()))[0]), slices)[k] if shares else (0, 0)
     return {key: (gradient[start:stop], loss) for key, (gradient, loss) in shares.items()}
 
 
 @without_subnormals
-def update_slice(given: Given, before: Done, parts: list[Shares], shards: int) -> Done:
+def update_slice(given: LaneInputs, before: Done, parts: list[Subtotals], shards: int) -> Done:
     """Update a slice by its parts of all lanes' gradients; return it and the mean losses of all steps so far."""
     gradient, loss = total(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}

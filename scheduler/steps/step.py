@@ -14,7 +14,7 @@ from flowgrad.optim import Privacy, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..derivatives import Ends, Recipe, whole_of
+from ..derivatives import LastEdges, Recipe
 from ..feeds import Feeds
 from ..machine import canonical
 from ..programs import Layout, backward_passes, compile_forward, input_var, run_passes, weights_of
@@ -80,19 +80,19 @@ def compile_private(
     if privacy is None:
         return step
     recipe = Recipe(target, params, frozenset(feeds.arrays), "shard")
-    whole = whole_of(recipe, cut=False)
+    task = recipe.as_one_task(cut=False)
     inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
-    leaves = tuple(inputs[i.role, i.node] for var in whole.leaves for i in recipe.program.inputs if i.var == var)
+    leaves = tuple(inputs[i.role, i.node] for var in task.leaves for i in recipe.program.inputs if i.var == var)
     flat = step.program.size("param")
     order, start = np.zeros(flat, np.int64), 0
     for v in params:
         if v.index in step.program.layout:
             _, lo, hi = step.program.layout[v.index]
-            assert recipe.place[recipe.wrt.index(v)] == (0, lo, hi)
+            assert recipe.spans[recipe.wrt.index(v)] == (0, lo, hi)
             order[lo:hi] = np.arange(start, start + v.dim)
         start += v.dim
-    ends = Ends(whole.edges, (flat,), 1, feeds.dtype, "")
-    return replace(step, private=PrivateStep(privacy, whole.instrs, ends, leaves, whole.result, order, start))
+    ends = LastEdges(task.edges, (flat,), 1, feeds.dtype, "")
+    return replace(step, private=PrivateStep(privacy, task.instrs, ends, leaves, task.result, order, start))
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 
-class Steps(Sequence[tuple[int, float]]):
+class StepLosses(Sequence[tuple[int, float]]):
     """Pairs of step, from 1, and loss, like a list of them; kept in eight bytes each, for a run may have millions.
 
     Examples
@@ -39,7 +39,7 @@ class Steps(Sequence[tuple[int, float]]):
         return numbers[at], self.losses[at]
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Steps):
+        if isinstance(other, StepLosses):
             return self.losses == other.losses
         return isinstance(other, Sequence) and list(self) == list(other)
 
@@ -73,7 +73,7 @@ class History:
 
     plan: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    steps: Steps = field(default_factory=Steps)
+    steps: StepLosses = field(default_factory=StepLosses)
     window: dict[str, Any] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     kept_epoch: int | None = None
@@ -93,7 +93,7 @@ class History:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> History:
         """Return the history that `as_dict` wrote."""
-        steps = Steps(float(loss) for _, loss in values["steps"])
+        steps = StepLosses(float(loss) for _, loss in values["steps"])
         return cls(
             values["plan"], values["epochs"], steps, values["window"], values["recoveries"], values["kept_epoch"]
         )

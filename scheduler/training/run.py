@@ -18,7 +18,7 @@ from .callbacks import KEEP, STOP
 from .checkpoint import Found, Saver, check_same_run, read_checkpoint
 from .estimate import plan_training
 from .evaluation import Evaluation
-from .history import History, Steps
+from .history import History, StepLosses
 from .job import Settings, TrainingJob
 from .windows import Windows
 
@@ -83,7 +83,7 @@ class Run:
         self.kept = found.kept
         self.epoch, self.position = about["epoch"], about["position"]
         self.history = History.from_dict(about["history"])
-        self.history.steps = Steps(found.losses)
+        self.history.steps = StepLosses(found.losses)
         return found.state
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ class Windows:
         After the last window; never on its way.
     steps, tasks, worker_bytes : int
         The most so far that depended on a state of the client's: steps and tasks; an estimate of the memory on a worker.
-    ahead : Ahead, or None
+    ahead : NextWindow, or None
         What is under way of the next window.
     exchange : str
         How the parameters of the latest window are updated; see `exchange`.
@@ -73,7 +73,7 @@ class Windows:
         self.recovery = Recovery()
         self.steps = self.tasks = self.worker_bytes = 0
         self.exchange = "together"
-        self.ahead: Ahead | None = None
+        self.ahead: NextWindow | None = None
         self._carried = False
         self._links: Links | None = None
         self._held: list[Handle] = []
@@ -134,59 +134,59 @@ class Windows:
     # -- one attempt --------------------------------------------------------------------------------------------
 
     def _attempt(self, batches: Batches, following: Batches | None) -> State:
-        site = self._site()
+        crew = self._crew()
         begun, self.ahead = self.ahead, None
-        waiting: deque[Piece] = deque()
+        waiting: deque[Submission] = deque()
         done = tasks = 0
-        if begun is not None and self._goes_on(begun, site, batches):
+        if begun is not None and self._goes_on(begun, crew, batches):
             handles, tasks = begun.after, begun.tasks
-            waiting.append(begun.piece)
+            waiting.append(begun.submission)
         else:
             self._drop(list(self._held))
-            handles, self._since = self._begin(site), 0
+            handles, self._since = self._begin(crew), 0
         self._since += len(batches)
-        left = batches[sum(len(piece.batches) for piece in waiting) :]
-        pieces = list(self._pieces(left, site)) if left else []
+        left = batches[sum(len(submission.batches) for submission in waiting) :]
+        pieces = list(self._pieces(left, crew)) if left else []
         for number, part_of in enumerate(pieces, 1):
-            after, piece, added = self._submit(site, handles, part_of, last=number == len(pieces))
+            after, submission, added = self._submit(crew, handles, part_of, last=number == len(pieces))
             self._drop(handles)
             handles, tasks = after, tasks + added
-            waiting.append(piece)
+            waiting.append(submission)
             if len(waiting) > LOOK_AHEAD:
-                done = self._finish(waiting.popleft(), site, done)
+                done = self._finish(waiting.popleft(), crew, done)
         self.steps, self.tasks = max(self.steps, self._since), max(self.tasks, tasks)
         if following is not None and self._since + len(following) <= self.plan.steps_per_window:
-            first = next(self._pieces(following, site))
-            after, piece, added = self._submit(site, handles, first, last=len(first) == len(following))
-            self.ahead = Ahead(site, after, piece, tasks + added)
+            first = next(self._pieces(following, crew))
+            after, submission, added = self._submit(crew, handles, first, last=len(first) == len(following))
+            self.ahead = NextWindow(crew, after, submission, tasks + added)
         while len(waiting) > 1:
-            done = self._finish(waiting.popleft(), site, done)
-        found: list[Done] = self.executor.outcome(handles, site.needed)
+            done = self._finish(waiting.popleft(), crew, done)
+        found: list[Done] = self.executor.outcome(handles, crew.needed)
         self._tell(waiting[0], found[0][1], done)
         self._drop([*handles, *waiting[0].kept])
         return join_state([state for state, _ in found])
 
-    def _goes_on(self, begun: Ahead, site: Site, batches: Batches) -> bool:
-        """Whether what was submitted ahead is the beginning of a window that runs at `site`."""
-        return begun.begins(batches) and begun.site == site and all(map(self.executor.alive, begun.after))
+    def _goes_on(self, begun: NextWindow, crew: Crew, batches: Batches) -> bool:
+        """Whether what was submitted ahead is the beginning of a window that runs at `crew`."""
+        return begun.begins(batches) and begun.crew == crew and all(map(self.executor.alive, begun.after))
 
-    def _begin(self, site: Site) -> list[Handle]:
+    def _begin(self, crew: Crew) -> list[Handle]:
         """Place the state where the first tasks read it."""
-        slices = cut_state(self.state, site.slices)
+        slices = cut_state(self.state, crew.slices)
         handles = []
         for k, part in enumerate(slices):
-            worker = site.lanes[k * len(site.lanes) // len(slices)].worker
+            worker = crew.lanes[k * len(crew.lanes) // len(slices)].worker
             done: Done = (part, [])
-            handles += self._hold(self.executor.put({f"state-{token(site.salt, k)}": done}, site.addresses[worker]))
+            handles += self._hold(self.executor.put({f"state-{token(crew.salt, k)}": done}, crew.addresses[worker]))
         return handles
 
-    def _site(self) -> Site:
+    def _crew(self) -> Crew:
         workers = self.executor.workers(self.recovery.avoid)
         alone = max(min(w.threads for w in workers), min(self.plan.threads, self.executor.machine_threads(workers)))
         lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", alone)
         self._estimate(workers)
         self.exchange = self._exchange(len(lanes))
-        return Site(workers, lanes, self.exchange)
+        return Crew(workers, lanes, self.exchange)
 
     def _exchange(self, lanes: int) -> str:
         """Return the way to update that takes the least time on these workers; what it hangs on is measured once."""
@@ -206,47 +206,47 @@ class Windows:
         # Of a lane: the state and its part of the gradient, before a step and after it.
         self.worker_bytes = max(self.worker_bytes, feeds + 2 * (state + self.state["w"].nbytes))
 
-    def _pieces(self, batches: Batches, site: Site) -> Iterator[Batches]:
+    def _pieces(self, batches: Batches, crew: Crew) -> Iterator[Batches]:
         plan = self.plan
         size = plan.steps_per_task if plan.grain == "round" else -(-plan.steps_per_window // PIECES)
-        if self.placement.bucketed(site.workers):
-            rows = self.placement.bucket_rows(site.workers, len(site.lanes))
+        if self.placement.bucketed(crew.workers):
+            rows = self.placement.bucket_rows(crew.workers, len(crew.lanes))
             size = max(1, min(size, rows // batches.largest))
         for k in range(0, len(batches), size):
             yield batches[k : k + size]
 
     def _submit(
-        self, site: Site, before: list[Handle], batches: Batches, last: bool
-    ) -> tuple[list[Handle], Piece, int]:
-        """Submit a piece; return the states after it, the piece, and its number of tasks."""
+        self, crew: Crew, before: list[Handle], batches: Batches, last: bool
+    ) -> tuple[list[Handle], Submission, int]:
+        """Submit a submission; return the states after it, the submission, and its number of tasks."""
         graph = TaskGraph()
         steps: Sequence[Sequence[Array]] = batches
-        lanes = site.lanes
+        lanes = crew.lanes
         kept: list[Handle] = []
-        if self.placement.bucketed(site.workers):
-            lanes, steps, kept = self.placement.bucket(graph, lanes, site.workers, steps, site.salt)
+        if self.placement.bucketed(crew.workers):
+            lanes, steps, kept = self.placement.bucket(graph, lanes, crew.workers, steps, crew.salt)
             self._hold(kept)
         refs = [Ref(h.key) for h in before]
-        after = lower_steps(graph, self.plan.grain, self.rule, lanes, refs, steps, self.step, site.exchange)
+        after = lower_steps(graph, self.plan.grain, self.rule, lanes, refs, steps, self.step, crew.exchange)
         losses = [] if last else [graph.task("loss", pick, after[0], 1, worker=lanes[0].worker)]
         keys = [ref.key for ref in (*after, *losses)]
-        found = self._hold(self.executor.submit(graph.records, keys, site.addresses, bool(self.recovery.avoid)))
-        piece = Piece(None if last else found[-1], kept, batches)
-        return found[: len(after)], piece, len(graph.records)
+        found = self._hold(self.executor.submit(graph.records, keys, crew.addresses, bool(self.recovery.avoid)))
+        submission = Submission(None if last else found[-1], kept, batches)
+        return found[: len(after)], submission, len(graph.records)
 
-    def _finish(self, piece: Piece, site: Site, done: int) -> int:
-        assert piece.loss is not None
-        (losses,) = self.executor.outcome([piece.loss], site.needed)
-        self._drop([piece.loss, *piece.kept])
-        return self._tell(piece, losses, done)
+    def _finish(self, submission: Submission, crew: Crew, done: int) -> int:
+        assert submission.loss is not None
+        (losses,) = self.executor.outcome([submission.loss], crew.needed)
+        self._drop([submission.loss, *submission.kept])
+        return self._tell(submission, losses, done)
 
-    def _tell(self, piece: Piece, losses: list[float], done: int) -> int:
-        """Report the steps of a piece that were not reported by an attempt before."""
+    def _tell(self, submission: Submission, losses: list[float], done: int) -> int:
+        """Report the steps of a submission that were not reported by an attempt before."""
         skip = max(0, self._reported - done)
         stop = done + len(losses)
         if skip < len(losses):
             self._reported = stop
-            self.report(piece.batches[skip:], losses[skip:])
+            self.report(submission.batches[skip:], losses[skip:])
         return stop
 
     # -- handles ------------------------------------------------------------------------------------------------
@@ -261,13 +261,13 @@ class Windows:
         self.executor.release(handles)
 
 
-class Piece(NamedTuple):
+class Submission(NamedTuple):
     """A submission that is under way.
 
     Attributes
     ----------
     loss : Handle, or None
-        The mean losses of its steps; None at the last piece of a window, whose state comes with them.
+        The mean losses of its steps; None at the last submission of a window, whose state comes with them.
     kept : list of Handle
         What is needed until it is done.
     batches : Batches
@@ -280,7 +280,7 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Site:
+class Crew:
     """Where a window runs; what runs at one may go on at an equal one."""
 
     workers: list[Worker]
@@ -304,26 +304,26 @@ class Site:
         return len(self.lanes) if self.exchange == "slices" else 1
 
 
-class Ahead(NamedTuple):
-    """The first piece of the next window, submitted before this one has ended.
+class NextWindow(NamedTuple):
+    """The first submission of the next window, submitted before this one has ended.
 
     Attributes
     ----------
-    site : Site
+    crew : Crew
     after : list of Handle
         The states after it.
-    piece : Piece
+    submission : Submission
     tasks : int
         Its number of tasks, and of those before it that a worker's death would bring back.
     """
 
-    site: Site
+    crew: Crew
     after: list[Handle]
-    piece: Piece
+    submission: Submission
     tasks: int
 
     def begins(self, batches: Batches) -> bool:
-        """Whether these steps begin with the piece, and end with it where it is the last one."""
-        mine = self.piece.batches
+        """Whether these steps begin with the submission, and end with it where it is the last one."""
+        mine = self.submission.batches
         alike = (mine.epoch, mine.first, mine.shards) == (batches.epoch, batches.first, batches.shards)
-        return alike and len(mine) <= len(batches) and (self.piece.loss is None) == (len(mine) == len(batches))
+        return alike and len(mine) <= len(batches) and (self.submission.loss is None) == (len(mine) == len(batches))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from oracles import Shared, explicit, same
 
 import flowgrad as fg
-from flowgrad.jacobians import Factors, Share, factors, projection
+from flowgrad.jacobians import Factors, OuterShare, factors, projection
 from flowgrad.scheduler.derivatives import lower as request
 from flowgrad.scheduler.derivatives import work
-from flowgrad.scheduler.derivatives.per_sample import Made, Parts, PerSampleGradients
+from flowgrad.scheduler.derivatives.per_sample import FactorBlocks, Made, PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
@@ -46,7 +46,7 @@ def test_samples_dealt_out_to_threads(made, cached):
 
 def test_threads_write_the_same_array():
     rng = np.random.default_rng(0)
-    part = [Factors([Share(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
+    part = [Factors([OuterShare(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
     places = [(0, 2, 11), 2]
     with mock.patch.object(work, "THREADED", 0):
         arrays = [work.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
@@ -96,7 +96,7 @@ def shares(draw):
         row = rng.normal(size=(draw(st.sampled_from([1, samples])), n)) if draw(st.booleans()) else None
         size = k * n if row is not None else k
         entries = rng.integers(0, 12, size) if draw(st.booleans()) and draw(st.booleans()) else None
-        found.append(Share(delta, row, draw(st.integers(0, 12 - size)), entries))
+        found.append(OuterShare(delta, row, draw(st.integers(0, 12 - size)), entries))
     return Factors(found, rows, samples, 12, float)
 
 
@@ -135,11 +135,11 @@ def test_scalar_products_of_two_sets(a, b):
 def test_many_samples_are_multiplied_in_tiles():
     rng = np.random.default_rng(0)
     d, x = rng.normal(size=(1, 700, 3)), rng.normal(size=(700, 5))
-    factors = Factors([Share(d, x, 0), Share(d, None, 15)], 1, 700, 18, float)
+    factors = Factors([OuterShare(d, x, 0), OuterShare(d, None, 15)], 1, 700, 18, float)
     g = factors.block(0, 18)[0]
     same(factors.dot(), g @ g.T)
     assert (factors.dot() == factors.dot().T).all()
-    other = Factors([Share(d[:, :300], x[:300], 0), Share(d[:, :300], None, 15)], 1, 300, 18, float)
+    other = Factors([OuterShare(d[:, :300], x[:300], 0), OuterShare(d[:, :300], None, 15)], 1, 300, 18, float)
     same(factors.dot(other), g @ g[:300].T)
 
 
@@ -263,10 +263,10 @@ def parts_that_are_made_again(made, released):
 
     def make():
         made.append(len(made))
-        factors = [Factors([Share(np.full((1, 1, 2), k), np.ones((1, 3)))], 1, 1, 6, float) for k in (1.0, 2.0)]
+        factors = [Factors([OuterShare(np.full((1, 1, 2), k), np.ones((1, 3)))], 1, 1, 6, float) for k in (1.0, 2.0)]
         return Made([[f] for f in factors], partial(released.append, len(made) - 1))
 
-    return Parts(make(), [1, 1], make)
+    return FactorBlocks(make(), [1, 1], make)
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])

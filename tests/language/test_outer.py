@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowgrad.jacobians import Factors, Share
+from flowgrad.jacobians import Factors, OuterShare
 from flowgrad.jacobians.outer import SMALLEST_BUFFER, WIDE, scale_rows
 
 
@@ -27,7 +27,7 @@ def test_rows_of_any_length(samples, rows, width, dtype):
 def test_shares_of_narrow_and_wide_rows(samples, width):
     random = np.random.default_rng(0)
     delta, row = random.normal(size=(1, samples[0], 3)), random.normal(size=(samples[1], width))
-    share = Share(delta, row, 0)
+    share = OuterShare(delta, row, 0)
     found = Factors([share], 1, 4, 3 * width, np.float64).block(0, 3 * width)
     wanted = np.broadcast_to(delta[..., None] * row[:, None, :], (1, 4, 3, width)).reshape(found.shape)
     np.testing.assert_array_equal(found, wanted)

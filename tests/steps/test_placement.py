@@ -10,6 +10,7 @@ from dask.sizeof import sizeof
 from distributed.protocol import deserialize, serialize
 from distributed.utils import nbytes
 from faults import BATCH, Net, train
+from flowgrad.scheduler.costs.times import Links
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +18,9 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule
 from flowgrad.scheduler.costs.forecast import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.costs.plan import Plan
-from flowgrad.scheduler.costs.rates import Links
 from flowgrad.scheduler.executors import Executor, Handle, Worker
 from flowgrad.scheduler.feeds.placement import Lane, Placement
-from flowgrad.scheduler.steps.lanes import Carry, Given, Light, StateAway, last_update
+from flowgrad.scheduler.steps.lanes import Carry, LaneInputs, Light, StateAway, last_update
 from flowgrad.scheduler.steps.lower import lower_steps
 from flowgrad.scheduler.steps.slices import cut_state, join_state
 from flowgrad.scheduler.tasks import tree
@@ -158,7 +158,7 @@ def test_tasks_of_a_step_refer_to_one_value_besides_each_other(exchange):
 
 def test_what_a_lane_is_given_is_not_counted_twice():
     feed = np.zeros((1000, 100))
-    assert sizeof(Given(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
+    assert sizeof(LaneInputs(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
 
 
 @pytest.mark.parametrize(("kind", "stays"), [(Light, True), (Carry, False)])

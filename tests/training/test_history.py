@@ -9,7 +9,7 @@ import pytest
 from models import GRAINS, Model, N
 
 import flowgrad as fg
-from flowgrad.scheduler.training.history import History, Steps
+from flowgrad.scheduler.training.history import History, StepLosses
 
 
 class Recorder:
@@ -145,10 +145,10 @@ def test_an_error_in_a_callback_comes_through(executor, method, error):
 
 def test_steps_are_like_a_list_of_pairs():
     pairs = [(k, 0.5 / k) for k in range(1, 8)]
-    steps = Steps(loss for _, loss in pairs)
+    steps = StepLosses(loss for _, loss in pairs)
     assert steps == pairs
     assert pairs == steps
-    assert steps == Steps(loss for _, loss in pairs)
+    assert steps == StepLosses(loss for _, loss in pairs)
     assert steps != pairs[:-1]
     assert list(steps) == pairs
     assert len(steps) == 7
@@ -161,6 +161,6 @@ def test_steps_are_like_a_list_of_pairs():
 
 
 def test_steps_by_the_integers_of_numpy():
-    steps = Steps([0.5, 0.25, 0.75])
+    steps = StepLosses([0.5, 0.25, 0.75])
     assert steps[np.argmin(steps.losses)] == (2, 0.25)
     assert steps[1:] == [(2, 0.25), (3, 0.75)]
