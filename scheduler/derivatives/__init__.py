@@ -6,7 +6,7 @@ from typing import Any
 from .cache import DEFAULT_BYTES, Cache, CacheInfo
 from .forward import cheaper_mode, hvp_block, jvp_block, lower_push
 from .lower import Request, lower_reverse
-from .per_sample import FactorBlocks, Made, PerSampleGradients
+from .per_sample import Blocks, FactorBlocks, PerSampleGradients
 from .recipe import Recipe, RecipeBook
 from .work import LastEdges, clip_weights, factors_block, join, norms_of, run_all
 
@@ -22,11 +22,11 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "DEFAULT_BYTES",
+    "Blocks",
     "Cache",
     "CacheInfo",
     "FactorBlocks",
     "LastEdges",
-    "Made",
     "PerSampleGradients",
     "Recipe",
     "RecipeBook",

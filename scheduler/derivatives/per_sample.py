@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from flowgrad.typing import Array
 
 from ..executors import Executor, Lost
 from .work import Spans, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
+
+# Factors by block, and what lets go of them where an executor keeps them.
+Blocks = tuple[list[Any], Callable[[], None] | None]
 
 
 def _dask() -> Any:
@@ -221,34 +224,27 @@ class PerSampleGradients:
         return f"<PerSampleGradients of {self.samples} samples by {len(self.wrt)} nodes, {sum(self._sizes)} entries>"
 
 
-class Made(NamedTuple):
-    """Factors by block, and what lets go of them where an executor keeps them."""
-
-    values: list[Any]
-    release: Callable[[], None] | None = None
-
-
 class FactorBlocks:
     """Factors by block of samples.
 
     Parameters
     ----------
-    made : Made
-        Lists of `Factors`; futures of such; or, for dask arrays that were fed, dask's promises.
+    blocks : (list, callable or None)
+        Lists of `Factors`; futures of such; or, for dask arrays that were fed, dask's promises. And what lets go of them.
     lengths : sequence of int
         Samples of each block.
     again : callable, optional
-        Makes them once more, if values were lost with a worker.
+        Makes the blocks once more, if values were lost with a worker.
     """
 
-    def __init__(self, made: Made, lengths: Sequence[int], again: Callable[[], Made] | None = None):
+    def __init__(self, blocks: Blocks, lengths: Sequence[int], again: Callable[[], Blocks] | None = None):
         self.lengths, self.again = list(lengths), again
-        self._take(made)
+        self._take(blocks)
 
-    def _take(self, made: Made) -> None:
-        self.values = made.values
-        if made.release is not None:
-            weakref.finalize(self, made.release)
+    def _take(self, blocks: Blocks) -> None:
+        self.values, release = blocks
+        if release is not None:
+            weakref.finalize(self, release)
 
     @property
     def here(self) -> list[Any] | None:

@@ -17,8 +17,8 @@ from flowgrad.typing import Array
 
 from .. import derivatives
 from ..derivatives import (
+    Blocks,
     FactorBlocks,
-    Made,
     PerSampleGradients,
     Recipe,
     Request,
@@ -113,11 +113,11 @@ def keep_factors(
     return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, feeds.dtype)
 
 
-def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Made]:
+def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Blocks]:
     """Return what makes the same factors once more, after values were lost."""
     set_now = recipe.tokens_now(feeds)
 
-    def again() -> Made:
+    def again() -> Blocks:
         if recipe.tokens_now(feeds) != set_now or not feeds.unchanged():
             raise Lost(
                 "factors are gone with a worker, and variables or feeds have changed since: call per_sample_gradients again"
@@ -129,7 +129,7 @@ def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array
     return again
 
 
-def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Made:
+def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Blocks:
     blocks = session.blocks(feeds.samples)
     here = len(blocks) == 1 and not session.executor.remote
     with session.cache.lock:
@@ -142,13 +142,13 @@ def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Arr
             keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
         handles = session.submit(request, keys, len(blocks) == 1)
     if session.executor.remote:
-        return Made([session.executor.future(h) for h in handles], partial(session.executor.release, handles))
-    return Made(session.gather(handles))
+        return [session.executor.future(h) for h in handles], partial(session.executor.release, handles)
+    return session.gather(handles), None
 
 
 def _chunked(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
     graph, _ = check_nodes(target, "per_sample_gradients")
     chunked = derivatives.chunk_feeds(graph, feeds, session.dtype)
     recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
-    parts = FactorBlocks(Made(derivatives.chunked_factors(recipe, chunked)), chunked.lengths)
+    parts = FactorBlocks((derivatives.chunked_factors(recipe, chunked), None), chunked.lengths)
     return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, chunked.dtype)

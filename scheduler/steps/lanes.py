@@ -69,47 +69,43 @@ class Carry:
     Attributes
     ----------
     state : dict, or None
-        At which `shares` were computed; None where it stayed behind.
-    shares : dict
+        At which `subtotals` were computed; None where it stayed behind.
+    subtotals : dict
         The gradients of the lane's shards, added up as far as the tree allows.
     losses : list of float
         Mean losses of the steps that were updated by.
+    travels : bool
+        Whether the state goes along to another process. Every lane has the same state, so that gradients alone need to.
     """
 
-    __slots__ = ("losses", "shares", "state")
+    __slots__ = ("losses", "state", "subtotals", "travels")
 
-    def __init__(self, state: State | None, shares: Subtotals, losses: list[float]):
-        self.state, self.shares, self.losses = state, shares, losses
+    def __init__(self, state: State | None, subtotals: Subtotals, losses: list[float], travels: bool = True):
+        self.state, self.subtotals, self.losses, self.travels = state, subtotals, losses, travels
 
     def __sizeof__(self) -> int:
         """Return the bytes of all arrays: dask asks after each task, and would else look through all that is inside."""
-        held = [gradient for gradient, _ in self.shares.values()] + list((self.state or {}).values())
+        held = [gradient for gradient, _ in self.subtotals.values()] + list((self.state or {}).values())
         return sum(array.nbytes for array in held)
 
-
-class Light(Carry):
-    """A carry whose state stays in its process: every lane has the same state, so that gradients alone need to travel."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[type[Carry], tuple[None, Subtotals, list[float]]]:
-        """Leave the state behind."""
-        return Carry, (None, self.shares, self.losses)
+    def __reduce__(self) -> tuple[type[Carry], tuple[State | None, Subtotals, list[float], bool]]:
+        """Leave the state behind where it does not travel."""
+        return Carry, (self.state if self.travels else None, self.subtotals, self.losses, self.travels)
 
 
 class StateAway(FlowgradError):
     """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
 
 
-def gradients(given: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
+def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
     def compute(rows: Array) -> Gradient:
-        return shard_step(given.step, given.rule, state, given.const, given.feeds, rows, part.batch)
+        return shard_step(lane.step, lane.rule, state, lane.const, lane.feeds, rows, part.batch)
 
     shares: Subtotals = {}
     size = max(SIDE_BY_SIDE, part.threads)
-    with shard_threads(given.step.program, [part.rows], part.threads) as each:
+    with shard_threads(lane.step.program, [part.rows], part.threads) as each:
         for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
             found = each(compute, part.rows[k : k + size])
             shares |= {(0, part.first + m): share for m, share in enumerate(found, k)}
@@ -124,33 +120,31 @@ def total(lanes: Sequence[Subtotals], shards: int) -> Gradient:
     return mean
 
 
-def whole_step(given: LaneInputs, before: Done, first: bool, shards: Sequence[Array], threads: int) -> Done:
+def whole_step(lane: LaneInputs, before: Done, first: bool, shards: Sequence[Array], threads: int) -> Done:
     """Run a step of which one lane has all shards; the losses of earlier steps are kept unless it is the `first` one."""
     steps = [list(shards)]
-    if not worth_threads(given.step.program, steps, threads):
+    if not worth_threads(lane.step.program, steps, threads):
         threads = 1
-    state, losses = run_round(given.step, given.rule, before, given.const, given.feeds, steps, threads)
+    state, losses = run_round(lane.step, lane.rule, before, lane.const, lane.feeds, steps, threads)
     return state, losses if first else [*before[1], *losses]
 
 
 @without_subnormals
-def first_gradient(given: LaneInputs, kind: type[Carry], before: Done, part: LaneBatch) -> Carry:
+def first_gradient(lane: LaneInputs, travels: bool, before: Done, part: LaneBatch) -> Carry:
     """Compute the gradients of a lane's shards at the state that a submission begins with."""
     state = {k: canonical(v) for k, v in before[0].items()}
-    return kind(state, gradients(given, state, part), [])
+    return Carry(state, gradients(lane, state, part), [], travels)
 
 
 @without_subnormals
-def update_gradient(
-    given: LaneInputs, kind: type[Carry], carries: Sequence[Carry], shards: int, part: LaneBatch
-) -> Carry:
+def update_gradient(lane: LaneInputs, travels: bool, carries: Sequence[Carry], shards: int, part: LaneBatch) -> Carry:
     """Update by the gradients of all lanes, then compute those of a lane's own shards; `shards` are those before."""
-    state, losses = last_update(given, carries, shards)
-    return kind(state, gradients(given, state, part), losses)
+    state, losses = last_update(lane, carries, shards)
+    return Carry(state, gradients(lane, state, part), losses, travels)
 
 
 @without_subnormals
-def last_update(given: LaneInputs, carries: Sequence[Carry], shards: int) -> Done:
+def last_update(lane: LaneInputs, carries: Sequence[Carry], shards: int) -> Done:
     """Update by the gradients of all lanes; return the state and the mean losses of all steps.
 
     Raises
@@ -161,5 +155,5 @@ def last_update(given: LaneInputs, carries: Sequence[Carry], shards: int) -> Don
     states = [carry.state for carry in carries if carry.state is not None]
     if not states:
         raise StateAway("the optimizer's state stayed on another worker")
-    mean = total([carry.shares for carry in carries], shards)
-    return update(given.step, given.rule, states[0], mean), [*carries[0].losses, mean[1]]
+    mean = total([carry.subtotals for carry in carries], shards)
+    return update(lane.step, lane.rule, states[0], mean), [*carries[0].losses, mean[1]]

@@ -10,7 +10,7 @@ from flowgrad.typing import Array
 from ..feeds import Lane, lane_of
 from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
 from ..tasks import Ref, TaskGraph, reduce_tree
-from .lanes import Carry, LaneBatch, LaneInputs, Light, first_gradient, last_update, update_gradient, whole_step
+from .lanes import LaneBatch, LaneInputs, first_gradient, last_update, update_gradient, whole_step
 from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
 from .step import Step
 from .work import run_round, shard_step, update
@@ -48,15 +48,14 @@ def lower_steps(
     Returns
     -------
     list of Ref
-        The states after the last step, as they were given, each with the mean losses of these steps.
+        The states after the last step, as they were inputs, each with the mean losses of these steps.
     """
     if grain not in ("round", "shard"):
         return [_fine_steps(graph, grain, rule, lanes, before[0], steps, program)]
     if grain == "shard" and exchange == "slices":
         return _sliced_steps(graph, rule, lanes, before, steps)
     if grain == "shard":
-        kind = Light if exchange == "together" else Carry
-        return [_lane_steps(graph, rule, kind, lanes, before[0], steps)]
+        return [_lane_steps(graph, rule, exchange != "together", lanes, before[0], steps)]
     lane = lanes[0]
     args = (lane.step, rule, before[0], lane.const, lane.feeds, steps, lane.threads)
     return [graph.task("round", run_round, *args, worker=lane.worker)]
@@ -67,15 +66,15 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
     return [LaneBatch(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
-def _given(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
+def _lane_inputs(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
     """Add what brings together, once per lane, what all its tasks read."""
-    return [graph.task("given", LaneInputs, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
+    return [graph.task("inputs", LaneInputs, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
 
 
 def _lane_steps(
     graph: TaskGraph,
     rule: Rule,
-    kind: type[Carry],
+    travels: bool,
     lanes: Sequence[Lane],
     before: Ref,
     steps: Sequence[Sequence[Array]],
@@ -85,26 +84,26 @@ def _lane_steps(
     A single lane has gradients and update of a step in one task. Several make the same update each, so that a step waits for one
     hop between workers and not for two.
     """
-    given = _given(graph, rule, lanes)
+    inputs = _lane_inputs(graph, rule, lanes)
     if len(lanes) == 1:
         (lane,) = lanes
         for k, shards in enumerate(steps):
-            whole = (given[0], before, not k, shards, lane.threads)
+            whole = (inputs[0], before, not k, shards, lane.threads)
             before = graph.task("step", whole_step, *whole, worker=lane.worker)
         return before
     carries: list[Ref] = []
     last = 0
     for shards in steps:
         new = []
-        for lane, reads, part in zip(lanes, given, _parts(lanes, shards)):
+        for lane, reads, part in zip(lanes, inputs, _parts(lanes, shards)):
             if carries:
-                args = (reads, kind, carries, last, part)
+                args = (reads, travels, carries, last, part)
                 new.append(graph.task("update-gradient", update_gradient, *args, worker=lane.worker))
             else:
-                first = (reads, kind, before, part)
+                first = (reads, travels, before, part)
                 new.append(graph.task("gradient", first_gradient, *first, worker=lane.worker))
         carries, last = new, len(shards)
-    return graph.task("update", last_update, given[0], carries, last, worker=lanes[0].worker)
+    return graph.task("update", last_update, inputs[0], carries, last, worker=lanes[0].worker)
 
 
 def _sliced_steps(
@@ -112,7 +111,7 @@ def _sliced_steps(
 ) -> list[Ref]:
     """Give each slice of the parameters an update of its own, on a worker of its own."""
     n = len(before)
-    given = _given(graph, rule, lanes)
+    inputs = _lane_inputs(graph, rule, lanes)
     homes = [k * len(lanes) // n for k in range(n)]
     at = [lanes[h].worker for h in homes]
     done = [graph.task("update", begin_slice, s, worker=w) for s, w in zip(before, at)]
@@ -120,11 +119,11 @@ def _sliced_steps(
         weights = [graph.task("weights", pick_weights, d, worker=w) for d, w in zip(done, at)]
         shares = [
             graph.task("gradient", sliced_gradient, reads, weights, part, worker=lane.worker)
-            for lane, reads, part in zip(lanes, given, _parts(lanes, shards))
+            for lane, reads, part in zip(lanes, inputs, _parts(lanes, shards))
         ]
         for k, home in enumerate(homes):
             cuts = [graph.task("cut", cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
-            args = (given[home], done[k], cuts, len(shards))
+            args = (inputs[home], done[k], cuts, len(shards))
             done[k] = graph.task("update", update_slice, *args, worker=at[k])
     return done
 

@@ -39,9 +39,9 @@ def join_state(slices: Sequence[State]) -> State:
 
 
 @without_subnormals
-def sliced_gradient(given: LaneInputs, weights: list[Array], part: LaneBatch) -> Subtotals:
+def sliced_gradient(lane: LaneInputs, weights: list[Array], part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards at parameters that come in slices."""
-    return gradients(given, {"w": np.concatenate(weights)}, part)
+    return gradients(lane, {"w": np.concatenate(weights)}, part)
 
 
 def cut_shares(shares: Subtotals, k: int, slices: int) -> Subtotals:
@@ -51,11 +51,11 @@ def cut_shares(shares: Subtotals, k: int, slices: int) -> Subtotals:
 
 
 @without_subnormals
-def update_slice(given: LaneInputs, before: Done, parts: list[Subtotals], shards: int) -> Done:
+def update_slice(lane: LaneInputs, before: Done, parts: list[Subtotals], shards: int) -> Done:
     """Update a slice by its parts of all lanes' gradients; return it and the mean losses of all steps so far."""
     gradient, loss = total(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}
-    return update(given.step, given.rule, state, (gradient, loss)), [*before[1], loss]
+    return update(lane.step, lane.rule, state, (gradient, loss)), [*before[1], loss]
 
 
 def begin_slice(before: Done) -> Done:

@@ -166,7 +166,7 @@ def test_the_cache_holds_no_feeds(counted):
     for k in range(2 * REMEMBERED):
         engine.jacobian(net.logits, net.x, {net.x: net.feeds[net.x] + k})
     gc.collect()
-    alive = [o for o in gc.get_objects() if type(o) is RememberedFeeds and net.x in o.feeds.arrays]
+    alive = [o for o in gc.get_objects() if type(o) is RememberedFeeds and net.x in o.arrays]
     assert len(alive) <= REMEMBERED
 
 

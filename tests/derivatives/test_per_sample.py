@@ -16,7 +16,7 @@ import flowgrad as fg
 from flowgrad.jacobians import Factors, OuterShare, factors, projection
 from flowgrad.scheduler.derivatives import lower as request
 from flowgrad.scheduler.derivatives import work
-from flowgrad.scheduler.derivatives.per_sample import FactorBlocks, Made, PerSampleGradients
+from flowgrad.scheduler.derivatives.per_sample import FactorBlocks, PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
@@ -264,7 +264,7 @@ def parts_that_are_made_again(made, released):
     def make():
         made.append(len(made))
         factors = [Factors([OuterShare(np.full((1, 1, 2), k), np.ones((1, 3)))], 1, 1, 6, float) for k in (1.0, 2.0)]
-        return Made([[f] for f in factors], partial(released.append, len(made) - 1))
+        return [[f] for f in factors], partial(released.append, len(made) - 1)
 
     return FactorBlocks(make(), [1, 1], make)
 

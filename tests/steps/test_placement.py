@@ -10,7 +10,6 @@ from dask.sizeof import sizeof
 from distributed.protocol import deserialize, serialize
 from distributed.utils import nbytes
 from faults import BATCH, Net, train
-from flowgrad.scheduler.costs.times import Links
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +17,10 @@ import flowgrad as fg
 from flowgrad.optim import AdamRule
 from flowgrad.scheduler.costs.forecast import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.costs.plan import Plan
+from flowgrad.scheduler.costs.times import Links
 from flowgrad.scheduler.executors import Executor, Handle, Worker
 from flowgrad.scheduler.feeds.placement import Lane, Placement
-from flowgrad.scheduler.steps.lanes import Carry, LaneInputs, Light, StateAway, last_update
+from flowgrad.scheduler.steps.lanes import Carry, LaneInputs, StateAway, last_update
 from flowgrad.scheduler.steps.lower import lower_steps
 from flowgrad.scheduler.steps.slices import cut_state, join_state
 from flowgrad.scheduler.tasks import tree
@@ -129,8 +129,8 @@ def test_a_step_is_one_task_per_lane():
     records, after = lowered(1)
     assert len(after) == 1
     assert kinds(records) == {
-        ("given", 0): 1,
-        ("given", 1): 1,
+        ("inputs", 0): 1,
+        ("inputs", 1): 1,
         ("gradient", 0): 1,
         ("gradient", 1): 1,
         ("update-gradient", 0): 2,
@@ -142,7 +142,7 @@ def test_a_step_is_one_task_per_lane():
 def test_a_step_of_a_single_lane_is_one_task():
     records, after = lowered(1, lanes=1)
     assert len(after) == 1
-    assert kinds(records) == {("given", 0): 1, ("step", 0): 3}
+    assert kinds(records) == {("inputs", 0): 1, ("step", 0): 3}
 
 
 @pytest.mark.parametrize("exchange", ["together", "slices"])
@@ -151,8 +151,8 @@ def test_tasks_of_a_step_refer_to_one_value_besides_each_other(exchange):
     for key, record in records.items():
         outside = references([record]) - set(records)
         reads = ({"p0", "f0"}, {"p1", "f1"})[record.worker]
-        assert outside <= (reads if key.startswith("given") else {"s0", "s1"})
-        given = {k for k in references([record]) if k.startswith("given")}
+        assert outside <= (reads if key.startswith("inputs") else {"s0", "s1"})
+        given = {k for k in references([record]) if k.startswith("inputs")}
         assert all(records[k].worker == record.worker for k in given)
 
 
@@ -161,13 +161,13 @@ def test_what_a_lane_is_given_is_not_counted_twice():
     assert sizeof(LaneInputs(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
 
 
-@pytest.mark.parametrize(("kind", "stays"), [(Light, True), (Carry, False)])
-def test_gradients_travel_and_the_state_stays(kind, stays):
+@pytest.mark.parametrize("stays", [True, False])
+def test_gradients_travel_and_the_state_stays(stays):
     state = {"w": np.zeros(1000)}
-    carry = kind(state, {(0, 0): (np.ones(3), 0.5)}, [1.0])
+    carry = Carry(state, {(0, 0): (np.ones(3), 0.5)}, [1.0], travels=not stays)
     header, frames = serialize(carry)
     there = deserialize(header, frames)
-    assert there.shares[0, 0][0].tolist() == [1, 1, 1]
+    assert there.subtotals[0, 0][0].tolist() == [1, 1, 1]
     assert there.losses == [1.0]
     assert (there.state is None) == stays
     assert 8000 + 24 <= sizeof(carry) < 8200
@@ -291,11 +291,15 @@ def test_a_state_that_stayed_behind_travels_from_then_on(client, monkeypatch):
 
 
 def forget_states(forget):
-    Light.__init__ = without_state if forget else Carry.__init__
+    if forget:
+        Carry.kept = Carry.__init__
+        Carry.__init__ = without_state
+    else:
+        Carry.__init__ = Carry.kept
 
 
-def without_state(self, state, shares, losses):
-    Carry.__init__(self, None, shares, losses)
+def without_state(self, state, subtotals, losses, travels=True):
+    Carry.kept(self, state if travels else None, subtotals, losses, travels)
 
 
 sizes, lanes = st.integers(0, 1 << 32), st.integers(2, 16)
