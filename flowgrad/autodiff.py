@@ -79,8 +79,6 @@ class Edge(NamedTuple):
         Where the share lies in the variable.
     entries : tuple of int, or None
         Where the share's entries lie, if not end to end.
-    first : Instr, or None
-        A ``pull`` of the same cotangent that comes before.
     """
 
     wrt: int
@@ -88,17 +86,15 @@ class Edge(NamedTuple):
     dim: int
     start: int = 0
     entries: tuple[int, ...] | None = None
-    first: Instr | None = None
 
     @property
     def reads(self) -> tuple[int, ...]:
         """Return the variables that it reads."""
-        return self.pull.args if self.first is None else (*self.pull.args, *self.first.args[1:])
+        return self.pull.args
 
     def renamed(self, name: Callable[[int], int]) -> Edge:
         """Return the edge with other numbers for what it reads."""
-        first = self.first and self.first._replace(args=tuple(map(name, self.first.args)))
-        return self._replace(pull=self.pull._replace(args=tuple(map(name, self.pull.args))), first=first)
+        return self._replace(pull=self.pull._replace(args=tuple(map(name, self.pull.args))))
 
 
 @dataclass(frozen=True, eq=False)

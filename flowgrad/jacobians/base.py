@@ -131,12 +131,6 @@ class Diagonal(LocalJacobian):
         """Return ``g * d``."""
         return np.multiply(g, self._numbers(g), out)
 
-    def pull_by_sample(self, g: Array) -> Array:
-        """Return what `pull` does; of a diagonal per sample as a view of an array ``(N, V, n)``."""
-        if np.ndim(self.d) != 2:
-            return self.pull(g)
-        return np.swapaxes(np.einsum("vnk,nk->nvk", g, self._numbers(g)), 0, 1)
-
     def push(self, t: Array, out_dim: int) -> Array:
         """Return ``t * d``."""
         return t * self._numbers(t)

@@ -82,12 +82,7 @@ class Dense(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g @ m``; one plain matrix product when `m` is shared by the samples."""
         if len(self.m) == 1:
-            if out is None or len(out) == 1 or not np.swapaxes(out, 0, 1).flags.c_contiguous:
-                return np.matmul(g, self.m[0], out)
-            # Laid out sample by sample: one product over samples and rows, not one for each row with gaps between its results.
-            left = np.ascontiguousarray(np.swapaxes(g, 0, 1)).reshape(-1, g.shape[2])
-            np.matmul(left, self.m[0], np.swapaxes(out, 0, 1).reshape(-1, out.shape[2]))
-            return out
+            return np.matmul(g, self.m[0], out)
         wide = np.broadcast_to(g, (len(g), len(self.m), g.shape[2]))
         return np.einsum("vno,noi->vni", wide, self.m, out=out, casting="same_kind")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
-from flowgrad.jacobians import Diagonal, Factors, LocalJacobian, OuterShare
+from flowgrad.jacobians import Factors, LocalJacobian, OuterShare
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
@@ -106,7 +106,7 @@ class LastEdges:
             if e.wrt != wrt:
                 continue
             entries = None if e.entries is None else np.array(e.entries)
-            for delta, row in _guarded(e.pull, args, _cotangent(e, args), lambda local, g: local.split(g)):
+            for delta, row in _guarded(e.pull, args, lambda local, g: local.split(g)):
                 row = row if row is None else row.astype(self.dtype, copy=False)
                 shares.append(OuterShare(delta.astype(self.dtype, copy=False), row, e.start, entries))
         return Factors(shares, self.rows, samples, self.sizes[wrt], self.dtype)
@@ -116,7 +116,7 @@ class LastEdges:
         mine = [e for e in self.edges if e.wrt == wrt]
         if len(mine) == 1 and mine[0].entries is None and mine[0].dim == self.sizes[wrt] == hi - lo:
             # The only edge: the last product goes straight into the result.
-            _guarded(mine[0].pull, args, _cotangent(mine[0], args), lambda local, g: _pull_into(local, g, out))
+            _guarded(mine[0].pull, args, lambda local, g: _pull_into(local, g, out))
         else:
             self.factors(wrt, out.shape[1], args).write(lo, hi, out)
 
@@ -129,21 +129,10 @@ def _pull_into(local: LocalJacobian, g: Array, out: Array) -> None:
         out[...] = local.pull(g)
 
 
-def _cotangent(e: Edge, args: Sequence[Array]) -> Array:
-    """Return what an edge pulls."""
-    g = args[e.pull.args[0]]
-    if e.first is None:
-        return g
-    found: Array = _guarded(
-        e.first, args, g, lambda local, g: local.pull_by_sample(g) if type(local) is Diagonal else local.pull(g)
-    )
-    return found
-
-
-def _guarded(pull: Instr, args: Sequence[Array], g: Array, use: Callable[[Any, Array], Any]) -> Any:
+def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[Any, Array], Any]) -> Any:
     local = local_jacobian(pull, [args[a] for a in pull.args[1:]])
     try:
-        return use(local, g)
+        return use(local, args[pull.args[0]])
     except Exception as error:
         raise NodeFailed(
             f"pull of {pull.op.__name__} {pull.label!r} failed: {type(error).__name__}: {error}"
