@@ -5,7 +5,7 @@ See A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,36 +32,22 @@ def differentiate(program: Program, target: int, wrt: Sequence[int], fold: bool 
         True: the cotangents of ranges of one variable are gathered by one ``scatter``, not one ``pull`` each. Ranges of the
         program's inputs are always gathered so.
     """
-    builder = Builder.of(program)
-    types = builder.types
+    sweep = _Sweep(program, target, wrt, apart=False)
     given = {i.var for i in program.inputs}
-    active = [False] * len(types)
-    for var in wrt:
-        active[var] = True
-    for i in program.instrs:
-        active[i.out] = active[i.out] or any(active[a] for a in i.args)
-    seed = builder.input(Type(types[target].dim, types[target].batched, True), "seed")
-    parts: dict[int, list[int]] = {target: [seed]}
-    pieces: dict[int, list[tuple[int, int]]] = {}
-
-    for i in reversed(program.instrs):
-        if not active[i.out] or (i.out not in parts and i.out not in pieces):
-            continue
-        g = _total(builder, i.out, parts.pop(i.out, []), pieces.pop(i.out, []))
+    for i, g in sweep.cotangents():
         if i.out in wrt:
-            parts[i.out] = [g]
+            sweep.parts[i.out] = [g]
         if i.op is Slice and (fold or i.args[0] in given):
-            pieces.setdefault(i.args[0], []).append((dict(i.attrs)["start"], g))
+            sweep.range(i, g)
             continue
         for slot, arg in enumerate(i.args):
-            if active[arg]:
-                parts.setdefault(arg, []).append(_pull(builder, i, slot, g, False))
-
+            if sweep.active[arg]:
+                sweep.pull(i, slot, g)
     outputs = dict(program.outputs)
     for k, var in enumerate(wrt):
-        if var in parts or var in pieces:
-            outputs[f"d{k}"] = _total(builder, var, parts.get(var, []), pieces.get(var, []))
-    return builder.build(outputs)
+        if var in sweep.parts or var in sweep.pieces:
+            outputs[f"d{k}"] = sweep.total(var)
+    return sweep.builder.build(outputs)
 
 
 class Edge(NamedTuple):
@@ -131,43 +117,97 @@ def derive(program: Program, target: int, wrt: Sequence[int]) -> Derivation:
     wrt : sequence of int
         Inputs or marks.
     """
-    builder = Builder.of(program)
-    types, given = builder.types, {i.var for i in program.inputs}
+    sweep = _Sweep(program, target, wrt, apart=True)
+    types, given = sweep.builder.types, {i.var for i in program.inputs}
     last: dict[int, tuple[int, int, tuple[int, ...] | None]] = {
         var: (k, 0, None) for k, var in enumerate(wrt) if var in given
     }
     marks = {var: k for k, var in enumerate(wrt) if var not in given}
-    active = [False] * len(types)
-    for var in wrt:
-        active[var] = True
     for i in program.instrs:
-        active[i.out] = active[i.out] or any(active[a] for a in i.args)
         if i.args and i.args[0] in given and i.args[0] in last:
             attrs = dict(i.attrs)
             if i.op is Slice:
                 last[i.out] = (last[i.args[0]][0], attrs["start"], None)
             elif i.op is Gather:
                 last[i.out] = (last[i.args[0]][0], 0, attrs["index"])
-    seed = builder.input(Type(types[target].dim, types[target].batched, True), "seed")
     edges: list[Edge] = []
     if target in last:
-        edges.append(Edge(last[target][0], _same(seed), types[target].dim, *last[target][1:]))
-    parts: dict[int, list[int]] = {target: [seed]}
-    pieces: dict[int, list[tuple[int, int]]] = {}
-    for i in reversed(program.instrs):
-        if not active[i.out] or i.out in last or (i.out not in parts and i.out not in pieces):
-            continue
-        g = _total(builder, i.out, parts.pop(i.out, []), pieces.pop(i.out, []))
+        edges.append(Edge(last[target][0], _same(sweep.seed), types[target].dim, *last[target][1:]))
+    for i, g in sweep.cotangents(last):
         if i.out in marks:
             edges.append(Edge(marks[i.out], _same(g), types[i.out].dim))
         for slot, arg in enumerate(i.args):
             if arg in last:
                 edges.append(Edge(last[arg][0], _pull_of(i, slot, g), types[arg].dim, *last[arg][1:]))
-            elif active[arg] and i.op is Slice:
-                pieces.setdefault(arg, []).append((dict(i.attrs)["start"], g))
-            elif active[arg]:
-                parts.setdefault(arg, []).append(_pull(builder, i, slot, g, True))
-    return Derivation(builder.build(dict(program.outputs)), seed, tuple(edges))
+            elif sweep.active[arg] and i.op is Slice:
+                sweep.range(i, g)
+            elif sweep.active[arg]:
+                sweep.pull(i, slot, g)
+    return Derivation(sweep.builder.build(dict(program.outputs)), sweep.seed, tuple(edges))
+
+
+class _Sweep:
+    """Cotangents from a target back, added up where several meet.
+
+    Attributes
+    ----------
+    active : list of bool
+        Whether a variable depends on what is differentiated by.
+    parts, pieces : dict
+        Cotangents that have arrived at a variable: whole ones, and those of ranges of it with their starts.
+    """
+
+    def __init__(self, program: Program, target: int, wrt: Sequence[int], apart: bool):
+        self.program, self.apart = program, apart
+        self.builder = Builder.of(program)
+        types = self.builder.types
+        self.active = [False] * len(types)
+        for var in wrt:
+            self.active[var] = True
+        for i in program.instrs:
+            self.active[i.out] = self.active[i.out] or any(self.active[a] for a in i.args)
+        self.seed = self.builder.input(Type(types[target].dim, types[target].batched, True), "seed")
+        self.parts: dict[int, list[int]] = {target: [self.seed]}
+        self.pieces: dict[int, list[tuple[int, int]]] = {}
+
+    def cotangents(self, stop: Container[int] = ()) -> Iterator[tuple[Instr, int]]:
+        """Give each instruction that has one with its cotangent, the last first; whoever asks sends it on to the operands."""
+        for i in reversed(self.program.instrs):
+            if self.active[i.out] and i.out not in stop and (i.out in self.parts or i.out in self.pieces):
+                yield i, self.total(i.out)
+
+    def range(self, i: Instr, g: int) -> None:
+        """Send the cotangent of a `Slice` on as that of a range."""
+        self.pieces.setdefault(i.args[0], []).append((dict(i.attrs)["start"], g))
+
+    def pull(self, i: Instr, slot: int, g: int) -> None:
+        """Send a cotangent on to an operand; summed over the samples where that is shared by them, unless they stay apart."""
+        parent, own = self.builder.types[i.args[slot]], self.builder.types[g]
+        sums = own.batched and not parent.batched and not self.apart
+        pull = _pull_of(i, slot, g)
+        pulled = self.builder.emit(
+            "pull_sum" if sums else "pull",
+            Type(parent.dim, own.batched and not sums, True),
+            pull.args,
+            op=i.op,
+            attrs=i.attrs,
+            slot=slot,
+            arity=i.arity,
+            label=i.label,
+        )
+        self.parts.setdefault(i.args[slot], []).append(pulled)
+
+    def total(self, var: int) -> int:
+        """Return the sum of the cotangents of a variable."""
+        parts, pieces = self.parts.pop(var, []), sorted(self.pieces.pop(var, []))
+        types, dim = self.builder.types, self.builder.types[var].dim
+        if pieces:
+            batched = any(types[g].batched for _, g in pieces)
+            attrs = (("starts", tuple(start for start, _ in pieces)), ("dim", dim))
+            parts.append(self.builder.emit("scatter", Type(dim, batched, True), [g for _, g in pieces], attrs=attrs))
+        if len(parts) == 1:
+            return parts[0]
+        return self.builder.emit("add", Type(dim, any(types[g].batched for g in parts), True), parts)
 
 
 def _same(g: int) -> Instr:
@@ -177,35 +217,3 @@ def _same(g: int) -> Instr:
 def _pull_of(i: Instr, slot: int, g: int) -> Instr:
     values = [i.out if need < 0 else i.args[need] for need in i.op.needs(slot, i.arity)]
     return Instr("pull", -1, (g, *values), i.op, i.attrs, slot, i.arity, i.label)
-
-
-def _pull(builder: Builder, i: Instr, slot: int, g: int, apart: bool) -> int:
-    parent, own = builder.types[i.args[slot]], builder.types[g]
-    sums = own.batched and not parent.batched and not apart
-    values = [i.out if need < 0 else i.args[need] for need in i.op.needs(slot, i.arity)]
-    return builder.emit(
-        "pull_sum" if sums else "pull",
-        Type(parent.dim, own.batched and not sums, True),
-        (g, *values),
-        op=i.op,
-        attrs=i.attrs,
-        slot=slot,
-        arity=i.arity,
-        label=i.label,
-    )
-
-
-def _total(builder: Builder, var: int, parts: list[int], pieces: list[tuple[int, int]]) -> int:
-    """Add up the cotangents of one variable: whole ones, and those of ranges of it."""
-    types, dim = builder.types, builder.types[var].dim
-    if pieces:
-        pieces = sorted(pieces)
-        batched = any(types[g].batched for _, g in pieces)
-        starts = tuple(start for start, _ in pieces)
-        joined = builder.emit(
-            "scatter", Type(dim, batched, True), [g for _, g in pieces], attrs=(("starts", starts), ("dim", dim))
-        )
-        parts = [*parts, joined]
-    if len(parts) == 1:
-        return parts[0]
-    return builder.emit("add", Type(dim, any(types[g].batched for g in parts), True), parts)
