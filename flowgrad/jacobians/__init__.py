@@ -4,20 +4,3 @@ from .base import Diagonal, Identity, LocalJacobian, Selection, SoftMaxJacobian,
 from .factors import Factors, projection
 from .matrix import Blocks, Dense, Outer, OuterSum, Rows
 from .shares import OuterShare
-
-__all__ = [
-    "Blocks",
-    "Dense",
-    "Diagonal",
-    "Factors",
-    "Identity",
-    "LocalJacobian",
-    "Outer",
-    "OuterShare",
-    "OuterSum",
-    "Rows",
-    "Selection",
-    "SoftMaxJacobian",
-    "SoftMaxTangent",
-    "projection",
-]

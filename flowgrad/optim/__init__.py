@@ -6,30 +6,3 @@ from .optimizer import Optimizer, warn_independent
 from .privacy import Privacy
 from .rules import WORK, AdamRule, GradientDescentRule, Rule, State
 from .schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp, describe, restore
-
-__all__ = [
-    "NORM_BLOCK",
-    "NORM_LANES",
-    "WORK",
-    "AdaGrad",
-    "Adam",
-    "AdamRule",
-    "CosineDecay",
-    "ExponentialDecay",
-    "GradientDescent",
-    "GradientDescentRule",
-    "Momentum",
-    "Optimizer",
-    "Privacy",
-    "RMSProp",
-    "Rule",
-    "Schedule",
-    "State",
-    "StepDecay",
-    "WarmUp",
-    "block_norms",
-    "describe",
-    "restore",
-    "scale_of",
-    "warn_independent",
-]

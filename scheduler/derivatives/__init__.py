@@ -18,27 +18,3 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(".arrays", __name__), name)
-
-
-__all__ = [
-    "DEFAULT_BYTES",
-    "Blocks",
-    "Cache",
-    "CacheInfo",
-    "FactorBlocks",
-    "LastEdges",
-    "PerSampleGradients",
-    "Recipe",
-    "RecipeBook",
-    "Request",
-    "cheaper_mode",
-    "clip_weights",
-    "factors_block",
-    "hvp_block",
-    "join",
-    "jvp_block",
-    "lower_push",
-    "lower_reverse",
-    "norms_of",
-    "run_all",
-]

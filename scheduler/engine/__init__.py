@@ -1,5 +1,3 @@
 """What people call for values and derivatives."""
 
 from .engine import Engine
-
-__all__ = ["Engine"]

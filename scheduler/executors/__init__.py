@@ -20,6 +20,3 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name], __name__), name)
-
-
-__all__ = ["Executor", "Handle", "LocalExecutor", "Lost", "Recovery", "TaskFailed", "Worker", "describe_failure"]

@@ -15,24 +15,3 @@ from .chunks import Chunked
 from .memory import FeedMemory, RememberedFeeds
 from .order import ORDER_BYTES, Batches, Epoch
 from .placement import Lane, Placement, lane_of
-
-__all__ = [
-    "ORDER_BYTES",
-    "Batches",
-    "Chunked",
-    "Epoch",
-    "FeedMemory",
-    "Feeds",
-    "Lane",
-    "Placement",
-    "RememberedFeeds",
-    "check_array",
-    "check_batch_size",
-    "check_feeds",
-    "check_lengths",
-    "check_nodes",
-    "common_dtype",
-    "fed_variable",
-    "lane_of",
-    "require_values",
-]

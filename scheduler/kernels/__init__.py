@@ -2,5 +2,3 @@
 
 from .numba_kernel import can_compile, compiled_round, why_not_compiled
 from .numpy_kernel import kernel_of, run_instr
-
-__all__ = ["can_compile", "compiled_round", "kernel_of", "run_instr", "why_not_compiled"]

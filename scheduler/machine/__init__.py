@@ -7,20 +7,3 @@ from .facts import cache_folder, read_facts
 from .floats import without_subnormals
 from .signals import Interrupts
 from .threads import each_side_by_side, spread
-
-__all__ = [
-    "COMPILED_BLAS",
-    "Finding",
-    "Interrupts",
-    "blas_threads",
-    "cache_folder",
-    "canonical",
-    "clear_arrays",
-    "each_side_by_side",
-    "empty_array",
-    "examine",
-    "one_thread",
-    "read_facts",
-    "spread",
-    "without_subnormals",
-]

@@ -5,18 +5,3 @@ from .lower import lower_steps
 from .slices import cut_state, join_state
 from .step import Step, compile_evaluation, compile_private, compile_step
 from .work import THREAD_FLOPS, Done, evaluate_shard, run_round
-
-__all__ = [
-    "THREAD_FLOPS",
-    "Done",
-    "StateAway",
-    "Step",
-    "compile_evaluation",
-    "compile_private",
-    "compile_step",
-    "cut_state",
-    "evaluate_shard",
-    "join_state",
-    "lower_steps",
-    "run_round",
-]

@@ -5,27 +5,3 @@ from .identity import code_token, is_named
 from .keys import Ref, combine, token
 from .records import Data, Record, Task, TaskGraph, prefix_of, references
 from .tree import FAN_IN, SIDE_BY_SIDE, bounds, fold_tree, levels, reduce_some, reduce_tree
-
-__all__ = [
-    "FAN_IN",
-    "SIDE_BY_SIDE",
-    "Data",
-    "Load",
-    "Record",
-    "Ref",
-    "Task",
-    "TaskGraph",
-    "bounds",
-    "code_token",
-    "combine",
-    "fold_tree",
-    "is_named",
-    "levels",
-    "prefix_of",
-    "reduce_some",
-    "reduce_tree",
-    "references",
-    "row_chunks",
-    "to_dask",
-    "token",
-]

@@ -3,5 +3,3 @@
 from .callbacks import KEEP, STOP, Callback, EarlyStopping
 from .checkpoint import Checkpoints
 from .trainer import History, Trainer
-
-__all__ = ["KEEP", "STOP", "Callback", "Checkpoints", "EarlyStopping", "History", "Trainer"]
