@@ -94,10 +94,6 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
 def load(path: str | os.PathLike[str]) -> Saved:
     """Read what `save` wrote.
 
-    Parameters
-    ----------
-    path : path
-
     Returns
     -------
     Saved

@@ -41,13 +41,7 @@ class EarlyImports:
 
 
 def write_tables(folder: Path, history: History) -> None:
-    """Write ``history.csv``, one row per epoch, and ``steps.csv``, one row per step.
-
-    Parameters
-    ----------
-    folder : Path
-    history : History
-    """
+    """Write ``history.csv``, one row per epoch, and ``steps.csv``, one row per step."""
     columns = list(dict.fromkeys(key for record in history.epochs for key in record))
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, columns, restval="", lineterminator="\n")

@@ -41,14 +41,7 @@ class Group(NamedTuple):
 
 
 class Factors:
-    """Derivative of `rows` results by a vector of length `size`, for `samples` samples, as a sum of shares.
-
-    Parameters
-    ----------
-    shares : sequence of Share
-    rows, samples, size : int
-    dtype : numpy dtype
-    """
+    """Derivative of `rows` results by a vector of length `size`, for `samples` samples, as a sum of shares."""
 
     def __init__(self, shares: Sequence[OuterShare], rows: int, samples: int, size: int, dtype: Any):
         self.shares = tuple(shares)

@@ -31,12 +31,10 @@ def explain_job(
 
     Parameters
     ----------
-    job : Computation
     lower : callable
         Lowers the same at another grain.
     times : callable
         What the program of a job takes by so many BLAS threads.
-    links : Links
     """
     shard = job if job.grain == "shard" else lower("shard")
     node = job if job.grain == "node" else lower("node")

@@ -26,7 +26,6 @@ class Case:
         Of the fused program.
     batch, samples : int
         Samples of a step; of an epoch.
-    shards : int
     slots : int
         Arrays of state that the update rule keeps per parameter.
     nodes : int
@@ -59,12 +58,10 @@ def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
 
     Parameters
     ----------
-    case : Case
     grain : str
         ``"round"``, ``"shard"``, ``"sample"`` (a shard per sample) or ``"node"`` (by NumPy, a task per node and edge).
     times : Times
         Of the kernel that runs the steps.
-    links : Links
     """
     if grain == "round":
         return round_seconds(case, _round_work(case, times, links), links)
@@ -132,15 +129,12 @@ def from_step(case: Case, kernel: str, seconds: float, fixed: float, shared: flo
 
     Parameters
     ----------
-    case : Case
-    kernel : str
     seconds : float
         Of one step in one task that may use ``links.threads`` threads.
     fixed : float
         Of a step with one sample in each shard: what more workers do not shorten.
     shared : float
         Of one step in one task that uses as many threads as rounds will.
-    links : Links
     """
     spread = fixed + max(seconds - fixed, 0.0) * spreading(case, kernel, links)
     return {
@@ -172,12 +166,10 @@ def job_seconds(
     ----------
     levels_of_work : int
         Instructions on the longest way through the program.
-    samples, shards : int
     tasks : int
         Tasks in all.
     grain : str
         ``"shard"``, ``"sample"`` or ``"node"``.
-    times, links : Times, Links
     """
     largest = -(-samples // shards)
     if grain == "node":
@@ -219,12 +211,10 @@ def exchange_seconds(way: str, parameter_bytes: int, slots: int, lanes: int, lin
     ----------
     way : str
         One of `WAYS`.
-    parameter_bytes : int
     slots : int
         Arrays of state that the update rule keeps per parameter.
     lanes : int
         Workers that compute gradients.
-    links : Links
     """
     others = lanes - 1
     update = (update_bytes(parameter_bytes, slots) + 3 * others * parameter_bytes) * links.update

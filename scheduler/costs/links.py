@@ -41,7 +41,6 @@ def links_of(executor: Executor, fit: Fit) -> Links:
 
     Parameters
     ----------
-    executor : Executor
     fit : callable
         How to train: so all is measured that a training does, whatever that is.
     """

@@ -40,7 +40,6 @@ class Plan:
 
     Attributes
     ----------
-    grain : str
     shards : int
         Parts of every mini-batch; with `kernel` and the seed it fixes the arithmetic.
     kernel : str
@@ -97,7 +96,6 @@ def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) ->
     ----------
     asked : str
         ``"auto"``, ``"numba"`` or ``"numpy"``.
-    grain : str
     run_flops : float
         Operations of the whole run.
     unsupported : str
@@ -119,7 +117,6 @@ def tasks_per_step(grain: str, shards: int, nodes: int, lanes: int | None = None
 
     Parameters
     ----------
-    grain : str
     shards, nodes : int
         At grain ``"node"`` a task goes forward through each node, and back over each edge, for every shard.
     lanes : int, optional
@@ -182,7 +179,6 @@ def choose_plan(
     ----------
     grain : (str, str)
         Grain and why.
-    shards : int
     kernel : (str, str)
         Kernel and why.
     step_seconds : float

@@ -13,7 +13,6 @@ class Times:
 
     Attributes
     ----------
-    kernel : str
     steps : tuple of (int, float)
         Seconds of a step of one shard by its number of samples: some of them, rising, the first is 1.
     more : float

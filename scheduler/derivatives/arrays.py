@@ -36,10 +36,8 @@ class ChunkedFeeds:
 
     Attributes
     ----------
-    arrays : dict
     lengths : tuple of int
         Samples of each chunk.
-    dtype : numpy dtype
     """
 
     arrays: dict[Variable, Any]
@@ -157,7 +155,6 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
         Of the task result.
     forward, row : int
         Bytes that one sample's values take, and one row of it.
-    budget : int
     what : str
         For the message.
 

@@ -37,7 +37,6 @@ def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int
 
     Parameters
     ----------
-    instrs : sequence of Instr
     env : sequence
         Values by variable, of all that the instructions' rules read.
     dims : sequence of int
@@ -185,8 +184,6 @@ class Pushes:
         The variables whose values the task gets.
     variables : tuple of int
         Those that are differentiated by.
-    target : int
-    token : str
     """
 
     instrs: tuple[Instr, ...]

@@ -28,9 +28,6 @@ class Request:
 
     Parameters
     ----------
-    recipe : Recipe
-    feeds : RememberedFeeds
-    cache : Cache
     seed : ndarray (V, 1 or N, dim), optional
         The cotangent to begin with; rows of the identity if not given.
     threads : int

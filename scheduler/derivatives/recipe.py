@@ -68,9 +68,6 @@ class Recipe:
 
     Parameters
     ----------
-    result : Node
-    wrt : sequence of Node
-    fed : set of Variable
     grain : str
         At ``"node"`` every node and every edge is a unit.
     """

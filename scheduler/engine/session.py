@@ -23,11 +23,8 @@ class Session:
 
     Parameters
     ----------
-    executor : Executor
     dtype : optional
         Of results; by default that of the feeds.
-    grain : str
-    shards : int, optional
     cache_bytes : int
         Bytes of values that are kept for later calls; 0 keeps nothing.
     """

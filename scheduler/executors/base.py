@@ -23,12 +23,7 @@ class Handle:
 
 
 class Ready:
-    """A future whose value is there.
-
-    Attributes
-    ----------
-    key : str
-    """
+    """A future whose value is there."""
 
     def __init__(self, key: str, value: Any):
         self.key = key
@@ -139,8 +134,6 @@ class Executor(ABC):
 
         Parameters
         ----------
-        records : dict
-        keys : sequence of str
         workers : sequence of str
             What the records' ``worker`` counts into. A task runs there while that worker lives.
         only : bool
@@ -203,7 +196,6 @@ class Executor(ABC):
 
         Parameters
         ----------
-        handles : sequence of Handle
         workers : collection of str
             The only workers that may compute them; empty: any.
 

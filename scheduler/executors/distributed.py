@@ -39,12 +39,7 @@ _own_clients: dict[str, Client] = {}
 
 
 class DistributedExecutor(Executor):
-    """Runs tasks through a client; keys are dask futures.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    """
+    """Runs tasks through a client; keys are dask futures."""
 
     remote = True
 

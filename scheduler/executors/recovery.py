@@ -43,7 +43,6 @@ class Recovery:
 
         Parameters
         ----------
-        error : Lost or TaskFailed
         workers : int
             How many could do it.
 

@@ -28,7 +28,6 @@ class Feeds:
         ``(N, dim)`` by variable, of one float dtype; a `Chunked` where the feed stays where it is.
     samples : int
         N; 1 without feeds.
-    dtype : numpy dtype
     """
 
     arrays: dict[Variable, Any]
@@ -41,7 +40,6 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
 
     Parameters
     ----------
-    graph : Graph
     feeds : mapping of Variable to array
         ``(N, dim)``; ``(N,)`` for ``dim == 1``; integers ``(N,)`` for ``dim > 1`` are class indices and become one-hot.
         dask arrays are computed.

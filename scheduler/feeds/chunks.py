@@ -25,10 +25,8 @@ class FileRows:
 
     Attributes
     ----------
-    name, dtype : str
     offset : int
         Of the first row, in bytes.
-    shape : tuple of int
     """
 
     name: str
@@ -49,8 +47,6 @@ class Shape:
     ----------
     name : str
         Of the variable, for messages.
-    dim : int
-    dtype : numpy dtype
     """
 
     name: str
@@ -64,7 +60,6 @@ class Chunked:
 
     Attributes
     ----------
-    form : Shape
     starts : tuple of int
         First row of each chunk, and the number of rows.
     chunks : list
@@ -117,7 +112,6 @@ def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:
 
     Parameters
     ----------
-    v : Variable
     value : dask array or numpy.memmap
         Its shape was checked.
     dtype : numpy dtype
@@ -160,7 +154,6 @@ def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Arr
         The chunk, or what loads it.
     rows : int array
         Within the chunk.
-    form : Shape
     start : int
         First row of the chunk among all, for messages.
     salt : str

@@ -90,7 +90,6 @@ class Shards(_Range[Array]):
 
     Parameters
     ----------
-    epoch : Epoch
     first, stop : int
         Which shards of the step.
     step : int
@@ -124,7 +123,6 @@ class Batches(_Range[Shards]):
 
     Parameters
     ----------
-    epoch : Epoch
     first, stop : int
         Which steps, from 0.
     shards : int

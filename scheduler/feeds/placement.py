@@ -37,10 +37,8 @@ class Placement:
 
     Parameters
     ----------
-    executor : Executor
     program : Any
         Placed as it is.
-    const : ndarray, optional
     feeds : list of ndarray or Chunked
         In the order in which the program reads them.
     """

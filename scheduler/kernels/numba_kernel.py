@@ -64,13 +64,6 @@ def _check_functions(source: Source) -> None:
 class CompiledRound:
     """A step as machine code.
 
-    Parameters
-    ----------
-    program : Program
-    names : tuple of str
-    rule : Rule
-    dtype : numpy dtype
-
     Attributes
     ----------
     told : str

@@ -48,12 +48,7 @@ class _Loop:
 
 
 class LoopWriter:
-    """Keeps track of where each program variable lies, and of the elementwise loop that is being written.
-
-    Parameters
-    ----------
-    program : Program
-    """
+    """Keeps track of where each program variable lies, and of the elementwise loop that is being written."""
 
     def __init__(self, program: Program):
         self.program = program

@@ -16,10 +16,6 @@ from .numba_loops import LoopWriter, Unsupported
 class ValueWriter(LoopWriter):
     """Writes ``apply`` instructions.
 
-    Parameters
-    ----------
-    program : Program
-
     Attributes
     ----------
     factors : dict

@@ -62,12 +62,7 @@ def kernel_of(program: Program) -> Kernel:
 
 
 class Kernel:
-    """A program made ready to run.
-
-    Parameters
-    ----------
-    program : Program
-    """
+    """A program made ready to run."""
 
     def __init__(self, program: Program):
         self.program = program
@@ -87,7 +82,6 @@ class Kernel:
 
         Parameters
         ----------
-        inputs : sequence of ndarray
         into : dict, optional
             Arrays for outputs that are put together of pieces (see `Text.wholes`); else they are made.
         """

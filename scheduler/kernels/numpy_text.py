@@ -47,12 +47,7 @@ class Text:
 
 
 class KernelWriter:
-    """Writes the text of a program.
-
-    Parameters
-    ----------
-    program : Program
-    """
+    """Writes the text of a program."""
 
     def __init__(self, program: Program):
         self.program = program

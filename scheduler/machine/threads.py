@@ -38,7 +38,6 @@ def spread(work: Callable[[int, int], T], samples: int, threads: int) -> list[T]
     ----------
     work : callable
         Must not call `spread` or `each_side_by_side` itself.
-    samples, threads : int
 
     Examples
     --------

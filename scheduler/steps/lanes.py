@@ -22,15 +22,7 @@ Subtotals = dict[tuple[int, int], Gradient]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaneInputs:
-    """What all tasks of a lane read: one value, for each reference of a task takes time at every step.
-
-    Attributes
-    ----------
-    step : Step
-    rule : Rule
-    const : ndarray, or None
-    feeds : list of ndarray
-    """
+    """What all tasks of a lane read: one value, for each reference of a task takes time at every step."""
 
     step: Step
     rule: Rule
@@ -47,7 +39,6 @@ class LaneBatch(NamedTuple):
 
     Attributes
     ----------
-    rows : sequence of int array
     first : int
         Index of the first of these shards.
     shards, batch : int

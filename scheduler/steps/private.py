@@ -21,13 +21,10 @@ class PrivateStep:
 
     Attributes
     ----------
-    privacy : Privacy
     instrs : tuple of Instr
         Forward and backward up to the last edges, numbered: `leaves`, the seed, their results.
-    ends : LastEdges
     leaves : tuple of int
         Which inputs of the program they read.
-    loss : int
     order : int array
         For each entry of the flat parameter vector, its place in the order of the variables.
     size : int

@@ -50,7 +50,6 @@ def reduce_some(
         Values by level and index; shards are level 0.
     shards : int
         How many shards the whole tree has.
-    combine : callable
 
     Returns
     -------

@@ -65,12 +65,7 @@ class Callback:
 
 
 class Callbacks:
-    """The callbacks of a trainer.
-
-    Parameters
-    ----------
-    callbacks : iterable
-    """
+    """The callbacks of a trainer."""
 
     def __init__(self, callbacks: Iterable[Any] = ()):
         if not isinstance(callbacks, Iterable):

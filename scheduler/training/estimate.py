@@ -58,10 +58,6 @@ FROM_WORK = "they follow from the work alone, so that results are the same every
 class Trial:
     """Steps of a training, run in this process as `fit` runs them, and timed; no variable changes.
 
-    Parameters
-    ----------
-    job : TrainingJob
-
     Attributes
     ----------
     shards : int
@@ -165,12 +161,10 @@ class Estimate:
 
     Attributes
     ----------
-    plan : Plan
     case : Case
         The training in numbers.
     times : dict
         What the parts of a step take, by kernel; that of the plan, and NumPy's.
-    links : Links
     where : str
         Name of the executor.
     measured : dict
@@ -224,7 +218,6 @@ def estimate(job: TrainingJob, again: bool = False) -> Estimate:
 
     Parameters
     ----------
-    job : TrainingJob
     again : bool
         Measure anew what tasks cost, even if it is known from earlier.
     """

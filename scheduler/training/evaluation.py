@@ -30,10 +30,8 @@ class Evaluation:
 
     Parameters
     ----------
-    executor : Executor
     target : Node
         The loss.
-    feeds : Feeds
     variables : sequence of Variable
         The trained ones, whose values come from the state; the others keep the values that they have now.
     layout : dict, optional

@@ -44,14 +44,11 @@ class TrainingJob:
 
     Parameters
     ----------
-    settings : Settings
     feeds : dict
         As the user gave them.
-    epochs : int
 
     Attributes
     ----------
-    feeds : Feeds
     variables : list of Variable
         Those that are trained.
     step : Step

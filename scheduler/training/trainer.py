@@ -213,10 +213,6 @@ class Trainer:
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return the mean loss over the samples and, for a cross entropy, the accuracy.
 
-        Parameters
-        ----------
-        feeds : dict
-
         Returns
         -------
         dict
@@ -242,11 +238,6 @@ class Trainer:
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
         """Return the values of a node for every sample; the same as ``engine.forward``.
-
-        Parameters
-        ----------
-        node : Node
-        feeds : dict
 
         Returns
         -------

@@ -33,11 +33,6 @@ class Windows:
 
     Parameters
     ----------
-    executor : Executor
-    placement : Placement
-    plan : Plan
-    rule : Rule
-    step : Step
     state : dict
         Before the first step.
     report : callable
@@ -84,7 +79,6 @@ class Windows:
 
         Parameters
         ----------
-        batches : Batches
         following : Batches, optional
             The next window, if it may begin before this one's state is here.
 
@@ -309,10 +303,8 @@ class NextWindow(NamedTuple):
 
     Attributes
     ----------
-    crew : Crew
     after : list of Handle
         The states after it.
-    submission : Submission
     tasks : int
         Its number of tasks, and of those before it that a worker's death would bring back.
     """
