@@ -14,7 +14,7 @@ class StepLosses(Sequence[tuple[int, float]]):
 
     Examples
     --------
-    >>> steps = Steps([0.5, 0.25])
+    >>> steps = StepLosses([0.5, 0.25])
     >>> steps[-1], list(steps) == [(1, 0.5), (2, 0.25)], steps == [(1, 0.5), (2, 0.25)]
     ((2, 0.25), True, True)
     """
