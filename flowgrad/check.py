@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from .errors import GradientError, GraphError
+from .formulas import OPERANDS, formula
 from .graph import Node, Variable, ancestors, run_rule
 from .jacobians import Outer
-from .op import filled
 from .typing import Array
 
 # Step that balances truncation and rounding of a central difference: the cube root of the machine epsilon.
@@ -23,7 +23,8 @@ def check_gradients(
     """Compare every derivative on the way to `node` with central differences, at the values now set.
 
     First each edge by itself (so that a wrong rule is named), then the whole Jacobian of `node` by each variable. What an op
-    states for compiled kernels (`expr`, `slopes`, `row_value`, `row_factor`) is compared with its rules.
+    states for compiled kernels (`formula`, `slopes`, `row_value`, `row_factor`) is compared with its rules, the tangents of its
+    Jacobians (`bends`, `jacobian_tangent`) with central differences.
 
     Parameters
     ----------
@@ -63,6 +64,7 @@ def check_gradients(
             numeric = _slot_differences(op, slot)
             worst = max(worst, compare(f"{op} by slot {slot} ({op.parents[slot]})", analytic, numeric, rtol, atol))
         check_compiled(op, rtol, atol)
+        check_tangents(op, rtol, atol)
     for variable in _variables(upstream, wrt):
         analytic = variable.backward(node)
         numeric = _variable_differences(node, variable)
@@ -150,10 +152,10 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
         told = f"{what} of {node}"
         compare(told, np.atleast_2d(found), np.atleast_2d(expected), rtol, atol, (f"{what} says", "the rule says"))
 
-    if op.expr is not None:
-        same("expr", _entries(op.expr, node, values, y), y)
+    if op.formula is not None:
+        same("formula", _entries(op.formula, node, values, y), y)
         for slot, text in enumerate(op.slopes[: len(values)]):
-            diagonal = np.diagonal(node.local_jacobian(slot).dense()[0])
+            diagonal = np.diagonal(node.local_jacobian(slot).dense(node.dim)[0])
             same(f"slopes[{slot}]", _entries(text, node, values, y), diagonal)
     if op.row_value is not None:
         row = np.zeros(node.dim)
@@ -176,14 +178,42 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
 
 
 def _entries(text: str, node: Node, values: list[Array], y: Array) -> Array:
-    """Return an expression's value for each entry; see `Op.expr`."""
+    """Return the value of a formula for each entry, as compiled loops compute it."""
+    names = {**{OPERANDS[k]: OPERANDS[k] for k in range(len(values))}, "y": "y"}
     found = []
     try:
-        # The text is the op's own code, like its rules, and comes from its class alone: files hold no expressions.
-        code = compile(filled(text, [f"a{k}" for k in range(len(values))], node.attrs.items(), y="y"), "<expr>", "eval")
+        # The text is the op's own code, like its rules, and comes from its class alone: files hold no formulas.
+        code = compile(formula(text, len(values)).scalar(names, node.attrs), "<formula>", "eval")
         for j in range(node.dim):
-            entry = {f"a{k}": float(v[j if len(v) > 1 else 0]) for k, v in enumerate(values)}
+            entry = {OPERANDS[k]: float(v[j if len(v) > 1 else 0]) for k, v in enumerate(values)}
             found.append(float(eval(code, {"np": np, "F": float, **entry, "y": float(y[j])})))
     except Exception as error:
-        raise GradientError(f"the expression {text!r} of {node} failed: {type(error).__name__}: {error}") from error
+        raise GradientError(f"the formula {text!r} of {node} failed: {type(error).__name__}: {error}") from error
     return np.array(found)
+
+
+def check_tangents(node: Node, rtol: float, atol: float) -> None:
+    """Compare the tangent of each local Jacobian, where an op states one, with central differences of the Jacobian."""
+    op: Any = type(node)
+    if not node.parents or op.jacobian_tangent is None:
+        return
+    values = [p.forward()[None] for p in node.parents]
+    y = node.forward()[None]
+    rng = np.random.default_rng(0)
+    directions = [rng.uniform(0.5, 1.0, v.shape) * rng.choice([-1.0, 1.0], v.shape) for v in values]
+
+    def at(step: float) -> tuple[Array, list[Array]]:
+        moved = [v + step * d for v, d in zip(values, directions)]
+        return run_rule(node, "apply", *moved), moved
+
+    h = STEP * max(1.0, *(float(np.abs(v).max()) for v in values))
+    (up, up_values), (down, down_values) = at(h), at(-h)
+    for slot in range(len(values)):
+        ends = [
+            run_rule(node, "jacobian", slot, value, *moved).dense(node.dim)[0]
+            for value, moved in ((up, up_values), (down, down_values))
+        ]
+        tangent = run_rule(node, "jacobian_tangent", slot, (y, *values), ((up - down) / (2 * h), *directions))
+        dense = np.zeros_like(ends[0]) if tangent is None else tangent.dense(node.dim)[0]
+        what = f"the second derivative (jacobian_tangent, bends) of {node} by slot {slot}"
+        compare(what, np.broadcast_to(dense, ends[0].shape), (ends[0] - ends[1]) / (2 * h), rtol, atol)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -89,7 +88,7 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
 
 # What else an op may state of each rule.
 FOLLOWS = {
-    "apply": ("expr", "row_value", "row_both", "both"),
+    "apply": ("formula", "row_value", "row_both", "both"),
     "jacobian": ("slopes", "row_factor", "row_both", "both", "jacobian_tangent"),
 }
 
@@ -106,6 +105,8 @@ class Stacked:
 class Op(Node):
     """Base of all ops, yours included: a class of a few lines states shape, value and local Jacobian once.
 
+    An op whose entries depend on one entry of each operand is stated more shortly, by formulas: see `Elementwise`.
+
     Class attributes
     ----------------
     kinds : tuple of LocalJacobian classes
@@ -114,9 +115,8 @@ class Op(Node):
         Which forward values the factor of each slot needs: slots of parents, ``-1`` for the node's own value; the last one
         repeats. The others may be passed as None. None: all of them.
 
-    expr, slopes : str, tuple of str, optional
-        For compiled kernels, where the op is elementwise: the value of one entry and its derivative by slot, as expressions
-        of the parents' entries ``{0}``, ``{1}``, the value ``{y}`` and the attributes by name; constants as ``F(0.5)``.
+    formula, slopes : str, tuple of str, optional
+        Of elementwise ops, see `Elementwise`: what compiled kernels are made of.
     row_value, row_factor, row_both : static methods, optional
         For compiled kernels, where each sample is for itself: ``row_value(y, *parents)`` writes the value of one sample,
         ``row_factor(slot, f, *used)`` the row of an `Outer` from the values that `uses` lists; plain loops over 1-d arrays.
@@ -134,8 +134,8 @@ class Op(Node):
         The value and the local Jacobian of slot 0 at once, where they share work; the same bits as one by one.
 
     Attributes must be hashable and stay what they are; rules read nothing else that changes. A class that states a rule anew
-    states anew what belongs to it: `expr` and `row_value` to `apply`; `slopes`, `row_factor` and `jacobian_tangent` to `jacobian`;
-    `row_both` and `both` to either.
+    states anew what belongs to it: `formula` and `row_value` to `apply`; `slopes`, `row_factor` and `jacobian_tangent` to
+    `jacobian`; `row_both` and `both` to either.
 
     Examples
     --------
@@ -158,7 +158,7 @@ class Op(Node):
 
     kinds: ClassVar[tuple[type[LocalJacobian], ...]] = (Diagonal,)
     uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
-    expr: ClassVar[str | None] = None
+    formula: ClassVar[str | None] = None
     slopes: ClassVar[tuple[str, ...]] = ()
     row_value: ClassVar[Callable[..., None] | None] = None
     row_factor: ClassVar[Callable[..., None] | None] = None
@@ -242,28 +242,3 @@ class Op(Node):
         if cls.uses is None:
             return (-1, *range(arity))
         return cls.uses[min(slot, len(cls.uses) - 1)]
-
-
-def filled(text: str, entries: Sequence[str], attrs: Iterable[tuple[str, Any]], **named: str) -> str:
-    """Return an expression with the names of entries, and the attributes that are numbers, in their places; see `Op.expr`.
-
-    Raises
-    ------
-    KeyError, IndexError, TypeError, ValueError
-        If it names something else.
-
-    Examples
-    --------
-    >>> filled("{0} * F({c}) + {y}", ["a"], {"c": -2.0}.items(), y="b")
-    'a * F((-2.0)) + b'
-    """
-    return text.format(
-        *entries, **named, **{k: _literal(v) for k, v in attrs if isinstance(v, (int, float, np.number))}
-    )
-
-
-def _literal(value: Any) -> str:
-    number = int(value) if isinstance(value, (int, np.integer)) else float(value)
-    if isinstance(number, float) and not math.isfinite(number):
-        return "np.nan" if math.isnan(number) else f"({'-' if number < 0 else ''}np.inf)"
-    return repr(number) if number >= 0 else f"({number!r})"

@@ -1,7 +1,7 @@
 """The ops: one class each, which states shape, value, local Jacobian and how siblings stack."""
 
 from .batch import BatchMatVec
-from .elementwise import Add, Multiply, Negative, Scale, Subtract
+from .elementwise import Add, Elementwise, Multiply, Negative, Scale, Subtract
 from .functions import Exp, Log, Logistic, Reciprocal, ReLU, Tanh
 from .linear import Dot, MatVec, RowDot, Sum
 from .loss import CrossEntropyWithSoftMax, MeanSquaredError, SoftMax

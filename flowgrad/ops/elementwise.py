@@ -1,20 +1,63 @@
-"""Elementwise ops: each entry of the value depends on one entry of each parent."""
+"""Elementwise ops: each entry of the value depends on one entry of each parent, by a formula that is stated once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..errors import GraphError, ShapeError
+from ..formulas import OPERANDS, Formula, compiled, formula
 from ..graph import Node
-from ..jacobians import Diagonal, Identity, LocalJacobian
+from ..jacobians import Diagonal, Identity
 from ..op import Op, Stacked
 from ..typing import Array
 
 
 class Elementwise(Op):
-    """Base of ops that act on each entry by itself; siblings stack by laying their operands end to end."""
+    """Base of ops that act on each entry by itself, yours included: a value, its slopes and its bends, as formulas.
+
+    From them follow `apply`, `jacobian`, `jacobian_tangent`, the kinds of the local Jacobians, what they need, and the form for
+    compiled kernels. A class may state `apply` itself where NumPy's way is another. Siblings stack by laying operands end to end.
+
+    Class attributes
+    ----------------
+    formula : str
+        The value of an entry, of the operands' entries ``a``, ``b``, ... and of attributes by name.
+    slopes : tuple of str
+        Its derivative by each operand; may also name ``y``, the value.
+    bends : dict
+        Second derivatives: by pair of slots, ``(0, 1)`` for `a` and `b`, the derivative of a slope by an operand, of the same
+        names. A pair may be left out where neither of its slopes names the other operand, or ``y``; without any, slopes are
+        differentiated by central differences.
+
+    Raises
+    ------
+    GraphError
+        When the class is made, if a formula is none, or there is none that must be; see `flowgrad.formulas.FUNCTIONS`.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> class Bump(fg.Elementwise):
+    ...     formula = "exp(-width * a * a)"
+    ...     slopes = ("-2 * width * a * y",)
+    ...     bends = {(0, 0): "(4 * width * a * a - 2) * width * y"}
+    >>> with fg.Graph():
+    ...     y = Bump(fg.Variable(2, [0.0, 1.0]), width=0.5)
+    >>> y.forward().round(3).tolist(), fg.check_gradients(y) < 1e-7
+    ([1.0, 0.607], True)
+    """
+
+    bends: ClassVar[dict[tuple[int, int], str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Make the rules of the formulas that the class states."""
+        stated = {"formula", "slopes", "bends"} & set(vars(cls))
+        super().__init_subclass__(**kwargs)
+        if stated:
+            _make_rules(cls)
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
@@ -22,18 +65,61 @@ class Elementwise(Op):
         return None if any(shared) else Stacked(cls, attrs)
 
 
+def _make_rules(cls: type[Elementwise]) -> None:
+    if not isinstance(cls.formula, str) or not isinstance(cls.slopes, tuple) or not cls.slopes:
+        raise GraphError(f"{cls.__name__} states a formula, a text, and slopes, a tuple of a text for each operand")
+    arity = len(cls.slopes)
+    try:
+        value = formula(cls.formula, arity)
+        attributes = tuple(sorted(value.names - {*OPERANDS[:arity], "y"}))
+        slopes = [formula(text, arity, attributes) for text in cls.slopes]
+        bends = {_pair(*pair): formula(text, arity, attributes) for pair, text in cls.bends.items()}
+    except GraphError as error:
+        raise GraphError(f"{cls.__name__}: {error}") from None
+    if "y" in value.names:
+        raise GraphError(f"{cls.__name__}: its formula {cls.formula!r} names y, which is its value")
+    moving = {_pair(k, j) for k, s in enumerate(slopes) for j in range(arity) if {OPERANDS[j], "y"} & s.names}
+    strange, missing = sorted(p for p in bends if max(p) >= arity or min(p) < 0), sorted(moving - set(bends))
+    if bends and (strange or missing):
+        wrong = f"there is no pair {strange[0]}" if strange else f"{missing[0]} is missing, on which a slope depends"
+        raise GraphError(f"{cls.__name__}: bends, by pair of slots: {wrong}")
+    operands = ", ".join(OPERANDS[:arity])
+    named = f", *, {', '.join(attributes)}" if attributes else ""
+    if "apply" not in vars(cls):
+        into = ", out=None" if value.writes() else ""
+        rule = compiled("apply", f"{operands}{into}{named}", value.numpy(into=True), f"Return ``{value.text}``.")
+        cls.apply = staticmethod(rule)  # type: ignore[method-assign]
+    texts = ["Identity()" if s.text == "1" else f"Diagonal({s.text})" for s in slopes]
+    chosen = "".join(f"{text} if slot == {k} else " for k, text in enumerate(texts[:-1])) + texts[-1]
+    doc = f"Return the diagonal of {' or '.join(f'``{s.text}``' for s in slopes)}, by slot."
+    rule = compiled("jacobian", f"slot, y, {operands}{named}", chosen, doc, Identity=Identity, Diagonal=Diagonal)
+    cls.jacobian = staticmethod(rule)  # type: ignore[method-assign]
+    cls.kinds = tuple(Identity if s.text == "1" else Diagonal for s in slopes)
+    cls.uses = tuple(tuple(k for k in (-1, *range(arity)) if ("y", *OPERANDS)[k + 1] in s.names) for s in slopes)
+    if bends or not any(cls.uses):
+        tangents = [_tangent(k, arity, f"y, {operands}, moved{named}", bends) for k in range(arity)]
+
+        def jacobian_tangent(slot: int, values: tuple[Array, ...], moved: tuple[Array, ...], **attrs: Any) -> Any:
+            """Return the diagonal of the tangent of a slope; None: it is zero."""
+            tangent = tangents[slot]
+            return None if tangent is None else Diagonal(tangent(*values, moved[1:], **attrs))
+
+        cls.jacobian_tangent = staticmethod(jacobian_tangent)
+
+
+def _pair(i: int, j: int) -> tuple[int, int]:
+    return (i, j) if i <= j else (j, i)
+
+
+def _tangent(slot: int, arity: int, head: str, bends: dict[tuple[int, int], Formula]) -> Callable[..., Array] | None:
+    """Return the tangent of a slope as a function of value, operands, and the operands' tangents; None: it is zero."""
+    texts = {k: bends[_pair(slot, k)].text for k in range(arity) if _pair(slot, k) in bends}
+    terms = [f"({text}) * moved[{k}]" for k, text in texts.items() if text != "0"]
+    return compiled("tangent", head, " + ".join(terms), "Return the tangent of a slope.") if terms else None
+
+
 class Add(Elementwise):
     """``a + b``; vectors of one length.
-
-    Parameters
-    ----------
-    a, b : Node
-        Of the same dim; may be the same node.
-
-    Raises
-    ------
-    ShapeError
-        If the dims differ.
 
     Examples
     --------
@@ -44,34 +130,12 @@ class Add(Elementwise):
     array([4., 6.])
     """
 
-    kinds = (Identity,)
-    uses = ((),)
-    expr = "{0} + {1}"
-    slopes = ("F(1)", "F(1)")
-
-    @staticmethod
-    def apply(a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return the sum."""
-        return np.add(a, b, out)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
-        """Return the identity."""
-        return Identity()
+    formula = "a + b"
+    slopes = ("1", "1")
 
 
 class Subtract(Elementwise):
     """``a - b``; vectors of one length.
-
-    Parameters
-    ----------
-    a, b : Node
-        Of the same dim.
-
-    Raises
-    ------
-    ShapeError
-        If the dims differ.
 
     Examples
     --------
@@ -82,34 +146,12 @@ class Subtract(Elementwise):
     array([2.])
     """
 
-    kinds = (Identity, Diagonal)
-    uses = ((),)
-    expr = "{0} - {1}"
-    slopes = ("F(1)", "F(-1)")
-
-    @staticmethod
-    def apply(a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return the difference."""
-        return np.subtract(a, b, out)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
-        """Return ``I`` by `a`, ``-I`` by `b`."""
-        return Diagonal(-1.0) if slot else Identity()
+    formula = "a - b"
+    slopes = ("1", "-1.0")
 
 
 class Multiply(Elementwise):
-    """``a * b``, entry by entry; vectors of one length.
-
-    Parameters
-    ----------
-    a, b : Node
-        Of the same dim; ``Multiply(x, x)`` is the square.
-
-    Raises
-    ------
-    ShapeError
-        If the dims differ.
+    """``a * b``, entry by entry; vectors of one length, ``Multiply(x, x)`` is the square.
 
     Examples
     --------
@@ -121,34 +163,13 @@ class Multiply(Elementwise):
     array([4., 9.])
     """
 
-    uses = ((1,), (0,))
-    expr = "{0} * {1}"
-    slopes = ("{1}", "{0}")
-
-    @staticmethod
-    def apply(a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return the product."""
-        return np.multiply(a, b, out)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array, b: Array) -> LocalJacobian:
-        """Return the diagonal of the other operand."""
-        return Diagonal(a if slot else b)
-
-    @staticmethod
-    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
-        """Return the rule at the tangents: the factor is linear."""
-        return Multiply.jacobian(slot, *tangents)
+    formula = "a * b"
+    slopes = ("b", "a")
+    bends = {(0, 1): "1"}
 
 
 class Scale(Elementwise):
-    """``c * a`` for a number `c`.
-
-    Parameters
-    ----------
-    a : Node
-    c : float
-        A constant, not a node; for a trainable factor build ``Multiply``.
+    """``c * a`` for a number `c`, a constant and not a node; for a trainable factor build `Multiply`.
 
     Raises
     ------
@@ -164,32 +185,17 @@ class Scale(Elementwise):
     array([0.5, 1. ])
     """
 
-    uses = ((),)
-    expr = "{0} * F({c})"
-    slopes = ("F({c})",)
+    formula = "a * c"
+    slopes = ("c",)
 
     def __init__(self, a: Node, c: float, *, name: str | None = None):
         if isinstance(c, Node) or not np.isscalar(c) or isinstance(c, (str, bytes, complex)) or not np.isfinite(c):
             raise ShapeError(f"Scale({a}, {c!r}): c must be a finite number; to scale by a node use Multiply")
         super().__init__(a, name=name, c=float(c))
 
-    @staticmethod
-    def apply(a: Array, out: Array | None = None, *, c: float) -> Array:
-        """Return the multiple."""
-        return np.multiply(a, c, out)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array, *, c: float) -> LocalJacobian:
-        """Return ``c I``."""
-        return Diagonal(c)
-
 
 class Negative(Elementwise):
     """``-a``.
-
-    Parameters
-    ----------
-    a : Node
 
     Examples
     --------
@@ -200,16 +206,5 @@ class Negative(Elementwise):
     array([-2.])
     """
 
-    uses = ((),)
-    expr = "-{0}"
-    slopes = ("F(-1)",)
-
-    @staticmethod
-    def apply(a: Array, out: Array | None = None) -> Array:
-        """Return the negative."""
-        return np.negative(a, out)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
-        """Return ``-I``."""
-        return Diagonal(-1.0)
+    formula = "-a"
+    slopes = ("-1.0",)

@@ -33,7 +33,7 @@ def seconds_of(run: Callable[[int], Any], tries: int = TRIES, limit: float = ALL
         if k:
             found.append(seconds / repetitions)
             spent += seconds
-        repetitions = max(1, min(64, int(RUN_SECONDS * repetitions / max(seconds, 1e-9))))
+        repetitions = max(1, min(32, int(RUN_SECONDS * repetitions / max(seconds, 1e-9))))
         if spent > limit:
             break
     return statistics.median(found)

@@ -7,7 +7,7 @@ tangent of a gradient along `d` is the Hessian times `d` (B. Pearlmutter, *Fast 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,12 @@ def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int
         By variable; variables that are not in it stand still.
     """
     tangents = dict(tangents)
+    makers: dict[int, Instr] = {}  # a slope that names its value alone still moves with the operands
     for i in instrs:
+        if i.verb == "apply":
+            makers[i.out] = i
         try:
-            found = _tangent(i, env, dims, tangents)
+            found = _tangent(i, env, dims, tangents, makers)
         except NodeFailed:
             raise
         except Exception as error:
@@ -59,7 +62,9 @@ def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int
     return tangents
 
 
-def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangents) -> Array | None:
+def _tangent(
+    i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangents, makers: Mapping[int, Instr]
+) -> Array | None:
     if i.verb == "add":
         return _sum([tangents.get(a) for a in i.args])
     if i.verb == "scatter":
@@ -78,7 +83,11 @@ def _tangent(i: Instr, env: Sequence[Any], dims: Sequence[int], tangents: Tangen
     if g in tangents:
         shares.append(_pull(local_jacobian(i, values), tangents[g], summed))
     if any(a in tangents for a in i.args[1:]):
-        shares.append(_bend(i, values, [tangents.get(a) for a in i.args[1:]], env[g], summed))
+        read = dict(zip(i.op.needs(i.slot, i.arity), i.args[1:]))
+        maker = makers.get(read.get(-1, -1))
+        if maker is not None and maker.op is i.op:
+            read = {**dict(enumerate(maker.args)), **read}
+        shares.append(_bend(i, {slot: (env[a], tangents.get(a)) for slot, a in read.items()}, env[g], summed))
     return _sum(shares)
 
 
@@ -87,27 +96,26 @@ def _pull(local: LocalJacobian, g: Array, summed: bool) -> Array:
     return found.astype(g.dtype, copy=False)
 
 
-def _bend(i: Instr, values: Sequence[Array], moved: Sequence[Array | None], g: Array, summed: bool) -> Array | None:
-    """Return the pull of `g` by the tangent of the local Jacobian; the forward values move along one direction."""
-    needs = i.op.needs(i.slot, i.arity)
-    given: list[Any] = [None] * (i.arity + 1)
-    tangent: list[Any] = [None] * (i.arity + 1)
-    for need, value, t in zip(needs, values, moved):
-        given[need] = value
+def _bend(i: Instr, moving: Mapping[int, tuple[Array, Array | None]], g: Array, summed: bool) -> Array | None:
+    """Return the pull of `g` by the tangent of the local Jacobian; values, by slot, move along one direction each."""
+    values: list[Any] = [None] * (i.arity + 1)
+    tangents: list[Any] = [None] * (i.arity + 1)
+    for slot, (value, t) in moving.items():
+        values[slot] = value
         # A variable that stands still has tangent zero; samples that move make the others batched too.
-        tangent[need] = (
+        tangents[slot] = (
             np.zeros_like(value) if t is None else np.broadcast_to(t[0], np.broadcast_shapes(t[0].shape, value.shape))
         )
-    rule = i.op.jacobian_tangent
-    if rule is not None:
-        local = rule(i.slot, (given[-1], *given[:-1]), (tangent[-1], *tangent[:-1]), **dict(i.attrs))
+    rule, needs = i.op.jacobian_tangent, i.op.needs(i.slot, i.arity)
+    if rule is not None and (-1 not in needs or all(v is not None for v in values)):
+        local = rule(i.slot, (values[-1], *values[:-1]), (tangents[-1], *tangents[:-1]), **dict(i.attrs))
         return None if local is None else _pull(local, g, summed)
     wide = np.float64
-    h = STEP * max(1.0, *(float(np.abs(v).max()) for v in values)) / max(
-        1e-30, *(float(np.abs(tangent[n]).max()) for n in needs))  # fmt: skip
+    h = STEP * max(1.0, *(float(np.abs(values[n]).max()) for n in needs)) / max(
+        1e-30, *(float(np.abs(tangents[n]).max()) for n in needs))  # fmt: skip
     ends = []
     for sign in (1.0, -1.0):
-        at = [given[n].astype(wide) + sign * h * tangent[n].astype(wide) for n in needs]
+        at = [values[n].astype(wide) + sign * h * tangents[n].astype(wide) for n in needs]
         ends.append(_pull(local_jacobian(i, at), g.astype(wide), summed))
     return ((ends[0] - ends[1]) / (2 * h)).astype(g.dtype)
 

@@ -155,9 +155,7 @@ class _Writer(ValueWriter):
             raise Unsupported(f"{i.op.__name__} {i.label} states no slopes")
         needs = i.op.needs(i.slot, i.arity)
         where = {need: f"{{{k + 1}}}" for k, need in enumerate(needs)}
-        entries = [where.get(k, "") for k in range(i.arity)]
-        slope = stated(i, i.op.slopes[i.slot], entries, y=where.get(-1, ""))
-        return f"{{0}} * ({slope})", list(i.args)
+        return f"{{0}} * ({stated(i, i.op.slopes[i.slot], where)})", list(i.args)
 
     def _pull_outer(self, i: Instr, summed: bool) -> None:
         types = self.program.types

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flowgrad.op import Op, filled
+from flowgrad.formulas import OPERANDS, formula
+from flowgrad.op import Op
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import FEW_SAMPLES, LARGE_MATRIX
 from flowgrad.program import Instr, Program
@@ -30,10 +31,10 @@ class ValueWriter(LoopWriter):
     def _apply(self, i: Instr) -> None:
         types, attrs = self.program.types, dict(i.attrs)
         batched = types[i.out].batched
-        if i.op.expr is not None:
+        if i.op.formula is not None:
             if {types[a].dim for a in i.args} != {types[i.out].dim}:
                 raise Unsupported(f"{i.op.__name__} {i.label}, whose operands are not as long as its value,")
-            self._elementwise(i.out, stated(i, i.op.expr, [f"{{{k}}}" for k in range(len(i.args))]), list(i.args))
+            self._elementwise(i.out, stated(i, i.op.formula, {k: f"{{{k}}}" for k in range(len(i.args))}), list(i.args))
             return
         args = [self._read(a) for a in i.args]
         if i.op is Slice and not batched:
@@ -164,8 +165,8 @@ def tall_matrix(batched: str, count: int, n: int) -> str:
     return f"{batched}.reshape(n * {count}, {n})"
 
 
-def stated(i: Instr, text: str, entries: Sequence[str], **named: str) -> str:
-    """Return an op's expression with what an instruction reads in its places.
+def stated(i: Instr, text: str, entries: Mapping[int, str]) -> str:
+    """Return an op's formula with what an instruction reads in its places: by slot, -1 for the value.
 
     Raises
     ------
@@ -173,6 +174,7 @@ def stated(i: Instr, text: str, entries: Sequence[str], **named: str) -> str:
         If it names something else.
     """
     try:
-        return filled(text, entries, i.attrs, **named)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise Unsupported(f"{i.op.__name__} {i.label}, whose expression {text!r} names {error},") from None
+        names = {"y" if k < 0 else OPERANDS[k]: entry for k, entry in entries.items()}
+        return formula(text, i.arity or len(i.args)).scalar(names, i.attrs)
+    except KeyError as error:
+        raise Unsupported(f"{i.op.__name__} {i.label}, whose formula {text!r} names {error},") from None

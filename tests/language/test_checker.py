@@ -158,8 +158,8 @@ def test_values_are_left_as_they_were():
 class Elementwise(fg.Op):
     """Cubes; what is stated for compiled kernels is set by tests."""
 
-    expr = "{0} * {0} * {0} + F({by})"
-    slopes = ("F(3) * {0} * {0}",)
+    formula = "a * a * a + by"
+    slopes = ("3 * a * a",)
 
     @staticmethod
     def shape(a, *, by):
@@ -177,10 +177,10 @@ class Elementwise(fg.Op):
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("expr", "{0} * {0}", r"expr of Elementwise .*, entry \[0, 1\]: expr says 4, the rule says 7.75"),
-        ("slopes", ("F(2) * {0} * {0}",), r"slopes\[0\] of Elementwise .* says 8, the rule says 12"),
-        ("expr", "{0} * {to}", r"the expression '.*to.' of Elementwise .* failed: KeyError: 'to'"),
-        ("expr", "{0} *", "failed: SyntaxError"),
+        ("formula", "a * a", r"formula of Elementwise .*, entry \[0, 1\]: formula says 4, the rule says 7.75"),
+        ("slopes", ("2 * a * a",), r"slopes\[0\] of Elementwise .* says 8, the rule says 12"),
+        ("formula", "a * to", r"the formula '.*to' of Elementwise .* failed: KeyError: 'to'"),
+        ("formula", "a *", "is no expression"),
     ],
 )
 def test_what_is_compiled_is_compared_with_the_rules(monkeypatch, name, text, told):

@@ -101,7 +101,7 @@ def test_rules_that_are_decorated_inherited_or_miss_a_value():
         loss = fg.Sum(Twice(Decorated(fg.Variable(2, [0.5, -0.25]) * x)))
         short = Shortened(fg.Variable(1, [1.0]))
     feeds = {x: np.ones((4, 2))}
-    assert Twice.expr is None
+    assert Twice.formula is None
     assert Twice.slopes == ()
     plans = []
     for kernel in ("auto", "numpy"):

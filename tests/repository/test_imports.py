@@ -32,7 +32,7 @@ FILES, LINES = range(4, 10), 2100
 # Rooms of flowgrad/ likewise. Files and folders of one tuple stand side by side.
 ROOMS = (
     ("typing", "errors"),
-    ("inputs", "jacobians", "draw"),
+    ("inputs", "jacobians", "draw", "formulas"),
     ("graph",),
     ("op",),
     ("ops", "check"),

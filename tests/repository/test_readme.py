@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_quick_start_runs(tmp_path):
-    code, derivatives = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, derivatives, own_op = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
@@ -21,7 +21,7 @@ def test_quick_start_runs(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) > 0.9
-    more = code + derivatives + "print(norms.shape, kernel.shape, len(curved), jacobian[x].shape)"
+    more = code + derivatives + own_op + "print(norms.shape, kernel.shape, len(curved), jacobian[x].shape)"
     run = subprocess.run(
         [sys.executable, "-c", more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
     )

@@ -1,0 +1,180 @@
+"""Elementwise ops by formulas: what they become, what is refused, and that every part is checked."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowgrad as fg
+from flowgrad.errors import GradientError, GraphError
+from flowgrad.formulas import FUNCTIONS, formula
+
+BUILT_IN = {
+    "Add": "ab", "Subtract": "ab", "Multiply": "ab", "Negative": "a", "Exp": "a", "Log": "a", "Reciprocal": "a",
+    "Logistic": "a", "Tanh": "a", "ReLU": "a", "Scale": "a",
+}  # fmt: skip
+
+
+def made(**parts):
+    """An op of one or two operands with these formulas."""
+    return type("Made", (fg.Elementwise,), {"__module__": __name__, **parts})
+
+
+def node_of(op, *values, **attrs):
+    with fg.Graph():
+        return op(*(fg.Variable(len(v), v) for v in values), **attrs)
+
+
+class Wave(fg.Elementwise):
+    """``sin(speed a) b``."""
+
+    formula = "sin(speed * a) * b"
+    slopes = ("speed * cos(speed * a) * b", "sin(speed * a)")
+    bends = {(0, 0): "-speed**2 * sin(speed * a) * b", (0, 1): "speed * cos(speed * a)"}
+
+
+def test_an_op_of_ones_own():
+    node = node_of(Wave, [0.5, -1.0], [2.0, 3.0], speed=2.0)
+    np.testing.assert_array_equal(node.forward(), np.sin(2.0 * np.array([0.5, -1.0])) * [2.0, 3.0])
+    assert fg.check_gradients(node) < 1e-8
+    assert Wave.kinds == (fg.Diagonal, fg.Diagonal)
+    assert Wave.uses == ((0, 1), (0,))
+    with pytest.raises(GraphError, match=r"Wave has no attribute 'sped'; it takes speed"):
+        node_of(Wave, [0.5], [2.0], sped=2.0)
+    with pytest.raises(GraphError, match=r"Wave takes 2 operands \(a, b\), not 1"):
+        node_of(Wave, [0.5], speed=2.0)
+    assert pickle.loads(pickle.dumps(Wave)) is Wave
+
+
+@pytest.mark.parametrize(
+    ("parts", "kinds", "uses"),
+    [
+        ({"formula": "a + b", "slopes": ("1", "1")}, (fg.Identity, fg.Identity), ((), ())),
+        ({"formula": "a - b", "slopes": ("1", "-1.0")}, (fg.Identity, fg.Diagonal), ((), ())),
+        ({"formula": "exp(a)", "slopes": ("y",)}, (fg.Diagonal,), ((-1,),)),
+        ({"formula": "a * exp(a)", "slopes": ("y + exp(a)",)}, (fg.Diagonal,), ((-1, 0),)),
+    ],
+)
+def test_what_follows_from_formulas(parts, kinds, uses):
+    op = made(**parts)
+    assert (op.kinds, op.uses) == (kinds, uses)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"formula": "a +"}, "slopes, a tuple"),
+        ({"formula": "a +", "slopes": ("1",)}, r"Made: 'a \+' is no expression"),
+        ({"formula": "a", "slopes": "1"}, "slopes, a tuple"),
+        (
+            {"formula": "a * k", "slopes": ("c",)},
+            r"'c' names 'c', which is neither an operand \(a\), nor y, nor an attr",
+        ),
+        ({"formula": "a * y", "slopes": ("1",)}, r"its formula 'a \* y' names y"),
+        ({"formula": "a.real", "slopes": ("1",)}, r"'a.real' cannot be in a formula"),
+        ({"formula": "open(a)", "slopes": ("1",)}, r"'open\(a\)' cannot be in a formula"),
+        ({"formula": "__import__('os')", "slopes": ("1",)}, "cannot be in a formula"),
+        ({"formula": "exp(a, 2)", "slopes": ("y",)}, "exp takes 1 operand"),
+        ({"formula": "0 < a < 1", "slopes": ("0",)}, "cannot be in a formula"),
+        ({"formula": "a", "slopes": ("1",), "bends": {(0, 1): "0"}}, r"there is no pair \(0, 1\)"),
+        ({"formula": "a * b", "slopes": ("b", "a"), "bends": {(0, 0): "0"}}, r"\(0, 1\) is missing, on which"),
+    ],
+)
+def test_what_is_no_formula_is_refused_when_the_class_is_made(parts, said):
+    with pytest.raises(GraphError, match=said):
+        made(**parts)
+
+
+RIGHT = {
+    "formula": "a * a * b",
+    "slopes": ("2 * a * b", "a * a"),
+    "bends": {(0, 0): "2 * b", (0, 1): "2 * a", (1, 1): "0"},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "said"),
+    [
+        ("formula", "1.001 * a * a * b", "by slot 0"),
+        ("slopes", ("2.002 * a * b", "a * a"), "by slot 0"),
+        ("slopes", ("2 * a * b", "1.001 * a * a"), "by slot 1"),
+        ("bends", {**RIGHT["bends"], (0, 0): "2.002 * b"}, r"second derivative .* by slot 0"),
+        ("bends", {**RIGHT["bends"], (0, 1): "2.002 * a"}, r"second derivative .* by slot 0"),
+        ("bends", {**RIGHT["bends"], (1, 1): "0.002 * a"}, r"second derivative .* by slot 1"),
+    ],
+)
+def test_the_checker_finds_each_part_that_is_slightly_wrong(part, wrong, said):
+    values = [1.5, -2.0], [0.5, 3.0]
+    assert fg.check_gradients(node_of(made(**RIGHT), *values)) < 1e-8
+    with pytest.raises(GradientError, match=said):
+        fg.check_gradients(node_of(made(**{**RIGHT, part: wrong}), *values))
+
+
+numbers = st.floats(-3.0, 3.0).filter(lambda x: abs(x) > 0.1)
+
+
+@st.composite
+def texts(draw, depth=3):
+    """A formula of a and b."""
+    if depth == 0 or draw(st.booleans()):
+        return draw(st.sampled_from(["a", "b", "2", "0.5", "(-a)"]))
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(sorted(set(FUNCTIONS) - {"log", "log1p", "sqrt"})))
+        operands = [draw(texts(depth - 1)) for _ in range(FUNCTIONS[name][1])]
+        if name == "where":
+            operands[0] += " > 0"
+        return f"{name}({', '.join(operands)})"
+    return f"({draw(texts(depth - 1))} {draw(st.sampled_from('+-*'))} {draw(texts(depth - 1))})"
+
+
+@given(text=texts(), a=numbers, b=numbers)
+def test_numbers_and_arrays_agree(text, a, b):
+    """What compiled loops compute for single numbers is what NumPy computes for arrays."""
+    parsed = formula(text, 2)
+    scope = {name: function for name, (function, _) in FUNCTIONS.items()}
+    with np.errstate(all="ignore"):
+        by_numpy = eval(parsed.numpy(), {**scope, "a": np.array([a]), "b": np.array([b])})
+        by_number = eval(
+            parsed.scalar({"a": "a", "b": "b"}), {"np": np, "F": float, "a": np.float64(a), "b": np.float64(b)}
+        )
+    np.testing.assert_allclose(by_number, np.broadcast_to(by_numpy, 1)[0], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_ops_keep_their_precision_and_write_in_place(name, dtype):
+    op, attrs = getattr(fg, name), {"c": 0.3} if name == "Scale" else {}
+    values = [np.linspace(0.2, 2.0, 6, dtype=dtype).reshape(2, 3) for _ in BUILT_IN[name]]
+    y = op.apply(*values, **attrs)
+    out = np.empty_like(y)
+    assert y.dtype == dtype
+    assert op.apply(*values, out=out, **attrs) is out
+    assert out.tobytes() == y.tobytes()
+    for slot in range(len(values)):
+        g = np.ones((2, 2, 3), dtype)
+        assert op.jacobian(slot, y, *values, **attrs).pull(g).dtype == dtype
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_an_op_by_formulas_trains_alike_everywhere(kernel):
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    with fg.Graph(seed=0) as graph:
+        x, t = fg.Variable(2, trainable=False), fg.Variable(2, trainable=False)
+        w, v = fg.Variable(2, [0.5, -0.25]), fg.Variable(2, [1.0, 2.0])
+        loss = fg.MeanSquaredError(Wave(w * x, v, speed=1.5), t)
+    rng = np.random.default_rng(0)
+    feeds = {x: rng.normal(size=(8, 2)), t: rng.normal(size=(8, 2))}
+    optimizer = fg.Adam(graph, loss, 0.05, batch_size=4)
+    for k in range(8):
+        for variable, array in feeds.items():
+            variable.set_value(array[k])
+        optimizer.one_step()
+    expected = w.value.copy(), v.value.copy()
+    w.set_value([0.5, -0.25])
+    v.set_value([1.0, 2.0])
+    again = fg.Adam(graph, loss, 0.05, batch_size=4)
+    fg.Trainer(again, fg.Engine("sync", kernel=kernel), shuffle=False).fit(feeds, epochs=1)
+    np.testing.assert_allclose((w.value, v.value), expected, rtol=1e-9)
