@@ -150,10 +150,16 @@ class DistributedExecutor(Executor):
         """Gather the values."""
         self._check_open()
         futures = [_future(h) for h in handles]
-        with suppress(CancelledError):
-            self._wait(futures, set())
-            values = list(self.client.gather(futures))
-            return [_own_copy(value) for value in values] if self._in_process() else values
+        try:
+            with suppress(CancelledError):
+                self._wait(futures, set())
+                values = list(self.client.gather(futures))
+                return [_own_copy(value) for value in values] if self._in_process() else values
+        except BaseException:
+            # dask keeps an exception with its key; the frames of its traceback would keep the futures, and so the key, for ever.
+            for future in futures:
+                future.release()
+            raise
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         raise self._gone_with_worker()
 

@@ -1,9 +1,12 @@
 """Clients and clusters that are closed, empty, or not the only place where something lies."""
 
+import gc
+
 import numpy as np
 import pytest
 from conftest import local_cluster
 from distributed import Client
+from faults import wait_for
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
@@ -60,3 +63,24 @@ def test_gradients_here_and_on_workers_are_multiplied(client, net):
     expected = here.gram()
     for found in (here.dot(there), there.dot(here), here.dot(there, compute=False).compute(scheduler=client)):
         np.testing.assert_allclose(found, expected)
+
+
+class Broken(fg.Op):
+    """Fails wherever it runs."""
+
+    @staticmethod
+    def apply(a):
+        raise ZeroDivisionError("on purpose")
+
+
+@pytest.mark.distributed
+def test_what_fails_leaves_nothing_on_the_scheduler(client):
+    with fg.Graph():
+        x = fg.Variable(2, trainable=False)
+        y = Broken(fg.Exp(x))
+    engine = fg.Engine(client, cache_bytes=0)
+    feeds = {x: np.ones((3, 2))}
+    for call in (engine.forward, lambda *args: engine.jacobian(args[0], x, args[1])):
+        with pytest.raises(fg.FlowgradError, match="on purpose"):
+            call(y, feeds)
+    wait_for(lambda: gc.collect() >= 0 and not client.cluster.scheduler.tasks)

@@ -10,8 +10,7 @@ from flowgrad.errors import FeedError
 from flowgrad.scheduler.feeds import placement as data_room
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.feeds.chunks import Chunked
-from flowgrad.scheduler.programs import work as blocks
-from flowgrad.scheduler.training import job as prepare
+from flowgrad.scheduler.training import estimate
 
 
 def as_stack(folder, name, array, rows):
@@ -178,13 +177,13 @@ def test_a_label_out_of_range_is_told_with_its_sample(tmp_path):
 
 def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch):
     seen = []
-    run_round = getattr(blocks.run_round, "__wrapped__", blocks.run_round)  # it travels, what wraps it need not
+    run_round = getattr(estimate.run_round, "__wrapped__", estimate.run_round)  # it travels, what wraps it need not
 
     def watched(step, rule, before, const, feeds, steps, threads=1):
         seen.append((min(map(len, feeds)), max(int(rows.max()) for shards in steps for rows in shards)))
         return run_round(step, rule, before, const, feeds, steps, threads)
 
-    monkeypatch.setattr(prepare, "run_round", watched)
+    monkeypatch.setattr(estimate, "run_round", watched)
     fit(client, chunked_feeds(tmp_path, as_file), grain="auto", epochs=1)
     assert len({most for _, most in seen}) > 1  # whole steps, and steps with one sample in each shard
     assert all(most < length for length, most in seen)

@@ -67,7 +67,7 @@ def test_going_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, grain, positi
     def choose(*args):
         return replace(choose_plan(*args), steps_per_task=1, steps_per_window=1)
 
-    monkeypatch.setattr("flowgrad.scheduler.training.job.choose_plan", choose)
+    monkeypatch.setattr("flowgrad.scheduler.training.estimate.choose_plan", choose)
     whole, first, second = Model("Adam", n=22), Model("Adam", n=22), Model("Adam", n=22)
     expected = whole.fit(grain=grain, epochs=3, validation=whole.validation)
     always = fg.Checkpoints(tmp_path, every_epochs=None, every_seconds=1e-9, keep=1000)

@@ -85,7 +85,7 @@ def check(expected, client, grain, action, recovered=True, op=None):
 
 def small_windows(monkeypatch, steps=10):
     """Cut a run into windows of a few steps, so that a disturbance meets one in the middle."""
-    from flowgrad.scheduler.training import job as prepare
+    from flowgrad.scheduler.training import estimate as prepare
 
     original = prepare.choose_plan
 

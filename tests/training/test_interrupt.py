@@ -80,7 +80,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(executor, tmp_path, expec
 
 def test_in_the_middle_of_an_epoch(tmp_path, expected, monkeypatch):
     """The position within the epoch is in the checkpoint, and the losses of its first steps."""
-    from flowgrad.scheduler.training import job as prepare
+    from flowgrad.scheduler.training import estimate as prepare
 
     original = prepare.choose_plan
     monkeypatch.setattr(prepare, "choose_plan", lambda *args: prepare.replace(original(*args), steps_per_window=4))
