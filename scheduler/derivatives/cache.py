@@ -8,6 +8,7 @@ from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 from ..executors import Executor, Handle
+from ..machine import ROOM, room_bytes
 
 # Bytes that an engine keeps if it is not told otherwise.
 DEFAULT_BYTES = 256 << 20
@@ -21,9 +22,12 @@ class CacheInfo(NamedTuple):
     hits, misses : int
         Values that were needed and there; that had to be computed.
     bytes, limit : int
-        Of all values held; of those that may be held.
+        Of all values held and feeds remembered; of those that may be.
     values : int
         Number of values held.
+    room, room_limit : int
+        Bytes in this process that are kept to be used again: memory of results that were let go of, buffers of kernels. All engines
+        of a process share them.
     """
 
     hits: int
@@ -31,6 +35,8 @@ class CacheInfo(NamedTuple):
     bytes: int
     limit: int
     values: int
+    room: int
+    room_limit: int
 
 
 class Cache:
@@ -87,9 +93,9 @@ class Cache:
             self.of[call].add(handle.key)
         self.bytes += nbytes
 
-    def trim(self) -> None:
-        """Drop the least recently used values until the rest fits the limit."""
-        while self.bytes > self.limit:
+    def trim(self, other: int = 0) -> None:
+        """Drop the least recently used values until the rest, with `other` bytes, fits the limit."""
+        while self.held and self.bytes + other > self.limit:
             self._drop(next(iter(self.held)))
 
     def forget(self, call: int) -> None:
@@ -112,6 +118,6 @@ class Cache:
         self.of.clear()
         self.hits = self.misses = self.bytes = 0
 
-    def info(self) -> CacheInfo:
-        """Return the counts."""
-        return CacheInfo(self.hits, self.misses, self.bytes, self.limit, len(self.held))
+    def info(self, other: int = 0) -> CacheInfo:
+        """Return the counts; `other` bytes are kept beside the values."""
+        return CacheInfo(self.hits, self.misses, self.bytes + other, self.limit, len(self.held), room_bytes(), ROOM)

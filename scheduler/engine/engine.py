@@ -477,7 +477,7 @@ class Engine:
     # -- what is kept -------------------------------------------------------------------------------------------
 
     def cache_info(self) -> CacheInfo:
-        """Return what the cache of intermediate values and cotangents did: hits, misses, bytes, limit, values.
+        """Return what is kept: hits, misses, bytes and limit of values and feeds, and the room for arrays of this process.
 
         Examples
         --------
@@ -490,12 +490,12 @@ class Engine:
         >>> engine.cache_info().hits > 0
         True
         """
-        return self.session.cache.info()
+        return self.session.info()
 
     def clear_cache(self) -> None:
-        """Drop all values that are kept, and forget feeds and graphs; the counts start again.
+        """Drop all values that are kept, and forget feeds, graphs and kernels; the counts start again.
 
-        The memory of large results, which is used again when the caller has let go of them, goes too.
+        The memory in this process that is kept to be used again, of results and of kernels, goes too.
         """
         self.session.clear()
 

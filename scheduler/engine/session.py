@@ -10,10 +10,11 @@ from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
-from ..derivatives import Cache, Recipe, RecipeBook, Request
+from ..derivatives import Cache, CacheInfo, Recipe, RecipeBook, Request
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, RememberedFeeds, check_nodes
-from ..machine import clear_arrays
+from ..kernels import kernel_of
+from ..machine import clear_room
 from ..programs import cut_samples
 from ..tasks import Ref
 
@@ -32,7 +33,7 @@ class Session:
     def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, cache_bytes: int):
         self.executor, self.dtype, self.grain, self.shards = executor, dtype, grain, shards
         self.cache = Cache(executor, integer(cache_bytes, "cache_bytes", 0))
-        self.memory = FeedMemory(executor.remote, cache_bytes > 0, self.cache.forget, self.cache.lock)
+        self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget, self.cache.lock)
         self.recipes = RecipeBook()
 
     def clear(self) -> None:
@@ -41,7 +42,12 @@ class Session:
             self.cache.clear()
             self.memory.clear()
             self.recipes.clear()
-        clear_arrays()
+        clear_room()
+        kernel_of.cache_clear()
+
+    def info(self) -> CacheInfo:
+        """Return what was kept and asked for, and the bytes of it."""
+        return self.cache.info(self.memory.nbytes)
 
     def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""
@@ -86,7 +92,7 @@ class Session:
         for handle in handles[len(refs) :]:
             call = request.feeds.call if handle.key in request.fed else None
             self.cache.add(handle, request.sizes[handle.key], call)
-        self.cache.trim()
+        self.cache.trim(self.memory.nbytes)
         return handles[: len(refs)]
 
     def gather(self, handles: Sequence[Handle]) -> list[Any]:

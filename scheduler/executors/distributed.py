@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..machine import one_thread
+from ..machine import aligned, one_thread
 from ..tasks import Data, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 
@@ -112,6 +112,8 @@ class DistributedExecutor(Executor):
         """Scatter the values to one worker, or wherever there is room."""
         self._check_open()
         targets = None if worker is None else [worker]
+        if not self._in_process():
+            data = {key: aligned(value) for key, value in data.items()}
         try:
             # A worker that has just died is connected to again and again, for half a minute as dask comes.
             with dask.config.set({"distributed.comm.timeouts.connect": CONNECT_SECONDS}):

@@ -59,8 +59,8 @@ class FeedMemory:
     ----------
     hashed : bool
         True: tokens are hashes, the same for everybody; False: they hold in this process only and cost less.
-    keeps : bool
-        False: nothing computed from the feeds is kept, so each call has tokens of its own.
+    limit : int
+        Bytes of feeds that may be kept; 0: nothing computed from the feeds is kept, so each call has tokens of its own.
     forget : callable
         Is told the number of a call whose tokens will never come again.
     lock : RLock, optional
@@ -70,13 +70,13 @@ class FeedMemory:
     def __init__(
         self,
         hashed: bool,
-        keeps: bool = True,
+        limit: int = COPIED * REMEMBERED,
         forget: Callable[[int], None] = lambda call: None,
         lock: AbstractContextManager[Any] | None = None,
     ):
         self.lock = lock or nullcontext()
         self.hashed = hashed
-        self.keeps = keeps
+        self.limit = limit
         self.forget = forget
         self.calls: list[_Call] = []
         self.salt = uuid.uuid4().hex[:8]
@@ -90,7 +90,7 @@ class FeedMemory:
     def _check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         if not self._copies(feeds):
             checked = _owned(check_feeds(graph, feeds, dtype), feeds)
-            name = token if self.keeps or self.hashed else self._token
+            name = token if self.limit or self.hashed else self._token
             return RememberedFeeds(**vars(checked), tokens={v: name(a) for v, a in checked.arrays.items()})
         beginnings = _beginnings(feeds)
         for call in reversed(self.calls):
@@ -107,7 +107,7 @@ class FeedMemory:
         tokens = {v: self._token(a) for v, a in arrays.items()}
         known = RememberedFeeds(**vars(checked), tokens=tokens, call=None if self.hashed else next(self.count))
         self.calls.append(_Call(graph, dtype, beginnings, raw, known))
-        if len(self.calls) > REMEMBERED:
+        while len(self.calls) > REMEMBERED or self.nbytes > self.limit:
             gone = self.calls.pop(0).known.call
             if gone is not None:
                 self.forget(gone)
@@ -115,10 +115,16 @@ class FeedMemory:
 
     def _copies(self, feeds: Any) -> TypeGuard[Mapping[Any, Array]]:
         """Whether to copy the feeds and compare later ones with that."""
-        if not (self.keeps or self.hashed) or not isinstance(feeds, Mapping) or not feeds:
+        if not (self.limit or self.hashed) or not isinstance(feeds, Mapping) or not feeds:
             return False
         plain = all(type(a) in (np.ndarray, np.memmap) and a.dtype.kind in "fiub" for a in feeds.values())
         return plain and sum(a.nbytes for a in feeds.values()) <= COPIED
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the feeds that are remembered, as they were given and as they are fed."""
+        arrays = [a for call in self.calls for a in (*call.raw.values(), *call.known.arrays.values())]
+        return sum(a.nbytes for a in {id(a): a for a in arrays}.values())
 
     def clear(self) -> None:
         """Forget all of them."""

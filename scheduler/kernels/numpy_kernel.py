@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, reduce
 from types import TracebackType
@@ -14,14 +15,13 @@ from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
-from ..machine import canonical
+from ..machine import canonical, frames
 from .numpy_text import KernelWriter, join, like, stretch, value_rule
 
 FILE = "<flowgrad kernel>"
+_numbers = itertools.count()
 # Programs with more instructions run one by one: to compile their text takes longer than to run them many times.
 LARGE = 20_000
-# Buffers that are kept from call to call, in bytes per program; larger ones are made anew.
-KEPT_BYTES = 1 << 26
 
 
 def run_instr(instr: Instr, *args: Array) -> Array:
@@ -75,7 +75,7 @@ class Kernel:
         exec(compile("\n".join(self.text.lines), FILE, "exec"), names)
         self.run = names["run"]
         self.batched = [(at, program.types[i.var].cotangent) for at, i in enumerate(program.inputs)]
-        self.frames: dict[Any, list[list[Array]]] = {}
+        self.number = next(_numbers)
 
     def __call__(self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Run on the inputs, in the order of ``program.inputs``; return the outputs by name.
@@ -93,18 +93,15 @@ class Kernel:
             samples = max(samples, shape[cotangent])
             rows = shape[0] if cotangent else rows
         dtype = inputs[0].dtype if inputs else np.dtype(float)
-        key = (rows, samples, dtype)
-        try:
-            frame = self.frames[key].pop()
-        except LookupError:
-            frame = [_make(t, rows, samples, dtype) for t in self.text.frame]
+        key = (self.number, rows, samples, dtype)
+        frame = frames.take(key) or [_make(t, rows, samples, dtype) for t in self.text.frame]
         given = into or {}
         wholes = [given[name] if name in given else _make(t, rows, samples, dtype) for name, t in self.text.wholes]
         try:
             found = self.run(frame, wholes, *inputs)
         except Exception as error:
             raise self._failed(error) from error
-        self._keep(key, frame)
+        frames.give(key, frame)  # for the next call with as many samples
         return dict(zip(self.program.outputs, found))
 
     def _one_by_one(self, inputs: Sequence[Array]) -> dict[str, Array]:
@@ -117,14 +114,6 @@ class Kernel:
             for var in dead:
                 del env[var]
         return {name: env[var] for name, var in self.program.outputs.items()}
-
-    def _keep(self, key: Any, frame: list[Array]) -> None:
-        """Keep a frame for the next call with as many samples; several tasks may run at once, each in a frame of its own."""
-        if sum(b.nbytes for b in frame) > KEPT_BYTES:
-            return
-        if key not in self.frames and len(self.frames) > 3:
-            self.frames = {}
-        self.frames.setdefault(key, []).append(frame)
 
     def _failed(self, error: Exception) -> Exception:
         """Return the error with the instruction's name."""

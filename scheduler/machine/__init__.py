@@ -1,6 +1,6 @@
 """This process and machine: threads, memory, floating point, signals, and what is known of them."""  # noqa: D404
 
-from .arrays import canonical, clear_arrays, empty_array
+from .arrays import ROOM, aligned, canonical, clear_room, empty_array, frames, room_bytes
 from .blas import COMPILED_BLAS, blas_threads, one_thread
 from .doctor import Finding, examine
 from .facts import cache_folder, read_facts

@@ -47,9 +47,12 @@ class Scratch:
         return self.array("work", (WORK, min(entries, UPDATE_ENTRIES)), dtype)
 
     def take(self, name: Any, feed: Array, rows: Array) -> Array:
-        """Return rows of a feed."""
+        """Return rows of a feed, which may lie at any address: as bytes they are aligned, and only they are copied."""
         out = self.array(name, (len(rows), *feed.shape[1:]), feed.dtype)
-        return np.take(feed, rows, axis=0, out=out, mode="clip")
+        if feed.flags.aligned or not feed.flags.c_contiguous:
+            return np.take(feed, rows, axis=0, out=out, mode="clip")
+        np.take(feed.view(np.uint8), rows, axis=0, out=out.view(np.uint8), mode="clip")
+        return out
 
 
 def worth_threads(program: Program, steps: Sequence[Sequence[Array]], threads: int) -> bool:

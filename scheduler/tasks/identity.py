@@ -9,6 +9,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from types import CodeType, FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -58,9 +59,22 @@ def code_token(*functions: Callable[..., Any]) -> str:
     return blake2b("\0".join(told).encode(), digest_size=8).hexdigest()
 
 
-@lru_cache(maxsize=4096, typed=True)
 def object_token(thing: Any) -> str:
-    """Return what tells an object from every other one that is not equal to it; nobody can know what it holds."""
+    """Return what tells an object from every other one that is not equal to it; nobody can know what it holds.
+
+    It is remembered for as long as the object lives; of one that cannot be watched, among the last few.
+    """
+    try:
+        return _tokens.setdefault(type(thing), WeakKeyDictionary()).setdefault(thing, uuid.uuid4().hex)
+    except TypeError:  # no weak references
+        return _unwatched_token(thing)
+
+
+_tokens: WeakKeyDictionary[type, WeakKeyDictionary[Any, str]] = WeakKeyDictionary()
+
+
+@lru_cache(maxsize=64, typed=True)
+def _unwatched_token(thing: Any) -> str:
     return uuid.uuid4().hex
 
 
@@ -75,14 +89,16 @@ def _constant(value: Any) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
-@lru_cache(maxsize=4096)
 def named_token(thing: Any) -> str:
     """Return what tells a function or an op from every other one.
 
     One of a module is known by its name and its code. One that was made in a function or a script may close over anything, so each
     is one of its own.
     """
-    if not is_named(thing):
-        return uuid.uuid4().hex
+    return _module_token(thing) if is_named(thing) else object_token(thing)
+
+
+@lru_cache(maxsize=4096)
+def _module_token(thing: Any) -> str:
     rules = [getattr(thing, r) for r in RULES if hasattr(thing, r)] if isinstance(thing, type) else [thing]
     return f"{thing.__module__}.{thing.__qualname__} {code_token(*rules)}"

@@ -61,14 +61,14 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"{part!r};".encode())
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def program_token(program: Program) -> str:
     """Return the token of a program; hashed once per program."""
     attrs: dict[int, str] = {}  # pulls share the attributes of their node: each object is hashed once
     for i in program.instrs:
         if id(i.attrs) not in attrs:
             attrs[id(i.attrs)] = token(i.attrs)
-    ops = {op: named_token(op) for op in {i.op for i in program.instrs}}  # type: ignore[arg-type]
+    ops = {op: named_token(op) for op in {i.op for i in program.instrs}}
     rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot} {i.arity}" for i in program.instrs]
     types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]
     return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs)

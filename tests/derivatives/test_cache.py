@@ -3,7 +3,9 @@
 import gc
 import time
 import warnings
+import weakref
 
+import dask.array as da
 import numpy as np
 import oracles
 import pytest
@@ -13,12 +15,15 @@ from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import Model
 from oracles import same
 from test_jacobians import Net
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
 from flowgrad.scheduler.feeds.memory import REMEMBERED, RememberedFeeds
+from flowgrad.scheduler.tasks.daskgraph import Load
+from flowgrad.scheduler.tasks.keys import token
 
 
 class CountTasks(SchedulerPlugin):
@@ -239,11 +244,11 @@ def test_it_counts_and_is_bounded(counted):
     assert engine.cache_info().misses == info.misses
     engine.clear_cache()
     assert engine.cache_info()[:3] == (0, 0, 0)
-    engine.session.cache.limit = 1000
+    engine.session.cache.limit = engine.session.memory.limit = 1000
     for samples in (1, 3, 7):
         engine.jacobian(net.probabilities, net.x, {net.x: net.feeds[net.x][:samples]})
         assert engine.cache_info().bytes <= 1000
-    engine.session.cache.limit = 256 << 20
+    engine.session.cache.limit = engine.session.memory.limit = 256 << 20
 
 
 def test_the_least_recently_used_goes_first():
@@ -306,3 +311,33 @@ def test_values_lost_with_their_workers_are_computed_again():
         client.restart()
         with pytest.raises(ClusterError, match="have changed since: call per_sample_gradients again"):
             found.norms()
+
+
+class Holder:
+    """Something of the user's that a task is told by: nobody can know what it holds."""
+
+    def __call__(self):
+        return 1
+
+
+def test_no_object_of_the_users_is_kept_alive_by_its_key():
+    thing = Holder()
+    assert token(thing) == token(thing) != token(Holder())
+    gone = weakref.ref(thing)
+    del thing
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_dask_array_dies_after_fit():
+    model = Model()
+    feeds = {v: da.from_array(np.asarray(a), chunks=4) for v, a in model.feeds.items()}
+    lazy = {v: a.map_blocks(lambda block: block) for v, a in feeds.items()}  # chunks that have to be computed
+    gone = [weakref.ref(a) for a in (*feeds.values(), *lazy.values())]
+    fg.Trainer(model.optimizer, fg.Engine("threads")).fit(lazy, epochs=1)
+    chunks = [o for o in gc.get_objects() if type(o) is Load]
+    del feeds, lazy
+    watched = [weakref.ref(o) for o in chunks]
+    del chunks
+    gc.collect()
+    assert not [ref() for ref in (*gone, *watched) if ref() is not None]
