@@ -65,9 +65,10 @@ def _on_terminal() -> bool:
 
 
 def _show(findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from .console import console
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
@@ -78,4 +79,4 @@ def _show(findings: list[Finding]) -> None:
         if finding.advice:
             text.append(f"\n-> {finding.advice}", style="bold" if finding.verdict == "change" else "dim")
         table.add_row(Text(WORDS[finding.verdict], style=STYLES[finding.verdict]), finding.subject, text)
-    Console(highlight=False).print(table)
+    console().print(table)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
+
+from .console import column
+from .console import console as plain_console
 
 COLUMNS = {"epoch": 7, "test loss": 10, "test accuracy": 13, "train loss": 10, "samples/s": 10, "seconds": 7}
 HEADER = "  ".join(name.rjust(width) for name, width in COLUMNS.items())
@@ -26,7 +29,7 @@ class ProgressCallback:
 
     def __init__(self, epochs: int, console: Console | None = None):
         self.epochs = epochs
-        self.console = console or Console(highlight=False)
+        self.console = console or plain_console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._samples = 0
@@ -40,11 +43,11 @@ class ProgressCallback:
         self.console.print(HEADER, style="bold", soft_wrap=True)
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+                column("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
                 BarColumn(bar_width=None),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[speed]:>9,.0f} samples/s"),
-                TextColumn("loss {task.fields[loss]}"),
+                column("{task.percentage:>3.0f} %"),
+                column("{task.fields[speed]:>9,.0f} samples/s"),
+                column("loss {task.fields[loss]}"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
                 transient=True,

@@ -1,6 +1,8 @@
 """The command line as a person meets it: help, bad input, a whole run, Ctrl-C in the middle."""
 
+import ast
 import csv
+import io
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 
 import click
@@ -18,16 +21,19 @@ import pytest
 from click.testing import CliRunner
 from conftest import ROOT
 from distributed import Client
+from rich import console as console_module
 
 import flowgrad as fg
 from flowgrad.cli import main
+from flowgrad.cli.console import console
 from flowgrad.cli.folder import run_folder
 from flowgrad.cli.models import multilayer_perceptron
-from flowgrad.cli.progress import HEADER, epoch_line
+from flowgrad.cli.progress import HEADER, ProgressCallback, epoch_line
 from flowgrad.cli.report import classification_text, draw_curves, smooth, write_tables
 from flowgrad.errors import ClusterError, DataError
 from flowgrad.scheduler.executors import cluster as cluster_room
 from flowgrad.scheduler.executors.cluster import existing_cluster
+from flowgrad.scheduler.machine.doctor import Finding
 
 for package in ("rich", "sklearn", "matplotlib"):
     pytest.importorskip(package)
@@ -351,3 +357,19 @@ def test_entry_points():
         ("console_scripts", "flowgrad", "flowgrad.cli:main"),
         ("dask_cli", "flowgrad", "flowgrad.cli:main"),
     }
+
+
+def test_texts_are_shown_as_they_are(monkeypatch):
+    """Square brackets of names, paths and extras; only one file makes consoles, and they read no markup."""
+    told = "kernel numpy: pip install 'flowgrad[fast]' [bold]x[/bold] :smile:"
+    plan = {"grain": "round", "shards": 1, "steps_per_task": 2, "reason": told}
+    out = io.StringIO()
+    ProgressCallback(2, console(file=out, width=200)).on_train_begin({"plan": plan})
+    assert told in out.getvalue()
+    monkeypatch.setattr("flowgrad.cli.console.Console", partial(console_module.Console, file=out, width=300))
+    sys.modules[import_module("flowgrad.cli.doctor").__name__]._show([Finding(told, "ok", told, told)])
+    assert out.getvalue().count(told) == 4
+    for path in (ROOT / "flowgrad" / "cli").glob("*.py"):
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        names = {f.id for f in calls if isinstance(f, ast.Name)} & {"Console", "TextColumn", "print"}
+        assert not names or path.name == "console.py", path
