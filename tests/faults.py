@@ -106,3 +106,16 @@ def wait_for(condition, seconds=30):
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
+
+
+class Slow(fg.Op):
+    """Waits for longer than anybody."""
+
+    @staticmethod
+    def apply(a):
+        time.sleep(300)
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(1.0)

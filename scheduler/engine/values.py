@@ -62,9 +62,10 @@ def lower_mean_gradient(session: Session, target: Node, feeds: Any, wrt: Any, gr
 
 def run(session: Session, job: Computation) -> Any:
     """Run a computation and return its result."""
-    blas_threads = blas_threads_of(job, session.executor.threads)
+    executor = session.executor
+    blas_threads = 1 if executor.remote else blas_threads_of(job, executor.threads)  # workers have their own
     keys = [ref.key for ref in job.keys]
-    return job.finish(session.executor.run(job.graph.records, keys, blas_threads=blas_threads))
+    return job.finish(executor.run(job.graph.records, keys, blas_threads=blas_threads))
 
 
 def check_scalar(node: Any, what: str) -> None:

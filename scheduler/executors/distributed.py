@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -31,6 +32,8 @@ WORKERS_SECONDS = 60.0
 # A worker of a submission that has been gone for so long took something with it that nobody told of.
 GONE_SECONDS = 5.0
 POLL_SECONDS = 1.0
+# How long a scheduler may be away whose connection broke, and how long one that is there may take to answer.
+RECONNECT_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
 # Clients that nobody gave us, by the scheduler's address. They stay: one that is collected while dask holds the lock of its event
@@ -87,14 +90,36 @@ class DistributedExecutor(Executor):
             raise ClusterError(f"the client of {self.name} is closed: make an Engine with one that is not")
 
     def _known(self) -> dict[str, Any]:
+        """Ask the scheduler for its workers.
+
+        dask tries for half a minute to reach one that is gone, and waits for ever for one that is stopped.
+        """
         self._check_open()
+        end = time.monotonic() + RECONNECT_SECONDS
+        while self.client.status != "running":
+            if time.monotonic() > end or self.client.status in ("closing", "closed"):
+                raise self._scheduler_gone()
+            time.sleep(0.1)
         try:
-            workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+            about = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_SECONDS)
         except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
             raise self._scheduler_gone() from error
-        if self.client.status != "running":
-            raise self._scheduler_gone()
+        workers: dict[str, Any] = about["workers"]
         return workers
+
+    def _patiently(self, coroutine: Any) -> Any:
+        """Run something on dask's event loop; give up when the scheduler does."""
+        waiting = asyncio.run_coroutine_threadsafe(coroutine, self.client.loop.asyncio_loop)
+        try:
+            while True:
+                try:
+                    return waiting.result(POLL_SECONDS)
+                except TimeoutError:
+                    if waiting.done():
+                        raise
+                    self._known()
+        finally:
+            waiting.cancel()
 
     def _bring_back(self, count: int) -> None:
         """On a cluster of our own, start workers whose nanny gave up, as it does when they die while they start."""
@@ -104,8 +129,7 @@ class DistributedExecutor(Executor):
 
     def _scheduler_gone(self) -> ClusterError:
         return ClusterError(
-            f"the scheduler of {self.name} does not answer any more: start it again, then go on from the last checkpoint "
-            f"with resume=True"
+            f"the scheduler of {self.name} does not answer any more: start it again and make a new Engine"
         )
 
     def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
@@ -117,10 +141,11 @@ class DistributedExecutor(Executor):
         try:
             # A worker that has just died is connected to again and again, for half a minute as dask comes.
             with dask.config.set({"distributed.comm.timeouts.connect": CONNECT_SECONDS}):
-                futures = self.client.scatter(data, workers=targets, hash=False, timeout=PLACE_SECONDS)
+                futures = self._patiently(
+                    self.client.scatter(data, workers=targets, hash=False, timeout=PLACE_SECONDS, asynchronous=True)
+                )
         except (OSError, TimeoutError, ValueError, KeyError) as error:
-            if self.client.status != "running":
-                raise self._scheduler_gone() from error
+            self._known()  # it may be the scheduler that is gone
             raise Lost(f"a worker went away while values were sent to it ({type(error).__name__})") from error
         return [Handle(key, futures[key]) for key in data]
 
@@ -155,7 +180,7 @@ class DistributedExecutor(Executor):
         try:
             with suppress(CancelledError):
                 self._wait(futures, set())
-                values = list(self.client.gather(futures))
+                values = list(self._patiently(self.client.gather(futures, asynchronous=True)))
                 return [_own_copy(value) for value in values] if self._in_process() else values
         except BaseException:
             # dask keeps an exception with its key; the frames of its traceback would keep the futures, and so the key, for ever.
@@ -163,6 +188,7 @@ class DistributedExecutor(Executor):
                 future.release()
             raise
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
+        self._known()  # it may be the scheduler that is gone
         raise self._gone_with_worker()
 
     def _no_worker(self) -> ClusterError:
@@ -188,9 +214,7 @@ class DistributedExecutor(Executor):
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
         self._check_open()
-        with suppress(CancelledError):
-            return self.client.compute(collection, sync=True)
-        raise self._gone_with_worker()
+        return self.result([Handle("", self.client.compute(collection))])[0]
 
     def future(self, handle: Handle) -> Any:
         """Return the dask Future."""
@@ -207,9 +231,10 @@ class DistributedExecutor(Executor):
                     raise Lost(str(error), killed=str(error.task))
                 raise TaskFailed(error, getattr(error, "flowgrad_worker", ""))
             if future.status != "finished":
+                self._known()  # it may be the scheduler that is gone
                 raise Lost(f"{future.key} was lost with its worker")
         try:
-            return list(self.client.gather(futures))
+            return list(self._patiently(self.client.gather(futures, asynchronous=True)))
         except (CancelledError, OSError, TimeoutError) as error:
             raise Lost(f"values were lost on their way here ({type(error).__name__})") from None
 

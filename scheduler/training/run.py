@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import FlowgradError
+from flowgrad.errors import ClusterError, FlowgradError
 from flowgrad.typing import Array
 
 from ..costs import Plan
@@ -111,6 +111,11 @@ class Run:
             if self.saver is not None:
                 self._checkpoint()
             raise
+        except ClusterError as error:
+            if self.saver is None:
+                raise ClusterError(f"{error}; a training that is given checkpoint=folder goes on from there") from error
+            self._checkpoint()
+            raise ClusterError(f"{error}; then go on from {self.saver.folder} with resume=True") from error
         self.job.store(self.kept or self.windows.state)
         callbacks.notify("on_train_end", history)
         return history
