@@ -1,5 +1,8 @@
 """Errors that speak to the person: what is wrong, which node, both numbers, what to do."""
 
+import sys
+import warnings
+
 
 class FlowgradError(Exception):
     """Base of every error that flowgrad raises on purpose."""
@@ -31,3 +34,11 @@ class NodeFailed(FlowgradError, RuntimeError):
 
 class ClusterError(FlowgradError, ConnectionError):
     """A dask cluster that cannot be reached or used."""
+
+
+def warn(message: str) -> None:
+    """Warn at the first line that is not flowgrad's own: the person's."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

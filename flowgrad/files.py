@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -118,7 +119,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
     4.0
     """
     arrays, about = read_arrays(path)
-    try:
+    with same_version(path):
         graph = _rebuild(about, arrays)
         optimizer = None
         if about["optimizer"] is not None:
@@ -128,10 +129,6 @@ def load(path: str | os.PathLike[str]) -> Saved:
             state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
             if state:
                 optimizer.keep(state)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not a model of flowgrad: {type(error).__name__} {error}") from error
     return Saved(graph, optimizer)
 
 
@@ -181,6 +178,45 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[st
     if _checksum(arrays, about) != metadata.get("sha256"):
         raise DataError(f"{path} is damaged: its checksum does not match its content")
     return arrays, json.loads(about)
+
+
+Record = TypeVar("Record")
+
+
+@contextmanager
+def same_version(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Read what a file says; what another version wrote is told in one line.
+
+    Raises
+    ------
+    DataError
+        If something is not there, or not what it must be.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise DataError(
+            f"{path} is not as this version of flowgrad writes it ({type(error).__name__}: {error}): read it with the version that "
+            f"wrote it, or begin anew"
+        ) from error
+
+
+def checked_record(kind: type[Record], values: Any) -> Record:
+    """Return a dataclass of values that a file holds.
+
+    Raises
+    ------
+    TypeError
+        If a field is missing, unknown, or of another type.
+    """
+    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    for f in fields(kind):  # type: ignore[arg-type]
+        wanted = types.get(str(f.type))
+        if f.name in values and wanted and (type(values[f.name]) not in wanted):
+            raise TypeError(f"{f.name} is {values[f.name]!r}, not {f.type}")
+    return kind(**values)
 
 
 def _checksum(arrays: dict[str, Array], text: str) -> str:

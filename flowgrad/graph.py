@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import draw as drawing
-from .errors import GraphError, NodeFailed, ShapeError
+from .errors import GraphError, NodeFailed, ShapeError, warn
 from .inputs import frozen, integer, vector
 from .jacobians import LocalJacobian
 from .typing import Array
@@ -231,10 +230,9 @@ class Node:
         if jacobian.size:
             return jacobian
         if self.parents and result in ancestors(self):
-            warnings.warn(
+            warn(
                 f"{result} does not depend on {self}, it is the other way round, so this Jacobian is zero; "
-                f"that of {self} by {result} is {result.name}.backward({self.name})",
-                stacklevel=2,
+                f"that of {self} by {result} is {result.name}.backward({self.name})"
             )
         return np.zeros((result.dim, self.dim))
 

@@ -66,22 +66,36 @@ def frozen(array: Any) -> Array:
     return array
 
 
+def real_array(what: str, value: Any, dtype: Any = np.float64) -> Array:
+    """Check numbers that a user gives and return them as a fresh array.
+
+    Raises
+    ------
+    FeedError
+        If they are no numbers, complex or masked, or not finite as `dtype`.
+    """
+    try:
+        if np.ma.isMaskedArray(value) or np.iscomplexobj(value):
+            raise FeedError(f"{what} is masked or complex: {brief(value)}; give real numbers")
+        with np.errstate(over="ignore"):
+            array = np.array(value, dtype=dtype)
+    except FeedError:
+        raise
+    except (TypeError, ValueError, OverflowError):
+        raise FeedError(f"{what} is not an array of numbers: {brief(value)}") from None
+    if not np.isfinite(array).all():
+        place = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise FeedError(f"{what} is not finite: entry {', '.join(map(str, place))} is {array[tuple(place)]}")
+    return array
+
+
 def vector(what: str, dim: int, value: Any) -> Array:
     """Check a user's vector and return it as a fresh array (1, dim) of float64."""
-    if np.ma.isMaskedArray(value) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
-        raise FeedError(f"{what} is masked or complex: {brief(value)}; give {dim} real numbers")
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise FeedError(f"{what} is not an array of {dim} numbers: {brief(value)}") from None
+    array = real_array(what, value)
     if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
         hint = ": a matrix is laid out row by row, array.ravel()" if array.size == dim else ""
         raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1){hint}")
-    array = array.reshape(1, dim)
-    if not np.isfinite(array).all():
-        bad = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise FeedError(f"{what} is not finite: entry {bad} is {array[0, bad]}")
-    return array
+    return array.reshape(1, dim)
 
 
 def brief(value: Any) -> str:

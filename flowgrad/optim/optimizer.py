@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from ..errors import GraphError
+from ..errors import GraphError, warn
 from ..graph import Graph, Node, Variable, ancestors
 from ..inputs import integer
 from ..typing import Array
@@ -237,7 +236,4 @@ def warn_independent(target: Node, variables: list[Variable]) -> None:
     idle = [v for v in variables if v not in used]
     if idle:
         names = ", ".join(repr(v.name) for v in idle[:5]) + (", ..." if len(idle) > 5 else "")
-        warnings.warn(
-            f"{target} does not depend on {len(idle)} trainable variable(s) {names}: their gradient is zero",
-            stacklevel=3,
-        )
+        warn(f"{target} does not depend on {len(idle)} trainable variable(s) {names}: their gradient is zero")

@@ -9,6 +9,7 @@ import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Node, Variable
+from flowgrad.inputs import real_array
 from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.ops.loss import softmax
 from flowgrad.program import Program
@@ -131,10 +132,7 @@ def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
 
 def vectors_of(what: str, node: Node, value: Any, feeds: Feeds) -> Array:
     """Return a vector that is given for a node, ``(1, dim)`` or ``(N, dim)``, checked."""
-    try:
-        array = np.asarray(value, feeds.dtype)
-    except (TypeError, ValueError):
-        raise FeedError(f"{what} is not an array of numbers") from None
+    array = real_array(f"{what} for {node}", value, feeds.dtype)
     if array.shape == (node.dim,):
         return array[None]
     if array.shape != (feeds.samples, node.dim):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flowgrad.errors import GraphError
+from flowgrad.errors import GraphError, warn
 from flowgrad.graph import Graph, Node
 from flowgrad.inputs import integer
 
@@ -74,7 +73,7 @@ class Session:
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])
             more = ", ..." if len(recipe.independent) > 5 else ""
-            warnings.warn(f"{result} does not depend on {names}{more}: that derivative is zero", stacklevel=5)
+            warn(f"{result} does not depend on {names}{more}: that derivative is zero")
         return recipe
 
     def blocks(self, samples: int) -> list[tuple[int, int]]:

@@ -27,8 +27,8 @@ def _helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="flowgrad")
 
 
-# Threads do not survive a fork.
-os.register_at_fork(after_in_child=_helpers.cache_clear)
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork, which Windows does not know
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
 
 
 def spread(work: Callable[[int, int], T], samples: int, threads: int) -> list[T]:

@@ -60,6 +60,13 @@ class Callback:
         last, or the last one if none was kept.
         """
 
+    def on_recovery(self, record: Mapping[str, Any]) -> None:
+        """Hear of a failure that was got over; steps that were lost are done again.
+
+        `record` is an entry of ``History.recoveries``: ``step`` (the last one that was done), ``again`` (steps that are done a
+        second time), ``cause``.
+        """
+
     def on_train_end(self, history: History) -> None:
         """Receive the whole history; the variables hold the trained values."""
 
@@ -86,6 +93,7 @@ class Callbacks:
             If the answer is something else; ``None``, and other things that are false, are no answer.
         """
         answer = Signal(0)
+        getattr(Callback, method)  # nothing is told that nobody can know of
         for callback in self.callbacks:
             found = getattr(callback, method, None)
             said = None if found is None else found(*args)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowgrad.errors import DataError, GraphError
+from flowgrad.errors import DataError, GraphError, warn
 from flowgrad.files import read_arrays, write_arrays
 from flowgrad.graph import Node, ancestors
 from flowgrad.inputs import integer, real
@@ -165,7 +164,7 @@ def read_checkpoint(folder: Path) -> Found | None:
             problems.append(str(error))
             continue
         for problem in problems:
-            warnings.warn(f"{problem}; going on from {path.name}", stacklevel=2)
+            warn(f"{problem}; going on from {path.name}")
         return found
     if problems:
         raise DataError(f"no checkpoint in {folder} can be read: {problems[0]}")

@@ -80,20 +80,4 @@ class History:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for JSON."""
-        steps = [list(s) for s in self.steps]
-        return {
-            "plan": self.plan,
-            "epochs": self.epochs,
-            "steps": steps,
-            "window": self.window,
-            "recoveries": self.recoveries,
-            "kept_epoch": self.kept_epoch,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> History:
-        """Return the history that `as_dict` wrote."""
-        steps = StepLosses(float(loss) for _, loss in values["steps"])
-        return cls(
-            values["plan"], values["epochs"], steps, values["window"], values["recoveries"], values["kept_epoch"]
-        )
+        return {**vars(self), "steps": [list(step) for step in self.steps]}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import ClusterError, FlowgradError
+from flowgrad.files import checked_record, same_version
 from flowgrad.typing import Array
 
 from ..costs import Plan
@@ -49,20 +50,19 @@ class Run:
         graph, target = settings.optimizer.graph, settings.optimizer.target
         checked = None if validation is None else check_feeds(graph, validation, job.feeds.dtype, lazy=True)
         layout = job.step.program.layout
+        self.epoch = self.position = 0
+        self.kept: dict[str, Array] = {}
+        state = job.state
         found = read_checkpoint(saver.folder) if saver is not None and resume else None
         if found is None:
             self.plan = plan_training(job)
+            self.history = History(self.plan.as_dict())
         else:
             assert saver is not None
-            check_same_run(saver.folder, found.about["run"], job.identity)
-            self.plan = Plan(**found.about["plan"])
+            check_same_run(saver.folder, found.about.get("run", {}), job.identity)
+            with same_version(f"the checkpoint in {saver.folder}"):
+                state = self._go_on(found)
         job.follow(self.plan)
-        self.epoch = self.position = 0
-        self.kept: dict[str, Array] = {}
-        self.history = History(self.plan.as_dict())
-        state = job.state
-        if found is not None:
-            state = self._go_on(found)
         self.steps_per_epoch = self._batches(1).epoch.steps
         self.placement = Placement(job.executor, job.step, job.const(), job.fed())
         self.evaluation = None
@@ -81,9 +81,9 @@ class Run:
     def _go_on(self, found: Found) -> dict[str, Array]:
         about = found.about
         self.kept = found.kept
-        self.epoch, self.position = about["epoch"], about["position"]
-        self.history = History.from_dict(about["history"])
-        self.history.steps = StepLosses(found.losses)
+        self.plan = checked_record(Plan, about["plan"])
+        self.epoch, self.position = int(about["epoch"]), int(about["position"])
+        self.history = checked_record(History, {**about["history"], "steps": StepLosses(found.losses)})
         return found.state
 
     def close(self) -> None:

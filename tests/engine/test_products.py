@@ -179,3 +179,27 @@ def test_wrong_requests_are_told(call, match):
     made.w = next(v for v in made.graph.nodes if isinstance(v, fg.Variable) and v.trainable)
     with pytest.raises(fg.FlowgradError, match=match):
         call(fg.Engine("sync"), made)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([1j, 0, 0, 0, 0], "complex"),
+        (np.ma.array([1.0, 2, 3, 4, 5], mask=[0, 0, 1, 0, 0]), "masked"),
+        ([1.0, np.nan, 0, 0, 0], "not finite: entry 1 is nan"),
+        ([np.inf] * 5, "not finite"),
+        (["a"] * 5, "not an array of numbers"),
+        ([1.0, 2.0], r"has shape \(2,\)"),
+    ],
+)
+def test_directions_are_checked_like_values(value, said):
+    with fg.Graph():
+        x, w = fg.Variable(5, trainable=False), fg.Variable(5, np.ones(5))
+        y = fg.Tanh(w * x)
+        loss = fg.Sum(y)
+    engine, feeds = fg.Engine("sync"), {x: np.ones((3, 5))}
+    for call in (lambda: engine.jvp(y, {w: value}, feeds), lambda: engine.hvp(loss, {w: value}, feeds)):
+        with pytest.raises(fg.errors.FeedError, match=said):
+            call()
+    with pytest.raises(fg.errors.FeedError, match=said):
+        engine.vjp(y, value, feeds)

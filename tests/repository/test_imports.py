@@ -311,3 +311,24 @@ def test_every_public_name_has_a_docstring():
     assert len(names) > 60
     # Not inspect.getdoc: it would take the docstring of a base class.
     assert not [name for name, thing in names.items() if not (thing.__doc__ or "").strip()]
+
+
+def test_all_modules_can_be_imported_where_there_is_no_posix():
+    """As on Windows: without fork, signal masks, and what else only some systems have."""
+    code = """
+import os, pkgutil, signal
+for thing, names in ((os, ("register_at_fork", "fork", "sched_getaffinity")), (signal, ("pthread_sigmask", "SIGKILL"))):
+    for name in names:
+        if hasattr(thing, name):
+            delattr(thing, name)
+from importlib import import_module
+import flowgrad
+for module in pkgutil.walk_packages(flowgrad.__path__, "flowgrad."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
+with flowgrad.Graph():
+    x = flowgrad.Variable(2, trainable=False)
+    y = flowgrad.Exp(x)
+print(flowgrad.Engine("threads").jacobian(y, x, {x: [[0.0, 0.0]]}).tolist())
+"""
+    assert run(code) == "[[[1.0, 0.0], [0.0, 1.0]]]\n"

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from models import GRAINS, Model
 
 import flowgrad as fg
@@ -282,3 +284,14 @@ def test_an_answer_that_was_interrupted_is_asked_for_again(tmp_path, epoch, firs
     with pytest.raises(KeyboardInterrupt):
         run([Pressed(epoch)], checkpoint=tmp_path / "state")
     assert run([], checkpoint=tmp_path / "state", resume=True) == expected
+
+
+def test_everything_that_is_told_is_on_the_base_class():
+    """By the source: whoever reads `fg.Callback` knows all there is."""
+    told = set()
+    for path in (ROOT / "scheduler" / "training").glob("*.py"):
+        told |= set(re.findall(r"notify\(\s*\"(\w+)\"", path.read_text()))
+    assert told == {name for name in vars(fg.Callback) if name.startswith("on_")}
+    assert "on_recovery" in told
+    with pytest.raises(AttributeError, match="on_nothing"):
+        Callbacks([]).notify("on_nothing")

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import flowgrad as fg
 from flowgrad.errors import DataError, GraphError
+from flowgrad.files import read_arrays, write_arrays
 from flowgrad.scheduler.costs.plan import choose_plan
 from flowgrad.scheduler.training import checkpoint
 from flowgrad.scheduler.training.checkpoint import read_checkpoint, write_checkpoint
@@ -308,3 +309,31 @@ def test_a_full_disk_is_said_and_loses_nothing(written, monkeypatch):
         Model("Adam").fit(epochs=5, checkpoint=folder, resume=True)
     assert names(folder) == before
     assert checkpoint.read_checkpoint(folder).about["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda about: about["plan"].update(lanes=3), "unexpected keyword argument 'lanes'"),
+        (lambda about: about["plan"].pop("shards"), "missing 1 required positional argument: 'shards'"),
+        (lambda about: about["plan"].update(shards="2"), "shards is '2', not int"),
+        (lambda about: about["history"].update(colour=1), "unexpected keyword argument 'colour'"),
+        (lambda about: about.pop("position"), "KeyError: 'position'"),
+        (lambda about: about.update(plan=[1]), "TypeError"),
+    ],
+)
+def test_a_checkpoint_with_other_fields_is_told_in_one_line(tmp_path, change, said):
+    folder = tmp_path / "state"
+    model = Model()
+    fg.Trainer(model.optimizer, fg.Engine("sync", kernel="numpy")).fit(model.feeds, epochs=1, checkpoint=folder)
+    (path,) = folder.iterdir()
+    arrays, about = read_arrays(path)
+    change(about)
+    write_arrays(path, arrays, about)
+    again = Model()
+    trainer = fg.Trainer(again.optimizer, fg.Engine("sync", kernel="numpy"))
+    with pytest.raises(fg.errors.DataError, match=said) as caught:
+        trainer.fit(again.feeds, epochs=2, checkpoint=folder, resume=True)
+    assert str(folder) in str(caught.value)
+    assert "not as this version of flowgrad writes it" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
