@@ -1,4 +1,4 @@
-"""Feeds that are dask arrays: their chunks of samples stay what they are, and are read by the tasks that need them."""
+"""Feeds in chunks: dask arrays and memory-mapped files stay where they are, and are read by the tasks that need them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ import dask.array as da
 import numpy as np
 from dask import delayed
 
-from flowgrad.errors import FeedError, GraphError
+from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.jacobians import Factors
 from flowgrad.program import Instr
 from flowgrad.typing import Array
 
-from ..feeds import Feeds, RememberedFeeds, check_array, check_lengths, common_dtype, fed_variable
+from ..feeds import (
+    Feeds,
+    RememberedFeeds,
+    check_array,
+    check_lengths,
+    check_shape,
+    common_dtype,
+    fed_variable,
+    file_rows,
+    is_chunked,
+)
 from ..programs import cut_rows
 from ..tasks import combine, token
 from .recipe import Recipe
@@ -46,7 +56,7 @@ class ChunkedFeeds:
 
 
 def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> ChunkedFeeds:
-    """Bring feeds, some of which are dask arrays, to common chunks of samples. Entries are checked when chunks are read.
+    """Bring feeds, some of which are in chunks, to common chunks of samples. Entries are checked when chunks are read.
 
     Raises
     ------
@@ -56,20 +66,26 @@ def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> ChunkedFe
     arrays: dict[Variable, Any] = {}
     for key, value in feeds.items():
         v = fed_variable(graph, key)
-        array = value if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=-1)
-        if any(np.isnan(n) for n in array.shape):
-            raise FeedError(
-                f"the feed for {v.name!r} is a dask array of unknown length: call compute_chunk_sizes() first"
-            )
-        if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] != v.dim):
-            raise FeedError(
-                f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim})"
-            )
-        arrays[v] = array
+        arrays[v] = value if isinstance(value, da.Array) else _as_chunks(value)
+        check_shape(v, arrays[v])
     check_lengths({v: int(a.shape[0]) for v, a in arrays.items()})
-    finest = max((a.chunks[0] for v, a in arrays.items() if isinstance(feeds[v], da.Array)), key=len)
+    finest = max((a.chunks[0] for v, a in arrays.items() if is_chunked(feeds[v])), key=len)
     common = {v: a.rechunk((finest, *(-1,) * (a.ndim - 1))) for v, a in arrays.items()}
     return ChunkedFeeds(common, finest, common_dtype((a.dtype for a in arrays.values()), dtype))
+
+
+def _as_chunks(value: Any) -> Any:
+    """Return an array as a dask array; of a memory-mapped file, each chunk is mapped where it is read."""
+    if not is_chunked(value):
+        return da.from_array(np.asarray(value), chunks=-1)
+    pieces = file_rows(value)
+    name = f"rows-{token([vars(piece) for piece in pieces])}"
+    return da.concatenate(
+        [
+            da.from_delayed(delayed(piece, name=f"{name}-{k}", traverse=False)(), piece.shape, value.dtype)
+            for k, piece in enumerate(pieces)
+        ]
+    )
 
 
 def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:

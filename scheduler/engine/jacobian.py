@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import psutil
-from dask import is_dask_collection
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
@@ -29,7 +28,7 @@ from ..derivatives import (
     lower_reverse,
 )
 from ..executors import Lost
-from ..feeds import RememberedFeeds, check_nodes
+from ..feeds import RememberedFeeds, check_nodes, is_chunked
 from ..tasks import Ref
 from .session import Session
 from .values import check_scalar
@@ -97,7 +96,7 @@ def _run_jacobian(
 def per_sample_gradients(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
     """Compute the gradient of a scalar for each sample, as factors; see `Engine.per_sample_gradients`."""
     check_scalar(target, "target")
-    if isinstance(feeds, Mapping) and any(is_dask_collection(a) for a in feeds.values()):
+    if isinstance(feeds, Mapping) and any(map(is_chunked, feeds.values())):
         return _chunked(session, target, feeds, wrt)
     recipe, checked = session.recipe(target, wrt, feeds, "per_sample_gradients")
     return keep_factors(session, recipe, checked)

@@ -7,11 +7,12 @@ from .check import (
     check_feeds,
     check_lengths,
     check_nodes,
+    check_shape,
     common_dtype,
     fed_variable,
     require_values,
 )
-from .chunks import Chunked
+from .chunks import Chunked, file_rows, is_chunked
 from .memory import FeedMemory, RememberedFeeds
 from .order import ORDER_BYTES, Batches, Epoch
 from .placement import Lane, Placement, lane_of

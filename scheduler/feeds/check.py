@@ -59,7 +59,7 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
         raise FeedError(f"feeds must be a dict {{variable: array}}, not {type(feeds).__name__}")
     raw = {fed_variable(graph, v): a if lazy and is_chunked(a) else _numeric(v, a) for v, a in feeds.items()}
     for v, a in raw.items():
-        _check_shape(v, a)
+        check_shape(v, a)
     samples = check_lengths({v: a.shape[0] for v, a in raw.items()})
     dtype = common_dtype((a.dtype for a in raw.values()), dtype)
     return Feeds({v: _fed(v, a, dtype, lazy) for v, a in raw.items()}, samples, dtype)
@@ -146,7 +146,7 @@ def _numeric(v: Variable, value: Any, first: int = 0) -> Array:
             f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
         )
     array = np.asarray(array)
-    _check_shape(v, array)
+    check_shape(v, array)
     if array.ndim == 1 and v.dim > 1:
         _check_labels(v, array, first)
     if array.dtype.kind == "f" and not _all_finite(array):
@@ -168,7 +168,8 @@ def _all_finite(array: Array) -> bool:
     return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
-def _check_shape(v: Variable, array: Any) -> None:
+def check_shape(v: Variable, array: Any) -> None:
+    """Raise an error if an array, of whatever kind, cannot be fed to a variable by its shape and dtype."""
     if array.shape and array.shape[0] != array.shape[0]:
         raise FeedError(
             f"the feed for {v.name!r} is a dask array of unknown length: call its compute_chunk_sizes() first"

@@ -119,30 +119,30 @@ def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:
     """
     form = Shape(v.name, v.dim, dtype)
     if isinstance(value, np.memmap):
-        return _file(form, value)
-    sizes = value.chunks[0]
-    chunks = row_chunks(value)
-    if all(isinstance(c, np.ndarray) for c in chunks):
-        return np.concatenate(chunks)
+        chunks: list[Any] = list(file_rows(value))
+        sizes = [piece.shape[0] for piece in chunks]
+    else:
+        chunks, sizes = row_chunks(value), value.chunks[0]
+        if all(isinstance(c, np.ndarray) for c in chunks):
+            return np.concatenate(chunks)
     starts = (0, *(int(n) for n in np.cumsum(sizes)))
     return Chunked(form, starts, chunks, int(value.nbytes))
 
 
-def _file(form: Shape, x: np.memmap[Any, Any]) -> Chunked:
+def file_rows(x: np.memmap[Any, Any]) -> list[FileRows]:
+    """Return the rows of a memory-mapped file in pieces that any process can map."""
     root = x
     while isinstance(root.base, np.memmap):
         root = root.base
     offset = int(root.offset) + x.__array_interface__["data"][0] - root.__array_interface__["data"][0]
     row = x.nbytes // max(1, len(x))
     step = max(1, FILE_CHUNK_BYTES // max(1, row))
-    starts = [*range(0, len(x), step), len(x)]
-    chunks = [
+    return [
         FileRows(
             str(root.filename), x.dtype.str, offset + start * row, (min(start + step, len(x)) - start, *x.shape[1:])
         )
-        for start in starts[:-1]
+        for start in range(0, len(x), step)
     ]
-    return Chunked(form, tuple(starts), chunks, x.nbytes)
 
 
 def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Array:

@@ -1,12 +1,16 @@
 """Per-sample gradients as factors against the explicit ones of HIPS autograd, and what follows from them."""
 
 import gc
+import os
+import subprocess
+import sys
 from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 import strategies
+from conftest import ROOT
 from dask import array as da
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -308,3 +312,57 @@ def test_very_many_uses_of_one_variable_are_added_up_first():
     feeds = {x: np.random.default_rng(0).random((5, 3))}
     found = fg.Engine("sync").per_sample_gradients(loss, feeds)
     same(found.norms(), np.linalg.norm(found.array(), axis=1))
+
+
+FROM_A_FILE = """
+import resource, sys
+import numpy as np
+import flowgrad as fg
+
+with fg.Graph(seed=0):
+    x, w = fg.Variable(64, trainable=False), fg.Variable(64, np.linspace(-1, 1, 64))
+    loss = fg.Tanh(fg.Dot(w, x))
+gradients = lambda feed: fg.Engine("sync").per_sample_gradients(loss, {x: feed})
+gradients(np.ones((10, 64))).norms()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+norms = gradients(np.load(sys.argv[1], mmap_mode="r")).norms()
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+np.save(sys.argv[2], norms)
+print(after - before)
+"""
+
+
+def test_a_mapped_file_is_not_copied_into_the_client(tmp_path):
+    """A file of 256 MB, of which each chunk of 64 MB is mapped, checked and let go of."""
+    rng = np.random.default_rng(0)
+    rows = rng.random((500_000, 64))
+    np.save(tmp_path / "x.npy", rows)
+    args = [sys.executable, "-c", FROM_A_FILE, str(tmp_path / "x.npy"), str(tmp_path / "norms.npy")]
+    done = subprocess.run(
+        args, capture_output=True, text=True, timeout=200, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    w = np.linspace(-1, 1, 64)
+    expected = (1 - np.tanh(rows @ w) ** 2) * np.sqrt((rows * rows).sum(axis=1))
+    np.testing.assert_allclose(np.load(tmp_path / "norms.npy"), expected, rtol=1e-9, atol=1e-12)
+    assert int(done.stdout) < 0.75 * rows.nbytes / 1024  # kB at the most, pages of the file that are mapped included
+
+
+@pytest.mark.distributed
+def test_a_mapped_file_on_a_cluster(tmp_path, client):
+    rows = np.random.default_rng(0).normal(size=(50, 4))
+    np.save(tmp_path / "x.npy", rows)
+    np.save(tmp_path / "label.npy", np.arange(50) % 3)
+    with fg.Graph(seed=0) as graph:
+        x, label = fg.Variable(4, trainable=False), fg.Variable(3, trainable=False)
+        loss = fg.CrossEntropyWithSoftMax(fg.MatVec(fg.Variable(12, np.linspace(-1, 1, 12)), x), label)
+    feeds = {
+        x: np.load(tmp_path / "x.npy", mmap_mode="r")[5:],
+        label: np.load(tmp_path / "label.npy", mmap_mode="r")[5:],
+    }
+    for engine in (fg.Engine("threads"), fg.Engine(client)):
+        found = engine.per_sample_gradients(loss, feeds)
+        np.testing.assert_allclose(
+            found.norms(), engine.per_sample_gradients(loss, {v: np.array(a) for v, a in feeds.items()}).norms()
+        )
+    assert graph is loss.graph
