@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..programs import Computation, counts_of
-from ..tasks import FAN_IN, Task
+from ..tasks import Task
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .times import Links, Times
 from .words import about, columns, count, ms, ratio
@@ -66,10 +67,14 @@ def explain_job(
 
 
 def _tasks(job: Computation) -> int:
-    """Return the tasks of a job; at grain sample, where it is not lowered: to take each sample, compute, and add up."""
-    if job.grain == "sample":
-        return 2 * job.samples + job.samples // FAN_IN
-    return sum(isinstance(record, Task) for record in job.graph.records.values())
+    """Return the tasks of a job; at grain sample, where it is not lowered, from what is done for each part of one that is."""
+    tasks = [key.partition("-")[0] for key, record in job.graph.records.items() if isinstance(record, Task)]
+    if job.grain != "sample" or not tasks:
+        return len(tasks)
+    cut, fed = Counter(tasks), sum(i.role == "feed" for i in job.program.inputs)
+    parts = cut["gradient"] or cut["forward"]
+    each = (len(tasks) - cut["take"] - cut["reduce"]) // parts + (fed if job.samples > 1 else 0)
+    return each * job.samples + (job.samples - 1 if cut["gradient"] else 0)
 
 
 def _seconds(job: Computation, times: Times, links: Links) -> float:

@@ -28,8 +28,8 @@ class Case:
         Samples of a step; of an epoch.
     slots : int
         Arrays of state that the update rule keeps per parameter.
-    nodes : int
-        Nodes of the graph.
+    node_tasks : int
+        Tasks of a step at grain ``"node"``.
     itemsize : int
         Bytes of a number.
     """
@@ -39,7 +39,7 @@ class Case:
     samples: int
     shards: int
     slots: int
-    nodes: int
+    node_tasks: int
     itemsize: int = 4
 
     @property
@@ -66,7 +66,7 @@ def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
     if grain == "round":
         return round_seconds(case, _round_work(case, times, links), links)
     if grain == "node":
-        tasks = tasks_per_step(grain, case.shards, case.nodes)
+        tasks = case.node_tasks
         compute = case.shards * times.gradient(case.largest) + times.update
         waiting = max(tasks * links.task, 2 * case.work.levels * links.hop)
         return compute + waiting + links.window / min(case.steps, max(1, WINDOW_TASKS // tasks))
@@ -74,7 +74,7 @@ def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
     compute = _spread(parts, -(-case.batch // parts), times, links)
     compute += times.update
     if grain == "sample":  # a task for each gradient and for each sum of some
-        compute += tasks_per_step(grain, parts, case.nodes) * links.task + levels(parts) * links.hop
+        compute += tasks_per_step(grain, parts) * links.task + levels(parts) * links.hop
     return shard_seconds(case, compute, links)
 
 

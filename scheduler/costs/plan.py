@@ -112,13 +112,13 @@ def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) ->
     return ("numpy", "asked for") if asked == "numpy" else ("numba", "compiled")
 
 
-def tasks_per_step(grain: str, shards: int, nodes: int, lanes: int | None = None) -> int:
-    """Return about how many tasks a step is at a grain other than ``"round"``.
+def tasks_per_step(grain: str, shards: int, nodes: int = 0, lanes: int | None = None) -> int:
+    """Return how many tasks a step is at a grain other than ``"round"``.
 
     Parameters
     ----------
-    shards, nodes : int
-        At grain ``"node"`` a task goes forward through each node, and back over each edge, for every shard.
+    nodes : int
+        Of the graph: at grain ``"node"`` a task goes forward through each and back over each edge, for every shard; at the most.
     lanes : int, optional
         Workers that share a step; as many as shards if not given.
     """

@@ -40,16 +40,18 @@ from ..costs import (
     task_links,
     tasks_per_step,
 )
-from ..feeds import Chunked
+from ..feeds import Chunked, Lane
 from ..kernels import compiled_round, why_not_compiled
 from ..machine import one_thread
 from ..programs import counts_of
-from ..steps import run_round
-from ..tasks import bounds
+from ..steps import compile_step, lower_steps, run_round
+from ..tasks import Ref, TaskGraph, bounds
 from .job import TrainingJob
 
 # Grains that give the same bits, of which `auto` takes one.
 AUTO = ("round", "shard")
+# Nodes of a graph whose tasks at grain node are counted.
+COUNTED = 5000
 # Samples of the largest shard that is timed.
 LARGEST_SHARD = 1024
 FROM_WORK = "they follow from the work alone, so that results are the same everywhere"
@@ -81,10 +83,9 @@ class Trial:
         self.kernel = choose_kernel(engine.kernel, engine.grain, work * updates, self.why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
         self.shards = shards * settings.accumulate  # accumulating gradients is having more shards, of the same size
-        slots, nodes = len(optimizer.rule.slots), len(optimizer.graph.nodes)
-        self.case = Case(
-            counts, settings.batch_size, job.feeds.samples, self.shards, slots, nodes, job.feeds.dtype.itemsize
-        )
+        samples, slots = job.feeds.samples, len(optimizer.rule.slots)
+        self.nodes = len(optimizer.graph.nodes)
+        self.case = Case(counts, settings.batch_size, samples, self.shards, slots, 0, job.feeds.dtype.itemsize)
         self.seconds = self.shared = 0.0
         self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
 
@@ -103,7 +104,7 @@ class Trial:
         if self.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         return choose_plan(
-            choose_grain(engine.grain, costs), self.shards, (kernel, why), self.shared, self.case.nodes, threads
+            choose_grain(engine.grain, costs), self.shards, (kernel, why), self.shared, self.nodes, threads
         )
 
     @cached_property
@@ -129,6 +130,21 @@ class Trial:
         curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, compiled), (1, largest, other))
         two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, compiled))
         return Times(kernel, curve, max(two - curve[0][1], 0.0))
+
+    def node_tasks(self) -> int:
+        """Return the tasks of a step at grain ``"node"``: those that are lowered, or of a large graph as many as there may be."""
+        job, shards = self.job, self.shards if self.job.settings.engine.grain == "node" else 1
+        if self.nodes > COUNTED:
+            return tasks_per_step("node", shards, self.nodes)
+        target, fed = job.settings.optimizer.target, [Ref(f"feed-{k}") for k in range(len(job.step.fed))]
+        step = compile_step(target, job.feeds, job.variables, "node", job.step.program.layout)
+        lane, counts = Lane(0, Ref("step"), Ref("const"), fed, 0, shards), []
+        for steps in (1, 2):  # what comes once per window is no part of a step
+            graph = TaskGraph()
+            rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
+            lower_steps(graph, "node", job.rule, [lane], [Ref("state")], rows, step)
+            counts.append(len(graph.records))
+        return counts[1] - counts[0]
 
     def _step(self, parts: list[tuple[int, int]], threads: int) -> float:
         """Return the seconds of one step with these shards; more looks where a choice hangs on it."""
@@ -230,7 +246,8 @@ def estimate(job: TrainingJob, again: bool = False) -> Estimate:
     times = {kernel: trial.times(kernel) for kernel in sorted({plan.kernel, "numpy"})}
     asked = engine.shards is not None or job.settings.accumulate > 1 or plan.grain in ("node", "sample")
     measured = {} if plan.grain in ("node", "sample") else trial.costs(links)
-    return Estimate(plan, trial.case, times, links, engine.executor.name, measured, asked)
+    case = replace(trial.case, node_tasks=trial.node_tasks())
+    return Estimate(plan, case, times, links, engine.executor.name, measured, asked)
 
 
 def explain_training(e: Estimate) -> str:
@@ -294,8 +311,12 @@ def _table(e: Estimate) -> list[str]:
         found = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
         against = found.get(e.plan.kernel, found["numpy"]) / e.seconds()
         steps = min(steps_per_round(e.seconds("round")), e.case.steps)
-        parts = e.case.batch if grain == "sample" else e.case.shards
-        tasks = 1 / steps if grain == "round" else tasks_per_step(grain, parts, e.case.nodes, e.links.workers)
+        tasks = {
+            "round": 1 / steps,
+            "shard": tasks_per_step("shard", e.case.shards, lanes=e.links.workers),
+            "sample": tasks_per_step("sample", e.case.batch),
+            "node": e.case.node_tasks,
+        }[grain]
         rows.append(
             [
                 grain,

@@ -1,10 +1,13 @@
 """What people read about plans and costs."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import Model
 from test_forecast import cluster, machine, net
 
@@ -14,8 +17,12 @@ from flowgrad.scheduler.costs.explain import explain_job
 from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, choose_plan
 from flowgrad.scheduler.costs.times import Times
 from flowgrad.scheduler.costs.words import columns, count, ms, ratio, short
+from flowgrad.scheduler.feeds.placement import Lane
 from flowgrad.scheduler.programs.lower import lower_gradient
-from flowgrad.scheduler.training.estimate import Estimate, explain_training
+from flowgrad.scheduler.steps.lower import lower_steps
+from flowgrad.scheduler.tasks import Ref, TaskGraph
+from flowgrad.scheduler.training.estimate import Estimate, explain_training, plan_training
+from flowgrad.scheduler.training.job import TrainingJob
 
 
 def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numba"):
@@ -23,7 +30,7 @@ def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numb
     times = {name: machine(case, name) for name in kernels}
 
     def made(costs):
-        plan = choose_plan(choose_grain(grain, costs), case.shards, (kernel, "compiled"), costs["round"], case.nodes)
+        plan = choose_plan(choose_grain(grain, costs), case.shards, (kernel, "compiled"), costs["round"], 407)
         return Estimate(plan, case, times, links, "a cluster", {}, False)
 
     first = made({"round": 1.0})
@@ -43,7 +50,7 @@ def test_a_small_step():
     assert set(rows) == {"round", "shard", "sample", "node"}
     assert rows["round"].endswith("the plan")
     assert "the gradient of 16 samples" in rows["shard"]
-    assert "2,445" in rows["node"]  # forward and back through 407 nodes for 2 shards, a sum, the update, the loss
+    assert "1,448" in rows["node"]
     assert "  65 " in rows["sample"]
     assert "  2 " in rows["shard"]
     assert "this batch is below that" in text
@@ -156,8 +163,30 @@ def test_the_row_of_its_own_grain_counts_its_tasks(grain):
     lowered = fg.Engine("sync").lower(model.loss, model.feeds, grain=grain)
     row = rows_of(lowered.explain())[grain]
     assert row.endswith("this")
-    if grain != "sample":
-        assert f" {sum(lowered.tasks().values())} " in row
+    assert f" {sum(lowered.tasks().values())} " in row
+
+
+@settings(max_examples=30)
+@given(
+    samples=st.integers(1, 40),
+    feeds=st.integers(1, 3),
+    shards=st.sampled_from([None, 1, 3]),
+    what=st.sampled_from(["gradient", "one value", "two values"]),
+)
+def test_tasks_are_counted_as_they_are_lowered(samples, feeds, shards, what):
+    with fg.Graph(seed=0):
+        fed = [fg.Variable(2, trainable=False) for _ in range(feeds)]
+        total = fg.Variable(2, [1.0, 2.0])
+        for x in fed:
+            total = total * x
+        loss = fg.Sum(total)
+    arrays = {x: np.random.default_rng(k).normal(size=(samples, 2)) for k, x in enumerate(fed)}
+    targets = [loss, total] if what == "two values" else loss
+    engine = fg.Engine("sync", shards=shards)
+    told = rows_of(engine.lower(targets, arrays, gradient=what == "gradient").explain())
+    for grain in ("shard", "sample", "node"):
+        lowered = engine.lower(targets, arrays, gradient=what == "gradient", grain=grain)
+        assert f" {sum(lowered.tasks().values())} " in told[grain], grain
 
 
 def large_job(samples=20_000):
@@ -203,6 +232,29 @@ def test_the_engine_does_what_it_explains(monkeypatch):
     engine.session.shards = 2
     engine.gradient(loss, feeds)
     assert asked == [2, 1]
+
+
+@pytest.mark.parametrize("grain", ["node", "sample", "shard"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tasks_of_a_step_are_those_that_are_lowered(grain, shards):
+    """What a training submits for two steps, less what it submits for one."""
+    counts = []
+    for steps in (1, 2):
+        model, graph = Model("Adam", batch_size=4), TaskGraph()
+        shards = 4 if grain == "sample" else shards
+        engine = fg.Engine("sync", grain=grain, shards=None if grain == "sample" else shards, kernel="numpy")
+        job = TrainingJob(fg.Trainer(model.optimizer, engine).settings, model.feeds, 1)
+        job.follow(replace(plan_training(job), grain=grain))
+        lane = Lane(0, Ref("step"), Ref("const"), [Ref("x"), Ref("y")], 0, shards)
+        rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
+        lower_steps(graph, grain, job.rule, [lane], [Ref("state")], rows, job.step)
+        counts.append(len(graph.records))
+    model = Model("Adam", batch_size=4)
+    told = fg.Trainer(
+        model.optimizer, engine if grain == "sample" else fg.Engine("sync", grain=grain, shards=shards, kernel="numpy")
+    )
+    row = rows_of(told.explain(model.feeds))[grain]
+    assert f" {counts[1] - counts[0]} " in row
 
 
 # -- the command --

@@ -46,12 +46,12 @@ def cluster(workers=2, threads=1, hop=6e-3):
     return Links(workers, threads, slots, hop, hop / 5, 3 * hop, hop / 200, 3 * hop, 1e-9, 1e-11)
 
 
-def net(hidden=90, batch=32, shards=2, samples=50_000, nodes=407):
+def net(hidden=90, batch=32, shards=2, samples=50_000, node_tasks=1448):
     """A net of 784 inputs, `hidden` units and 10 outputs."""
     params = hidden * 785 + 10 * (hidden + 1)
     products = 2.0 * (2 * 784 * hidden + 3 * 10 * hidden)
     work = Counts(0.0, products + 12 * hidden, products, params, 12)
-    return Case(work, batch, samples, shards, 2, nodes)
+    return Case(work, batch, samples, shards, 2, node_tasks)
 
 
 def both(case, links, kernel="numba"):
