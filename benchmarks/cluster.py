@@ -254,7 +254,29 @@ def large_data_report(tell: Tell, gigabytes: float = 4.0, batch: int = 8192) -> 
     )
 
 
+def numpy_report(tell: Tell, turns: int = 5) -> str:
+    """Train with the NumPy kernel on a stock cluster and on threads here, in turns: medians of all epochs but the first."""
+    lines = ["| shards | on a stock cluster, samples/s | on threads, samples/s | ratio |", "|---:|---:|---:|---:|"]
+    with (
+        LocalCluster(2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        for shards in (1, 4):
+            found: dict[str, list[float]] = {"cluster": [], "threads": []}
+            for turn in range(turns):
+                tell(f"cluster: NumPy kernel, {shards} shards, turn {turn + 1}")
+                for name, where in (("cluster", client), ("threads", "threads")):
+                    optimizer, feeds = net(32, 64, 12_000)
+                    engine = fg.Engine(where, np.float32, "round", shards=shards, kernel="numpy")
+                    history = fg.Trainer(optimizer, engine, callbacks=[fg.Callback()]).fit(feeds, epochs=4)
+                    found[name] += [record["samples_per_second"] for record in history.epochs[1:]]
+            far, near = (statistics.median(found[name]) for name in ("cluster", "threads"))
+            lines.append(f"| {shards} | {far:,.0f} | {near:,.0f} | {far / near:.2f} |")
+    return "784-32-10, batch 64, 12,000 samples in memory.\n\n" + "\n".join(lines)
+
+
 REPORTS: dict[str, Callable[[Tell], str]] = {
+    "The NumPy kernel on a stock cluster": numpy_report,
     "A dependent step": steps_report,
     "Two workers against one": scaling_report,
     "Against DistributedDataParallel": ddp_report,

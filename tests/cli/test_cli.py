@@ -373,3 +373,31 @@ def test_texts_are_shown_as_they_are(monkeypatch):
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         names = {f.id for f in calls if isinstance(f, ast.Name)} & {"Console", "TextColumn", "print"}
         assert not names or path.name == "console.py", path
+
+
+WITHOUT_NUMBA = """
+import importlib.abc, importlib.util, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("numba", "llvmlite"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in ("numba", "llvmlite") else found(name, package)
+"""
+
+
+@pytest.mark.distributed
+def test_the_main_job_without_numba(tmp_path):
+    """In this process and in the workers; steps are NumPy's, and it learns."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_NUMBA)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "flowgrad.cli", "train", "mnist", "--train-size", "6400", "--test-size", "500"]
+    command += ["--epochs", "2", "--no-dashboard", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "kernel numpy: numba is not installed (pip install 'flowgrad[fast]')" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    assert float(rows[-1]["validation_accuracy"]) > 0.8
