@@ -12,13 +12,12 @@ from .options import check_place, job_options
 @click.command(short_help="Say what a training would do and cost, without training.")
 @click.argument("dataset", default="mnist")
 @job_options
-@click.option("--again", is_flag=True, help="Measure this machine anew, even if it is known from earlier.")
 def explain(**options: Any) -> None:
     """Say what `flowgrad train` with the same options would do and cost, without training.
 
     Printed are the plan, what each other way to cut the work into tasks would cost, and the batch size from
-    which on tasks side by side pay. Costs are predicted from the operations of a step and from how fast the
-    workers are, which is measured in about a second and kept; the very first time, probes are compiled too.
+    which on tasks side by side pay. The training's own step is run here to be timed, at several sizes, and what
+    tasks cost on the workers is measured: about a second, after the step was compiled for the first time.
     What `train` does after each epoch, above all the evaluation, comes on top.
 
     \b
@@ -41,4 +40,4 @@ def explain(**options: Any) -> None:
         click.echo("measuring the workers ...", err=True)
         trainer = fg.Trainer(optimizer, fg.Engine(client, dtype=options["dtype"], grain=options["grain"]))
         feeds = {model.x: data.x_train, model.label: data.y_train}
-        click.echo("\n" + trainer.explain(feeds, epochs=options["epochs"], again=options["again"]))
+        click.echo("\n" + trainer.explain(feeds, epochs=options["epochs"]))

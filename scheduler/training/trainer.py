@@ -181,9 +181,8 @@ class Trainer:
     def explain(self, feeds: Mapping[Any, Any], epochs: int = 6, again: bool = False) -> str:
         """Say what training with these feeds would do and cost, without training.
 
-        The cost of a step is predicted from its operations and from how fast this engine was found to work; what is not known
-        about the machine yet is measured first, which takes about a second (longer if compiled kernels are measured for
-        the first time).
+        The training's own step is run in this process to be timed, whole and at three sizes, by the plan's kernel and by NumPy's; no
+        variable changes. What tasks cost on this engine is measured once, in about a second. Compiling comes first, and is told.
 
         Parameters
         ----------
@@ -191,7 +190,7 @@ class Trainer:
             As for `fit`.
         epochs : int
         again : bool
-            Measure the machine anew, even if it is known from earlier.
+            Measure anew what tasks cost, even if that is known from earlier.
 
         Returns
         -------
