@@ -12,7 +12,7 @@ from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.typing import Array
 
-from .chunks import chunked, gathered, is_chunked, is_dask_array
+from .chunks import Shape, chunked, gathered, is_chunked, is_dask_array
 
 # Length from which on BLAS's own threads may take part in a scalar product.
 BLAS_LENGTH = 10_000
@@ -65,7 +65,7 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
     return Feeds({v: _fed(v, a, dtype, lazy) for v, a in raw.items()}, samples, dtype)
 
 
-def check_array(variable: Any, array: Any, dtype: Any, first: int = 0) -> Array:
+def check_array(variable: Any, array: Any, dtype: Any, first: int | Array = 0) -> Array:
     """Check one feed and bring it to ``(N, dim)`` of `dtype`.
 
     Parameters
@@ -74,8 +74,8 @@ def check_array(variable: Any, array: Any, dtype: Any, first: int = 0) -> Array:
         Has a ``name`` and a ``dim``.
     array, dtype
         See `check_feeds`.
-    first : int
-        Number of its first sample among all, for messages.
+    first : int or int array
+        Number of its first sample among all, or of each, for messages.
     """
     return _shaped(variable, _numeric(variable, array, first), np.dtype(dtype), first)
 
@@ -134,7 +134,7 @@ def fed_variable(graph: Graph, key: Any) -> Variable:
     return key
 
 
-def _numeric(v: Variable, value: Any, first: int = 0) -> Array:
+def _numeric(v: Variable, value: Any, first: int | Array = 0) -> Array:
     try:
         array = gathered(value) if is_dask_array(value) else np.asanyarray(value)
     except (ValueError, TypeError) as error:
@@ -152,7 +152,7 @@ def _numeric(v: Variable, value: Any, first: int = 0) -> Array:
     if array.dtype.kind == "f" and not _all_finite(array):
         sample, *rest = np.argwhere(~np.isfinite(array))[0]
         raise FeedError(
-            f"the feed for {v.name!r} is not finite: sample {first + sample} holds {array[(sample, *rest)]}; "
+            f"the feed for {v.name!r} is not finite: sample {_number(first, sample)} holds {array[(sample, *rest)]}; "
             f"remove or impute such samples"
         )
     return array
@@ -194,16 +194,16 @@ def _fed(v: Variable, value: Any, dtype: np.dtype[Any], lazy: bool) -> Any:
     return _shaped(v, _numeric(v, found), dtype) if isinstance(found, np.ndarray) else found
 
 
-def _check_labels(v: Variable, array: Array, first: int) -> None:
+def _check_labels(v: Variable, array: Array, first: int | Array) -> None:
     if array.size and (array.min() < 0 or array.max() >= v.dim):
         bad = int(np.flatnonzero((array < 0) | (array >= v.dim))[0])
         raise FeedError(
-            f"label out of range: sample {first + bad} of the feed for {v.name!r} has class {array[bad]}, "
+            f"label out of range: sample {_number(first, bad)} of the feed for {v.name!r} has class {array[bad]}, "
             f"but its dim {v.dim} allows 0 to {v.dim - 1}"
         )
 
 
-def _shaped(v: Variable, array: Array, dtype: np.dtype[Any], first: int = 0) -> Array:
+def _shaped(v: Variable, array: Array, dtype: np.dtype[Any], first: int | Array = 0) -> Array:
     if array.ndim == 1 and v.dim > 1:
         hot = np.zeros((len(array), v.dim), dtype)
         hot[np.arange(len(array)), array] = 1
@@ -214,7 +214,7 @@ def _shaped(v: Variable, array: Array, dtype: np.dtype[Any], first: int = 0) -> 
         sample, entry = np.argwhere(~np.isfinite(shaped))[0]
         value = array.reshape(len(array), v.dim)[sample, entry]
         raise FeedError(
-            f"the feed for {v.name!r} holds {value} at sample {first + sample}, more than {dtype} can: use float64"
+            f"the feed for {v.name!r} holds {value} at sample {_number(first, sample)}, more than {dtype} can: use float64"
         )
     return shaped
 
@@ -227,3 +227,24 @@ def check_batch_size(batch_size: int, samples: int, accumulate: int = 1) -> None
             f"the batch size {batch_size}{times} is larger than the data: {samples} samples; "
             f"choose at most {max(1, samples // accumulate)}"
         )
+
+
+def _number(first: int | Array, sample: int) -> int:
+    return int(first[sample]) if isinstance(first, np.ndarray) else first + sample
+
+
+def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Array:
+    """Return some rows of a chunk, checked and as they are fed; the rest of the chunk is let go.
+
+    Parameters
+    ----------
+    source : array, or callable
+        The chunk, or what loads it.
+    rows : int array
+        Within the chunk.
+    start : int
+        First row of the chunk among all, for messages.
+    salt : str
+        Tells one asking from another.
+    """
+    return check_array(form, (source() if callable(source) else source)[rows], form.dtype, start + rows)

@@ -9,7 +9,6 @@ from typing import Any
 import dask
 import numpy as np
 
-from flowgrad.errors import FeedError
 from flowgrad.graph import Variable
 from flowgrad.typing import Array
 
@@ -143,47 +142,6 @@ def file_rows(x: np.memmap[Any, Any]) -> list[FileRows]:
         )
         for start in range(0, len(x), step)
     ]
-
-
-def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Array:
-    """Return some rows of a chunk, checked and as they are fed; the rest of the chunk is let go.
-
-    Parameters
-    ----------
-    source : array, or callable
-        The chunk, or what loads it.
-    rows : int array
-        Within the chunk.
-    start : int
-        First row of the chunk among all, for messages.
-    salt : str
-        Tells one asking from another.
-    """
-    found = np.asarray((source() if callable(source) else source)[rows])
-    if found.ndim == 1 and form.dim > 1:
-        return _one_hot(found, rows, form, start)
-    found = found.reshape(len(rows), form.dim)
-    with np.errstate(over="ignore"):
-        shaped = np.ascontiguousarray(found, form.dtype)
-    if not np.isfinite(shaped).all():
-        sample, entry = np.argwhere(~np.isfinite(shaped))[0]
-        raise FeedError(
-            f"the feed for {form.name!r} is not finite as {form.dtype}: sample {start + rows[sample]} holds "
-            f"{found[sample, entry]}; remove or impute such samples"
-        )
-    return shaped
-
-
-def _one_hot(labels: Array, rows: Array, form: Shape, start: int) -> Array:
-    wrong = np.flatnonzero((labels < 0) | (labels >= form.dim))
-    if len(wrong):
-        raise FeedError(
-            f"label out of range: sample {start + rows[wrong[0]]} of the feed for {form.name!r} has class {labels[wrong[0]]}, "
-            f"but its dim {form.dim} allows 0 to {form.dim - 1}"
-        )
-    hot = np.zeros((len(labels), form.dim), form.dtype)
-    hot[np.arange(len(labels)), labels] = 1
-    return hot
 
 
 def join_rows(parts: list[Array], places: list[Array]) -> Array:

@@ -9,7 +9,7 @@ all samples.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from flowgrad.typing import Array
 
 from ..executors import Executor, Handle, Worker
 from ..tasks import Load, Ref, TaskGraph, token
-from .chunks import Chunked, join_rows, rows_of
+from .check import rows_of
+from .chunks import Chunked, join_rows
 
 # Of a worker's memory: feeds that take more are not kept whole; buckets, of which a few are there at a time, take less.
 WHOLE_SHARE = 0.4
@@ -45,11 +46,11 @@ class Placement:
 
     def __init__(self, executor: Executor, program: Any, const: Array | None, feeds: list[Any]):
         self.executor, self.feeds = executor, feeds
-        self.values = {"program": program} | ({} if const is None else {"const": const})
+        self.values: dict[str, Any] = {"program": program} | ({} if const is None else {"const": const})
         self.samples = max(map(len, feeds), default=1)
         self.row_bytes = sum(_row_bytes(f) for f in feeds)
         self.chunked = any(isinstance(f, Chunked) for f in feeds)
-        self._placed: dict[str, dict[str, Handle]] = {}
+        self._placed: dict[str | None, dict[str, Handle]] = {}
         self._resident: dict[tuple[int, int], Handle] = {}
 
     def bucketed(self, workers: Sequence[Worker]) -> bool:
@@ -71,21 +72,20 @@ class Placement:
         """
         seats = [(0, 0, shards, alone)] if single else deal_out(workers, shards)
         whole = not self.bucketed(workers)
+        feeds = {f"feed-{i}": feed for i, feed in enumerate(self.feeds)}
         used = {workers[k].address for k, *_ in seats}
         for address in set(self._placed) - used:
             self.executor.release(self._placed.pop(address).values())
         found = []
         for k, first, stop, threads in seats:
-            refs = self._at(workers[k].address, whole)
-            feeds = [refs[f"feed-{i}"] for i in range(len(self.feeds))] if whole else []
-            found.append(Lane(k, refs["program"], refs.get("const"), feeds, first, stop, threads))
+            refs = self.place(self.values | (feeds if whole else {}), workers[k].address)
+            placed = [refs[name] for name in feeds] if whole else []
+            found.append(Lane(k, refs["program"], refs.get("const"), placed, first, stop, threads))
         return found
 
-    def _at(self, address: str, whole: bool) -> dict[str, Ref]:
+    def place(self, values: Mapping[str, Any], address: str | None) -> dict[str, Ref]:
+        """Return references to values on a worker, or wherever there is room; those that are not there, or got lost, are placed."""
         there = self._placed.setdefault(address, {})
-        values = dict(self.values)
-        if whole:
-            values |= {f"feed-{i}": f for i, f in enumerate(self.feeds)}
         missing = {name: v for name, v in values.items() if name not in there or not self.executor.alive(there[name])}
         if missing:
             salt = uuid.uuid4().hex

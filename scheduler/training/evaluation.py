@@ -6,7 +6,6 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -56,9 +55,7 @@ class Evaluation:
         fed = [v for v in (nodes[k] for k in step.fed) if isinstance(v, Variable)]
         self.placement = Placement(executor, step.program, const, [feeds.arrays[v] for v in fed])
         self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
-        self.values: dict[str, Any] = {"program": step.program} | ({} if const is None else {"const": const})
         self.recovery = Recovery()
-        self._here: dict[str, Handle] = {}
 
     def scores(self, state: dict[str, Array] | None) -> dict[str, float]:
         """Return the mean loss, and the accuracy where there are classes, at a state; None: the program has no parameters.
@@ -92,7 +89,7 @@ class Evaluation:
         if state is not None:
             held += self.executor.put({f"state-{token(salt)}": state}, addresses[0])
             at = Ref(held[-1].key)
-        program, const = self._place("program"), self._place("const") if "const" in self.values else None
+        refs = self.placement.place(self.placement.values, None)
         size = AHEAD * len(workers) if self.placement.chunked else len(self.shards)
         parts: list[tuple[float, int]] = []
         for first in range(0, len(self.shards), size):
@@ -102,7 +99,7 @@ class Evaluation:
             for k in range(first, min(first + size, len(self.shards))):
                 feeds = self._feeds(graph, k, workers, salt, sent)
                 where = k % len(workers)
-                args = (program, at, const, feeds, self.shards[k][1] - self.shards[k][0])
+                args = (refs["program"], at, refs.get("const"), feeds, self.shards[k][1] - self.shards[k][0])
                 keys.append(graph.task("evaluate", evaluate_shard, *args, worker=where).key)
             handles = self.executor.submit(graph.records, keys, addresses, only)
             try:
@@ -110,14 +107,6 @@ class Evaluation:
             finally:
                 self.executor.release([*handles, *sent])
         return parts
-
-    def _place(self, name: str, value: Any = None, worker: str | None = None) -> Ref:
-        """Return the reference to a value that is placed once."""
-        if name not in self._here or not self.executor.alive(self._here[name]):
-            value = self.values[name] if value is None else value
-            key = f"{name.split('-')[0]}-{token(uuid.uuid4().hex, name)}"
-            self._here[name] = self.executor.put({key: value}, worker)[0]
-        return Ref(self._here[name].key)
 
     def _feeds(self, graph: TaskGraph, k: int, workers: list[Worker], salt: str, sent: list[Handle]) -> list[Ref]:
         """Return the references to shard `k` of every feed."""
@@ -129,12 +118,11 @@ class Evaluation:
                 ref, handles = self.placement.rows(graph, i, np.arange(start, stop), where, workers, salt)
                 sent += handles
             else:
-                ref = self._place(f"feed-{i}-{k}", feed[start:stop], workers[where].address)
+                name, address = f"feed-{i}-{k}", workers[where].address
+                ref = self.placement.place({name: feed[start:stop]}, address)[name]
             found.append(ref)
         return found
 
     def close(self) -> None:
         """Let go of the feeds."""
-        self.executor.release(self._here.values())
-        self._here = {}
         self.placement.close()

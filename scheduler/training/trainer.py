@@ -181,8 +181,8 @@ class Trainer:
     def explain(self, feeds: Mapping[Any, Any], epochs: int = 6, again: bool = False) -> str:
         """Say what training with these feeds would do and cost, without training.
 
-        The training's own step is run in this process to be timed, whole and at three sizes, by the plan's kernel and by NumPy's; no
-        variable changes. What tasks cost on this engine is measured once, in about a second. Compiling comes first, and is told.
+        The training's own step is run in this process to be timed, whole and at three sizes, by the plan's kernel and by NumPy's;
+        no variable changes. What tasks cost on this engine is measured once, in about a second. Compiling is told apart.
 
         Parameters
         ----------
