@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,10 @@ def real_array(what: str, value: Any, dtype: Any = np.float64) -> Array:
         If they are no numbers, complex or masked, or not finite as `dtype`.
     """
     try:
-        if np.ma.isMaskedArray(value) or np.iscomplexobj(value):
+        kind = getattr(getattr(value, "dtype", None), "kind", None)
+        if kind == "c" or np.ma.isMaskedArray(value) or (kind is None and np.iscomplexobj(value)):
             raise FeedError(f"{what} is masked or complex: {brief(value)}; give real numbers")
-        with np.errstate(over="ignore"):
+        with nullcontext() if dtype is np.float64 else np.errstate(over="ignore"):
             array = np.array(value, dtype=dtype)
     except FeedError:
         raise
