@@ -92,14 +92,21 @@ def main(
     parts: dict[str, str] = {}
     for subject in subjects or SUBJECTS:
         if subject == "training":
-            found = measure_training(names, batches or BATCHES, turns, clock, tell)
-            told = "" if clock == "wall" else " By processor time, one thread each."
-            told = "\n\n".join([ABOUT_TRAINING + told, training_table(found), own_ratios(found), same_weights(found)])
+            measurements = measure_training(names, batches or BATCHES, turns, clock, tell)
+            note = "" if clock == "wall" else " By processor time, one thread each."
+            note = "\n\n".join(
+                [
+                    ABOUT_TRAINING + note,
+                    training_table(measurements),
+                    own_ratios(measurements),
+                    same_weights(measurements),
+                ]
+            )
         elif subject == "derivatives":
-            told = f"{ABOUT[subject]}\n\n{derivatives_report(tell, turns, clock)}"
+            note = f"{ABOUT[subject]}\n\n{derivatives_report(tell, turns, clock)}"
         else:
-            told = f"{ABOUT[subject]}\n\n{REPORTS[subject](tell)}"
-        parts[subject] = f"{when} {told}"
+            note = f"{ABOUT[subject]}\n\n{REPORTS[subject](tell)}"
+        parts[subject] = f"{when} {note}"
     click.echo(results(parts, ""))
     if write:
         RESULTS.write_text(results(parts, RESULTS.read_text() if RESULTS.exists() else ""))

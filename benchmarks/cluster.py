@@ -90,13 +90,13 @@ def steps_report(tell: Tell) -> str:
             bare = []
             for _ in range(3):
                 for k, where in enumerate((client, stock)):
-                    found, _ = rates(where, 90, 32, 3200, 5, grain="shard", shards=2, kernel="numba")
-                    times[k] += [32e3 / rate for rate in found]
-                bare += [bare_chain(fg.Engine(client).executor) for _ in found]
+                    speeds, _ = rates(where, 90, 32, 3200, 5, grain="shard", shards=2, kernel="numba")
+                    times[k] += [32e3 / rate for rate in speeds]
+                bare += [bare_chain(fg.Engine(client).executor) for _ in speeds]
         best = min(times[0])
         verdict = f"{wanted:g}: {'yes' if best <= wanted else 'no'}"
-        told = (best, statistics.median(times[0]), verdict, min(times[1]), min(bare), statistics.median(bare))
-        cells = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in told]
+        row = (best, statistics.median(times[0]), verdict, min(times[1]), min(bare), statistics.median(bare))
+        cells = [cell if isinstance(cell, str) else f"{cell:.1f}" for cell in row]
         lines.append(f"| {workers} x {threads} | {' | '.join(cells)} |")
         tell(lines[-1])
     about = (
@@ -114,19 +114,19 @@ def scaling_report(tell: Tell, turns: int = 3) -> str:
     ]
     for batch in (4096, 16_384):
         for grain in ("shard", "auto"):
-            found: dict[int, list[float]] = {1: [], 2: []}
+            speeds: dict[int, list[float]] = {1: [], 2: []}
             plans: dict[int, str] = {}
             for _ in range(turns):
-                for workers in found:  # one cluster at a time: the other one's processes would take time too
+                for workers in speeds:  # one cluster at a time: the other one's processes would take time too
                     with local_cluster(workers, 1, dashboard=False) as client:
                         rate, history = rates(client, 1024, batch, SAMPLES, 4, grain=grain)
-                    found[workers].append(max(rate))
+                    speeds[workers].append(max(rate))
                     plans[workers] = history.plan["grain"]
-            best = {workers: max(seen) for workers, seen in found.items()}
-            ratio, paired = best[2] / best[1], statistics.median(b / a for a, b in zip(*found.values()))
-            told = grain if grain == "shard" else f"auto: {plans[1]}; {plans[2]}"
+            best = {workers: max(seen) for workers, seen in speeds.items()}
+            ratio, paired = best[2] / best[1], statistics.median(b / a for a, b in zip(*speeds.values()))
+            label = grain if grain == "shard" else f"auto: {plans[1]}; {plans[2]}"
             lines.append(
-                f"| {batch} | {told} | {batch * 1e3 / best[1]:.0f} | {batch * 1e3 / best[2]:.0f} | {best[1]:,.0f}; {best[2]:,.0f} "
+                f"| {batch} | {label} | {batch * 1e3 / best[1]:.0f} | {batch * 1e3 / best[2]:.0f} | {best[1]:,.0f}; {best[2]:,.0f} "
                 f"| {ratio:.2f}x ({paired:.2f}x): {'yes' if ratio >= WANTED_SPEEDUP else 'no'} |"
             )
             tell(lines[-1])
@@ -262,15 +262,15 @@ def numpy_report(tell: Tell, turns: int = 5) -> str:
         Client(cluster) as client,
     ):
         for shards in (1, 4):
-            found: dict[str, list[float]] = {"cluster": [], "threads": []}
+            speeds: dict[str, list[float]] = {"cluster": [], "threads": []}
             for turn in range(turns):
                 tell(f"cluster: NumPy kernel, {shards} shards, turn {turn + 1}")
                 for name, where in (("cluster", client), ("threads", "threads")):
                     optimizer, feeds = net(32, 64, 12_000)
                     engine = fg.Engine(where, np.float32, "round", shards=shards, kernel="numpy")
                     history = fg.Trainer(optimizer, engine, callbacks=[fg.Callback()]).fit(feeds, epochs=4)
-                    found[name] += [record["samples_per_second"] for record in history.epochs[1:]]
-            far, near = (statistics.median(found[name]) for name in ("cluster", "threads"))
+                    speeds[name] += [record["samples_per_second"] for record in history.epochs[1:]]
+            far, near = (statistics.median(speeds[name]) for name in ("cluster", "threads"))
             lines.append(f"| {shards} | {far:,.0f} | {near:,.0f} | {far / near:.2f} |")
     return "784-32-10, batch 64, 12,000 samples in memory.\n\n" + "\n".join(lines)
 

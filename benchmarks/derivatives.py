@@ -158,8 +158,8 @@ def jax_calls() -> Calls:
     gradients = jax.vmap(jax.grad(loss), (None, 0, 0))
 
     def norm(w: Any, x: Any, y: Any) -> Any:
-        found = gradients(w, x, y)
-        return jnp.sqrt(sum(jnp.square(g.reshape(SAMPLES, -1)).sum(1) for g in found))
+        grads = gradients(w, x, y)
+        return jnp.sqrt(sum(jnp.square(g.reshape(SAMPLES, -1)).sum(1) for g in grads))
 
     array, norms, by_input = jax.jit(gradients), jax.jit(norm), jax.jit(jax.vmap(jax.jacrev(logits, 1), (None, 0)))
     return {
@@ -180,12 +180,12 @@ CONTENDERS: dict[str, tuple[str, Callable[[], Calls]]] = {
 def timed(call: Callable[[], Any], times: int, clock: str = "wall") -> list[float]:
     """Return the seconds of each call."""
     now = time.perf_counter if clock == "wall" else time.process_time
-    found = []
+    seconds = []
     for _ in range(times):
         start = now()
         call()
-        found.append(now() - start)
-    return found
+        seconds.append(now() - start)
+    return seconds
 
 
 def contend(name: str, clock: str) -> None:
@@ -209,11 +209,11 @@ def measure_gram(clock: str) -> dict[str, Any]:
 
     images, classes, weights = data(MANY)
     x, label, _, loss = _net(weights)
-    found = fg.Engine("threads").per_sample_gradients(loss, {x: images, label: classes})
+    per_sample = fg.Engine("threads").per_sample_gradients(loss, {x: images, label: classes})
     delta = np.random.default_rng(1).random((MANY, LAYERS[1]), np.float32)
     spent: dict[str, list[float]] = {"gram": [], "products": []}
     for _ in range(12):
-        spent["gram"] += timed(found.gram, 1, clock)
+        spent["gram"] += timed(per_sample.gram, 1, clock)
         spent["products"] += timed(lambda: (delta @ delta.T, images @ images.T), 1, clock)
     return {name: [min(values), statistics.median(values)] for name, values in spent.items()}
 
@@ -272,13 +272,13 @@ def _table(spent: dict[tuple[str, str], list[list[float]]]) -> str:
     ]
     for kind, label in KINDS.items():
         own = [t for turn in spent["flowgrad", kind] for t in turn]
-        for name, (told, _) in CONTENDERS.items():
+        for name, (title, _) in CONTENDERS.items():
             if (name, kind) not in spent:
                 continue
             times = [t for turn in spent[name, kind] for t in turn]
             best, median = min(times), statistics.median(times)
             lines.append(
-                f"| {label} | {told} | {best * 1e3:.2f} | {median * 1e3:.2f} "
+                f"| {label} | {title} | {best * 1e3:.2f} | {median * 1e3:.2f} "
                 f"| {best / min(own):.1f}x | {median / statistics.median(own):.1f}x |"
             )
     return "\n".join(lines)

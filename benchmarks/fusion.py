@@ -76,8 +76,8 @@ def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
     for grain in ("round", "node"):
         step = compile_step(loss, feeds, optimizer.variables(without=feeds.arrays), grain)
         w = flat_values(step.program, graph, "param", feeds.dtype)[0]
-        given = [feeds.arrays[graph.nodes[k]] for k in step.fed]  # type: ignore[index]
-        runs[grain] = (step, rule, ({"w": w, **rule.init(w)}, []), None, given, rows)
+        values = [feeds.arrays[graph.nodes[k]] for k in step.fed]  # type: ignore[index]
+        runs[grain] = (step, rule, ({"w": w, **rule.init(w)}, []), None, values, rows)
     spent: dict[str, list[float]] = {"round": [], "node": []}
     ends = time.perf_counter() + 2 * seconds
     with one_thread():

@@ -41,20 +41,20 @@ def chain(fg: Any, x: Any, nodes: int) -> Any:
 def dag(fg: Any, x: Any, nodes: int) -> Any:
     """`nodes` operations on earlier nodes drawn at random; those that nobody reads are added up at the end."""
     random = np.random.default_rng(0)
-    found = [x, *(fg.Variable(x.dim, True) for _ in range(nodes // 10))]
-    unread = set(range(len(found)))
+    pool = [x, *(fg.Variable(x.dim, True) for _ in range(nodes // 10))]
+    unread = set(range(len(pool)))
     unary, binary = (fg.Tanh, fg.ReLU, fg.Negative), (fg.Add, fg.Subtract, fg.Multiply)
-    for _ in range(nodes - len(found)):
-        a, b = (int(k) for k in random.integers(0, len(found), 2))
+    for _ in range(nodes - len(pool)):
+        a, b = (int(k) for k in random.integers(0, len(pool), 2))
         unread -= {a}
         if random.random() < 0.4:
-            node = unary[random.integers(3)](found[a])
+            node = unary[random.integers(3)](pool[a])
         else:
             unread -= {b}
-            node = binary[random.integers(3)](found[a], found[b])
-        unread.add(len(found))
-        found.append(node)
-    return fg.Sum(fg.Vectorize(*(found[k] for k in sorted(unread))))
+            node = binary[random.integers(3)](pool[a], pool[b])
+        unread.add(len(pool))
+        pool.append(node)
+    return fg.Sum(fg.Vectorize(*(pool[k] for k in sorted(unread))))
 
 
 GRAPHS: dict[str, tuple[str, Callable[[Any, Any, int], Any]]] = {

@@ -62,12 +62,12 @@ def _place(name: str) -> Iterator[Any]:
 
 def measure_place(name: str) -> list[dict[str, Any]]:
     """Predict and measure the settings of one place, in this process."""
-    found = []
+    rows = []
     with _place(name) as where:
         for setting in PLACES[name]:
-            found.append(_measure(where, setting))
-            print(found[-1], file=sys.stderr, flush=True)
-    return found
+            rows.append(_measure(where, setting))
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
 
 
 def _measure(where: Any, setting: Setting) -> dict[str, Any]:
@@ -92,18 +92,18 @@ def _measure(where: Any, setting: Setting) -> dict[str, Any]:
     expected = estimate(TrainingJob(asked.settings, {model.x: x, model.label: y}, EPOCHS))
     known.update(asked.engine.executor.measured)
     grains = ("auto", *setting.grains)
-    told = {grain: expected.seconds(None if grain == "auto" else grain) for grain in grains}
+    forecast = {grain: expected.seconds(None if grain == "auto" else grain) for grain in grains}
     times: dict[str, list[float]] = {grain: [] for grain in grains}
     for _ in range(TURNS):
         for grain in grains:
-            steps = max(LEAST_STEPS, min(SAMPLES // setting.batch, int(EPOCH_SECONDS / told[grain])))
+            steps = max(LEAST_STEPS, min(SAMPLES // setting.batch, int(EPOCH_SECONDS / forecast[grain])))
             n = steps * setting.batch
             history = trainer(grain).fit({model.x: x[:n], model.label: y[:n]}, epochs=EPOCHS)
             rates = [record["samples_per_second"] for record in history.epochs[1:]]
             times[grain].append(setting.batch / statistics.median(rates))
     plan = expected.plan
     measured = {grain: statistics.median(each) for grain, each in times.items()}
-    return {**setting._asdict(), "plan": plan.grain, "shards": plan.shards, "expected": told, "measured": measured}
+    return {**setting._asdict(), "plan": plan.grain, "shards": plan.shards, "expected": forecast, "measured": measured}
 
 
 def prediction_report(tell: Callable[[str], None] = print) -> str:
@@ -119,13 +119,13 @@ def prediction_report(tell: Callable[[str], None] = print) -> str:
         answer = answer_of("prediction", place)
         assert answer is not None
         for a in answer["settings"]:
-            seen, told = a["measured"], a["expected"]
-            ratios.append(told["auto"] / seen["auto"])
+            seen, expected = a["measured"], a["expected"]
+            ratios.append(expected["auto"] / seen["auto"])
             against.append(seen["auto"] / min(seen[grain] for grain in a["grains"]))
-            both = {grain: f"{1e3 * seen[grain]:.2f} ({1e3 * told[grain]:.2f})" for grain in a["grains"]}
+            both = {grain: f"{1e3 * seen[grain]:.2f} ({1e3 * expected[grain]:.2f})" for grain in a["grains"]}
             others = ", ".join(f"{grain} {text}" for grain, text in both.items() if grain not in ("round", "shard"))
             lines.append(
-                f"| {place} | {a['batch']} | {a['hidden']} | {a['kernel']} | {a['plan']} | {1e3 * told['auto']:.2f} "
+                f"| {place} | {a['batch']} | {a['hidden']} | {a['kernel']} | {a['plan']} | {1e3 * expected['auto']:.2f} "
                 f"| {1e3 * seen['auto']:.2f} | {ratios[-1]:.2f} | {both['round']} | {both['shard']} | {others} "
                 f"| {against[-1]:.2f} |"
             )

@@ -24,11 +24,11 @@ def contenders(names: Sequence[str], clock: str) -> list[Contender]:
 
     Only one thread is compared by processor time: it adds up the threads, and those that wait.
     """
-    found = []
+    entries = []
     for name in names:
         counts = (1,) if clock == "cpu" else (0,) if name in OWN else (1, 2)
-        found += [Contender(name, threads, clock) for threads in counts]
-    return found
+        entries += [Contender(name, threads, clock) for threads in counts]
+    return entries
 
 
 def measure_training(
@@ -45,7 +45,7 @@ def measure_training(
     dict
         By batch size, the better of each peer's numbers of threads, in the order of `names`.
     """
-    found = {}
+    results = {}
     for batch in batches:
         everybody = contenders(names or [*PEERS, *OWN], clock)
         take_turns(everybody, batch, turns, tell)
@@ -53,19 +53,19 @@ def measure_training(
         for contender in everybody:
             if contender.name not in best or contender.best > best[contender.name].best:
                 best[contender.name] = contender
-        found[batch] = list(best.values())
-    return found
+        results[batch] = list(best.values())
+    return results
 
 
-def training_table(found: dict[int, list[Contender]]) -> str:
+def training_table(results: dict[int, list[Contender]]) -> str:
     """Return the rates as a Markdown table: best of all turns (typical turn), and flowgrad's share."""
-    batches = list(found)
+    batches = list(results)
     head = "| thousand samples/s: best (median) |" + "".join(f" batch {b} | flowgrad / peer |" for b in batches)
     lines = [head, "|---|" + "---:|---|" * len(batches)]
-    for k, contender in enumerate(found[batches[0]]):
+    for k, contender in enumerate(results[batches[0]]):
         cells = [LABELS[contender.name]]
         for batch in batches:
-            cells += _cells(found[batch][k], found[batch], batch)
+            cells += _cells(results[batch][k], results[batch], batch)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -91,10 +91,10 @@ WANTED_NUMPY = {32: 1.3}
 WANTED_ALIKE = 0.05
 
 
-def own_ratios(found: dict[int, list[Contender]]) -> str:
+def own_ratios(results: dict[int, list[Contender]]) -> str:
     """Say how the NumPy kernel does beside PyTorch, and the net written neuron by neuron beside two matrices."""
     lines = []
-    for batch, everybody in found.items():
+    for batch, everybody in results.items():
         rate = {c.name: c.best for c in everybody if c.rates}
         if {"flowgrad-numpy", "torch"} <= rate.keys():
             ratio, wanted = rate["flowgrad-numpy"] / rate["torch"], WANTED_NUMPY.get(batch)
@@ -107,10 +107,10 @@ def own_ratios(found: dict[int, list[Contender]]) -> str:
     return "\n".join(lines)
 
 
-def same_weights(found: dict[int, list[Contender]]) -> str:
+def same_weights(results: dict[int, list[Contender]]) -> str:
     """Say whether the two ways to write the net end at the same weights."""
     lines = []
-    for batch, everybody in found.items():
+    for batch, everybody in results.items():
         weights = {c.name: c.about.get("weights") for c in everybody if c.name in ("flowgrad", "flowgrad-matvec")}
         if len(weights) == 2 and all(weights.values()):
             same = len(set(weights.values())) == 1

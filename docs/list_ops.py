@@ -26,10 +26,10 @@ COPIES = {Slice: "a copy, or a view", Vectorize: "copies", Gather: "up to 4,096 
 
 def rows() -> list[str]:
     """Return a line of the table for each public op."""
-    found = [
+    kinds = [
         op for op in vars(ops).values() if isinstance(op, type) and issubclass(op, fg.Op) and op is not Elementwise
     ]
-    public = sorted((op for op in found if op.__name__ in fg.__all__), key=lambda op: op.__name__.lower())
+    public = sorted((op for op in kinds if op.__name__ in fg.__all__), key=lambda op: op.__name__.lower())
     return [f"| {' | '.join(map(escaped, row(op)))} |" for op in public]
 
 

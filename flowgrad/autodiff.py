@@ -33,11 +33,11 @@ def differentiate(program: Program, target: int, wrt: Sequence[int], fold: bool 
         program's inputs are always gathered so.
     """
     sweep = _Sweep(program, target, wrt, apart=False)
-    given = {i.var for i in program.inputs}
+    inputs = {i.var for i in program.inputs}
     for i, g in sweep.cotangents():
         if i.out in wrt:
             sweep.parts[i.out] = [g]
-        if i.op is Slice and (fold or i.args[0] in given):
+        if i.op is Slice and (fold or i.args[0] in inputs):
             sweep.range(i, g)
             continue
         for slot, arg in enumerate(i.args):
@@ -118,13 +118,13 @@ def derive(program: Program, target: int, wrt: Sequence[int]) -> Derivation:
         Inputs or marks.
     """
     sweep = _Sweep(program, target, wrt, apart=True)
-    types, given = sweep.builder.types, {i.var for i in program.inputs}
+    types, inputs = sweep.builder.types, {i.var for i in program.inputs}
     last: dict[int, tuple[int, int, tuple[int, ...] | None]] = {
-        var: (k, 0, None) for k, var in enumerate(wrt) if var in given
+        var: (k, 0, None) for k, var in enumerate(wrt) if var in inputs
     }
-    marks = {var: k for k, var in enumerate(wrt) if var not in given}
+    marks = {var: k for k, var in enumerate(wrt) if var not in inputs}
     for i in program.instrs:
-        if i.args and i.args[0] in given and i.args[0] in last:
+        if i.args and i.args[0] in inputs and i.args[0] in last:
             attrs = dict(i.attrs)
             if i.op is Slice:
                 last[i.out] = (last[i.args[0]][0], attrs["start"], None)

@@ -75,13 +75,13 @@ def check_gradients(
 def _variables(upstream: Iterable[Node], wrt: Any) -> list[Variable]:
     if wrt is None:
         return [v for v in upstream if isinstance(v, Variable)]
-    given = list(wrt) if isinstance(wrt, Iterable) else [wrt]
-    for v in given:
+    variables = list(wrt) if isinstance(wrt, Iterable) else [wrt]
+    for v in variables:
         if not isinstance(v, Variable):
             raise GraphError(
                 f"check_gradients differentiates by variables, whose values it can change; {v!r} is not one"
             )
-    return given
+    return variables
 
 
 def central_differences(f: Callable[[Array], Array], x: Array) -> Array:
@@ -120,7 +120,7 @@ def _variable_differences(node: Node, variable: Variable) -> Array:
 
 def compare(
     what: str,
-    found: Array,
+    actual: Array,
     expected: Array,
     rtol: float,
     atol: float,
@@ -133,11 +133,11 @@ def compare(
     GradientError
         If an entry is off by more than ``atol + rtol * (largest entry)``.
     """
-    error = np.abs(found - expected)
+    error = np.abs(actual - expected)
     scale = float(np.abs(expected).max())
     i, j = np.unravel_index(int(np.argmax(np.where(np.isnan(error), np.inf, error))), error.shape)
     if not error[i, j] <= atol + rtol * scale:
-        raise GradientError(f"{what}, entry [{i}, {j}]: {said[0]} {found[i, j]:.10g}, {said[1]} {expected[i, j]:.10g}")
+        raise GradientError(f"{what}, entry [{i}, {j}]: {said[0]} {actual[i, j]:.10g}, {said[1]} {expected[i, j]:.10g}")
     return float(error[i, j]) / max(scale, 1.0)
 
 
@@ -148,9 +148,9 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
         return
     values, y = [p.forward() for p in node.parents], node.forward()
 
-    def same(what: str, found: Any, expected: Any) -> None:
-        told = f"{what} of {node}"
-        compare(told, np.atleast_2d(found), np.atleast_2d(expected), rtol, atol, (f"{what} says", "the rule says"))
+    def same(what: str, actual: Any, expected: Any) -> None:
+        label = f"{what} of {node}"
+        compare(label, np.atleast_2d(actual), np.atleast_2d(expected), rtol, atol, (f"{what} says", "the rule says"))
 
     if op.formula is not None:
         same("formula", _entries(op.formula, node, values, y), y)
@@ -180,16 +180,16 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
 def _entries(text: str, node: Node, values: list[Array], y: Array) -> Array:
     """Return the value of a formula for each entry, as compiled loops compute it."""
     names = {**{OPERANDS[k]: OPERANDS[k] for k in range(len(values))}, "y": "y"}
-    found = []
+    entries = []
     try:
         # The text is the op's own code, like its rules, and comes from its class alone: files hold no formulas.
         code = compile(formula(text, len(values)).scalar(names, node.attrs), "<formula>", "eval")
         for j in range(node.dim):
             entry = {OPERANDS[k]: float(v[j if len(v) > 1 else 0]) for k, v in enumerate(values)}
-            found.append(float(eval(code, {"np": np, "F": float, **entry, "y": float(y[j])})))
+            entries.append(float(eval(code, {"np": np, "F": float, **entry, "y": float(y[j])})))
     except Exception as error:
         raise GradientError(f"the formula {text!r} of {node} failed: {type(error).__name__}: {error}") from error
-    return np.array(found)
+    return np.array(entries)
 
 
 def check_tangents(node: Node, rtol: float, atol: float) -> None:

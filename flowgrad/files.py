@@ -274,13 +274,13 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array]) -> Graph:
 
 def _ops() -> dict[str, type[Op]]:
     """Return every op class that is defined now, by the name that files have for it."""
-    found: dict[str, type[Op]] = {}
+    ops: dict[str, type[Op]] = {}
     stack: list[type[Op]] = [Op]
     while stack:
         cls = stack.pop()
-        found.setdefault(_name(cls), cls)  # of those defined again under their name the last one
+        ops.setdefault(_name(cls), cls)  # of those defined again under their name the last one
         stack += cls.__subclasses__()
-    return found
+    return ops
 
 
 def _name(cls: type[Node]) -> str:

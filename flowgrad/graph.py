@@ -335,14 +335,14 @@ class Variable(Node):
         if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
             raise ShapeError(f"Variable {name or ''}: dim must be a positive integer, not {dim!r}")
         graph = current_graph()
-        given = None
+        value = None
         if not isinstance(init, (bool, np.bool_)):
-            given = vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
+            value = vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
         super().__init__(graph, int(dim), (), {}, name)
         self.trainable = bool(trainable)
-        if given is None and init:
-            given = graph.rng.normal(0.0, 0.001, (1, self.dim))
-        self._value = None if given is None else frozen(given)
+        if value is None and init:
+            value = graph.rng.normal(0.0, 0.001, (1, self.dim))
+        self._value = None if value is None else frozen(value)
 
     def set_value(self, value: Any) -> None:
         """Set the value and reset everything downstream, exactly that.

@@ -70,12 +70,12 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
     if counted:
         unknown = [k for k in attrs if k not in open_to]
     if unknown and not takes.any_attributes:
-        told = ", ".join(map(repr, unknown))
-        raise GraphError(f"{kind} has no attribute {told}; it takes {', '.join(sorted(open_to)) or 'none'}")
+        words = ", ".join(map(repr, unknown))
+        raise GraphError(f"{kind} has no attribute {words}; it takes {', '.join(sorted(open_to)) or 'none'}")
     if not counted:
         most = f"{least}" if least == len(operands) else f"{least} to {len(operands)}"
-        told = f"operand{'s' * (most != '1')} ({', '.join(operands)})"
-        raise GraphError(f"{kind} takes {most} {told}, not {len(parents)}")
+        words = f"operand{'s' * (most != '1')} ({', '.join(operands)})"
+        raise GraphError(f"{kind} takes {most} {words}, not {len(parents)}")
     for key, value in attrs.items():
         try:
             hash(value)
@@ -192,8 +192,10 @@ class Op(Node):
         try:
             dim = self.shape(*dims, **attrs)
         except (ShapeError, TypeError) as error:
-            told = ", ".join(f"{p.name!r} (dim {p.dim})" for p in parents[:6]) + (", ..." if len(parents) > 6 else "")
-            raise ShapeError(f"{kind}({told}): {error}") from None
+            operands = ", ".join(f"{p.name!r} (dim {p.dim})" for p in parents[:6]) + (
+                ", ..." if len(parents) > 6 else ""
+            )
+            raise ShapeError(f"{kind}({operands}): {error}") from None
         if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
             raise ShapeError(f"{kind}: its shape rule gave {dim!r} for dims {dims}; a dim is a positive integer")
         super().__init__(parents[0].graph, int(dim), tuple(parents), attrs, name)

@@ -215,8 +215,8 @@ def verify(program: Program) -> Program:
     """
     types = program.types
     known = [False] * len(types)
-    for given in program.inputs:
-        known[given.var] = True
+    for entry in program.inputs:
+        known[entry.var] = True
     for i in program.instrs:
         if known[i.out]:
             wrong = "assigned twice"

@@ -43,12 +43,12 @@ def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
     address, workers, threads = options["scheduler"], options["workers"], options["threads_per_worker"]
     if address is None:
         workers = workers or min(2, CPU_COUNT)
-        found = executors.local_cluster(workers, threads, dashboard)
+        context = executors.local_cluster(workers, threads, dashboard)
         click.echo(f"cluster: {workers} x {threads} (worker processes x threads) on this machine")
     else:
-        found = executors.existing_cluster(address)
+        context = executors.existing_cluster(address)
         click.echo(f"cluster: {address}")
-    with found as client:
+    with context as client:
         link = executors.dashboard_address(client) if dashboard else None
         click.echo(f"dashboard: {link or 'none'}")
         yield client

@@ -242,9 +242,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file]
             if missing:
-                found = ", ".join(sorted(file)[:8]) or "nothing"
+                names = ", ".join(sorted(file)[:8]) or "nothing"
                 raise DataError(
-                    f"{path}: lacks {', '.join(missing)} (it has {found}): name the arrays {', '.join(KEYS)}"
+                    f"{path}: lacks {', '.join(missing)} (it has {names}): name the arrays {', '.join(KEYS)}"
                 )
             arrays = {}
             for key in KEYS:

@@ -150,9 +150,9 @@ def _order(columns: list[list[Spot]]) -> None:
             _sort(column, rank, forward)
             rank.update((id(spot), i) for i, spot in enumerate(column))
         _switch(columns, rank)
-        found = _crossings(columns)
-        if found < fewest:
-            fewest, best = found, [list(column) for column in columns]
+        crossings = _crossings(columns)
+        if crossings < fewest:
+            fewest, best = crossings, [list(column) for column in columns]
     columns[:] = best
 
 

@@ -81,12 +81,12 @@ class LocalJacobian(ABC):
         return np.swapaxes(rows, 0, 1)
 
     def __repr__(self) -> str:
-        told = [
+        fields = [
             f"{name} {np.shape(value)}" if np.ndim(value) else f"{name}={value!r}"
             for name, value in vars(self).items()
             if name != "out_dim"
         ]
-        return f"<{' '.join([type(self).__name__, ', '.join(told)]).strip()}>"
+        return f"<{' '.join([type(self).__name__, ', '.join(fields)]).strip()}>"
 
 
 class Identity(LocalJacobian):

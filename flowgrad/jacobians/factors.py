@@ -56,16 +56,16 @@ class Factors:
     @cached_property
     def groups(self) -> list[Group]:
         """The shares by where they lie; groups are disjoint."""
-        found: list[Group] = []
+        groups: list[Group] = []
         for share in sorted(self.shares, key=lambda s: s.span):
             lo, hi = share.span
-            if found and lo < found[-1].hi:
-                last = found.pop()
+            if groups and lo < groups[-1].hi:
+                last = groups.pop()
                 same = last.place is not None and last.place == share.place
-                found.append(Group(last.lo, max(last.hi, hi), share.place if same else None, (*last.shares, share)))
+                groups.append(Group(last.lo, max(last.hi, hi), share.place if same else None, (*last.shares, share)))
             else:
-                found.append(Group(lo, hi, share.place, (share,)))
-        return found
+                groups.append(Group(lo, hi, share.place, (share,)))
+        return groups
 
     def of(self, start: int, stop: int) -> Factors:
         """Return those of samples ``start:stop``; nothing is copied."""

@@ -145,8 +145,8 @@ class OuterSum(LocalJacobian):
         _, r, n = self.rows.shape
         turned = np.swapaxes(g.reshape(*g.shape[:2], r, -1), 2, 3)
         target = None if out is None else out.reshape(*out.shape[:2], turned.shape[2], n)
-        found = np.matmul(turned, self.rows, target)
-        return found.reshape(*found.shape[:2], -1)
+        product = np.matmul(turned, self.rows, target)
+        return product.reshape(*product.shape[:2], -1)
 
     def pull_sum(self, g: Array, out: Array | None = None) -> Array:
         """Return the sum over samples and vectors as one matrix product."""
@@ -166,8 +166,8 @@ class OuterSum(LocalJacobian):
     def push(self, t: Array, out_dim: int) -> Array:
         """Return the tangent of the matrix times every vector."""
         n = self.rows.shape[2]
-        found = np.matmul(self.rows, np.swapaxes(t.reshape(*t.shape[:2], -1, n), 2, 3))
-        return found.reshape(*found.shape[:2], out_dim)
+        product = np.matmul(self.rows, np.swapaxes(t.reshape(*t.shape[:2], -1, n), 2, 3))
+        return product.reshape(*product.shape[:2], out_dim)
 
 
 class Blocks(LocalJacobian):
@@ -189,14 +189,14 @@ class Blocks(LocalJacobian):
         if len(self.m) == 1 and (out is None or out.flags.c_contiguous):  # one plain matrix product
             target = None if out is None else out.reshape(-1, n)
             return np.matmul(stretches.reshape(-1, k), self.m[0], target).reshape(*g.shape[:2], -1)
-        found = np.matmul(stretches, self.m, None if out is None else out.reshape(*out.shape[:2], -1, n))
-        return found.reshape(*found.shape[:2], -1)
+        product = np.matmul(stretches, self.m, None if out is None else out.reshape(*out.shape[:2], -1, n))
+        return product.reshape(*product.shape[:2], -1)
 
     def push(self, t: Array, out_dim: int) -> Array:
         """Return the matrix times every stretch of the tangent."""
         n = self.m.shape[2]
-        found = np.matmul(t.reshape(*t.shape[:2], -1, n), np.swapaxes(self.m, 1, 2))
-        return found.reshape(*found.shape[:2], -1)
+        product = np.matmul(t.reshape(*t.shape[:2], -1, n), np.swapaxes(self.m, 1, 2))
+        return product.reshape(*product.shape[:2], -1)
 
 
 def _blocks(g: Array, rows: Array, out: Array | None) -> Array:

@@ -188,8 +188,8 @@ class MatVec(Op):
         if len(W) == 1:
             return _products(W.reshape(-1, n), x, out)
         if len(x) == 1:
-            found = np.matmul(W.reshape(-1, n), x[0], None if out is None else out.reshape(-1))
-            return found.reshape(len(W), -1)
+            product = np.matmul(W.reshape(-1, n), x[0], None if out is None else out.reshape(-1))
+            return product.reshape(len(W), -1)
         return np.matmul(W.reshape(len(W), -1, n), x[:, :, None], None if out is None else out[:, :, None])[:, :, 0]
 
     @staticmethod

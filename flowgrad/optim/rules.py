@@ -51,16 +51,16 @@ class Rule:
     slots: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        told = type(self).__name__
+        kind = type(self).__name__
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
             if name == "bias_correction" or (name == "clip_norm" and value is None):
                 continue
             if name == "learning_rate" and callable(value):
                 continue
             above = name in ("learning_rate", "clip_norm")
-            number = real(value, f"{told}: {name}", 0 if above or name == "weight_decay" else -math.inf, above)
+            number = real(value, f"{kind}: {name}", 0 if above or name == "weight_decay" else -math.inf, above)
             if name in ("momentum", "beta", "beta_1", "beta_2") and not 0 <= value < 1:
-                raise GraphError(f"{told}: {name} must be at least 0 and below 1, not {value!r}")
+                raise GraphError(f"{kind}: {name} must be at least 0 and below 1, not {value!r}")
             object.__setattr__(self, name, number)
 
     def init(self, w: Array) -> State:

@@ -92,7 +92,7 @@ def _break_even(job: Computation, times: Mapping[int, Times], links: Links) -> s
         one = job_seconds(1, samples, 1, 1, "shard", times[blas_threads_of(alone, links.threads)], links)
         return job_seconds(1, samples, many, 3 * many + 1, "shard", times[1], links) < one
 
-    found = crossing(pays)
-    if found is None:
+    batch = crossing(pays)
+    if batch is None:
         return f"up to {LARGEST_BATCH:,} samples, {count(links.slots, 'shard')} side by side do not pay"
-    return f"from about {about(found):,} samples on, {count(links.slots, 'shard')} side by side pay"
+    return f"from about {about(batch):,} samples on, {count(links.slots, 'shard')} side by side pay"

@@ -47,8 +47,8 @@ def links_of(executor: Executor, fit: Fit) -> Links:
     known = ("links", *executor.workers())
     if known not in executor.measured:
         executor.measured[known] = _measure(executor, fit)
-    found: Links = executor.measured[known]
-    return found
+    links: Links = executor.measured[known]
+    return links
 
 
 def _measure(executor: Executor, fit: Fit) -> Links:
@@ -139,8 +139,8 @@ def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
             update=_update(executor, workers) if len(workers) > 1 else 0.0,
             machine=executor.machine_threads(workers),
         )
-    found: Links = executor.measured[known]
-    return found
+    links: Links = executor.measured[known]
+    return links
 
 
 def _hop(executor: Executor, workers: Sequence[Worker]) -> float:
@@ -193,5 +193,5 @@ def _move(executor: Executor, workers: Sequence[Worker]) -> float:
 
 def _update(executor: Executor, workers: Sequence[Worker]) -> float:
     key = f"update-{uuid.uuid4().hex}"
-    found: float = run_now(executor, {key: Task(new_state, ())}, [key], workers)[0]
-    return found
+    seconds: float = run_now(executor, {key: Task(new_state, ())}, [key], workers)[0]
+    return seconds

@@ -25,18 +25,18 @@ def seconds_of(run: Callable[[int], Any], tries: int = TRIES, limit: float = ALL
 
     The first run does not count: it may compile, and what it reads is in no cache yet.
     """
-    repetitions, found, spent = 1, [], 0.0
+    repetitions, times, spent = 1, [], 0.0
     for k in range(tries):
         start = time.perf_counter()
         run(repetitions)
         seconds = time.perf_counter() - start
         if k:
-            found.append(seconds / repetitions)
+            times.append(seconds / repetitions)
             spent += seconds
         repetitions = max(1, min(32, int(RUN_SECONDS * repetitions / max(seconds, 1e-9))))
         if spent > limit:
             break
-    return statistics.median(found)
+    return statistics.median(times)
 
 
 def curve_of(run_on: Callable[[int], Callable[[int], Any]], sizes: Iterable[int]) -> tuple[tuple[int, float], ...]:

@@ -83,10 +83,10 @@ def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: f
 
 def _shards_for(batch_size: int, step_flops: float, kernel: str) -> int:
     most = SHARDS_FROM[kernel][0][1]
-    found = next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
-    while found >= most and batch_size > found * MOST_ROWS:
-        found *= 2
-    return found
+    shards = next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
+    while shards >= most and batch_size > shards * MOST_ROWS:
+        shards *= 2
+    return shards
 
 
 def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) -> tuple[str, str]:
@@ -165,9 +165,9 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
         return asked, "asked for"
     if not costs:
         return "round", "auto: a task per shard cannot pay, so many steps share a task"
-    told = ", ".join(f"{seconds * 1e3:.2f} ms at grain {grain}" for grain, seconds in costs.items())
+    times = ", ".join(f"{seconds * 1e3:.2f} ms at grain {grain}" for grain, seconds in costs.items())
     best = "shard" if shards_pay(costs["round"], costs.get("shard", math.inf)) else "round"
-    return best, f"auto: a step takes about {told}"
+    return best, f"auto: a step takes about {times}"
 
 
 def choose_plan(

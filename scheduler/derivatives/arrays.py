@@ -92,7 +92,7 @@ def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     """Return the factors of each chunk of samples of a scalar's derivative, as delayed values."""
     task = recipe.as_one_task()
     statics = recipe.values_now(Feeds(feeds.arrays, sum(feeds.lengths), feeds.dtype))
-    given = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
+    values = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
     ends = LastEdges(task.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
     plan = delayed((task.instrs, ends), traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
@@ -100,7 +100,7 @@ def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     parts = []
     starts = np.cumsum([0, *feeds.lengths]).tolist()
     for c, length in enumerate(feeds.lengths):
-        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(task.leaves, given)]
+        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(task.leaves, values)]
         parts.append(delayed(read_factors)(plan, names, starts[c], length, *leaves))
     return parts
 
@@ -110,8 +110,8 @@ def read_factors(
 ) -> list[Factors]:
     """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
     instrs, ends = plan
-    found = [leaf if name is None else check_array(name, leaf, ends.dtype, first) for name, leaf in zip(names, leaves)]
-    return factors_chunk(instrs, ends, np.ones((1, 1, 1), ends.dtype), samples, *found)
+    arrays = [leaf if name is None else check_array(name, leaf, ends.dtype, first) for name, leaf in zip(names, leaves)]
+    return factors_chunk(instrs, ends, np.ones((1, 1, 1), ends.dtype), samples, *arrays)
 
 
 def rows(
@@ -207,14 +207,14 @@ def lazy_jacobian(recipe: Recipe, feeds: RememberedFeeds, budget: int) -> dict[N
     row = dtype.itemsize * (sum(t.dim for t in moving) + max(n.dim for n in recipe.wrt))
     n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
     ends = LastEdges(task.edges, tuple(recipe.sizes), rows, dtype, "")
-    given = [statics[k][0] if k in statics else feeds.tokens[recipe.feeds[k]] for k in task.leaves]
+    leaf_tokens = [statics[k][0] if k in statics else feeds.tokens[recipe.feeds[k]] for k in task.leaves]
     work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in task.instrs]
-    told = combine(*given, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in task.edges]))
+    identity = combine(*leaf_tokens, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in task.edges]))
     own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
     over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
-    unit = delayed(task.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, told)}", traverse=False)
-    found = {}
+    unit = delayed(task.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, identity)}", traverse=False)
+    blocks = {}
     for node, span in zip(recipe.wrt, recipe.spans):
         grid = []
         for start, stop in over:
@@ -224,11 +224,11 @@ def lazy_jacobian(recipe: Recipe, feeds: RememberedFeeds, budget: int) -> dict[N
             ]
             line = []
             for pair in down:
-                name = token(told, recipe.ends(rows, dtype).token, repr(span), start, stop, pair)
+                name = token(identity, recipe.ends(rows, dtype).token, repr(span), start, stop, pair)
                 chunk = delayed(jacobian_chunk)(
                     unit, ends, span, pair, stop - start, *leaves, dask_key_name=f"jacobian-{name}"
                 )
                 line.append([da.from_delayed(chunk, (stop - start, pair[1] - pair[0], node.dim), dtype)])
             grid.append(line)
-        found[node] = da.block(grid) if len(grid) * len(grid[0]) > 1 else grid[0][0][0]
-    return found
+        blocks[node] = da.block(grid) if len(grid) * len(grid[0]) > 1 else grid[0][0][0]
+    return blocks

@@ -50,15 +50,15 @@ def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int
         if i.verb == "apply":
             makers[i.out] = i
         try:
-            found = _tangent(i, env, dims, tangents, makers)
+            tangent = _tangent(i, env, dims, tangents, makers)
         except NodeFailed:
             raise
         except Exception as error:
             raise NodeFailed(
                 f"tangent of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}"
             ) from error
-        if found is not None:
-            tangents[i.out] = found
+        if tangent is not None:
+            tangents[i.out] = tangent
     return tangents
 
 
@@ -92,8 +92,8 @@ def _tangent(
 
 
 def _pull(local: LocalJacobian, g: Array, summed: bool) -> Array:
-    found = local.pull_sum(g) if summed else local.pull(g)
-    return found.astype(g.dtype, copy=False)
+    cotangent = local.pull_sum(g) if summed else local.pull(g)
+    return cotangent.astype(g.dtype, copy=False)
 
 
 def _bend(i: Instr, moving: Mapping[int, tuple[Array, Array | None]], g: Array, summed: bool) -> Array | None:
@@ -171,8 +171,8 @@ def hvp_block(
 
 def _run(program: Program, inputs: list[Array]) -> list[Any]:
     env: list[Any] = [None] * len(program.types)
-    for given, value in zip(program.inputs, inputs):
-        env[given.var] = value
+    for entry, value in zip(program.inputs, inputs):
+        env[entry.var] = value
     for i in program.instrs:
         env[i.out] = run_instr(i, *(env[a] for a in i.args))
     return env
@@ -216,9 +216,9 @@ def pushes_of(recipe: Recipe) -> Pushes:
                 instrs.append(i)
                 for slot in slots:
                     reads.update(dict.fromkeys(i.out if n < 0 else i.args[n] for n in i.op.needs(slot, i.arity)))
-        told = token([(i.op, i.attrs, i.args, i.out) for i in instrs], list(reads), recipe.variables, recipe.target)
+        identity = token([(i.op, i.attrs, i.args, i.out) for i in instrs], list(reads), recipe.variables, recipe.target)
         dims = tuple(t.dim for t in recipe.program.types)
-        recipe.pushes = Pushes(tuple(instrs), dims, tuple(reads), tuple(recipe.variables), recipe.target, told)
+        recipe.pushes = Pushes(tuple(instrs), dims, tuple(reads), tuple(recipe.variables), recipe.target, identity)
     return recipe.pushes
 
 
@@ -271,7 +271,7 @@ def push_block(
     env: list[Any] = [None] * len(pushes.dims)
     for var, value in zip(pushes.reads, args):
         env[var] = canonical(value)
-    found = []
+    blocks = []
     for span in spans:
         rows, columns = pushes.dims[pushes.target], span if isinstance(span, int) else span[2] - span[1]
         out = np.zeros((samples, rows, columns), dtype)
@@ -282,5 +282,5 @@ def push_block(
             moved = push_through(pushes.instrs, env, pushes.dims, {var: seed}).get(pushes.target)
             if moved is not None:
                 out[...] = moved.transpose(1, 2, 0)
-        found.append(out)
-    return found
+        blocks.append(out)
+    return blocks

@@ -81,9 +81,9 @@ class Request:
         if not feeds:
             return self.cache.salt
         whole = samples == (0, self.feeds.samples)
-        given, fed = self.feeds.tokens, self.recipe.feeds
-        told = [given[fed[var]] if var in fed else self.seed_token for var in feeds]
-        return combine(*told, *(() if whole else map(str, samples)), self.cache.salt)
+        feed_tokens, fed = self.feeds.tokens, self.recipe.feeds
+        parts = [feed_tokens[fed[var]] if var in fed else self.seed_token for var in feeds]
+        return combine(*parts, *(() if whole else map(str, samples)), self.cache.salt)
 
     def _kept(self, key: str) -> bool:
         """Whether the cache has a value; asking counts once for a request."""

@@ -176,14 +176,14 @@ class PerSampleGradients:
 
     def _merged(self, nodes: Sequence[Node]) -> list[tuple[int, int, int] | int]:
         """Return the spans of nodes; those that lie end to end are one."""
-        found: list[tuple[int, int, int] | int] = []
+        runs: list[tuple[int, int, int] | int] = []
         for span in (self._spans[n] for n in nodes):
-            last = found[-1] if found else 0
+            last = runs[-1] if runs else 0
             if not isinstance(span, int) and not isinstance(last, int) and (span[0], span[1]) == (last[0], last[2]):
-                found[-1] = (last[0], last[1], span[2])
+                runs[-1] = (last[0], last[1], span[2])
             else:
-                found.append(span)
-        return found
+                runs.append(span)
+        return runs
 
     def _rows(self, func: Callable[..., Array], tail: tuple[int, ...], compute: bool, *args: Any) -> Any:
         parts = self._parts
@@ -199,14 +199,14 @@ class PerSampleGradients:
             size = sum(self._sizes)
             total = self._done(lambda: _dask().total(func, parts.values, size, self.dtype, *args), compute)
         starts = np.cumsum([0, *self._sizes])
-        found = {}
+        sums = {}
         for node in self.wrt:
             span = self._spans[node]
             if isinstance(span, int):
-                found[node] = np.zeros(span, self.dtype) if compute else _dask().zeros(span, self.dtype)
+                sums[node] = np.zeros(span, self.dtype) if compute else _dask().zeros(span, self.dtype)
             else:
-                found[node] = total[starts[span[0]] + span[1] : starts[span[0]] + span[2]]
-        return found
+                sums[node] = total[starts[span[0]] + span[1] : starts[span[0]] + span[2]]
+        return sums
 
     def _done(self, array: Callable[[], Any], compute: bool, *others: PerSampleGradients) -> Any:
         """Return a dask array of the parts, or its value, computed where parts are; lost ones are made again, once."""

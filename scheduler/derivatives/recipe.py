@@ -143,9 +143,9 @@ class Recipe:
                 return known.values
         read = [v._value for v in self.needed]
         require_values(self.needed, feeds, self.result)
-        found = _static_values(self.program, self.statics, self.graph, feeds.dtype)
-        self._set = _Set(version, read, feeds.dtype, found)
-        return found
+        values = _static_values(self.program, self.statics, self.graph, feeds.dtype)
+        self._set = _Set(version, read, feeds.dtype, values)
+        return values
 
     def tokens_now(self, feeds: Feeds) -> list[str]:
         """Return what stands for the content of all variables that are set."""
@@ -170,11 +170,11 @@ class Recipe:
             self._names = statics, {}
         known = self._names[1]
         if seed not in known:
-            given = {var: ValueName(f"value-{name}") for var, (name, _) in statics.items()}
-            given.update((var, ValueName("feed-", (var,))) for var in self.feeds)
+            names = {var: ValueName(f"value-{name}") for var, (name, _) in statics.items()}
+            names.update((var, ValueName("feed-", (var,))) for var in self.feeds)
             own = self.derivation.seed
-            given[own] = ValueName(f"seed-{seed}") if seed else ValueName("seed-", (own,))
-            known[seed] = name_values(self.units, given)
+            names[own] = ValueName(f"seed-{seed}") if seed else ValueName("seed-", (own,))
+            known[seed] = name_values(self.units, names)
         return known[seed]
 
     def ends(self, rows: int, dtype: Any) -> LastEdges:
@@ -183,12 +183,12 @@ class Recipe:
         if key not in self._ends:
             at = {var: k for k, var in enumerate(self.end_reads)}
             edges = tuple(e.renamed(at.__getitem__) for e in self.edges)
-            told = [
+            words = [
                 (e.wrt, e.start, e.entries, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.arity, e.pull.args)
                 for e in edges
             ]
             self._ends[key] = LastEdges(
-                edges, tuple(self.sizes), rows, key[1], token(told, self.sizes, rows, key[1].str)
+                edges, tuple(self.sizes), rows, key[1], token(words, self.sizes, rows, key[1].str)
             )
         return self._ends[key]
 
@@ -251,14 +251,14 @@ class RecipeBook:
         """Return the recipe; worked out if it is not remembered."""
         fed = frozenset(fed)
         key = (result, tuple(wrt), fed, grain == "node")
-        found = self.found.get(key)
-        if found is None:
-            found = self.found[key] = Recipe(result, wrt, fed, grain)
+        recipe = self.found.get(key)
+        if recipe is None:
+            recipe = self.found[key] = Recipe(result, wrt, fed, grain)
             if len(self.found) > REMEMBERED:
                 self.found.popitem(last=False)
         else:
             self.found.move_to_end(key)
-        return found
+        return recipe
 
 
 def _passes_on(i: Instr, grain: str) -> bool:
@@ -268,9 +268,9 @@ def _passes_on(i: Instr, grain: str) -> bool:
 
 def _statics(program: Program) -> list[Instr | int]:
     """Return the inputs that are no feeds, and the instructions that cut ranges out of them."""
-    given = {i.var for i in program.inputs if i.role in ("param", "const")}
-    cuts = [i for i in program.instrs if i.op in (Slice, Gather) and i.verb == "apply" and i.args[0] in given]
-    return [*given, *cuts]
+    inputs = {i.var for i in program.inputs if i.role in ("param", "const")}
+    cuts = [i for i in program.instrs if i.op in (Slice, Gather) and i.verb == "apply" and i.args[0] in inputs]
+    return [*inputs, *cuts]
 
 
 def _static_values(
@@ -280,14 +280,14 @@ def _static_values(
     cut = {i.args[0] for i in statics if isinstance(i, Instr)}
     read = {a for i in program.instrs for a in i.args if i.op not in (Slice, Gather) or i.verb != "apply"}
     flats = {var: flat_values(program, graph, roles[var], dtype) for var in statics if isinstance(var, int)}
-    found = {}
+    values = {}
     for item in statics:
         if isinstance(item, int):
             value = flats[item]
             if item in cut and item not in read:
                 continue  # nobody reads the whole
-            found[item] = token(value), value
+            values[item] = token(value), value
         else:
             value = np.ascontiguousarray(item.op.apply(flats[item.args[0]], **dict(item.attrs)))
-            found[item.out] = token(value), value
-    return found
+            values[item.out] = token(value), value
+    return values

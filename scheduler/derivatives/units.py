@@ -61,12 +61,12 @@ class ValueName(NamedTuple):
     feeds: tuple[int, ...] = ()
 
 
-def name_values(units: Sequence[Unit], given: Mapping[int, ValueName]) -> dict[int, ValueName]:
+def name_values(units: Sequence[Unit], leaves: Mapping[int, ValueName]) -> dict[int, ValueName]:
     """Return the names of what is given and of each unit's results, by the first variable that it writes.
 
     The same expression has the same name whatever its feeds are called, and wherever it is a part of another one.
     """
-    names = dict(given)
+    names = dict(leaves)
     for unit in units:
         feeds = tuple(dict.fromkeys(f for var in unit.holders for f in names[var].feeds))
         reads = [f"{names[var].stem} {[feeds.index(f) for f in names[var].feeds]}" for var in unit.holders]
@@ -119,6 +119,6 @@ def cut_up(
         where = tuple((holders.index(var), number) for var, number in read)
         holder.update((var, (writes[0], number if len(run) > 1 else None)) for number, var in enumerate(writes))
         sizes = tuple((t.dim, t.batched, t.cotangent) for t in (program.types[var] for var in writes))
-        name, told = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows)
-        units.append(Unit(name, told, numbered, writes, holders, where, sizes, flops))
+        name, identity = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows)
+        units.append(Unit(name, identity, numbered, writes, holders, where, sizes, flops))
     return units, holder

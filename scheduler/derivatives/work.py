@@ -68,11 +68,11 @@ def _given(reads: Sequence[tuple[int, int | None]], args: Sequence[Any]) -> list
 
 def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
     """Return the local Jacobian of a ``pull`` from the forward values that follow its cotangent."""
-    given: list[Any] = [None] * (i.arity + 1)
+    operands: list[Any] = [None] * (i.arity + 1)
     for need, value in zip(i.op.needs(i.slot, i.arity), values):
-        given[need] = value
+        operands[need] = value
     try:
-        return i.op.jacobian(i.slot, given[-1], *given[:-1], **dict(i.attrs))
+        return i.op.jacobian(i.slot, operands[-1], *operands[:-1], **dict(i.attrs))
     except Exception as error:
         raise NodeFailed(f"jacobian of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
 
@@ -150,16 +150,16 @@ def jacobian_block(
         Number of the variable and range in it; or, where the result does not depend on it, only the dim.
     """
     args = tuple(canonical(a) for a in args)
-    found = []
+    blocks = []
     for span in spans:
         if isinstance(span, int):
-            found.append(np.zeros((samples, ends.rows, span), ends.dtype))
+            blocks.append(np.zeros((samples, ends.rows, span), ends.dtype))
             continue
         wrt, lo, hi = span
         out = empty_array((samples, ends.rows, hi - lo), ends.dtype)
         ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
-        found.append(out)
-    return found
+        blocks.append(out)
+    return blocks
 
 
 def factors_block(ends: LastEdges, samples: int, *args: Array) -> list[Factors]:
@@ -190,9 +190,9 @@ def factors_chunk(
     return factors_block(ends, samples, *run_all(instrs, *leaves, seed))
 
 
-def run_all(instrs: tuple[Instr, ...], *given: Array) -> list[Array]:
+def run_all(instrs: tuple[Instr, ...], *inputs: Array) -> list[Array]:
     """Return what is given and the results of all instructions."""
-    return [*given, *run_unit(instrs, [(k, None) for k in range(len(given))], True, *given)]
+    return [*inputs, *run_unit(instrs, [(k, None) for k in range(len(inputs))], True, *inputs)]
 
 
 def join(parts: list[list[Array]], k: int) -> Array:

@@ -523,5 +523,5 @@ def _executor(where: Any) -> Executor:
             f"unknown engine {where!r}: give 'sync', 'threads', an address such as 'tcp://host:8786', a Client or a cluster"
         )
     # `distributed` takes a second to import; those who stay in this process do not pay for it.
-    found: Executor | None = executors.connect(where)
-    return found or LocalExecutor(threads=True)
+    executor: Executor | None = executors.connect(where)
+    return executor or LocalExecutor(threads=True)

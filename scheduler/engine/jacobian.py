@@ -60,18 +60,18 @@ def jacobian(
     else:
         budget = int(psutil.virtual_memory().available) // 2 if size > CHECKED else CHECKED
     if compute and size > budget:
-        found = derivatives.lazy_jacobian(recipe, checked, budget)
+        arrays = derivatives.lazy_jacobian(recipe, checked, budget)
     else:
         forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
         lower = lower_push if forward else lower_reverse
-        found = None
+        arrays = None
         with suppress(Lost):
-            found = _run_jacobian(session, recipe, checked, lower, compute)
-        if found is None:  # what was kept is gone with a worker: begin anew
+            arrays = _run_jacobian(session, recipe, checked, lower, compute)
+        if arrays is None:  # what was kept is gone with a worker: begin anew
             with session.cache.lock:
                 session.cache.lost()
-            found = _run_jacobian(session, recipe, checked, lower, compute)
-    return found[nodes[0]] if isinstance(wrt, Node) else found
+            arrays = _run_jacobian(session, recipe, checked, lower, compute)
+    return arrays[nodes[0]] if isinstance(wrt, Node) else arrays
 
 
 def _run_jacobian(

@@ -36,10 +36,10 @@ def vjp(
     seed = vectors_of("the cotangent", result, cotangent, checked)
     if len(seed) == 1:
         seed = np.repeat(seed, checked.samples, axis=0)
-    found = keep_factors(session, recipe, checked, seed[None])
-    shared = [n for n in found.wrt if isinstance(n, Variable) and n not in checked.arrays]
-    total = found.mean()
-    return {n: total[n] * found.samples if n in shared else found.array(n) for n in found.wrt}
+    factors = keep_factors(session, recipe, checked, seed[None])
+    shared = [n for n in factors.wrt if isinstance(n, Variable) and n not in checked.arrays]
+    total = factors.mean()
+    return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
 
 
 def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None) -> Array:
@@ -55,9 +55,9 @@ def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds:
     keys = []
     for start, stop in placed.bounds:
         inputs = placed.inputs(start, stop)
-        given = [inputs[i.var] for i in program.inputs]
+        values = [inputs[i.var] for i in program.inputs]
         directions = cut_tangents(flat, start, stop, checked.samples)
-        keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *given))
+        keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *values))
     return np.concatenate(_values(session, records, keys))
 
 
@@ -82,8 +82,8 @@ def hvp(
     keys = []
     for start, stop in placed.bounds:
         inputs = placed.inputs(start, stop)
-        given = [inputs[i.var] for i in program.inputs[:-1]]
-        keys.append(records.task("hvp", hvp_block, program, named[0][0], checked.samples, stop - start, flat, *given))
+        values = [inputs[i.var] for i in program.inputs[:-1]]
+        keys.append(records.task("hvp", hvp_block, program, named[0][0], checked.samples, stop - start, flat, *values))
     parts = _values(session, records, keys)
     total = parts[0]
     for more in parts[1:]:
@@ -142,34 +142,34 @@ def vectors_of(what: str, node: Node, value: Any, feeds: Feeds) -> Array:
     return array
 
 
-def tangents_of(graph: Any, given: Any, feeds: Feeds) -> dict[Variable, Array]:
+def tangents_of(graph: Any, directions: Any, feeds: Feeds) -> dict[Variable, Array]:
     """Return directions by variable, checked."""
-    if not isinstance(given, Mapping) or not given:
+    if not isinstance(directions, Mapping) or not directions:
         raise FeedError("directions are given as a dict {variable: array (dim,)} of at least one variable")
-    found = {}
-    for v, value in given.items():
+    tangents = {}
+    for v, value in directions.items():
         if not isinstance(v, Variable) or v.graph is not graph:
             raise FeedError(f"a direction is given for a variable of the graph, not for {v!r}")
-        found[v] = vectors_of("the direction", v, value, feeds)
-        if len(found[v]) > 1 and v not in feeds.arrays:
-            raise FeedError(f"{v} is shared by all samples: its direction must be ({v.dim},), not {found[v].shape}")
-    return found
+        tangents[v] = vectors_of("the direction", v, value, feeds)
+        if len(tangents[v]) > 1 and v not in feeds.arrays:
+            raise FeedError(f"{v} is shared by all samples: its direction must be ({v.dim},), not {tangents[v].shape}")
+    return tangents
 
 
 def flat_tangents(program: Program, moved: Mapping[Variable, Array], feeds: Feeds) -> dict[int, Array]:
     """Return the tangents of the program's inputs, by variable."""
-    found: dict[int, Array] = {}
+    by_place: dict[int, Array] = {}
     param = input_var(program, "param")
     if param is not None:
-        flat = found[param] = np.zeros((1, program.types[param].dim), feeds.dtype)
+        flat = by_place[param] = np.zeros((1, program.types[param].dim), feeds.dtype)
         for v, tangent in moved.items():
             if v.index in program.layout and v not in feeds.arrays:
                 flat[:, slice(*program.layout[v.index][1:])] = tangent
     for v in moved:
         var = input_var(program, "feed", v.index)
         if var is not None:
-            found[var] = moved[v]
-    return found
+            by_place[var] = moved[v]
+    return by_place
 
 
 def cut_tangents(flat: dict[int, Array], start: int, stop: int, samples: int) -> dict[int, Array]:

@@ -104,11 +104,11 @@ class Session:
 
 def nodes_of(wrt: Any, graph: Any) -> list[Node]:
     """Return the nodes to differentiate by, each once."""
-    found: dict[Node, None] = {}
+    nodes: dict[Node, None] = {}
     for node in [wrt] if isinstance(wrt, Node) or not isinstance(wrt, Iterable) else wrt:
         if not isinstance(node, Node):
             raise GraphError(f"derivatives are by nodes; {node!r} is not one")
         if node.graph is not graph:
             raise GraphError(f"{node} belongs to another graph")
-        found[node] = None
-    return list(found)
+        nodes[node] = None
+    return list(nodes)

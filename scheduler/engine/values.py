@@ -30,14 +30,14 @@ def forward(session: Session, nodes: Node | Sequence[Node], feeds: Any) -> Any:
 
 def forward_of(session: Session, targets: list[Node], graph: Graph, feeds: Feeds) -> list[Array]:
     """Compute values from feeds that are checked."""
-    found: list[Array] = run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards))
-    return found
+    values: list[Array] = run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards))
+    return values
 
 
 def gradient(session: Session, target: Node, feeds: Any, wrt: Any) -> dict[Variable, Array]:
     """Compute the gradient of the mean of a scalar over the samples; see `Engine.gradient`."""
-    found: dict[Variable, Array] = run(session, lower_mean_gradient(session, target, feeds, wrt, None))
-    return found
+    gradients: dict[Variable, Array] = run(session, lower_mean_gradient(session, target, feeds, wrt, None))
+    return gradients
 
 
 def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None) -> Computation:
@@ -77,9 +77,9 @@ def check_scalar(node: Any, what: str) -> None:
 
 
 def _variables(wrt: Any, graph: Graph) -> list[Variable]:
-    found = []
+    variables = []
     for v in nodes_of(wrt, graph):
         if not isinstance(v, Variable):
             raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
-        found.append(v)
-    return found
+        variables.append(v)
+    return variables

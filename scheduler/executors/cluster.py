@@ -78,7 +78,7 @@ class PromptWorker(WorkerPlugin):
 
 def settings() -> dict[str, Any]:
     """Return dask's settings for a cluster of our own; they are read when it starts."""
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         "distributed.scheduler.worker-saturation": math.inf,
         # Of the last 1,000 messages on each connection dask keeps copies, graphs and all.
         "distributed.admin.low-level-log-length": 50,
@@ -93,8 +93,8 @@ def settings() -> dict[str, Any]:
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
     }
     if find_spec("uvloop") is not None:
-        found["distributed.admin.event-loop"] = "uvloop"
-    return found
+        config["distributed.admin.event-loop"] = "uvloop"
+    return config
 
 
 @contextmanager

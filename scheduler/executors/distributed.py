@@ -74,9 +74,9 @@ class DistributedExecutor(Executor):
         """
         start = time.monotonic()
         while True:
-            found = self._known()
-            self._bring_back(len(found))
-            running = {a: w for a, w in found.items() if w.get("status") == "running"} or found
+            workers = self._known()
+            self._bring_back(len(workers))
+            running = {a: w for a, w in workers.items() if w.get("status") == "running"} or workers
             kept = {a: w for a, w in running.items() if a not in avoid} or running
             if kept:
                 ordered = sorted(kept.items(), key=lambda item: (str(item[1].get("name")), item[0]))

@@ -83,8 +83,8 @@ def check_array(variable: Any, array: Any, dtype: Any, first: int | Array = 0) -
 def check_lengths(lengths: Mapping[Any, int]) -> int:
     """Return the number of samples, the same for all feeds and at least 1, or raise with what each has."""
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{v.name!r} has {n}" for v, n in lengths.items())
-        raise FeedError(f"feeds differ in their number of samples: {told}; axis 0 is the samples")
+        words = ", ".join(f"{v.name!r} has {n}" for v, n in lengths.items())
+        raise FeedError(f"feeds differ in their number of samples: {words}; axis 0 is the samples")
     empty = [v.name for v, n in lengths.items() if n == 0]
     if empty:
         raise FeedError(f"the feed for {empty[0]!r} is empty: it has 0 samples, at least 1 is needed")
@@ -102,15 +102,15 @@ def common_dtype(dtypes: Iterable[Any], dtype: Any = None) -> np.dtype[Any]:
 
 def check_nodes(nodes: Any, what: str) -> tuple[Graph, list[Node]]:
     """Check that `nodes` are nodes of one graph; return it and them."""
-    found = list(nodes) if isinstance(nodes, (list, tuple)) else [nodes]
-    if not found:
+    sequence = list(nodes) if isinstance(nodes, (list, tuple)) else [nodes]
+    if not sequence:
         raise GraphError(f"{what}: no node was given")
-    for node in found:
+    for node in sequence:
         if not isinstance(node, Node):
             raise GraphError(f"{what}: {node!r} is not a node")
-        if node.graph is not found[0].graph:
-            raise GraphError(f"{what}: {found[0]} and {node} belong to two different graphs")
-    return found[0].graph, found
+        if node.graph is not sequence[0].graph:
+            raise GraphError(f"{what}: {sequence[0]} and {node} belong to two different graphs")
+    return sequence[0].graph, sequence
 
 
 def require_values(variables: list[Variable], feeds: Feeds, target: Node) -> None:
@@ -190,8 +190,8 @@ def check_shape(v: Variable, array: Any) -> None:
 def _fed(v: Variable, value: Any, dtype: np.dtype[Any], lazy: bool) -> Any:
     if not (lazy and is_chunked(value)):
         return _shaped(v, value, dtype)
-    found = chunked(v, value, dtype)
-    return _shaped(v, _numeric(v, found), dtype) if isinstance(found, np.ndarray) else found
+    chunks = chunked(v, value, dtype)
+    return _shaped(v, _numeric(v, chunks), dtype) if isinstance(chunks, np.ndarray) else chunks
 
 
 def _check_labels(v: Variable, array: Array, first: int | Array) -> None:

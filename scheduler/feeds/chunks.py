@@ -102,8 +102,8 @@ def gathered(value: Any) -> Array:
     for place, block in zip(np.ndindex(blocks.shape), dask.compute(*blocks.ravel())):
         masked = masked or isinstance(block, np.ma.MaskedArray)
         grid[place] = np.asarray(block)
-    found = np.asarray(np.block(grid.tolist()))
-    return np.ma.array(found) if masked else found
+    array = np.asarray(np.block(grid.tolist()))
+    return np.ma.array(array) if masked else array
 
 
 def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:

@@ -76,12 +76,12 @@ class Placement:
         used = {workers[k].address for k, *_ in seats}
         for address in set(self._placed) - used:
             self.executor.release(self._placed.pop(address).values())
-        found = []
+        lanes = []
         for k, first, stop, threads in seats:
             refs = self.place(self.values | (feeds if whole else {}), workers[k].address)
             placed = [refs[name] for name in feeds] if whole else []
-            found.append(Lane(k, refs["program"], refs.get("const"), placed, first, stop, threads))
-        return found
+            lanes.append(Lane(k, refs["program"], refs.get("const"), placed, first, stop, threads))
+        return lanes
 
     def place(self, values: Mapping[str, Any], address: str | None) -> dict[str, Ref]:
         """Return references to values on a worker, or wherever there is room; those that are not there, or got lost, are placed."""
@@ -111,7 +111,7 @@ class Placement:
             Lanes that read these rows; the steps' rows in them; what has to be kept until the steps are done.
         """
         local: list[list[Array]] = [[] for _ in steps]
-        found, sent = [], []
+        batches, sent = [], []
         for lane in lanes:
             mine = [rows for shards in steps for rows in shards[lane.first : lane.stop]]
             rows = np.concatenate(mine) if mine else np.zeros(0, np.int64)
@@ -120,13 +120,13 @@ class Placement:
                 ref, handles = self.rows(graph, i, rows, lane.worker, workers, salt)
                 feeds.append(ref)
                 sent += handles
-            found.append(replace(lane, feeds=feeds))
+            batches.append(replace(lane, feeds=feeds))
             at = 0
             for k, shards in enumerate(steps):
                 for part in shards[lane.first : lane.stop]:
                     local[k].append(np.arange(at, at + len(part)))
                     at += len(part)
-        return found, local, sent
+        return batches, local, sent
 
     def rows(
         self, graph: TaskGraph, i: int, rows: Array, worker: int, workers: Sequence[Worker], salt: str
@@ -208,14 +208,14 @@ def deal_out(workers: Sequence[Worker], shards: int) -> list[tuple[int, int, int
     [(0, 0, 1, 1), (1, 1, 2, 1)]
     """
     used = workers[:shards]
-    every, found, before, first = sum(w.threads for w in used), [], 0, 0
+    every, spans, before, first = sum(w.threads for w in used), [], 0, 0
     for k, w in enumerate(used):
         before += w.threads
         stop = (2 * shards * before + every) // (2 * every)
         if stop > first:
-            found.append((k, first, stop, w.threads))
+            spans.append((k, first, stop, w.threads))
         first = max(first, stop)
-    return found
+    return spans
 
 
 def load_chunk(load: Any, salt: str) -> Any:

@@ -33,7 +33,7 @@ def gradient({gradient_args}):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def shard(rows, batch, const, w, grad, {given}):
+def shard(rows, batch, const, w, grad, {feed_names}):
     n = nmax = len(rows)
     share = 1.0 / batch
 {make}
@@ -44,7 +44,7 @@ def shard(rows, batch, const, w, grad, {given}):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def round(
-    tid, threads, sync, order, cuts, counts, const, w, v, s, shares, wave, folded, losses, t, c, norms, clip, decay, {given}
+    tid, threads, sync, order, cuts, counts, const, w, v, s, shares, wave, folded, losses, t, c, norms, clip, decay, {feed_names}
 ):
     nmax = 0
     for k in range(cuts.shape[0]):
@@ -109,7 +109,7 @@ def round_text(
         ]
     feeds = [i for i in program.inputs if i.role == "feed"]
     dims = [program.types[i.var].dim for i in feeds]
-    given = ", ".join(f"X{k}" for k in range(len(feeds)))
+    feed_names = ", ".join(f"X{k}" for k in range(len(feeds)))
     names = ", ".join(f"{x}" for x in source.feeds)
     buffers = ", ".join(name for name, _ in source.buffers)
     make = [f"{x}_bytes = np.empty((nmax, {dim * dtype.itemsize}), np.uint8)" for x, dim in zip(source.feeds, dims)]
@@ -128,7 +128,7 @@ def round_text(
         gradient_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [names, buffers])]),
         call_args=", ".join(["n", "share", "const", "w", "grad", *filter(None, [cut, buffers])]),
         body="\n".join("    " + line for line in source.body),
-        given=given,
+        feed_names=feed_names,
         make="\n".join("    " + line for line in make),
         take="\n".join("        " + line for line in take) or "        pass",
         take_deep="\n".join("                    " + line for line in take) or "                    pass",

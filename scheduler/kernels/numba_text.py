@@ -34,10 +34,10 @@ class _Writer(ValueWriter):
         self.flat = program.outputs[gradient] if gradient is not None else -1
 
     def write(self) -> Source:
-        for given in self.program.inputs:
-            name = {"param": "w", "const": "const", "seed": "seed"}.get(given.role, f"x{given.var}")
-            self.name[given.var] = name
-            if given.role == "feed":
+        for entry in self.program.inputs:
+            name = {"param": "w", "const": "const", "seed": "seed"}.get(entry.role, f"x{entry.var}")
+            self.name[entry.var] = name
+            if entry.role == "feed":
                 self.out.feeds.append(name)
         self._seed()
         self._destine()
@@ -63,11 +63,11 @@ class _Writer(ValueWriter):
         return self.out
 
     def _seed(self) -> None:
-        given = self.program.inputs[-1]
-        if self.program.types[given.var].batched:
+        seed = self.program.inputs[-1]
+        if self.program.types[seed.var].batched:
             self.out.buffers.append(("seed", ("n", "1")))
             self._line("seed[:n] = F(share)")
-            self.name[given.var] = "seed[:n]"
+            self.name[seed.var] = "seed[:n]"
         else:
             self.out.buffers.append(("seed", ("1",)))
             self._line("seed[0] = F(share * n)")

@@ -95,14 +95,14 @@ class Kernel:
         dtype = inputs[0].dtype if inputs else np.dtype(float)
         key = (self.number, rows, samples, dtype)
         frame = frames.take(key) or [_make(t, rows, samples, dtype) for t in self.text.frame]
-        given = into or {}
-        wholes = [given[name] if name in given else _make(t, rows, samples, dtype) for name, t in self.text.wholes]
+        targets = into or {}
+        wholes = [targets[name] if name in targets else _make(t, rows, samples, dtype) for name, t in self.text.wholes]
         try:
-            found = self.run(frame, wholes, *inputs)
+            outputs = self.run(frame, wholes, *inputs)
         except Exception as error:
             raise self._failed(error) from error
         frames.give(key, frame)  # for the next call with as many samples
-        return dict(zip(self.program.outputs, found))
+        return dict(zip(self.program.outputs, outputs))
 
     def _one_by_one(self, inputs: Sequence[Array]) -> dict[str, Array]:
         env: dict[int, Array] = {i.var: value for i, value in zip(self.program.inputs, inputs)}

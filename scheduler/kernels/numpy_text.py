@@ -76,8 +76,8 @@ class KernelWriter:
             if not self.left[i.out] and i.out not in self.outputs:
                 self._drop(i.out)
         results = [f"v{v}.copy()" if self.held.get(v) else f"v{v}" for v in self.program.outputs.values()]
-        given = ", ".join(["frame", "wholes", *(f"v{i.var}" for i in self.program.inputs)])
-        head = [f"def run({given}):"]
+        parameters = ", ".join(["frame", "wholes", *(f"v{i.var}" for i in self.program.inputs)])
+        head = [f"def run({parameters}):"]
         head += [f" {''.join(f'b{k}, ' for k in range(len(self.text.frame)))}= frame"] if self.text.frame else []
         self.text.instrs = {at + len(head) + 1: i for at, i in self.text.instrs.items()}
         self.text.lines = [*head, *(" " + line for line in body), f" return ({''.join(r + ', ' for r in results)})"]
@@ -207,9 +207,9 @@ class KernelWriter:
         return "; ".join([f"v{i.out} = {out}", *(f"{out}[:, :, {s}:{s + types[a].dim}] = v{a}" for a, s in rest)])
 
 
-def like(result: Array, given: Array) -> Array:
+def like(result: Array, array: Array) -> Array:
     """Return a result in the precision of what went in, whatever a rule of the user's makes of it."""
-    return np.asarray(result).astype(given.dtype, copy=False)
+    return np.asarray(result).astype(array.dtype, copy=False)
 
 
 def join(pieces: Sequence[Array], starts: tuple[int, ...], dim: int, out: Array | None = None) -> Array:
@@ -268,8 +268,8 @@ def both_rule(op: Any) -> Callable[..., tuple[Array, LocalJacobian]]:
 
 
 def _checked(op: type[Op], result: Array, values: Sequence[Array], attrs: dict[str, Any]) -> Array:
-    given = {name: value for name, value in attrs.items() if name != "out"}
-    wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **given))
+    attributes = {name: value for name, value in attrs.items() if name != "out"}
+    wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **attributes))
     if np.shape(result) != wanted:
         raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
     return like(result, values[0])

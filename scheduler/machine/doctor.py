@@ -186,9 +186,9 @@ def _dask(facts: Facts) -> Iterator[Finding]:
 
 def _workers(facts: Facts) -> Iterator[Finding]:
     """Judge the environment that nannies give to workers; the system's own variables win over it."""
-    given = facts.settings.get("distributed.nanny.pre-spawn-environ") or {}
+    environ = facts.settings.get("distributed.nanny.pre-spawn-environ") or {}
     name = "MALLOC_TRIM_THRESHOLD_"
-    trim = facts.environment.get(name, given.get(name))
+    trim = facts.environment.get(name, environ.get(name))
     where = "set for this shell" if name in facts.environment else "given by dask"
     keep = f"workers of your own: export {name}={KEEP_MEMORY}; `flowgrad train` does so by itself"
     if trim is None:
@@ -201,7 +201,7 @@ def _workers(facts: Facts) -> Iterator[Finding]:
     else:
         text = f"{name}={trim}, {where}: every step fetches fresh pages"
         yield Finding("workers' memory", "note", text, keep)
-    threads = facts.environment.get("OMP_NUM_THREADS", given.get("OMP_NUM_THREADS"))
+    threads = facts.environment.get("OMP_NUM_THREADS", environ.get("OMP_NUM_THREADS"))
     yield Finding("workers' threads", "ok", f"OMP_NUM_THREADS={threads} in workers that dask starts")
 
 

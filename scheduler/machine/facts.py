@@ -66,7 +66,7 @@ def read_facts() -> Facts:
 
     dask knows distributed's settings only once that is imported.
     """
-    found = importlib.util.find_spec("numba") is not None
+    numba = importlib.util.find_spec("numba") is not None
     if importlib.util.find_spec("scipy") is not None:
         importlib.import_module(COMPILED_BLAS)
     memory = psutil.virtual_memory()
@@ -85,7 +85,7 @@ def read_facts() -> Facts:
         versions=read_versions(),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
         settings={name: dask.config.get(name, None) for name in SETTINGS},
-        numba=_read_numba() if found else {},
+        numba=_read_numba() if numba else {},
         cache=str(folder),
         cache_problem=_cache_problem(folder),
         cache_files=len(list(folder.glob("flowgrad_kernel_*.py"))),
@@ -94,13 +94,13 @@ def read_facts() -> Facts:
 
 def read_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    found = {}
+    versions = {}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def read_cpu(path: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]]:
@@ -137,7 +137,7 @@ def _cache_problem(folder: Path) -> str:
 
 def cache_folder() -> Path:
     """Return where kernels are kept: ``$FLOWGRAD_CACHE_DIR``, else ``flowgrad`` in the user's cache folder."""
-    given = os.environ.get("FLOWGRAD_CACHE_DIR")
-    if given:
-        return Path(given)
+    folder = os.environ.get("FLOWGRAD_CACHE_DIR")
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowgrad"

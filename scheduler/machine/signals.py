@@ -22,7 +22,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-            self._before = {number: found for number, found in ours.items() if signal.getsignal(number) is found}
+            self._before = {number: handler for number, handler in ours.items() if signal.getsignal(number) is handler}
             for number in self._before:
                 signal.signal(number, self._raise)
         return self

@@ -64,16 +64,16 @@ def each_side_by_side(work: Callable[[A], T], items: Iterable[A]) -> list[T]:
     >>> each_side_by_side(lambda k: k * k, range(4))
     [0, 1, 4, 9]
     """
-    given = list(items)
-    results: list[Any] = [None] * len(given)
+    all_items = list(items)
+    results: list[Any] = [None] * len(all_items)
     left = itertools.count()  # `next` is atomic
 
     def some() -> None:
-        while (k := next(left)) < len(given):
-            results[k] = work(given[k])
+        while (k := next(left)) < len(all_items):
+            results[k] = work(all_items[k])
 
     with one_thread():
-        futures = [_helpers().submit(some) for _ in range(min(CPU_COUNT, len(given)) - 1)]
+        futures = [_helpers().submit(some) for _ in range(min(CPU_COUNT, len(all_items)) - 1)]
         try:
             some()
         finally:

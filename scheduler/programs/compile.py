@@ -122,8 +122,8 @@ def compile_gradient(
     fed = [v for v in wrt if v in feeds.arrays]
     program = compile_forward([target], feeds, params, grain)
     where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
-    found = [(var, vs) for var, vs in where if var is not None and vs]
-    program = differentiate(program, program.outputs["0"], [var for var, _ in found], fold=grain != "node")
+    pairs = [(var, vs) for var, vs in where if var is not None and vs]
+    program = differentiate(program, program.outputs["0"], [var for var, _ in pairs], fold=grain != "node")
     program = run_passes(program, backward_passes(grain))
-    named = [(f"d{k}", vs) for k, (_, vs) in enumerate(found) if f"d{k}" in program.outputs]
+    named = [(f"d{k}", vs) for k, (_, vs) in enumerate(pairs) if f"d{k}" in program.outputs]
     return program, named

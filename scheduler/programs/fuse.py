@@ -93,23 +93,23 @@ class _Fusion:
                 self._single(i)
         outputs = {name: self.materialise(self.segments[var]) for name, var in self.program.outputs.items()}
         # Parameters that no fused node wanted together, or that nothing reads, come last.
-        for given in self.program.inputs:
-            if given.role in self.flat:
-                self._place(self.segments[given.var][0])
+        for entry in self.program.inputs:
+            if entry.role in self.flat:
+                self._place(self.segments[entry.var][0])
         return self.builder.build(outputs)
 
     # -- inputs and the flat vectors ----------------------------------------------------------------------------
 
     def _inputs(self) -> None:
         sizes: Counter[Role] = Counter()
-        for k, given in enumerate(self.program.inputs):
-            type_ = self.program.types[given.var]
-            if given.role in ("feed", "seed"):
-                var = self.builder.input(type_, given.role, given.node)
-                self.segments[given.var] = (Segment(var, 0, type_.dim),)
+        for k, entry in enumerate(self.program.inputs):
+            type_ = self.program.types[entry.var]
+            if entry.role in ("feed", "seed"):
+                var = self.builder.input(type_, entry.role, entry.node)
+                self.segments[entry.var] = (Segment(var, 0, type_.dim),)
             else:
-                self.segments[given.var] = (Segment(-1 - k, 0, type_.dim),)
-                sizes[given.role] += type_.dim
+                self.segments[entry.var] = (Segment(-1 - k, 0, type_.dim),)
+                sizes[entry.role] += type_.dim
         for role, size in sizes.items():
             self.flat[role] = self.builder.input(Type(size, False), role)
 
@@ -117,16 +117,16 @@ class _Fusion:
         """Return where a segment of a parameter lies in its flat vector; a new one is laid at the end."""
         if s.base >= 0:
             return s
-        given = self.program.inputs[-1 - s.base]
+        entry = self.program.inputs[-1 - s.base]
         if s.base not in self.placed:
-            if given.role == "param" and given.node in self.fixed:
-                _, start, stop = self.fixed[given.node]
+            if entry.role == "param" and entry.node in self.fixed:
+                _, start, stop = self.fixed[entry.node]
             else:
-                start = self.cursor[given.role]
-                stop = start + self.program.types[given.var].dim
-                self.cursor[given.role] = stop
-            self.placed[s.base] = Segment(self.flat[given.role], start, stop)
-            self.builder.layout[given.node] = (given.role, start, stop)
+                start = self.cursor[entry.role]
+                stop = start + self.program.types[entry.var].dim
+                self.cursor[entry.role] = stop
+            self.placed[s.base] = Segment(self.flat[entry.role], start, stop)
+            self.builder.layout[entry.node] = (entry.role, start, stop)
         whole = self.placed[s.base]
         return Segment(whole.base, whole.start + s.start, whole.start + s.stop)
 

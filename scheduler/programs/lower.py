@@ -62,14 +62,14 @@ class JobInputs:
 
     def arrays(self, samples: int) -> list[Array]:
         """Return the inputs of the program, but the seed, for so many samples; they are taken again where there are fewer."""
-        found = []
+        arrays = []
         for i in self.program.inputs:
             if i.role != "seed":
                 record = self.graph.records[self.whole[i.var].key]
                 assert isinstance(record, Data)
                 value = record.value
-                found.append(value[np.arange(samples) % len(value)] if i.role == "feed" else value)
-        return found
+                arrays.append(value[np.arange(samples) % len(value)] if i.role == "feed" else value)
+        return arrays
 
     def inputs(self, start: int, stop: int) -> dict[int, Ref]:
         """Return the inputs of one shard, but the seed."""
@@ -135,8 +135,8 @@ def lower_gradient(
         if held is None:
             shares.append(lower_share(graph, program, names, inputs, stop - start, feeds.samples))
             continue
-        given = [inputs[i.var] for i in program.inputs if i.var != seed]
-        shares.append(graph.task("gradient", shard_gradient, held, names, feeds.samples, stop - start, *given))
+        refs = [inputs[i.var] for i in program.inputs if i.var != seed]
+        shares.append(graph.task("gradient", shard_gradient, held, names, feeds.samples, stop - start, *refs))
     keys = [reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group))] if shares else []
 
     def finish(values: list[Any]) -> dict[Variable, Array]:
@@ -167,8 +167,8 @@ def lower_share(
     refs[seed] = graph.task("seed", mean_seed, refs[loss], samples, batch)
     backward = Program(program.types, program.inputs, program.instrs[len(forward.instrs) :], {})
     refs = lower_nodes(graph, backward, refs)
-    found = [refs[program.outputs[name]] for name in names]
-    return graph.task("gradient", flat_gradient, refs[loss], samples, batch, program.size("param"), *found)
+    outputs = [refs[program.outputs[name]] for name in names]
+    return graph.task("gradient", flat_gradient, refs[loss], samples, batch, program.size("param"), *outputs)
 
 
 def _until(program: Program, seed: int) -> tuple[Any, ...]:

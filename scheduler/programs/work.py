@@ -64,8 +64,8 @@ def flat_gradient(loss: Array, samples: int, batch: int, size: int, *cotangents:
 
 def run_program(program: Program, names: tuple[str, ...], *inputs: Any) -> Any:
     """Run a program on one shard and return the named outputs."""
-    found = kernel_of(program)([canonical(np.asarray(i)) for i in inputs])
-    values = [canonical(found[name]) for name in names]
+    outputs = kernel_of(program)([canonical(np.asarray(i)) for i in inputs])
+    values = [canonical(outputs[name]) for name in names]
     return values[0] if len(values) == 1 else values
 
 
@@ -83,8 +83,8 @@ def shard_gradient(program: Program, names: tuple[str, ...], batch: int, samples
     *inputs : ndarray
         The program's inputs but the seed.
     """
-    found = run_seeded(program, batch, samples, list(map(canonical, inputs)))
-    return flat_gradient(found["0"], samples, batch, program.size("param"), *(found[name] for name in names))
+    outputs = run_seeded(program, batch, samples, list(map(canonical, inputs)))
+    return flat_gradient(outputs["0"], samples, batch, program.size("param"), *(outputs[name] for name in names))
 
 
 def run_seeded(

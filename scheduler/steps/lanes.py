@@ -98,16 +98,16 @@ def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     size = max(SIDE_BY_SIDE, part.threads)
     with shard_threads(lane.step.program, [part.rows], part.threads) as each:
         for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
-            found = each(compute, part.rows[k : k + size])
-            shares |= {(0, part.first + m): share for m, share in enumerate(found, k)}
+            sums = each(compute, part.rows[k : k + size])
+            shares |= {(0, part.first + m): share for m, share in enumerate(sums, k)}
             shares = reduce_some(shares, part.shards, add_gradients)
     return shares
 
 
 def total(lanes: Sequence[Subtotals], shards: int) -> Gradient:
     """Add up the gradients of all lanes: always the same tree."""
-    found = {key: share for shares in lanes for key, share in shares.items()}
-    (mean,) = reduce_some(found, shards, add_gradients).values()
+    share_of = {key: share for shares in lanes for key, share in shares.items()}
+    (mean,) = reduce_some(share_of, shards, add_gradients).values()
     return mean
 
 

@@ -48,11 +48,11 @@ class Step:
 
 def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
     """Return the inputs of a program in its order, aligned as the bits of the result need it."""
-    given = iter(feeds)
+    fed = iter(feeds)
     inputs: list[Array] = []
     for i in program.inputs:
         if i.role == "feed":
-            inputs.append(canonical(next(given)))
+            inputs.append(canonical(next(fed)))
         elif i.role == "param":
             inputs.append(canonical(weights_of(state)))
         elif i.role == "const":

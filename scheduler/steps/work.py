@@ -37,10 +37,10 @@ class Scratch:
 
     def array(self, name: Any, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return the array of this name; a new one where the shape changes."""
-        found = self.arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            found = self.arrays[name] = np.empty(shape, dtype)
-        return found
+        array = self.arrays.get(name)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            array = self.arrays[name] = np.empty(shape, dtype)
+        return array
 
     def work(self, entries: int, dtype: Any) -> Array:
         """Return the room in which a rule updates so many entries."""
@@ -98,8 +98,8 @@ def shard_step(
         return step.private.gradient(inputs, len(rows), batch)
     size = step.program.size("param")
     into = {name: scratch.array(name, (1, 1, size), state["w"].dtype) for name in step.names}
-    found = run_seeded(step.program, batch, len(rows), inputs, into)
-    return flat_gradient(found["0"], len(rows), batch, size, *(found[name] for name in step.names))
+    outputs = run_seeded(step.program, batch, len(rows), inputs, into)
+    return flat_gradient(outputs["0"], len(rows), batch, size, *(outputs[name] for name in step.names))
 
 
 def _compiled(step: Step, rule: Rule, state: State) -> Any:
@@ -174,8 +174,8 @@ def evaluate_shard(
     program: Program, state: State, const: Array | None, feeds: list[Array], samples: int
 ) -> tuple[float, int]:
     """Return the sum of the losses of so many samples, and the number of right classes (-1 without classes)."""
-    found = kernel_of(program)(arrange(program, state, const, feeds))
+    outputs = kernel_of(program)(arrange(program, state, const, feeds))
     right = -1
-    if "1" in found:
-        right = int(sample_sum(found["1"].argmax(axis=1) == found["2"].argmax(axis=1), samples))
-    return sample_sum(found["0"], samples), right
+    if "1" in outputs:
+        right = int(sample_sum(outputs["1"].argmax(axis=1) == outputs["2"].argmax(axis=1), samples))
+    return sample_sum(outputs["0"], samples), right

@@ -28,10 +28,10 @@ def is_named(thing: Any) -> bool:
     (True, False)
     """
     module = getattr(thing, "__module__", None) or ""  # methods that are written in C have none
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for name in thing.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is thing and module != "__main__"
+        value = getattr(value, name, None)
+    return value is thing and module != "__main__"
 
 
 def code_token(*functions: Callable[..., Any]) -> str:
@@ -39,7 +39,7 @@ def code_token(*functions: Callable[..., Any]) -> str:
 
     These are their code and defaults, and what of their modules they name: constants, arrays, and the code of other functions.
     """
-    told = []
+    parts = []
     left, seen = list(functions), set()
     while left:
         function = left.pop()
@@ -47,16 +47,16 @@ def code_token(*functions: Callable[..., Any]) -> str:
         if not isinstance(function, FunctionType) or function in seen:  # what is written in C has no code
             continue
         seen.add(function)
-        told.append(_told(function.__code__) + repr((function.__defaults__, function.__kwdefaults__)))
+        parts.append(_code_text(function.__code__) + repr((function.__defaults__, function.__kwdefaults__)))
         for name in function.__code__.co_names:
             value: Any = function.__globals__.get(name)
             if isinstance(getattr(value, "py_func", value), FunctionType):
                 left.append(value)
             elif isinstance(value, np.ndarray):
-                told.append(f"{name} {value.dtype} {value.shape} {value.tobytes().hex()}")
+                parts.append(f"{name} {value.dtype} {value.shape} {value.tobytes().hex()}")
             elif type(value) in PLAIN or isinstance(value, (tuple, np.generic)):
-                told.append(f"{name} {value!r}")
-    return blake2b("\0".join(told).encode(), digest_size=8).hexdigest()
+                parts.append(f"{name} {value!r}")
+    return blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def object_token(thing: Any) -> str:
@@ -78,13 +78,13 @@ def _unwatched_token(thing: Any) -> str:
     return uuid.uuid4().hex
 
 
-def _told(code: CodeType) -> str:
+def _code_text(code: CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {[_constant(c) for c in code.co_consts]}"
 
 
 def _constant(value: Any) -> str:
     if isinstance(value, CodeType):
-        return _told(value)
+        return _code_text(value)
     # The order of a set of strings is another one in every process.
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 

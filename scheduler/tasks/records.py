@@ -62,12 +62,12 @@ def prefix_of(i: Instr) -> str:
 
 def references(records: Iterable[Record]) -> set[str]:
     """Return every key that tasks refer to."""
-    found: set[str] = set()
+    keys: set[str] = set()
     stack: list[Any] = [a for r in records if isinstance(r, Task) for a in r.args]
     while stack:
         arg = stack.pop()
         if isinstance(arg, Ref):
-            found.add(arg.key)
+            keys.add(arg.key)
         elif isinstance(arg, list):
             stack += arg
-    return found
+    return keys

@@ -95,8 +95,8 @@ class Callbacks:
         answer = Signal(0)
         getattr(Callback, method)  # nothing is told that nobody can know of
         for callback in self.callbacks:
-            found = getattr(callback, method, None)
-            said = None if found is None else found(*args)
+            handler = getattr(callback, method, None)
+            said = None if handler is None else handler(*args)
             if isinstance(said, Signal):
                 answer |= said
             elif said:

@@ -69,7 +69,7 @@ class Checkpoints:
             raise GraphError("Checkpoints: give every_epochs or every_seconds; with neither, nothing is ever written")
 
 
-class Found(NamedTuple):
+class Snapshot(NamedTuple):
     """A checkpoint that was read.
 
     Attributes
@@ -124,11 +124,13 @@ class Saver:
         seconds = self.settings.every_seconds
         return seconds is not None and time.monotonic() - self.last >= seconds
 
-    def write(self, step: int, found: Found) -> Path:
+    def write(self, step: int, checkpoint: Snapshot) -> Path:
         """Write a checkpoint of a run that has done so many steps."""
-        arrays = {f"state/{k}": v for k, v in found.state.items()} | {f"kept/{k}": v for k, v in found.kept.items()}
+        arrays = {f"state/{k}": v for k, v in checkpoint.state.items()} | {
+            f"kept/{k}": v for k, v in checkpoint.kept.items()
+        }
         path = write_checkpoint(
-            self.folder, step, {**arrays, "losses": found.losses}, found.about, keep=self.settings.keep
+            self.folder, step, {**arrays, "losses": checkpoint.losses}, checkpoint.about, keep=self.settings.keep
         )
         self.last = time.monotonic()
         return path
@@ -146,7 +148,7 @@ def write_checkpoint(
     return path
 
 
-def read_checkpoint(folder: Path) -> Found | None:
+def read_checkpoint(folder: Path) -> Snapshot | None:
     """Return the last checkpoint that can be read, or None if there is none.
 
     A file that is damaged, foreign or of a newer version is said so and the one before it is used.
@@ -159,19 +161,19 @@ def read_checkpoint(folder: Path) -> Found | None:
     problems = []
     for path in sorted(folder.glob(PATTERN), reverse=True):
         try:
-            found = _read(path)
+            checkpoint = _read(path)
         except DataError as error:
             problems.append(str(error))
             continue
         for problem in problems:
             warn(f"{problem}; going on from {path.name}")
-        return found
+        return checkpoint
     if problems:
         raise DataError(f"no checkpoint in {folder} can be read: {problems[0]}")
     return None
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> Snapshot:
     arrays, about = read_arrays(path)
     if about.get("kind") != "checkpoint":
         raise DataError(f"{path} is a file of flowgrad, but not a checkpoint")
@@ -180,7 +182,7 @@ def _read(path: Path) -> Found:
         part, _, name = key.partition("/")
         if name:
             parts[part][name] = value
-    return Found(parts["state"], parts["kept"], arrays["losses"], about)
+    return Snapshot(parts["state"], parts["kept"], arrays["losses"], about)
 
 
 def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -205,15 +207,15 @@ def describe_rule(rule: Rule) -> str:
 
 
 def _settings(of: Any) -> str:
-    told = []
+    differences = []
     for f in fields(of):
         value = getattr(of, f.name)
         if isinstance(value, Schedule):
             value = f"{type(value).__name__}({_settings(value)})"
         elif callable(value):  # its repr may tell where it lies in memory
             value = getattr(value, "__qualname__", type(value).__qualname__)
-        told.append(f"{f.name}={value}")
-    return ", ".join(told)
+        differences.append(f"{f.name}={value}")
+    return ", ".join(differences)
 
 
 def describe_model(target: Node, parameters: int) -> str:

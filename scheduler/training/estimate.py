@@ -295,12 +295,12 @@ def _threads(e: Estimate) -> list[str]:
 
 def _other_shards(e: Estimate) -> list[str]:
     """Return what other numbers of shards would cost, as a line; none where a mini-batch is one sample."""
-    told = []
+    words = []
     for n in sorted({1, 2, 4, 8} - {e.plan.shards}):
         if n <= e.case.batch:
-            found = min(e.seconds("round", shards=n), e.seconds("shard", shards=n))
-            told.append(f"{ms(found)} ms with {n}")
-    return [f"other numbers of shards, and so other last digits: {', '.join(told)}"] if told else []
+            seconds = min(e.seconds("round", shards=n), e.seconds("shard", shards=n))
+            words.append(f"{ms(seconds)} ms with {n}")
+    return [f"other numbers of shards, and so other last digits: {', '.join(words)}"] if words else []
 
 
 def _table(e: Estimate) -> list[str]:
@@ -308,8 +308,8 @@ def _table(e: Estimate) -> list[str]:
     head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
     rows = []
     for grain, text in TASKS.items():
-        found = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
-        against = found.get(e.plan.kernel, found["numpy"]) / e.seconds()
+        times = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
+        against = times.get(e.plan.kernel, times["numpy"]) / e.seconds()
         steps = min(steps_per_round(e.seconds("round")), e.case.steps)
         tasks = {
             "round": 1 / steps,
@@ -322,7 +322,7 @@ def _table(e: Estimate) -> list[str]:
                 grain,
                 text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // max(1, round(tasks))), "sample")),
                 f"{tasks:,.0f}" if tasks >= 1 else f"{tasks:.2g}",
-                *(ms(found[k]) if k in found else "-" for k in kernels),
+                *(ms(times[k]) if k in times else "-" for k in kernels),
                 "the plan" if grain == e.plan.grain else ratio(against),
             ]
         )
@@ -332,12 +332,12 @@ def _table(e: Estimate) -> list[str]:
 def _break_even(e: Estimate) -> str:
     if e.links.slots == 1:
         return "one task runs at a time here, so that cutting a step into tasks never pays"
-    found = e.break_even()
+    batch = e.break_even()
     several = f"{count(e.links.workers, 'worker')}" if e.links.workers > 1 else f"{count(e.links.slots, 'thread')}"
-    if found is None:
+    if batch is None:
         return f"up to a batch of {LARGEST_BATCH:,} samples, cutting a step into tasks for {several} does not pay"
-    side = "below" if e.case.batch < found else "above"
-    return f"cutting a step into tasks for {several} pays from about {about(found):,} samples on; this batch is {side} that"
+    side = "below" if e.case.batch < batch else "above"
+    return f"cutting a step into tasks for {several} pays from about {about(batch):,} samples on; this batch is {side} that"
 
 
 def _measured(e: Estimate) -> list[str]:

@@ -112,7 +112,7 @@ class Evaluation:
         """Return the references to shard `k` of every feed."""
         start, stop = self.shards[k]
         where = k % len(workers)
-        found = []
+        feeds = []
         for i, feed in enumerate(self.placement.feeds):
             if isinstance(feed, Chunked):
                 ref, handles = self.placement.rows(graph, i, np.arange(start, stop), where, workers, salt)
@@ -120,8 +120,8 @@ class Evaluation:
             else:
                 name, address = f"feed-{i}-{k}", workers[where].address
                 ref = self.placement.place({name: feed[start:stop]}, address)[name]
-            found.append(ref)
-        return found
+            feeds.append(ref)
+        return feeds
 
     def close(self) -> None:
         """Let go of the feeds."""

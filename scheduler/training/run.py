@@ -16,7 +16,7 @@ from ..costs import Plan
 from ..feeds import Batches, Epoch, Placement, check_feeds
 from ..machine import Interrupts
 from .callbacks import KEEP, STOP
-from .checkpoint import Found, Saver, check_same_run, read_checkpoint
+from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint
 from .estimate import plan_training
 from .evaluation import Evaluation
 from .history import History, StepLosses
@@ -53,15 +53,15 @@ class Run:
         self.epoch = self.position = 0
         self.kept: dict[str, Array] = {}
         state = job.state
-        found = read_checkpoint(saver.folder) if saver is not None and resume else None
-        if found is None:
+        checkpoint = read_checkpoint(saver.folder) if saver is not None and resume else None
+        if checkpoint is None:
             self.plan = plan_training(job)
             self.history = History(self.plan.as_dict())
         else:
             assert saver is not None
-            check_same_run(saver.folder, found.about.get("run", {}), job.identity)
+            check_same_run(saver.folder, checkpoint.about.get("run", {}), job.identity)
             with same_version(f"the checkpoint in {saver.folder}"):
-                state = self._go_on(found)
+                state = self._go_on(checkpoint)
         job.follow(self.plan)
         self.steps_per_epoch = self._batches(1).epoch.steps
         self.placement = Placement(job.executor, job.step, job.const(), job.fed())
@@ -78,13 +78,13 @@ class Run:
         order = Epoch(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
         return Batches(order, 0, order.steps, self.plan.shards)
 
-    def _go_on(self, found: Found) -> dict[str, Array]:
-        about = found.about
-        self.kept = found.kept
+    def _go_on(self, checkpoint: Snapshot) -> dict[str, Array]:
+        about = checkpoint.about
+        self.kept = checkpoint.kept
         self.plan = checked_record(Plan, about["plan"])
         self.epoch, self.position = int(about["epoch"]), int(about["position"])
-        self.history = checked_record(History, {**about["history"], "steps": StepLosses(found.losses)})
-        return found.state
+        self.history = checked_record(History, {**about["history"], "steps": StepLosses(checkpoint.losses)})
+        return checkpoint.state
 
     def close(self) -> None:
         """Let go of everything that is kept on the executor."""
@@ -240,4 +240,4 @@ class Run:
             "history": {**self.history.as_dict(), "steps": []},  # they are an array
         }
         losses = np.array(self.history.steps.losses[:done])
-        self.saver.write(done, Found(self.windows.state, self.kept, losses, about))
+        self.saver.write(done, Snapshot(self.windows.state, self.kept, losses, about))

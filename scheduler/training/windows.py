@@ -155,10 +155,10 @@ class Windows:
             self.ahead = NextWindow(crew, after, submission, tasks + added)
         while len(waiting) > 1:
             done = self._finish(waiting.popleft(), crew, done)
-        found: list[Done] = self.executor.outcome(handles, crew.needed)
-        self._tell(waiting[0], found[0][1], done)
+        outcomes: list[Done] = self.executor.outcome(handles, crew.needed)
+        self._tell(waiting[0], outcomes[0][1], done)
         self._drop([*handles, *waiting[0].kept])
-        return join_state([state for state, _ in found])
+        return join_state([state for state, _ in outcomes])
 
     def _goes_on(self, begun: NextWindow, crew: Crew, batches: Batches) -> bool:
         """Whether what was submitted ahead is the beginning of a window that runs at `crew`."""
@@ -224,9 +224,9 @@ class Windows:
         after = lower_steps(graph, self.plan.grain, self.rule, lanes, refs, steps, self.step, crew.exchange)
         losses = [] if last else [graph.task("loss", pick, after[0], 1, worker=lanes[0].worker)]
         keys = [ref.key for ref in (*after, *losses)]
-        found = self._hold(self.executor.submit(graph.records, keys, crew.addresses, bool(self.recovery.avoid)))
-        submission = Submission(None if last else found[-1], kept, batches)
-        return found[: len(after)], submission, len(graph.records)
+        handles = self._hold(self.executor.submit(graph.records, keys, crew.addresses, bool(self.recovery.avoid)))
+        submission = Submission(None if last else handles[-1], kept, batches)
+        return handles[: len(after)], submission, len(graph.records)
 
     def _finish(self, submission: Submission, crew: Crew, done: int) -> int:
         assert submission.loss is not None
