@@ -75,7 +75,7 @@ def _run(options: dict[str, Any]) -> None:
     import flowgrad as fg
 
     from .folder import run_folder
-    from .job import build_model, cluster, load_data
+    from .training import build_model, cluster, load_data
     from .progress import ProgressCallback
     from .report import EarlyImports
 
