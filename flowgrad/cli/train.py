@@ -75,9 +75,9 @@ def _run(options: dict[str, Any]) -> None:
     import flowgrad as fg
 
     from .folder import run_folder
-    from .training import build_model, cluster, load_data
     from .progress import ProgressCallback
     from .report import EarlyImports
+    from .training import build_model, cluster, load_data
 
     started = time.perf_counter()
     data = load_data(options)

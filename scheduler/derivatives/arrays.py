@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -19,6 +19,7 @@ from flowgrad.typing import Array
 from ..feeds import (
     Feeds,
     RememberedFeeds,
+    Shape,
     check_array,
     check_lengths,
     check_shape,
@@ -31,13 +32,6 @@ from ..programs import cut_rows
 from ..tasks import combine, token
 from .recipe import Recipe
 from .work import LastEdges, factors_chunk, jacobian_chunk
-
-
-class Fed(NamedTuple):
-    """What a task needs to know of a variable to check its feed."""
-
-    name: str
-    dim: int
 
 
 @dataclass(frozen=True)
@@ -96,21 +90,22 @@ def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
     ends = LastEdges(task.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
     plan = delayed((task.instrs, ends), traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
-    names = [None if k in statics else Fed(recipe.feeds[k].name, recipe.feeds[k].dim) for k in task.leaves]
+    fed = {k: Shape(v.name, v.dim, feeds.dtype) for k, v in recipe.feeds.items()}
+    forms = [None if k in statics else fed[k] for k in task.leaves]
     parts = []
     starts = np.cumsum([0, *feeds.lengths]).tolist()
     for c, length in enumerate(feeds.lengths):
         leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(task.leaves, values)]
-        parts.append(delayed(read_factors)(plan, names, starts[c], length, *leaves))
+        parts.append(delayed(read_factors)(plan, forms, starts[c], length, *leaves))
     return parts
 
 
 def read_factors(
-    plan: tuple[tuple[Instr, ...], LastEdges], names: list[Fed | None], first: int, samples: int, *leaves: Array
+    plan: tuple[tuple[Instr, ...], LastEdges], forms: list[Shape | None], first: int, samples: int, *leaves: Array
 ) -> list[Factors]:
     """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
     instrs, ends = plan
-    arrays = [leaf if name is None else check_array(name, leaf, ends.dtype, first) for name, leaf in zip(names, leaves)]
+    arrays = [leaf if form is None else check_array(form, leaf, form.dtype, first) for form, leaf in zip(forms, leaves)]
     return factors_chunk(instrs, ends, np.ones((1, 1, 1), ends.dtype), samples, *arrays)
 
 

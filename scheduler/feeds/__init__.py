@@ -12,7 +12,7 @@ from .check import (
     fed_variable,
     require_values,
 )
-from .chunks import Chunked, file_rows, is_chunked
+from .chunks import Chunked, Shape, file_rows, is_chunked
 from .memory import FeedMemory, RememberedFeeds
 from .order import ORDER_BYTES, Batches, Epoch
 from .placement import Lane, Placement, lane_of
