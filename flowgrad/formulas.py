@@ -42,11 +42,6 @@ class Formula:
     names: frozenset[str]
     tree: ast.expr
 
-    @property
-    def constant(self) -> bool:
-        """Whether it is a number."""
-        return not self.names
-
     def numpy(self, into: bool = False) -> str:
         """Return the formula as Python text for arrays; `into`: its last operation writes into ``out``, if it can."""
         tree = self.tree

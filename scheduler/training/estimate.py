@@ -48,8 +48,6 @@ from ..steps import compile_step, lower_steps, run_round
 from ..tasks import Ref, TaskGraph, bounds
 from .job import TrainingJob
 
-# Grains that give the same bits, of which `auto` takes one.
-AUTO = ("round", "shard")
 # Nodes of a graph whose tasks at grain node are counted.
 COUNTED = 5000
 # Samples of the largest shard that is timed.
@@ -120,7 +118,7 @@ class Trial:
         return saved >= LEAST_HOPS * near.hop
 
     def costs(self, links: Links) -> dict[str, float]:
-        """Return the seconds per step at each of the grains `AUTO`, from the step that was timed."""
+        """Return the seconds per step at grains round and shard, from the step that was timed."""
         return from_step(self.case, self.kernel[0], self.seconds, self.fixed, self.shared, links)
 
     def times(self, kernel: str) -> Times:
@@ -184,7 +182,7 @@ class Estimate:
     where : str
         Name of the executor.
     measured : dict
-        Seconds per step at each of the grains `AUTO`, by the plan's kernel and shards: from the whole step.
+        Seconds per step at grains round and shard, by the plan's kernel and shards: from the whole step.
     shards_asked : bool
         Whether the number of shards was given, or comes with the grain or accumulated gradients.
     """
