@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,8 @@ class Elementwise(Op):
     """Base of ops that act on each entry by itself, yours included: a value, its slopes and its bends, as formulas.
 
     From them follow `apply`, `jacobian`, `jacobian_tangent`, the kinds of the local Jacobians, what they need, and the form for
-    compiled kernels. A class may state `apply` itself where NumPy's way is another. Siblings stack by laying operands end to end.
+    compiled kernels. A class may state `apply` itself where NumPy's way is another; what a class above states of a formula, of
+    slopes or bends does not hold for another formula, so they are stated together. Siblings stack by laying operands end to end.
 
     Class attributes
     ----------------
@@ -29,8 +30,8 @@ class Elementwise(Op):
         Its derivative by each operand; may also name ``y``, the value.
     bends : dict
         Second derivatives: by pair of slots, ``(0, 1)`` for `a` and `b`, the derivative of a slope by an operand, of the same
-        names. A pair may be left out where neither of its slopes names the other operand, or ``y``; without any, slopes are
-        differentiated by central differences.
+        names as that slope (one that names ``y`` knows all operands). A pair may be left out where neither of its slopes names
+        the other operand, or ``y``; without any, slopes are differentiated by central differences.
 
     Raises
     ------
@@ -54,10 +55,9 @@ class Elementwise(Op):
 
     def __init_subclass__(cls, **kwargs: Any):
         """Make the rules of the formulas that the class states."""
-        stated = {"formula", "slopes", "bends"} & set(vars(cls))
-        super().__init_subclass__(**kwargs)
-        if stated:
+        if {"formula", "slopes", "bends"} & set(vars(cls)):
             _make_rules(cls)
+        super().__init_subclass__(**kwargs)
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
@@ -66,26 +66,32 @@ class Elementwise(Op):
 
 
 def _make_rules(cls: type[Elementwise]) -> None:
-    if not isinstance(cls.formula, str) or not isinstance(cls.slopes, tuple) or not cls.slopes:
-        raise GraphError(f"{cls.__name__} states a formula, a text, and slopes, a tuple of a text for each operand")
+    """Make the rules before `Op` forgets what belongs to rules of a class above; derivatives of another formula would be wrong."""
+    own = vars(cls)
+    if not isinstance(own.get("formula"), str) or not isinstance(own.get("slopes"), tuple) or not cls.slopes:
+        raise GraphError(
+            f"{cls.__name__} states together a formula, a text, and slopes, a tuple of a text for each operand"
+        )
+    twice = [rule for rule in ("jacobian", "jacobian_tangent") if rule in own]
+    if twice:
+        raise GraphError(
+            f"{cls.__name__} states {twice[0]} beside the slopes and bends from which it follows: leave one out"
+        )
+    cls.bends = own.get("bends", {})
     arity = len(cls.slopes)
     try:
-        value = formula(cls.formula, arity)
+        value = formula(own["formula"], arity)
         attributes = tuple(sorted(value.names - {*OPERANDS[:arity], "y"}))
         slopes = [formula(text, arity, attributes) for text in cls.slopes]
         bends = {_pair(*pair): formula(text, arity, attributes) for pair, text in cls.bends.items()}
     except GraphError as error:
         raise GraphError(f"{cls.__name__}: {error}") from None
     if "y" in value.names:
-        raise GraphError(f"{cls.__name__}: its formula {cls.formula!r} names y, which is its value")
-    moving = {_pair(k, j) for k, s in enumerate(slopes) for j in range(arity) if {OPERANDS[j], "y"} & s.names}
-    strange, missing = sorted(p for p in bends if max(p) >= arity or min(p) < 0), sorted(moving - set(bends))
-    if bends and (strange or missing):
-        wrong = f"there is no pair {strange[0]}" if strange else f"{missing[0]} is missing, on which a slope depends"
-        raise GraphError(f"{cls.__name__}: bends, by pair of slots: {wrong}")
+        raise GraphError(f"{cls.__name__}: its formula {value.text!r} names y, which is its value")
+    _check_bends(cls.__name__, slopes, bends)
     operands = ", ".join(OPERANDS[:arity])
     named = f", *, {', '.join(attributes)}" if attributes else ""
-    if "apply" not in vars(cls):
+    if "apply" not in own:
         into = ", out=None" if value.writes() else ""
         rule = compiled("apply", f"{operands}{into}{named}", value.numpy(into=True), f"Return ``{value.text}``.")
         cls.apply = staticmethod(rule)  # type: ignore[method-assign]
@@ -105,6 +111,24 @@ def _make_rules(cls: type[Elementwise]) -> None:
             return None if tangent is None else Diagonal(tangent(*values, moved[1:], **attrs))
 
         cls.jacobian_tangent = staticmethod(jacobian_tangent)
+
+
+def _check_bends(name: str, slopes: Sequence[Formula], bends: Mapping[tuple[int, int], Formula]) -> None:
+    """Raise an error if there are bends, but not those that there must be, or they name what is not known then."""
+    arity = len(slopes)
+    moving = {_pair(k, j) for k, s in enumerate(slopes) for j in range(arity) if {OPERANDS[j], "y"} & s.names}
+    strange, missing = sorted(p for p in bends if max(p) >= arity or min(p) < 0), sorted(moving - set(bends))
+    if bends and (strange or missing):
+        wrong = f"there is no pair {strange[0]}" if strange else f"{missing[0]} is missing, on which a slope depends"
+        raise GraphError(f"{name}: bends, by pair of slots: {wrong}")
+    for pair, bend in bends.items():
+        for slope in (slopes[k] for k in pair if "y" not in slopes[k].names):
+            unknown = sorted((bend.names & {"y", *OPERANDS[:arity]}) - slope.names)
+            if unknown:
+                raise GraphError(
+                    f"{name}: the bend {bend.text!r} of {pair} names {unknown[0]}, which the slope {slope.text!r} does not: only "
+                    f"what a slope names is known where it is differentiated"
+                )
 
 
 def _pair(i: int, j: int) -> tuple[int, int]:

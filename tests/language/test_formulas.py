@@ -80,11 +80,44 @@ def test_what_follows_from_formulas(parts, kinds, uses):
         ({"formula": "0 < a < 1", "slopes": ("0",)}, "cannot be in a formula"),
         ({"formula": "a", "slopes": ("1",), "bends": {(0, 1): "0"}}, r"there is no pair \(0, 1\)"),
         ({"formula": "a * b", "slopes": ("b", "a"), "bends": {(0, 0): "0"}}, r"\(0, 1\) is missing, on which"),
+        (
+            {"formula": "exp(a)", "slopes": ("exp(a)",), "bends": {(0, 0): "y"}},
+            r"the bend 'y' of \(0, 0\) names y, which the slope 'exp\(a\)' does not",
+        ),
+        (
+            {"formula": "exp(a)", "slopes": ("y",), "jacobian": staticmethod(lambda slot, y, a: fg.Diagonal(y))},
+            "states jacobian beside the slopes",
+        ),
     ],
 )
 def test_what_is_no_formula_is_refused_when_the_class_is_made(parts, said):
     with pytest.raises(GraphError, match=said):
         made(**parts)
+
+
+@pytest.mark.parametrize("stated", [{"formula": "exp(2 * a)"}, {"slopes": ("2 * y",)}, {"bends": {(0, 0): "y"}}])
+def test_a_part_of_a_class_above_is_not_taken_for_another_formula(stated):
+    with pytest.raises(GraphError, match="Twice states together a formula"):
+        type("Twice", (fg.Exp,), {"__module__": __name__, **stated})
+
+
+@pytest.mark.parametrize("bends", [{}, {"bends": {(0, 0): "4 * y"}}])
+def test_a_formula_stated_anew_has_its_own_second_derivatives(bends):
+    twice = type("Twice", (fg.Exp,), {"__module__": __name__, "formula": "exp(2 * a)", "slopes": ("2 * y",), **bends})
+    with fg.Graph():
+        w = fg.Variable(2, [0.1, 0.2])
+        loss = fg.Sum(twice(w))
+    assert (twice.jacobian_tangent is None) == (not bends)
+    second = fg.Engine("sync").hvp(loss, {w: [1.0, 1.0]})[w]
+    np.testing.assert_allclose(second, 4 * np.exp([0.2, 0.4]), rtol=1e-9 if bends else 1e-6)
+
+
+def test_what_compiled_kernels_know_of_a_class_above_is_forgotten():
+    rows = {"row_value": staticmethod(lambda y, a: None), "both": staticmethod(lambda a: None)}
+    above = type("Above", (fg.Elementwise,), {"__module__": __name__, "formula": "a", "slopes": ("1",), **rows})
+    below = type("Below", (above,), {"__module__": __name__, "formula": "2 * a", "slopes": ("2.0",)})
+    assert above.row_value is not None
+    assert below.row_value is below.both is None
 
 
 RIGHT = {
