@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..programs import Computation, counts_of
 from ..tasks import Task
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .times import Links, Times
 from .words import about, columns, count, ms, ratio
-
-if TYPE_CHECKING:
-    pass
 
 # What a task is, by grain.
 TASKS = {

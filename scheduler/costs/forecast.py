@@ -13,6 +13,10 @@ from .times import Links, Times, update_bytes
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20
+# Who updates the parameters, the same bits either way. "together": every lane updates the whole state in the task that then
+# computes its next gradients; one hop per step, gradients alone travel. "slices": a slice for each lane, updated on a worker of its
+# own; four hops, but no worker has the whole optimizer state. A third way is taken only where a state was missing, "carried": as
+# "together", and the state travels along with the gradients.
 WAYS = ("together", "slices")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-# -- numbers and tables -----------------------------------------------------------------------------------------
-
 
 def count(n: int, thing: str) -> str:
     """Return a number of things.

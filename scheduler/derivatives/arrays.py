@@ -163,7 +163,7 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
     Parameters
     ----------
     samples, rows : int
-        Of the task result.
+        Of the whole result.
     forward, row : int
         Bytes that one sample's values take, and one row of it.
     what : str
@@ -191,7 +191,7 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
 
 
 def lazy_jacobian(recipe: Recipe, feeds: RememberedFeeds, budget: int) -> dict[Node, Any]:
-    """Return the Jacobians as dask arrays ``(N, V, dim)``; see `Derivatives.jacobian`."""
+    """Return the Jacobians as dask arrays ``(N, V, dim)``; see `Engine.jacobian`."""
     task, dtype = recipe.as_one_task(), feeds.dtype
     statics = recipe.values_now(feeds)
     types = recipe.program.types

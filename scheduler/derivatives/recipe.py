@@ -105,7 +105,7 @@ class Recipe:
         self.independent = [n for n in self.wrt if n not in self.span_of or self.span_of[n].wrt not in reached]
         self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
         self._ends: dict[Any, LastEdges] = {}
-        # Filled in by `forward_mode`.
+        # Filled in by `forward`.
         self.pushes: Any = None
         self.mode: str | None = None
         self._set: _Set | None = None
@@ -183,12 +183,12 @@ class Recipe:
         if key not in self._ends:
             at = {var: k for k, var in enumerate(self.end_reads)}
             edges = tuple(e.renamed(at.__getitem__) for e in self.edges)
-            words = [
+            edge_parts = [
                 (e.wrt, e.start, e.entries, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.arity, e.pull.args)
                 for e in edges
             ]
             self._ends[key] = LastEdges(
-                edges, tuple(self.sizes), rows, key[1], token(words, self.sizes, rows, key[1].str)
+                edges, tuple(self.sizes), rows, key[1], token(edge_parts, self.sizes, rows, key[1].str)
             )
         return self._ends[key]
 

@@ -123,14 +123,14 @@ def fold(shares: Any, folded: Any, node: int, start: int, stop: int) -> None:
 def unfold(shares: Any, folded: Any, nodes: int, start: int, stop: int) -> None:
     """Write the sum of a tree of `nodes` items, of which `folded` has the open groups, into row 0 of `shares`."""
     result = shares[0, start:stop]
-    success = False
+    started = False
     left = nodes
     for level in range(len(folded)):
         kept = folded[level, start:stop]
-        if left % FAN_IN or (level == len(folded) - 1 and not success):
+        if left % FAN_IN or (level == len(folded) - 1 and not started):
             for j in range(len(result)):
-                result[j] = kept[j] + result[j] if success else kept[j]
-            success = True
+                result[j] = kept[j] + result[j] if started else kept[j]
+            started = True
         left //= FAN_IN
 
 

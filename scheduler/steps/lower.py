@@ -37,18 +37,18 @@ def lower_steps(
     lanes : sequence of Lane
         Where shards are computed; changes no bit.
     before : list of Ref
-        What was done so far (`blocks.Done`): one state, or a slice each, and losses of no interest here.
+        What was done so far (`work.Done`): one state, or a slice each, and losses of no interest here.
     steps : sequence of sequence of int array
         Per step the rows of each shard in its lane's feeds.
     program : Step
         The program itself, for grain ``"node"``.
     exchange : str
-        At grain ``"shard"``: who updates; see `exchange`.
+        At grain ``"shard"``: who updates; see `flowgrad.scheduler.costs.forecast.WAYS`.
 
     Returns
     -------
     list of Ref
-        The states after the last step, as they were inputs, each with the mean losses of these steps.
+        The states after the last step, cut as they came, each with the mean losses of these steps.
     """
     if grain not in ("round", "shard"):
         return [_fine_steps(graph, grain, rule, lanes, before[0], steps, program)]

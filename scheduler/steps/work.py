@@ -1,4 +1,4 @@
-"""What makes rounds fast with NumPy alone: arrays that are used again, threads over shards."""
+"""What the tasks of steps run: rounds and shards on arrays that are used again, updates, evaluation."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Checkpoints:
 
 
 class Snapshot(NamedTuple):
-    """A checkpoint that was read.
+    """What a checkpoint holds.
 
     Attributes
     ----------
@@ -207,15 +207,15 @@ def describe_rule(rule: Rule) -> str:
 
 
 def _settings(of: Any) -> str:
-    differences = []
+    pairs = []
     for f in fields(of):
         value = getattr(of, f.name)
         if isinstance(value, Schedule):
             value = f"{type(value).__name__}({_settings(value)})"
         elif callable(value):  # its repr may tell where it lies in memory
             value = getattr(value, "__qualname__", type(value).__qualname__)
-        differences.append(f"{f.name}={value}")
-    return ", ".join(differences)
+        pairs.append(f"{f.name}={value}")
+    return ", ".join(pairs)
 
 
 def describe_model(target: Node, parameters: int) -> str:

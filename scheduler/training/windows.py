@@ -49,7 +49,7 @@ class Windows:
     ahead : NextWindow, or None
         What is under way of the next window.
     exchange : str
-        How the parameters of the latest window are updated; see `exchange`.
+        How the parameters of the latest window are updated; see `flowgrad.scheduler.costs.forecast.WAYS`.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Windows:
         return join_state([state for state, _ in outcomes])
 
     def _goes_on(self, begun: NextWindow, crew: Crew, batches: Batches) -> bool:
-        """Whether what was submitted ahead is the beginning of a window that runs at `crew`."""
+        """Whether what was submitted ahead is the beginning of a window that this crew runs."""
         return begun.begins(batches) and begun.crew == crew and all(map(self.executor.alive, begun.after))
 
     def _begin(self, crew: Crew) -> list[Handle]:
@@ -212,7 +212,7 @@ class Windows:
     def _submit(
         self, crew: Crew, before: list[Handle], batches: Batches, last: bool
     ) -> tuple[list[Handle], Submission, int]:
-        """Submit a submission; return the states after it, the submission, and its number of tasks."""
+        """Submit some steps; return the states after them, what is under way, and its number of tasks."""
         graph = TaskGraph()
         steps: Sequence[Sequence[Array]] = batches
         lanes = crew.lanes
@@ -256,7 +256,7 @@ class Windows:
 
 
 class Submission(NamedTuple):
-    """A submission that is under way.
+    """Steps of a window that were submitted together and are under way.
 
     Attributes
     ----------
