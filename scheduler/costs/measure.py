@@ -14,6 +14,8 @@ from .times import Times, between
 
 # Seconds that a run lasts at least, if need be by many repetitions; that all runs of one thing last together, about.
 RUN_SECONDS, ALL_SECONDS = 0.01, 0.06
+# So many repetitions at most, and so many runs at least of what is short: a single one may fall into a pause of the machine.
+REPETITIONS, RUNS = 128, 3
 # How often something is run before it counts, and then at most.
 TRIES = 6
 # A larger number of samples that would take longer than this is not measured.
@@ -23,19 +25,22 @@ TOO_LONG = 0.5
 def seconds_of(run: Callable[[int], Any], tries: int = TRIES, limit: float = ALL_SECONDS) -> float:
     """Return the seconds of one of the repetitions that ``run(repetitions)`` makes: the median of some runs.
 
-    The first run does not count: it may compile, and what it reads is in no cache yet.
+    The first run does not count: it may compile, and what it reads is in no cache yet. Nor does one that is too short to tell
+    the work from what a run costs by itself.
     """
+    run(1)
     repetitions, times, spent = 1, [], 0.0
-    for k in range(tries):
+    while len(times) < tries and (spent <= limit or (repetitions > 1 and len(times) < RUNS)):
         start = time.perf_counter()
         run(repetitions)
         seconds = time.perf_counter() - start
-        if k:
+        spent += seconds
+        counts = 2 * seconds >= RUN_SECONDS or repetitions == REPETITIONS
+        if counts:
             times.append(seconds / repetitions)
-            spent += seconds
-        repetitions = max(1, min(32, int(RUN_SECONDS * repetitions / max(seconds, 1e-9))))
-        if spent > limit:
-            break
+        else:
+            repetitions = max(2 * repetitions, int(RUN_SECONDS * repetitions / max(seconds, 1e-9)))
+            repetitions = min(REPETITIONS, repetitions)
     return statistics.median(times)
 
 
