@@ -22,17 +22,21 @@ class Schedule:
         """Return the learning rate of update `t` (from 1)."""
         raise NotImplementedError
 
-    def _steps(self, name: str) -> None:
-        """Check a field that counts updates."""
-        object.__setattr__(self, name, integer(getattr(self, name), f"{type(self).__name__}: {name}"))
 
-    def _rate(self, name: str, above: bool = True) -> None:
-        """Check a field that is a factor or a learning rate."""
-        object.__setattr__(self, name, real(getattr(self, name), f"{type(self).__name__}: {name}", 0, above))
+class _Checked(Schedule):
+    """Fields are learning rates and factors, except for those that count updates."""
+
+    def __post_init__(self) -> None:
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            what = f"{type(self).__name__}: {name}"
+            if name in ("every", "steps"):
+                object.__setattr__(self, name, integer(value, what))
+            elif name != "then" or not callable(value):
+                object.__setattr__(self, name, real(value, what, 0, above=name != "final"))
 
 
 @dataclass(frozen=True)
-class StepDecay(Schedule):
+class StepDecay(_Checked):
     """``learning_rate * factor ** floor((t - 1) / every)``.
 
     Parameters
@@ -55,18 +59,13 @@ class StepDecay(Schedule):
     every: int
     factor: float = 0.1
 
-    def __post_init__(self) -> None:
-        self._rate("learning_rate")
-        self._steps("every")
-        self._rate("factor")
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         return self.learning_rate * self.factor ** ((t - 1) // self.every)
 
 
 @dataclass(frozen=True)
-class ExponentialDecay(Schedule):
+class ExponentialDecay(_Checked):
     """``learning_rate * factor ** ((t - 1) / every)``.
 
     Parameters
@@ -90,18 +89,13 @@ class ExponentialDecay(Schedule):
     factor: float
     every: int = 1
 
-    def __post_init__(self) -> None:
-        self._rate("learning_rate")
-        self._rate("factor")
-        self._steps("every")
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         return float(self.learning_rate * self.factor ** ((t - 1) / self.every))
 
 
 @dataclass(frozen=True)
-class CosineDecay(Schedule):
+class CosineDecay(_Checked):
     """``final + (learning_rate - final) * (1 + cos(π (t - 1) / steps)) / 2``, then `final`.
 
     One period without restarts of I. Loshchilov, F. Hutter, ICLR 2017, equation 5.
@@ -126,11 +120,6 @@ class CosineDecay(Schedule):
     steps: int
     final: float = 0.0
 
-    def __post_init__(self) -> None:
-        self._rate("learning_rate")
-        self._steps("steps")
-        self._rate("final", above=False)
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         if t > self.steps:
@@ -139,7 +128,7 @@ class CosineDecay(Schedule):
 
 
 @dataclass(frozen=True)
-class WarmUp(Schedule):
+class WarmUp(_Checked):
     """``r * t / steps`` in the first `steps` updates, where ``r`` is what `then` begins with; then `then`, from its beginning.
 
     P. Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2 (gradual warm-up).
@@ -161,11 +150,6 @@ class WarmUp(Schedule):
 
     steps: int
     then: float | Callable[[int], float]
-
-    def __post_init__(self) -> None:
-        self._steps("steps")
-        if not callable(self.then):
-            self._rate("then")
 
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
