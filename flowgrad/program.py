@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .errors import GraphError
-from .graph import Node, Variable
+from .graph import Node, Variable, ancestors
 from .op import Op
 
 Verb = Literal["apply", "pull", "pull_sum", "add", "scatter"]
@@ -140,10 +140,7 @@ class Builder:
 
     def emit(self, verb: Verb, type_: Type, args: Iterable[int], **fields: Any) -> int:
         """Add an instruction and return its variable."""
-        self.types.append(type_)
-        out = len(self.types) - 1
-        self.instrs.append(Instr(verb, out, tuple(args), **fields))
-        return out
+        return self.copy(Instr(verb, -1, (), **fields), type_, args)
 
     def copy(self, instr: Instr, type_: Type, args: Iterable[int]) -> int:
         """Add an instruction of another program on variables of this one; return its variable."""
@@ -184,13 +181,7 @@ def trace(
     """
     marks = marks or {}
     fed, trained = set(feeds), set(params)
-    needed: set[Node] = set(targets)
-    stack = list(needed)
-    while stack:
-        for parent in stack.pop().parents:
-            if parent not in needed:
-                needed.add(parent)
-                stack.append(parent)
+    needed = ancestors(*targets)
     builder = Builder()
     var: dict[Node, int] = {}
     for node in sorted(needed, key=lambda n: n.index):

@@ -133,12 +133,10 @@ class Factors:
             out = np.empty((self.samples, theirs.samples), self.dtype)
         terms: dict[tuple[int, int], list[tuple[OuterShare, OuterShare]]] = defaultdict(list)
         explicit: list[tuple[int, int]] = []
-        partners = {g.lo: g for g in theirs.groups}
         alike = [(g.lo, g.hi) for g in self.groups] == [(g.lo, g.hi) for g in theirs.groups]
         if not alike:
             explicit.append((0, self.size))
-        for group in self.groups if alike else ():
-            partner = partners[group.lo]
+        for group, partner in zip(self.groups, theirs.groups) if alike else ():
             if group.place is None or group.place != partner.place:
                 explicit.append((group.lo, group.hi))
                 continue
