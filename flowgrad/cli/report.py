@@ -7,21 +7,14 @@ import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from ..scheduler.training import History
+
 INK, FAINT, TRAIN, TEST = "#1f2937", "#6b7280", "#6366f1", "#db2777"
-
-
-class History(Protocol):
-    """What `Trainer.fit` returns: one record per epoch, and the loss of every step."""
-
-    epochs: list[dict[str, Any]]
-
-    @property
-    def steps(self) -> Sequence[tuple[int, float]]:
-        """Number of each step, from 1, and its loss."""
 
 
 class EarlyImports:
@@ -55,20 +48,7 @@ def write_tables(folder: Path, history: History) -> None:
 
 
 def classification_text(labels: np.ndarray, predicted: np.ndarray, classes: int) -> str:
-    """Return scikit-learn's classification report and confusion matrix as text.
-
-    Parameters
-    ----------
-    labels, predicted : ndarray, (N,), int
-        True and predicted class indices.
-    classes : int
-        How many classes there are.
-
-    Returns
-    -------
-    str
-        Several lines; in the matrix a row is a true class and a column a predicted one.
-    """
+    """Return scikit-learn's classification report and confusion matrix, as text, for class indices ``(N,)``."""
     from sklearn.metrics import classification_report, confusion_matrix
 
     indices = list(range(classes))
@@ -82,17 +62,7 @@ def classification_text(labels: np.ndarray, predicted: np.ndarray, classes: int)
 
 
 def smooth(values: np.ndarray, span: int) -> np.ndarray:
-    """Return the centred moving mean over `span` values; near the ends over those that there are.
-
-    Parameters
-    ----------
-    values : ndarray, (N,)
-    span : int
-
-    Returns
-    -------
-    ndarray, (N,)
-    """
+    """Return the centred moving mean over `span` of ``(N,)`` values; near the ends over those that there are."""
     span = max(1, min(span, len(values)))
     total = np.concatenate(([0.0], np.cumsum(values)))
     middle = np.arange(len(values))
@@ -102,16 +72,7 @@ def smooth(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def draw_curves(path: Path, history: History, title: str) -> None:
-    """Draw the learning curves: loss by step and by epoch, accuracy by epoch, from before the first epoch on.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.png`` file to write.
-    history : History
-    title : str
-        Headline of the picture.
-    """
+    """Draw the learning curves as a ``.png``: loss by step and by epoch, accuracy by epoch, from before the first epoch on."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import DataError, GraphError
 from .fold import Item
 from .fold import fold as fold_items
-from .render import render
+from .render import Palette, render
 
 __all__ = ["draw", "draw_tasks"]
 
@@ -52,16 +52,11 @@ def draw(
     graph : Graph
         What to draw.
     path : path
-        File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
+        File to write, which is returned; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
     targets : Node or sequence of Node, optional
         Draw only these nodes and what they depend on; the whole graph when not given.
     fold : int, default 12
         More alike siblings than this become one box.
-
-    Returns
-    -------
-    Path
-        The file written.
 
     Raises
     ------
@@ -99,22 +94,8 @@ def draw_tasks(
     labels : mapping of key to str
         Text of the box; a second line after a line feed. The leading word decides the colour, the first
         line without digits what is folded together. Keys without a label show themselves.
-    path : path
-        File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
-    fold : int, default 8
-        More alike siblings than this become one box.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    GraphError
-        When there is nothing to draw, the tasks form a cycle, or the picture would be too large.
-    DataError
-        When matplotlib or networkx is missing, the ending is unknown, or the file cannot be written.
+    path, fold
+        As for `draw`, which raises the same errors; a cycle of tasks is a `GraphError`, missing networkx a `DataError`.
     """
     items = []
     for key in _sorted(edges):
@@ -172,7 +153,7 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
 def _render(
     path: str | os.PathLike[str],
     items: Sequence[Item],
-    colours: Mapping[str, tuple[str, str]],
+    colours: Palette,
     counted: str,
     note: str,
     limit: int,
