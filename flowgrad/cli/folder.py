@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 
 from ..errors import DataError
@@ -18,17 +19,7 @@ PARTIAL = ".partial"
 def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
     """Reserve a folder for results, which appear there when the block ends well, and not at all otherwise.
 
-    Parameters
-    ----------
-    out : path, optional
-        The folder; ``runs/NAME-<date>-<time>`` when not given.
-    name : str
-        For the default.
-
-    Yields
-    ------
-    Path
-        A hidden folder inside of the run folder, to write to.
+    The folder is `out`, or ``runs/NAME-<date>-<time>``; what is given is a hidden one inside of it, to write to.
 
     Raises
     ------
@@ -57,11 +48,8 @@ def _publish(partial: Path, folder: Path) -> None:
 
 def _fresh(name: str) -> Path:
     stamp = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, n = Path(stamp), 1
-    while folder.exists():
-        n += 1
-        folder = Path(f"{stamp}-{n}")
-    return folder
+    names = chain([stamp], (f"{stamp}-{n}" for n in count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def _reserve(folder: Path) -> tuple[Path, list[Path]]:
