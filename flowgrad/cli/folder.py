@@ -16,6 +16,15 @@ PARTIAL = ".partial"
 
 
 @contextmanager
+def writing(folder: Path, advice: str = "") -> Iterator[None]:
+    """Tell in one line if the folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}{advice}") from error
+
+
+@contextmanager
 def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
     """Reserve a folder for results, which appear there when the block ends well, and not at all otherwise.
 
@@ -30,20 +39,14 @@ def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
     partial, made = _reserve(folder)
     try:
         yield partial
-        _publish(partial, folder)
+        with writing(folder):
+            for file in sorted(partial.iterdir()):
+                os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # not empty: the run ended well
             for path in made:
                 path.rmdir()
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    try:
-        for file in sorted(partial.iterdir()):
-            os.replace(file, folder / file.name)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _fresh(name: str) -> Path:

@@ -151,12 +151,7 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
 
 
 def _render(
-    path: str | os.PathLike[str],
-    items: Sequence[Item],
-    colours: Palette,
-    counted: str,
-    note: str,
-    limit: int,
+    path: str | os.PathLike[str], items: Sequence[Item], colours: Palette, counted: str, note: str, limit: int
 ) -> Path:
     boxes, edges = fold_items(items, limit)
     if len(boxes) > MAX_BOXES:

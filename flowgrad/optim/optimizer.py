@@ -71,14 +71,7 @@ class Optimizer:
     batch size, number of samples and number of updates. The loss that is reported is not private.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        target: Node,
-        rule: Rule,
-        batch_size: int = 32,
-        **common: Unpack[Common],
-    ):
+    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32, **common: Unpack[Common]):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
         if not isinstance(target, Node) or target.graph is not graph:

@@ -158,6 +158,9 @@ class WarmUp(_Checked):
         return (self.then(1) if callable(self.then) else self.then) * t / self.steps
 
 
+KINDS = {cls.__name__: cls for cls in (StepDecay, ExponentialDecay, CosineDecay, WarmUp)}
+
+
 def describe(learning_rate: Any) -> Any:
     """Return a learning rate as plain values, for JSON.
 
@@ -169,13 +172,12 @@ def describe(learning_rate: Any) -> Any:
     if not callable(learning_rate):
         return learning_rate
     kind = type(learning_rate).__name__
-    if _kinds().get(kind) is not type(learning_rate):
+    if KINDS.get(kind) is not type(learning_rate):
         raise DataError(
             f"the learning rate {learning_rate!r} is a function of your own and cannot be written to a file: "
-            f"use one of {', '.join(_kinds())}, or set optimizer.rule to one with a number before saving"
+            f"use one of {', '.join(KINDS)}, or set optimizer.rule to one with a number before saving"
         )
-    values = {f.name: getattr(learning_rate, f.name) for f in fields(learning_rate)}
-    return {"schedule": kind, **{name: describe(value) for name, value in values.items()}}
+    return {"schedule": kind, **{f.name: describe(getattr(learning_rate, f.name)) for f in fields(learning_rate)}}
 
 
 def restore(described: Any) -> Any:
@@ -183,8 +185,4 @@ def restore(described: Any) -> Any:
     if not isinstance(described, dict):
         return described
     values = {name: restore(value) for name, value in described.items() if name != "schedule"}
-    return _kinds()[described["schedule"]](**values)
-
-
-def _kinds() -> dict[str, type[Schedule]]:
-    return {cls.__name__: cls for cls in (StepDecay, ExponentialDecay, CosineDecay, WarmUp)}
+    return KINDS[described["schedule"]](**values)
