@@ -80,7 +80,7 @@ class Edge(NamedTuple):
 
     def renamed(self, name: Callable[[int], int]) -> Edge:
         """Return the edge with other numbers for what it reads."""
-        return self._replace(pull=self.pull._replace(args=tuple(map(name, self.pull.args))))
+        return self._replace(pull=self.pull._replace(args=tuple(map(name, self.reads))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,14 +118,10 @@ def _draw_loss(axes: Any, history: History, epochs: np.ndarray) -> None:
     kept = np.maximum(test, floor) if log else test
     axes.plot(epochs, kept, "o-", color=TEST, linewidth=1.8, markersize=5, label="test", clip_on=False, zorder=4)
     if log:
-        axes.set_yscale("log")
         low, high = floor * 0.6, high * 1.4
-        axes.set_ylim(low, high)
         marks = (1, 2, 5) if high < 200 * low else (1,)
         ticks = [m * 10.0**e for e in range(-9, 9) for m in marks]
-        axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-        axes.set_yticks([], minor=True)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _scale(axes, "log", low, high, ticks, lambda value, _: f"{value:g}")
     axes.set_title("loss", loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
@@ -140,13 +136,9 @@ def _draw_accuracy(axes: Any, history: History, epochs: np.ndarray) -> None:
         return
     shown = np.clip(accuracy, 0.02, 0.9995)
     axes.plot(epochs, shown, "o-", color=TEST, linewidth=1.8, markersize=5, clip_on=False, zorder=4)
-    axes.set_yscale("logit")
     low, high = 0.7 * np.nanmin(shown), 1 - 0.6 * (1 - np.nanmax(shown))
-    axes.set_ylim(low, high)
     ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axes.set_yticks([], minor=True)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    _scale(axes, "logit", low, high, ticks, lambda value, _: f"{100 * value:g} %")
     for i in sorted({known[0], known[-1]}):
         early = i == known[0] and i != known[-1]
         shift, anchor = ((9, -4), "left") if early else ((0, -18), "right")
@@ -154,6 +146,11 @@ def _draw_accuracy(axes: Any, history: History, epochs: np.ndarray) -> None:
         axes.annotate(text, (epochs[i], shown[i]), shift, textcoords="offset points", ha=anchor, color=TEST)
 
 
+def _scale(axes: Any, kind: str, low: float, high: float, ticks: Iterable[float], form: Callable[..., str]) -> None:
+    axes.set(yscale=kind, ylim=(low, high), yticks=[tick for tick in ticks if low <= tick <= high])
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(form)
+
+
 def _column(history: History, key: str) -> np.ndarray:
-    values: Sequence[Any] = [record.get(key) for record in history.epochs]
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
+    return np.array([record.get(key) for record in history.epochs], dtype=float)  # nan for None

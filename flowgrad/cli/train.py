@@ -118,14 +118,8 @@ def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer
         "exponential": lambda: fg.ExponentialDecay(rate, factor=0.01, every=updates),
         "step": lambda: fg.StepDecay(rate, every=-(-updates // 3)),
     }[options["schedule"]]()
-    made: Optimizer = getattr(fg, options["optimizer"])(
-        model.graph,
-        model.loss,
-        learning_rate=schedule,
-        batch_size=options["batch_size"],
-        weight_decay=options["weight_decay"],
-        clip_norm=options["clip_norm"],
-    )
+    settings = {key: options[key] for key in ("batch_size", "weight_decay", "clip_norm")}
+    made: Optimizer = getattr(fg, options["optimizer"])(model.graph, model.loss, schedule, **settings)
     return made
 
 

@@ -50,7 +50,6 @@ def draw(
     Parameters
     ----------
     graph : Graph
-        What to draw.
     path : path
         File to write, which is returned; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
     targets : Node or sequence of Node, optional

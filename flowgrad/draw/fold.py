@@ -83,8 +83,7 @@ def fold(items: Sequence[Item], limit: int) -> tuple[list[Box], list[Edge]]:
     boxes: list[Box] = []
     place: dict[Hashable, int] = {}
     for group in members.values():
-        first, last = group[0], group[-1]
-        detail = first.detail if len(group) == 1 else _range(first.detail, last.detail)
+        first, detail = group[0], _range(group[0].detail, group[-1].detail)
         place.update((item.key, len(boxes)) for item in group)
         boxes.append(Box(first.title, detail, first.role, len(group), level[first.key], not first.slots))
     edges: list[Edge] = []

@@ -97,11 +97,10 @@ def _columns(
     for edge in edges:
         at, path = spots[edge.source], []
         for column in range(at.column + 1, spots[edge.target].column):
-            link = passing.get((edge.source, column))
-            if link is None:
-                link = passing[edge.source, column] = _link(at, Spot(column, 0.06, None), 0.0)
-            path.append(link)
-            at = link.end
+            if (edge.source, column) not in passing:
+                passing[edge.source, column] = _link(at, Spot(column, 0.06, None), 0.0)
+            path.append(passing[edge.source, column])
+            at = path[-1].end
         path.append(_link(at, spots[edge.target], port_offset(boxes[edge.target], edge.port)))
         paths.append(path)
     for spot in _depth_first(spots):
