@@ -17,20 +17,17 @@ if TYPE_CHECKING:
 INK, FAINT, TRAIN, TEST = "#1f2937", "#6b7280", "#6366f1", "#db2777"
 
 
-class EarlyImports:
+class EarlyImports(threading.Thread):
     """A callback that imports what the report needs in a thread, while the workers train and this process waits."""
 
-    def __init__(self) -> None:
-        names = ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg")
-        self.thread = threading.Thread(target=lambda: [import_module(name) for name in names], name="early-imports")
+    def run(self) -> None:
+        """Import."""
+        for name in ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+            import_module(name)
 
     def on_train_begin(self, info: dict[str, Any]) -> None:
         """Begin: compiling kernels, before, wants this process for itself."""
-        self.thread.start()
-
-    def join(self) -> None:
-        """Wait until they are there."""
-        self.thread.join()
+        self.start()
 
 
 def write_tables(folder: Path, history: History) -> None:

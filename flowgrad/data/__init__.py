@@ -200,10 +200,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(
                     f"{path}: lacks {', '.join(missing)} (it has {names}): name the arrays {', '.join(KEYS)}"
                 )
-            arrays = {}
-            for key in KEYS:
-                arrays[key] = file[key]
-                if not isinstance(arrays[key], np.ndarray):
+            arrays = {key: file[key] for key in KEYS}
+            for key, array in arrays.items():
+                if not isinstance(array, np.ndarray):
                     raise DataError(f"{path}: {key} is not an array: write the file again with numpy.savez")
     except DataError:
         raise
