@@ -45,17 +45,7 @@ def draw(
 
     Every node is a box: its op, its name and its dim. Arrows enter a box in the order of its slots, top to
     bottom. Siblings that look alike (same op, same dim, parents and children alike) become one box when there
-    are many of them.
-
-    Parameters
-    ----------
-    graph : Graph
-    path : path
-        File to write, which is returned; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
-    targets : Node or sequence of Node, optional
-        Draw only these nodes and what they depend on; the whole graph when not given.
-    fold : int, default 12
-        More alike siblings than this become one box.
+    are many of them. The arguments are those of `Graph.draw`; the path is returned.
 
     Raises
     ------
@@ -138,11 +128,9 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
         import networkx
     except ImportError as error:
         raise DataError("drawing needs networkx: pip install 'flowgrad[viz]'") from error
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(sorted(edges, key=str))
-    graph.add_edges_from((parent, key) for key in sorted(edges, key=str) for parent in sorted(edges[key], key=str))
-    if len(graph) == 0:
+    if not edges:
         raise GraphError("there are no tasks to draw")
+    graph = networkx.DiGraph({key: sorted(edges[key], key=str) for key in sorted(edges, key=str)}).reverse(copy=False)
     try:
         return list(networkx.lexicographical_topological_sort(graph, key=str))
     except networkx.NetworkXUnfeasible:

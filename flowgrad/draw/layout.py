@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -210,31 +210,30 @@ def _free_ports(boxes: Sequence[Box], columns: list[list[Spot]]) -> None:
 def _place(columns: list[list[Spot]]) -> None:
     """Choose heights: each spot as near to its neighbours as the order and the gaps in its column allow."""
     for column in columns:
-        _spread(column, lambda spot: (0.0, 1.0))
+        _spread(column, [(0.0, 1.0)] * len(column))
     for sweep in range(PLACE_SWEEPS):
         last = sweep >= PLACE_SWEEPS - 4
         forward = sweep % 2 == 0
         for column in columns if forward else reversed(columns):
-            back, ahead = forward or last, last or not forward
-
-            def aim(spot: Spot, back: bool = back, ahead: bool = ahead) -> tuple[float, float]:
-                pulls = [(link.start.y - link.offset, link.weight) for link in spot.before] if back else []
-                pulls += [(link.end.y + link.offset, link.weight) for link in spot.after] if ahead else []
-                weight = sum(w for _, w in pulls)
-                return (sum(y * w for y, w in pulls) / weight, weight) if pulls else (spot.y, 0.1)
-
-            _spread(column, aim)
+            _spread(column, [_aim(spot, forward or last, last or not forward) for spot in column])
 
 
-def _spread(column: list[Spot], aim: Callable[[Spot], tuple[float, float]]) -> None:
+def _aim(spot: Spot, back: bool, ahead: bool) -> tuple[float, float]:
+    """Return the mean height of what pulls at a spot from one side or both, and its weight."""
+    pulls = [(link.start.y - link.offset, link.weight) for link in spot.before] if back else []
+    pulls += [(link.end.y + link.offset, link.weight) for link in spot.after] if ahead else []
+    weight = sum(w for _, w in pulls)
+    return (sum(y * w for y, w in pulls) / weight, weight) if pulls else (spot.y, 0.1)
+
+
+def _spread(column: list[Spot], aims: Sequence[tuple[float, float]]) -> None:
     """Least squares under "not closer than": pool adjacent violators on heights less the room above them."""
     room = [0.0]
     for above, spot in pairwise(column):
         narrow = spot.box is None or above.box is None
         room.append(room[-1] + ((above.height + spot.height) / 2 + (0.12 if narrow else 0.2)))
     pools: list[list[float]] = []  # mean, weight, number of spots
-    for spot, taken in zip(column, room):
-        y, weight = aim(spot)
+    for (y, weight), taken in zip(aims, room):
         pools.append([y - taken, weight, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             mean, weight, n = pools.pop()
