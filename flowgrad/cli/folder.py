@@ -60,20 +60,21 @@ def _reserve(folder: Path) -> tuple[Path, list[Path]]:
     advice = "choose another folder with --out"
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(path.name for path in folder.iterdir())
-        if PARTIAL in present:
-            raise DataError(
-                f"{folder} is in use by another run, or one that was killed left {folder / PARTIAL}: "
-                f"remove that, or {advice}"
-            )
-        if present:
-            what = "a run" if "history.csv" in present else f"files ({present[0]}, ...)"
-            raise DataError(f"{folder} already holds {what}: {advice}")
-        (folder / PARTIAL).mkdir()
-    except OSError as error:
+        with writing(folder, f": {advice}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            present = sorted(path.name for path in folder.iterdir())
+            if PARTIAL in present:
+                raise DataError(
+                    f"{folder} is in use by another run, or one that was killed left {folder / PARTIAL}: "
+                    f"remove that, or {advice}"
+                )
+            if present:
+                what = "a run" if "history.csv" in present else f"files ({present[0]}, ...)"
+                raise DataError(f"{folder} already holds {what}: {advice}")
+            (folder / PARTIAL).mkdir()
+    except DataError:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}: {advice}") from error
+        raise
     return folder / PARTIAL, made
