@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -204,7 +205,8 @@ class Optimizer:
 
 def _parts(array: Array, variables: Sequence[Variable]) -> dict[Variable, Array]:
     """Return the entries of each variable, which lie end to end."""
-    return dict(zip(variables, np.split(array, np.cumsum([v.dim for v in variables], dtype=int)[:-1])))
+    stops = accumulate(v.dim for v in variables)
+    return {v: array[stop - v.dim : stop] for v, stop in zip(variables, stops)}
 
 
 def _laid_out(array: Array, before: Sequence[Variable], variables: Sequence[Variable]) -> Array:
