@@ -60,23 +60,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Callback": ".scheduler.training",
-    "Checkpoints": ".scheduler.training",
-    "EarlyStopping": ".scheduler.training",
-    "Engine": ".scheduler.engine",
-    "KEEP": ".scheduler.training",
-    "STOP": ".scheduler.training",
-    "Trainer": ".scheduler.training",
-    "load": ".files",
-    "save": ".files",
+    ".files": ("load", "save"),
+    ".scheduler.engine": ("Engine",),
+    ".scheduler.training": ("KEEP", "STOP", "Callback", "Checkpoints", "EarlyStopping", "Trainer"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(import_module(_LAZY[name], __name__), name)
-        globals()[name] = value
-        return value
+    for module, names in _LAZY.items():
+        if name in names:
+            value = getattr(import_module(module, __name__), name)
+            globals()[name] = value
+            return value
     raise AttributeError(f"module 'flowgrad' has no attribute {name!r}")
 
 

@@ -80,7 +80,7 @@ class Edge(NamedTuple):
 
     def renamed(self, name: Callable[[int], int]) -> Edge:
         """Return the edge with other numbers for what it reads."""
-        return self._replace(pull=self.pull._replace(args=tuple(map(name, self.pull.args))))
+        return self._replace(pull=self.pull._replace(args=tuple(map(name, self.reads))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +125,10 @@ def derive(program: Program, target: int, wrt: Sequence[int]) -> Derivation:
     marks = {var: k for k, var in enumerate(wrt) if var not in inputs}
     for i in program.instrs:
         if i.args and i.args[0] in inputs and i.args[0] in last:
-            attrs = dict(i.attrs)
             if i.op is Slice:
-                last[i.out] = (last[i.args[0]][0], attrs["start"], None)
+                last[i.out] = (last[i.args[0]][0], dict(i.attrs)["start"], None)
             elif i.op is Gather:
-                last[i.out] = (last[i.args[0]][0], 0, attrs["index"])
+                last[i.out] = (last[i.args[0]][0], 0, dict(i.attrs)["index"])
     edges: list[Edge] = []
     if target in last:
         edges.append(Edge(last[target][0], _same(sweep.seed), types[target].dim, *last[target][1:]))
@@ -184,17 +183,8 @@ class _Sweep:
         """Send a cotangent on to an operand; summed over the samples where that is shared by them, unless they stay apart."""
         parent, own = self.builder.types[i.args[slot]], self.builder.types[g]
         sums = own.batched and not parent.batched and not self.apart
-        pull = _pull_of(i, slot, g)
-        pulled = self.builder.emit(
-            "pull_sum" if sums else "pull",
-            Type(parent.dim, own.batched and not sums, True),
-            pull.args,
-            op=i.op,
-            attrs=i.attrs,
-            slot=slot,
-            arity=i.arity,
-            label=i.label,
-        )
+        pull = _pull_of(i, slot, g)._replace(verb="pull_sum" if sums else "pull")
+        pulled = self.builder.copy(pull, Type(parent.dim, own.batched and not sums, True), pull.args)
         self.parts.setdefault(i.args[slot], []).append(pulled)
 
     def total(self, var: int) -> int:

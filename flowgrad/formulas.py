@@ -22,7 +22,8 @@ FUNCTIONS |= {"maximum": (np.maximum, 2), "minimum": (np.minimum, 2), "where": (
 # Operators, and the ufuncs that write their results into an array.
 UFUNCS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "power"}
 UNARY = {ast.USub: "negative"}
-COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
+COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 # Names of operands, by slot.
 OPERANDS = "abcdefgh"
 
@@ -126,7 +127,7 @@ def _check(tree: ast.expr, text: str, names: set[str]) -> None:
         _check(tree.right, text, names)
     elif isinstance(tree, ast.UnaryOp) and type(tree.op) in UNARY:
         _check(tree.operand, text, names)
-    elif isinstance(tree, ast.Compare) and len(tree.ops) == 1 and isinstance(tree.ops[0], COMPARISONS):
+    elif isinstance(tree, ast.Compare) and len(tree.ops) == 1 and type(tree.ops[0]) in COMPARISONS:
         _check(tree.left, text, names)
         _check(tree.comparators[0], text, names)
     elif isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in FUNCTIONS:
@@ -153,11 +154,11 @@ def _scalar(tree: ast.expr, names: Mapping[str, str]) -> str:
     if isinstance(tree, ast.BinOp):
         whole = isinstance(tree.op, ast.Pow) and isinstance(tree.right, ast.Constant) and type(tree.right.value) is int
         right = str(tree.right.value) if whole else of(tree.right)  # type: ignore[attr-defined]
-        return f"({of(tree.left)} {_sign(tree.op)} {right})"
+        return f"({of(tree.left)} {OPERATORS[type(tree.op)]} {right})"
     if isinstance(tree, ast.UnaryOp):
         return f"(-{of(tree.operand)})"
     if isinstance(tree, ast.Compare):
-        return f"({of(tree.left)} {_sign(tree.ops[0])} {of(tree.comparators[0])})"
+        return f"({of(tree.left)} {COMPARISONS[type(tree.ops[0])]} {of(tree.comparators[0])})"
     assert isinstance(tree, ast.Call)
     assert isinstance(tree.func, ast.Name)
     name, args = tree.func.id, [of(arg) for arg in tree.args]
@@ -166,11 +167,6 @@ def _scalar(tree: ast.expr, names: Mapping[str, str]) -> str:
     if name in ("maximum", "minimum"):
         return f"({args[0]} if {args[0]} {'>' if name == 'maximum' else '<'} {args[1]} else {args[1]})"
     return f"{'' if name == 'abs' else 'np.'}{name}({args[0]})"
-
-
-def _sign(op: ast.operator | ast.cmpop) -> str:
-    signs = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.Lt: "<", ast.LtE: "<="}
-    return {**signs, ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}[type(op)]
 
 
 def _literal(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,8 @@ class Node:
         >>> y.forward()
         array([3., 8.])
         """
-        missing = _reach([self], lambda n: [p for p in n.parents if p._value is None], skip=self._value is not None)
+        begin = [self] if self._value is None else []
+        missing = _reach(begin, lambda n: [p for p in n.parents if p._value is None])
         for node in sorted(missing, key=operator.attrgetter("index")):
             if not node.parents:
                 raise GraphError(
@@ -213,11 +214,8 @@ class Node:
             raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
         result.forward()
         table = self.graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
-        missing = _reach(
-            [self],
-            lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table],
-            skip=self in table,
-        )
+        begin = [] if self in table else [self]
+        missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
         for node in sorted(missing, key=operator.attrgetter("index"), reverse=True):
             pulled = [
                 child.local_jacobian(slot).pull(table[child][:, None, :])[:, 0, :]
@@ -396,17 +394,15 @@ def run_rule(node: Node, rule: str, *args: Any) -> Any:
     return result
 
 
-def ancestors(node: Node) -> dict[Node, None]:
-    """Return everything `node` depends on, itself included, as an ordered set."""
-    return dict.fromkeys(_reach([node], lambda n: n.parents))
+def ancestors(*nodes: Node) -> dict[Node, None]:
+    """Return everything that `nodes` depend on, themselves included, as an ordered set."""
+    return _reach(nodes, lambda n: n.parents)
 
 
-def _reach(start: list[Node], neighbours: Any, skip: bool = False) -> Iterable[Node]:
+def _reach(start: Iterable[Node], neighbours: Callable[[Node], Iterable[Node]]) -> dict[Node, None]:
     """Return all nodes that can be reached from `start`, `start` included; iterative."""
-    if skip:
-        return ()
     seen = dict.fromkeys(start)
-    stack = list(start)
+    stack = list(seen)
     while stack:
         for node in neighbours(stack.pop()):
             if node not in seen:

@@ -100,7 +100,7 @@ def vector(what: str, dim: int, value: Any) -> Array:
     return array.reshape(1, dim)
 
 
-def brief(value: Any) -> str:
+def brief(value: Any, most: int = 40) -> str:
     """Return a value in few letters, for messages."""
     text = repr(value).replace("\n", " ")
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -63,12 +63,11 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
         raise GraphError(f"{kind}: give nodes by position, not as {', '.join(f'{k}=' for k in named)}")
     takes = _takes(apply) if isinstance(apply, Hashable) else Takes()
     open_to = {*takes.attributes, *takes.operands[len(parents) :]}
-    unknown = [k for k in attrs if k not in takes.attributes and k not in takes.operands]
     operands = [k for k in takes.operands if k not in attrs]
     least = takes.least - (len(takes.operands) - len(operands))
     counted = takes.any_operands or least <= len(parents) <= len(operands)
-    if counted:
-        unknown = [k for k in attrs if k not in open_to]
+    known = open_to if counted else {*takes.attributes, *takes.operands}
+    unknown = [k for k in attrs if k not in known]
     if unknown and not takes.any_attributes:
         words = ", ".join(map(repr, unknown))
         raise GraphError(f"{kind} has no attribute {words}; it takes {', '.join(sorted(open_to)) or 'none'}")
@@ -192,10 +191,8 @@ class Op(Node):
         try:
             dim = self.shape(*dims, **attrs)
         except (ShapeError, TypeError) as error:
-            operands = ", ".join(f"{p.name!r} (dim {p.dim})" for p in parents[:6]) + (
-                ", ..." if len(parents) > 6 else ""
-            )
-            raise ShapeError(f"{kind}({operands}): {error}") from None
+            operands = [f"{p.name!r} (dim {p.dim})" for p in parents[:6]] + ["..."] * (len(parents) > 6)
+            raise ShapeError(f"{kind}({', '.join(operands)}): {error}") from None
         if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
             raise ShapeError(f"{kind}: its shape rule gave {dim!r} for dims {dims}; a dim is a positive integer")
         super().__init__(parents[0].graph, int(dim), tuple(parents), attrs, name)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from .errors import GraphError
-from .graph import Node, Variable
+from .graph import Node, Variable, ancestors
+from .inputs import brief
 from .op import Op
 
 Verb = Literal["apply", "pull", "pull_sum", "add", "scatter"]
@@ -96,11 +97,11 @@ class Program:
             for i in self.inputs
         ]
         for i in self.instrs:
-            what = i.verb if i.verb in ("add", "scatter") else f"{i.op.__name__}"
+            what = i.verb if i.verb in ("add", "scatter") else i.op.__name__
             if i.verb.startswith("pull"):
                 what = f"{i.verb} {what}[{i.slot}]"
             args = ", ".join(f"%{a}" for a in i.args[:8]) + (f", ... {len(i.args)}" if len(i.args) > 8 else "")
-            attrs = "".join(f" {k}={_short(v)}" for k, v in i.attrs)
+            attrs = "".join(f" {k}={brief(v, 24)}" for k, v in i.attrs)
             lines.append(
                 f"%{i.out} {self.types[i.out]} = {what}({args}){attrs}" + (f"  # {i.label}" if i.label else "")
             )
@@ -108,29 +109,19 @@ class Program:
         return "\n".join(lines)
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else text[:21] + "..."
-
-
+@dataclass(eq=False)
 class Builder:
     """Collects instructions; passes write their result with it."""
 
-    def __init__(self) -> None:
-        self.types: list[Type] = []
-        self.inputs: list[Input] = []
-        self.instrs: list[Instr] = []
-        self.layout: dict[int, tuple[Role, int, int]] = {}
+    types: list[Type] = field(default_factory=list)
+    inputs: list[Input] = field(default_factory=list)
+    instrs: list[Instr] = field(default_factory=list)
+    layout: dict[int, tuple[Role, int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: Program) -> Builder:
         """Return a builder that goes on where `program` ends."""
-        builder = cls()
-        builder.types = list(program.types)
-        builder.inputs = list(program.inputs)
-        builder.instrs = list(program.instrs)
-        builder.layout = dict(program.layout)
-        return builder
+        return cls(list(program.types), list(program.inputs), list(program.instrs), dict(program.layout))
 
     def input(self, type_: Type, role: Role, node: int = -1) -> int:
         """Add a given variable."""
@@ -140,10 +131,7 @@ class Builder:
 
     def emit(self, verb: Verb, type_: Type, args: Iterable[int], **fields: Any) -> int:
         """Add an instruction and return its variable."""
-        self.types.append(type_)
-        out = len(self.types) - 1
-        self.instrs.append(Instr(verb, out, tuple(args), **fields))
-        return out
+        return self.copy(Instr(verb, -1, (), **fields), type_, args)
 
     def copy(self, instr: Instr, type_: Type, args: Iterable[int]) -> int:
         """Add an instruction of another program on variables of this one; return its variable."""
@@ -184,13 +172,7 @@ def trace(
     """
     marks = marks or {}
     fed, trained = set(feeds), set(params)
-    needed: set[Node] = set(targets)
-    stack = list(needed)
-    while stack:
-        for parent in stack.pop().parents:
-            if parent not in needed:
-                needed.add(parent)
-                stack.append(parent)
+    needed = ancestors(*targets)
     builder = Builder()
     var: dict[Node, int] = {}
     for node in sorted(needed, key=lambda n: n.index):

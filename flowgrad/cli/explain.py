@@ -34,8 +34,7 @@ def explain(**options: Any) -> None:
 
     data = load_data({**options, "test_size": None})
     model = build_model(options, data)
-    rule = getattr(fg, options["optimizer"])
-    optimizer = rule(model.graph, model.loss, batch_size=options["batch_size"])
+    optimizer = getattr(fg, options["optimizer"])(model.graph, model.loss, batch_size=options["batch_size"])
     with cluster(options, dashboard=False) as client:
         click.echo("measuring the workers ...", err=True)
         trainer = fg.Trainer(optimizer, fg.Engine(client, dtype=options["dtype"], grain=options["grain"]))

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 
 from ..errors import DataError
@@ -15,20 +16,19 @@ PARTIAL = ".partial"
 
 
 @contextmanager
+def writing(folder: Path, advice: str = "") -> Iterator[None]:
+    """Tell in one line if the folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}{advice}") from error
+
+
+@contextmanager
 def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
     """Reserve a folder for results, which appear there when the block ends well, and not at all otherwise.
 
-    Parameters
-    ----------
-    out : path, optional
-        The folder; ``runs/NAME-<date>-<time>`` when not given.
-    name : str
-        For the default.
-
-    Yields
-    ------
-    Path
-        A hidden folder inside of the run folder, to write to.
+    The folder is `out`, or ``runs/NAME-<date>-<time>``; what is given is a hidden one inside of it, to write to.
 
     Raises
     ------
@@ -39,7 +39,9 @@ def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
     partial, made = _reserve(folder)
     try:
         yield partial
-        _publish(partial, folder)
+        with writing(folder):
+            for file in sorted(partial.iterdir()):
+                os.replace(file, folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # not empty: the run ended well
@@ -47,21 +49,10 @@ def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
                 path.rmdir()
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    try:
-        for file in sorted(partial.iterdir()):
-            os.replace(file, folder / file.name)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
 def _fresh(name: str) -> Path:
     stamp = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, n = Path(stamp), 1
-    while folder.exists():
-        n += 1
-        folder = Path(f"{stamp}-{n}")
-    return folder
+    names = chain([stamp], (f"{stamp}-{n}" for n in count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def _reserve(folder: Path) -> tuple[Path, list[Path]]:
@@ -69,20 +60,21 @@ def _reserve(folder: Path) -> tuple[Path, list[Path]]:
     advice = "choose another folder with --out"
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(path.name for path in folder.iterdir())
-        if PARTIAL in present:
-            raise DataError(
-                f"{folder} is in use by another run, or one that was killed left {folder / PARTIAL}: "
-                f"remove that, or {advice}"
-            )
-        if present:
-            what = "a run" if "history.csv" in present else f"files ({present[0]}, ...)"
-            raise DataError(f"{folder} already holds {what}: {advice}")
-        (folder / PARTIAL).mkdir()
-    except OSError as error:
+        with writing(folder, f": {advice}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            present = sorted(path.name for path in folder.iterdir())
+            if PARTIAL in present:
+                raise DataError(
+                    f"{folder} is in use by another run, or one that was killed left {folder / PARTIAL}: "
+                    f"remove that, or {advice}"
+                )
+            if present:
+                what = "a run" if "history.csv" in present else f"files ({present[0]}, ...)"
+                raise DataError(f"{folder} already holds {what}: {advice}")
+            (folder / PARTIAL).mkdir()
+    except DataError:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}: {advice}") from error
+        raise
     return folder / PARTIAL, made

@@ -36,27 +36,18 @@ class Model:
 
 
 def multilayer_perceptron(inputs: int, hidden: Sequence[int], classes: int, seed: int = 0) -> Model:
-    """Build a fully connected net with ReLU between its layers.
+    """Build a fully connected net with ReLU between its layers; without any hidden one, softmax regression.
 
     Parameters
     ----------
     inputs : int
         Length of one sample.
     hidden : sequence of int
-        Units in each hidden layer; empty for softmax regression.
+        Units in each hidden layer.
     classes : int
         Output units.
     seed : int
         Seed of the initial values.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    ShapeError
-        When a size is below 1.
     """
     with fg.Graph(seed=seed) as graph:
         x = fg.Variable(inputs, trainable=False, name="x")
@@ -71,22 +62,9 @@ def multilayer_perceptron(inputs: int, hidden: Sequence[int], classes: int, seed
 
 
 def dense(x: fg.Node, units: int, name: str) -> fg.Node:
-    """Return a layer of `units` neurons, each a `Dot` with its own weights plus a bias, as one vector.
-
-    Parameters
-    ----------
-    x : Node
-        What every neuron sees.
-    units : int
-        How many neurons; the dim of the result.
-    name : str
-        Prefix of the variables' names: ``name.w0``, ``name.b0``, ...
-    """
-    neurons = [
-        fg.Add(
-            fg.Dot(fg.Variable(x.dim, True, name=f"{name}.w{i}"), x),
-            fg.Variable(1, True, name=f"{name}.b{i}"),
-        )
-        for i in range(units)
-    ]
+    """Return `units` neurons, each a `Dot` of ``name.w0``, ... with all of `x` plus a bias ``name.b0``, ..., as one vector."""
+    neurons = []
+    for i in range(units):
+        weighted = fg.Dot(fg.Variable(x.dim, True, name=f"{name}.w{i}"), x)
+        neurons.append(weighted + fg.Variable(1, True, name=f"{name}.b{i}"))
     return fg.Vectorize(*neurons)

@@ -12,8 +12,16 @@ from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from .console import column
 from .console import console as plain_console
 
-COLUMNS = {"epoch": 7, "test loss": 10, "test accuracy": 13, "train loss": 10, "samples/s": 10, "seconds": 7}
-HEADER = "  ".join(name.rjust(width) for name, width in COLUMNS.items())
+# Headings, as wide as their columns, and how the numbers of a record are written, some times 100.
+NAMES = ("  epoch", " test loss", "test accuracy", "train loss", " samples/s", "seconds")
+FORMS = {
+    "validation_loss": "{:.4f}",
+    "validation_accuracy": "{1:.2f} %",
+    "loss": "{:.4f}",
+    "samples_per_second": "{:,.0f}",
+    "seconds": "{:.1f}",
+}
+HEADER = "  ".join(NAMES)
 
 
 class ProgressCallback:
@@ -43,7 +51,7 @@ class ProgressCallback:
         self.console.print(HEADER, style="bold", soft_wrap=True)
         if self.console.is_terminal:
             self._bar = Progress(
-                column("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+                column(f"epoch {{task.fields[epoch]}}/{self.epochs}"),
                 BarColumn(bar_width=None),
                 column("{task.percentage:>3.0f} %"),
                 column("{task.fields[speed]:>9,.0f} samples/s"),
@@ -53,8 +61,7 @@ class ProgressCallback:
                 transient=True,
                 refresh_per_second=8,
             )
-            fields: dict[str, Any] = {"epoch": 1, "epochs": self.epochs, "speed": 0.0, "loss": "-"}
-            self._task = self._bar.add_task("train", total=None, **fields)
+            self._task = self._bar.add_task("train", total=None, epoch=1, speed=0.0, loss="-")
             self._bar.start()
 
     def on_steps(self, info: Mapping[str, Any]) -> None:
@@ -91,19 +98,9 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     if record["epoch"] == 0:  # nothing was trained yet
         record = {**record, "samples_per_second": None}
 
-    def field(key: str, width: int, form: str, factor: float = 1.0, unit: str = "") -> str:
-        value = record.get(key)
-        if value is None or not math.isfinite(value):
-            return " " * width
-        return (format(value * factor, form) + unit).rjust(width)
-
-    return "  ".join(
-        (
-            f"{record['epoch']}/{epochs}".rjust(7),
-            field("validation_loss", 10, ".4f"),
-            field("validation_accuracy", 13, ".2f", 100.0, " %"),
-            field("loss", 10, ".4f"),
-            field("samples_per_second", 10, ",.0f"),
-            field("seconds", 7, ".1f"),
-        )
-    ).rstrip()
+    fields = [f"{record['epoch']}/{epochs}"]
+    for key, form in FORMS.items():
+        value: Any = record.get(key)
+        known = value is not None and math.isfinite(value)
+        fields.append(form.format(value, 100 * value) if known else "")
+    return "  ".join(field.rjust(len(name)) for field, name in zip(fields, NAMES)).rstrip()

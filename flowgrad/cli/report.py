@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import csv
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ..scheduler.training import History
 
 INK, FAINT, TRAIN, TEST = "#1f2937", "#6b7280", "#6366f1", "#db2777"
 
 
-class History(Protocol):
-    """What `Trainer.fit` returns: one record per epoch, and the loss of every step."""
-
-    epochs: list[dict[str, Any]]
-
-    @property
-    def steps(self) -> Sequence[tuple[int, float]]:
-        """Number of each step, from 1, and its loss."""
-
-
-class EarlyImports:
+class EarlyImports(threading.Thread):
     """A callback that imports what the report needs in a thread, while the workers train and this process waits."""
 
-    def __init__(self) -> None:
-        names = ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg")
-        self.thread = threading.Thread(target=lambda: [import_module(name) for name in names], name="early-imports")
+    def run(self) -> None:
+        """Import."""
+        for name in ("sklearn.metrics", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+            import_module(name)
 
     def on_train_begin(self, info: dict[str, Any]) -> None:
         """Begin: compiling kernels, before, wants this process for itself."""
-        self.thread.start()
-
-    def join(self) -> None:
-        """Wait until they are there."""
-        self.thread.join()
+        self.start()
 
 
 def write_tables(folder: Path, history: History) -> None:
@@ -55,20 +45,7 @@ def write_tables(folder: Path, history: History) -> None:
 
 
 def classification_text(labels: np.ndarray, predicted: np.ndarray, classes: int) -> str:
-    """Return scikit-learn's classification report and confusion matrix as text.
-
-    Parameters
-    ----------
-    labels, predicted : ndarray, (N,), int
-        True and predicted class indices.
-    classes : int
-        How many classes there are.
-
-    Returns
-    -------
-    str
-        Several lines; in the matrix a row is a true class and a column a predicted one.
-    """
+    """Return scikit-learn's classification report and confusion matrix, as text, for class indices ``(N,)``."""
     from sklearn.metrics import classification_report, confusion_matrix
 
     indices = list(range(classes))
@@ -82,17 +59,7 @@ def classification_text(labels: np.ndarray, predicted: np.ndarray, classes: int)
 
 
 def smooth(values: np.ndarray, span: int) -> np.ndarray:
-    """Return the centred moving mean over `span` values; near the ends over those that there are.
-
-    Parameters
-    ----------
-    values : ndarray, (N,)
-    span : int
-
-    Returns
-    -------
-    ndarray, (N,)
-    """
+    """Return the centred moving mean over `span` of ``(N,)`` values; near the ends over those that there are."""
     span = max(1, min(span, len(values)))
     total = np.concatenate(([0.0], np.cumsum(values)))
     middle = np.arange(len(values))
@@ -102,16 +69,7 @@ def smooth(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def draw_curves(path: Path, history: History, title: str) -> None:
-    """Draw the learning curves: loss by step and by epoch, accuracy by epoch, from before the first epoch on.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.png`` file to write.
-    history : History
-    title : str
-        Headline of the picture.
-    """
+    """Draw the learning curves as a ``.png``: loss by step and by epoch, accuracy by epoch, from before the first epoch on."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -157,14 +115,10 @@ def _draw_loss(axes: Any, history: History, epochs: np.ndarray) -> None:
     kept = np.maximum(test, floor) if log else test
     axes.plot(epochs, kept, "o-", color=TEST, linewidth=1.8, markersize=5, label="test", clip_on=False, zorder=4)
     if log:
-        axes.set_yscale("log")
         low, high = floor * 0.6, high * 1.4
-        axes.set_ylim(low, high)
         marks = (1, 2, 5) if high < 200 * low else (1,)
         ticks = [m * 10.0**e for e in range(-9, 9) for m in marks]
-        axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-        axes.set_yticks([], minor=True)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _scale(axes, "log", low, high, ticks, lambda value, _: f"{value:g}")
     axes.set_title("loss", loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
@@ -179,13 +133,9 @@ def _draw_accuracy(axes: Any, history: History, epochs: np.ndarray) -> None:
         return
     shown = np.clip(accuracy, 0.02, 0.9995)
     axes.plot(epochs, shown, "o-", color=TEST, linewidth=1.8, markersize=5, clip_on=False, zorder=4)
-    axes.set_yscale("logit")
     low, high = 0.7 * np.nanmin(shown), 1 - 0.6 * (1 - np.nanmax(shown))
-    axes.set_ylim(low, high)
     ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axes.set_yticks([], minor=True)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    _scale(axes, "logit", low, high, ticks, lambda value, _: f"{100 * value:g} %")
     for i in sorted({known[0], known[-1]}):
         early = i == known[0] and i != known[-1]
         shift, anchor = ((9, -4), "left") if early else ((0, -18), "right")
@@ -193,6 +143,11 @@ def _draw_accuracy(axes: Any, history: History, epochs: np.ndarray) -> None:
         axes.annotate(text, (epochs[i], shown[i]), shift, textcoords="offset points", ha=anchor, color=TEST)
 
 
+def _scale(axes: Any, kind: str, low: float, high: float, ticks: Iterable[float], form: Callable[..., str]) -> None:
+    axes.set(yscale=kind, ylim=(low, high), yticks=[tick for tick in ticks if low <= tick <= high])
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(form)
+
+
 def _column(history: History, key: str) -> np.ndarray:
-    values: Sequence[Any] = [record.get(key) for record in history.epochs]
-    return np.array([np.nan if value is None else value for value in values], dtype=float)
+    return np.array([record.get(key) for record in history.epochs], dtype=float)  # nan for None

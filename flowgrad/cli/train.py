@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import DataError, FlowgradError
+from ..errors import FlowgradError
 from .options import Choice, Count, check_place, job_options, option, positive
 
 if TYPE_CHECKING:
@@ -118,14 +118,8 @@ def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer
         "exponential": lambda: fg.ExponentialDecay(rate, factor=0.01, every=updates),
         "step": lambda: fg.StepDecay(rate, every=-(-updates // 3)),
     }[options["schedule"]]()
-    made: Optimizer = getattr(fg, options["optimizer"])(
-        model.graph,
-        model.loss,
-        learning_rate=schedule,
-        batch_size=options["batch_size"],
-        weight_decay=options["weight_decay"],
-        clip_norm=options["clip_norm"],
-    )
+    settings = {key: options[key] for key in ("batch_size", "weight_decay", "clip_norm")}
+    made: Optimizer = getattr(fg, options["optimizer"])(model.graph, model.loss, schedule, **settings)
     return made
 
 
@@ -141,6 +135,7 @@ def _report(
     """Print how good the model is, and write everything to `folder`."""
     import flowgrad as fg
 
+    from .folder import writing
     from .report import classification_text, draw_curves, write_tables
 
     predicted = trainer.predict(model.probabilities, {model.x: data.x_test}).argmax(axis=1)
@@ -148,17 +143,10 @@ def _report(
     result = f"test accuracy {100 * correct / len(predicted):.2f} % ({correct:,} of {len(predicted):,})"
     text = classification_text(data.y_test, predicted, data.classes)
     click.echo(f"\n{result}\n\n{text}")
-    settings = {
-        **options,
-        "nodes": len(model.graph.nodes),
-        "plan": history.plan,
-        "seconds": round(seconds, 3),
-    }
-    try:
+    settings = {**options, "nodes": len(model.graph.nodes), "plan": history.plan, "seconds": round(seconds, 3)}
+    with writing(folder.parent):
         fg.save(folder / "model.safetensors", model.graph, trainer.optimizer)
         write_tables(folder, history)
         draw_curves(folder / "learning_curves.png", history, f"{data.name}: {result}")
         (folder / "report.txt").write_text(f"{result}\n\n{text}", encoding="utf-8")
         (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write to {folder.parent}: {error.strerror or error}") from error

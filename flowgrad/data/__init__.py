@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,6 @@ __all__ = ["DataSet", "load", "load_digits", "load_mnist", "load_npz"]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_CLASSES = 10_000
-# What zipfile, zlib and NumPy raise on a file that is damaged, depending on which byte is wrong.
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 
 
 @dataclass(frozen=True)
@@ -63,17 +48,12 @@ class DataSet:
         return int(self.x_train.shape[1])
 
     def head(self, train: int | None = None, test: int | None = None) -> DataSet:
-        """Return the first samples only.
+        """Return the first samples only, views of the same arrays; ``classes`` stays the same.
 
         Parameters
         ----------
         train, test : int, optional
             How many training and test samples to keep; all of them when not given.
-
-        Returns
-        -------
-        DataSet
-            Views of the same arrays; ``classes`` stays the same.
 
         Raises
         ------
@@ -102,10 +82,6 @@ def load(name: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> DataSet
     dtype : dtype, default float32
         Floating-point type of the samples.
 
-    Returns
-    -------
-    DataSet
-
     Raises
     ------
     DataError
@@ -123,15 +99,7 @@ def load(name: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> DataSet
 def load_mnist(dtype: DTypeLike = np.float32) -> DataSet:
     """Load the embedded MNIST set: 60,000 training and 10,000 test images of 28 × 28 pixels, 10 classes.
 
-    Parameters
-    ----------
-    dtype : dtype, default float32
-        Floating-point type of the samples.
-
-    Returns
-    -------
-    DataSet
-        Samples of length 784, pixels divided by 255.
+    Samples have length 784, pixels are divided by 255; for `dtype` see `load`.
 
     Raises
     ------
@@ -149,17 +117,8 @@ def load_mnist(dtype: DTypeLike = np.float32) -> DataSet:
 def load_digits(dtype: DTypeLike = np.float32) -> DataSet:
     """Load scikit-learn's digits: 1,797 images of 8 × 8 pixels, 10 classes.
 
-    The set comes without a split: 1,437 training and 360 test samples are drawn, the same ones every time.
-
-    Parameters
-    ----------
-    dtype : dtype, default float32
-        Floating-point type of the samples.
-
-    Returns
-    -------
-    DataSet
-        Samples of length 64, pixels divided by 16.
+    The set comes without a split: 1,437 training and 360 test samples are drawn, the same ones every time. Samples have length 64,
+    pixels are divided by 16; for `dtype` see `load`.
 
     Raises
     ------
@@ -179,7 +138,7 @@ def load_digits(dtype: DTypeLike = np.float32) -> DataSet:
 
 
 def load_npz(path: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> DataSet:
-    """Load a data set from an ``.npz`` file.
+    """Load a data set from an ``.npz`` file, and name it after the file.
 
     Parameters
     ----------
@@ -189,11 +148,6 @@ def load_npz(path: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> Dat
         are taken as they are. Labels are integer class indices counted from 0, (N,).
     dtype : dtype, default float32
         Floating-point type of the samples.
-
-    Returns
-    -------
-    DataSet
-        Named after the file.
 
     Raises
     ------
@@ -210,9 +164,9 @@ def load_npz(path: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> Dat
         data[f"y_{part}"] = y = _labels(path, f"y_{part}", arrays[f"y_{part}"])
         if len(x) != len(y):
             raise DataError(f"{path}: x_{part} has {len(x)} samples, y_{part} {len(y)} labels: give one per sample")
-    if data["x_train"].shape[1] != data["x_test"].shape[1]:
-        sizes = [data[key].shape[1] for key in ("x_train", "x_test")]
-        raise DataError(f"{path}: samples of x_train have length {sizes[0]}, of x_test {sizes[1]}: make them equal")
+    train, test = (data[key].shape[1] for key in ("x_train", "x_test"))
+    if train != test:
+        raise DataError(f"{path}: samples of x_train have length {train}, of x_test {test}: make them equal")
     classes = 1 + int(max(data["y_train"].max(), data["y_test"].max()))
     if not 2 <= classes <= MAX_CLASSES:
         raise DataError(
@@ -246,14 +200,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(
                     f"{path}: lacks {', '.join(missing)} (it has {names}): name the arrays {', '.join(KEYS)}"
                 )
-            arrays = {}
-            for key in KEYS:
-                arrays[key] = file[key]
-                if not isinstance(arrays[key], np.ndarray):
+            arrays = {key: file[key] for key in KEYS}
+            for key, array in arrays.items():
+                if not isinstance(array, np.ndarray):
                     raise DataError(f"{path}: {key} is not an array: write the file again with numpy.savez")
     except DataError:
         raise
-    except UNREADABLE as error:
+    except Exception as error:  # of zipfile, zlib or NumPy: any, depending on which byte is wrong
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read: {reason[:200]}") from error
     return arrays

@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import DataError, GraphError
 from .fold import Item
 from .fold import fold as fold_items
-from .render import render
+from .render import Palette, render
 
 __all__ = ["draw", "draw_tasks"]
 
@@ -33,57 +33,19 @@ TASKS = {
 }
 
 
-class Vertex(Protocol):
-    """What a picture shows of a node."""
-
-    name: str
-    dim: int
-    index: int
-    attrs: dict[str, Any]
-
-    @property
-    def parents(self) -> tuple[Vertex, ...]: ...
-    @property
-    def children(self) -> tuple[Vertex, ...]: ...
-    @property
-    def value(self) -> Any: ...
-    def __hash__(self) -> int: ...
-
-
-class Drawable(Protocol):
-    """A graph as far as a picture goes: its nodes in topological order."""
-
-    @property
-    def nodes(self) -> Sequence[Vertex]: ...
+# Graphs and nodes; this room stands below theirs.
+Graph = Any
+Node = Any
 
 
 def draw(
-    graph: Drawable,
-    path: str | os.PathLike[str],
-    targets: Vertex | Sequence[Vertex] | None = None,
-    fold: int = FOLD,
+    graph: Graph, path: str | os.PathLike[str], targets: Node | Sequence[Node] | None = None, fold: int = FOLD
 ) -> Path:
     """Draw a computational graph, operands on the left, results on the right.
 
     Every node is a box: its op, its name and its dim. Arrows enter a box in the order of its slots, top to
     bottom. Siblings that look alike (same op, same dim, parents and children alike) become one box when there
-    are many of them.
-
-    Parameters
-    ----------
-    graph : Graph
-        What to draw.
-    path : path
-        File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
-    targets : Node or sequence of Node, optional
-        Draw only these nodes and what they depend on; the whole graph when not given.
-    fold : int, default 12
-        More alike siblings than this become one box.
-
-    Returns
-    -------
-    Path
-        The file written.
+    are many of them. The arguments are those of `Graph.draw`; the path is returned.
 
     Raises
     ------
@@ -121,22 +83,8 @@ def draw_tasks(
     labels : mapping of key to str
         Text of the box; a second line after a line feed. The leading word decides the colour, the first
         line without digits what is folded together. Keys without a label show themselves.
-    path : path
-        File to write; its ending decides the format: ``.png``, ``.svg`` or ``.pdf``.
-    fold : int, default 8
-        More alike siblings than this become one box.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    GraphError
-        When there is nothing to draw, the tasks form a cycle, or the picture would be too large.
-    DataError
-        When matplotlib or networkx is missing, the ending is unknown, or the file cannot be written.
+    path, fold
+        As for `draw`, which raises the same errors; a cycle of tasks is a `GraphError`, missing networkx a `DataError`.
     """
     items = []
     for key in _sorted(edges):
@@ -149,7 +97,7 @@ def draw_tasks(
     return _render(path, items, TASKS, _count(len(items), "task"), "", fold)
 
 
-def _nodes(graph: Drawable, targets: Vertex | Sequence[Vertex] | None) -> Sequence[Vertex]:
+def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node]:
     if not graph.nodes:
         raise GraphError("the graph has no nodes to draw: build some inside `with graph:`")
     if targets is None:
@@ -169,7 +117,7 @@ def _nodes(graph: Drawable, targets: Vertex | Sequence[Vertex] | None) -> Sequen
     return sorted(seen, key=lambda node: node.index)
 
 
-def _trained(node: Vertex) -> bool:
+def _trained(node: Node) -> bool:
     """Tell parameters from feeds: a variable without a value waits for a feed."""
     return getattr(node, "trainable", False) and node.value is not None
 
@@ -180,11 +128,9 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
         import networkx
     except ImportError as error:
         raise DataError("drawing needs networkx: pip install 'flowgrad[viz]'") from error
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(sorted(edges, key=str))
-    graph.add_edges_from((parent, key) for key in sorted(edges, key=str) for parent in sorted(edges[key], key=str))
-    if len(graph) == 0:
+    if not edges:
         raise GraphError("there are no tasks to draw")
+    graph = networkx.DiGraph({key: sorted(edges[key], key=str) for key in sorted(edges, key=str)}).reverse(copy=False)
     try:
         return list(networkx.lexicographical_topological_sort(graph, key=str))
     except networkx.NetworkXUnfeasible:
@@ -192,12 +138,7 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
 
 
 def _render(
-    path: str | os.PathLike[str],
-    items: Sequence[Item],
-    colours: Mapping[str, tuple[str, str]],
-    counted: str,
-    note: str,
-    limit: int,
+    path: str | os.PathLike[str], items: Sequence[Item], colours: Palette, counted: str, note: str, limit: int
 ) -> Path:
     boxes, edges = fold_items(items, limit)
     if len(boxes) > MAX_BOXES:

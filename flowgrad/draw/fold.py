@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -67,35 +68,22 @@ class Edge:
 
 
 def fold(items: Sequence[Item], limit: int) -> tuple[list[Box], list[Edge]]:
-    """Turn items into boxes and arrows.
+    """Turn items, parents before children, into boxes and arrows in the order of their first items.
 
-    Parameters
-    ----------
-    items : sequence of Item
-        Parents before children.
-    limit : int
-        More than this many siblings that look alike become one box. Alike are items of one kind and level
-        whose parents and children are alike.
-
-    Returns
-    -------
-    boxes, edges
-        In the order of their first item.
+    More than `limit` siblings that look alike become one box. Alike are items of one kind and level whose parents and children
+    are alike.
     """
     level = levels(items)
     colour = _colours(items, level, limit)
     members: dict[Hashable, list[Item]] = {}
-    size: dict[int, int] = {}
-    for item in items:
-        size[colour[item.key]] = size.get(colour[item.key], 0) + 1
+    size = Counter(colour.values())
     for item in items:
         folded = size[colour[item.key]] > limit
         members.setdefault(("all", colour[item.key]) if folded else item.key, []).append(item)
     boxes: list[Box] = []
     place: dict[Hashable, int] = {}
     for group in members.values():
-        first, last = group[0], group[-1]
-        detail = first.detail if len(group) == 1 else _range(first.detail, last.detail)
+        first, detail = group[0], _range(group[0].detail, group[-1].detail)
         place.update((item.key, len(boxes)) for item in group)
         boxes.append(Box(first.title, detail, first.role, len(group), level[first.key], not first.slots))
     edges: list[Edge] = []
@@ -159,13 +147,13 @@ def _connect(index: int, box: Box, group: list[Item], place: Mapping[Hashable, i
     wide = not group[0].slots or max(len(item.parents) for item in group) > limit
     port_of: dict[Hashable, int] = {}
     slots: dict[int, list[int]] = {}
-    count: dict[tuple[int, int], int] = {}
+    count: Counter[tuple[int, int]] = Counter()
     for item in group:
         for slot, parent in enumerate(item.parents):
             source = place[parent]
             port = port_of.setdefault(source if wide else slot, len(port_of))
             slots.setdefault(port, []).append(slot)
-            count[source, port] = count.get((source, port), 0) + 1
+            count[source, port] += 1
     named = group[0].slots and (len(port_of) > 1 or wide)
     box.ports = [_slot_label(sorted(set(slots[port]))) if named else "" for port in range(len(port_of))]
     return [Edge(source, index, port, n) for (source, port), n in count.items()]

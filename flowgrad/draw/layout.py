@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .fold import Box, Edge
 
@@ -61,15 +62,7 @@ def port_offset(box: Box, port: int) -> float:
 
 
 def lay_out(boxes: Sequence[Box], edges: Sequence[Edge], sizes: Sizes) -> Layout:
-    """Place boxes and arrows.
-
-    Parameters
-    ----------
-    boxes, edges
-        What to draw; every edge leads to a higher level.
-    sizes : sequence of (width, height)
-        Of each box, in inches.
-    """
+    """Place boxes, whose widths and heights are given in inches, and arrows, each to a higher level."""
     columns, spots, paths = _columns(boxes, edges, sizes)
     _order(columns)
     _free_ports(boxes, columns)
@@ -104,11 +97,10 @@ def _columns(
     for edge in edges:
         at, path = spots[edge.source], []
         for column in range(at.column + 1, spots[edge.target].column):
-            link = passing.get((edge.source, column))
-            if link is None:
-                link = passing[edge.source, column] = _link(at, Spot(column, 0.06, None), 0.0)
-            path.append(link)
-            at = link.end
+            if (edge.source, column) not in passing:
+                passing[edge.source, column] = _link(at, Spot(column, 0.06, None), 0.0)
+            path.append(passing[edge.source, column])
+            at = path[-1].end
         path.append(_link(at, spots[edge.target], port_offset(boxes[edge.target], edge.port)))
         paths.append(path)
     for spot in _depth_first(spots):
@@ -185,9 +177,8 @@ def _switch(columns: list[list[Spot]], rank: dict[int, int]) -> None:
 
 def _pair(a: Spot, b: Spot, rank: dict[int, int]) -> int:
     """Count the crossings between the arrows of two spots of a column when `a` is right above `b`."""
-    total = 0
     ends = sorted(rank[id(link.start)] for link in b.before)
-    total += sum(bisect_left(ends, rank[id(link.start)]) for link in a.before)
+    total = sum(bisect_left(ends, rank[id(link.start)]) for link in a.before)
     ports = sorted((rank[id(link.end)], link.offset) for link in b.after)
     return total + sum(bisect_left(ports, (rank[id(link.end)], link.offset)) for link in a.after)
 
@@ -219,32 +210,30 @@ def _free_ports(boxes: Sequence[Box], columns: list[list[Spot]]) -> None:
 def _place(columns: list[list[Spot]]) -> None:
     """Choose heights: each spot as near to its neighbours as the order and the gaps in its column allow."""
     for column in columns:
-        _spread(column, lambda spot: (0.0, 1.0))
+        _spread(column, [(0.0, 1.0)] * len(column))
     for sweep in range(PLACE_SWEEPS):
         last = sweep >= PLACE_SWEEPS - 4
-        for column in columns if sweep % 2 == 0 else reversed(columns):
-            back, ahead = (True, last) if sweep % 2 == 0 else (last, True)
-
-            def aim(spot: Spot, back: bool = back, ahead: bool = ahead) -> tuple[float, float]:
-                pulls = [(link.start.y - link.offset, link.weight) for link in spot.before] if back else []
-                pulls += [(link.end.y + link.offset, link.weight) for link in spot.after] if ahead else []
-                weight = sum(w for _, w in pulls)
-                return (sum(y * w for y, w in pulls) / weight, weight) if pulls else (spot.y, 0.1)
-
-            _spread(column, aim)
+        forward = sweep % 2 == 0
+        for column in columns if forward else reversed(columns):
+            _spread(column, [_aim(spot, forward or last, last or not forward) for spot in column])
 
 
-def _spread(column: list[Spot], aim: Callable[[Spot], tuple[float, float]]) -> None:
+def _aim(spot: Spot, back: bool, ahead: bool) -> tuple[float, float]:
+    """Return the mean height of what pulls at a spot from one side or both, and its weight."""
+    pulls = [(link.start.y - link.offset, link.weight) for link in spot.before] if back else []
+    pulls += [(link.end.y + link.offset, link.weight) for link in spot.after] if ahead else []
+    weight = sum(w for _, w in pulls)
+    return (sum(y * w for y, w in pulls) / weight, weight) if pulls else (spot.y, 0.1)
+
+
+def _spread(column: list[Spot], aims: Sequence[tuple[float, float]]) -> None:
     """Least squares under "not closer than": pool adjacent violators on heights less the room above them."""
-    room, above = [], 0.0
-    for i, spot in enumerate(column):
-        if i:
-            narrow = spot.box is None or column[i - 1].box is None
-            above += (column[i - 1].height + spot.height) / 2 + (0.12 if narrow else 0.2)
-        room.append(above)
+    room = [0.0]
+    for above, spot in pairwise(column):
+        narrow = spot.box is None or above.box is None
+        room.append(room[-1] + ((above.height + spot.height) / 2 + (0.12 if narrow else 0.2)))
     pools: list[list[float]] = []  # mean, weight, number of spots
-    for spot, taken in zip(column, room):
-        y, weight = aim(spot)
+    for (y, weight), taken in zip(aims, room):
         pools.append([y - taken, weight, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             mean, weight, n = pools.pop()
@@ -260,12 +249,8 @@ def _spread(column: list[Spot], aim: Callable[[Spot], tuple[float, float]]) -> N
 def _column_positions(columns: list[list[Spot]], sizes: Sizes) -> tuple[list[float], list[float]]:
     """Return the middle and the width of each column; steep arrows get more room."""
     widths = [max((sizes[s.box][0] for s in column if s.box is not None), default=0.3) for column in columns]
-    xs, x = [], 0.0
-    for i, (column, width) in enumerate(zip(columns, widths)):
-        if i:
-            steep = max((abs(link.start.y - s.y) for s in column for link in s.before), default=0.0)
-            x += widths[i - 1] / 2 + width / 2 + min(0.55 + 0.14 * steep, 1.8)
-        else:
-            x = width / 2
-        xs.append(x)
+    xs = [widths[0] / 2]
+    for column, (before, width) in zip(columns[1:], pairwise(widths)):
+        steep = max((abs(link.start.y - s.y) for s in column for link in s.before), default=0.0)
+        xs.append(xs[-1] + (before / 2 + width / 2 + min(0.55 + 0.14 * steep, 1.8)))
     return xs, widths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +20,32 @@ MAX_PIXELS = 30_000  # per side
 MAX_AREA = 120e6
 INK = "#1f2937"
 FAINT = "#6b7280"
+# Fill and line of roles that are not known.
+SPARE = (
+    ("#e0e7ff", "#4f46e5"),
+    ("#fef3c7", "#d97706"),
+    ("#d1fae5", "#059669"),
+    ("#fce7f3", "#db2777"),
+    ("#e0f2fe", "#0284c7"),
+    ("#ede9fe", "#7c3aed"),
+    ("#ffedd5", "#ea580c"),
+    ("#ecfccb", "#65a30d"),
+    ("#f1f5f9", "#475569"),
+    ("#ccfbf1", "#0d9488"),
+    ("#fae8ff", "#c026d3"),
+    ("#fee2e2", "#dc2626"),
+    ("#e7e5e4", "#78716c"),
+    ("#dbeafe", "#1d4ed8"),
+)
+
+Palette = Mapping[str, tuple[str, str]]
 
 
-class Palette(Mapping[str, tuple[str, str]]):
-    """Fill and line colour by role; unknown roles get spare pairs in their order of arrival."""
-
-    SPARE = (
-        ("#e0e7ff", "#4f46e5"),
-        ("#fef3c7", "#d97706"),
-        ("#d1fae5", "#059669"),
-        ("#fce7f3", "#db2777"),
-        ("#e0f2fe", "#0284c7"),
-        ("#ede9fe", "#7c3aed"),
-        ("#ffedd5", "#ea580c"),
-        ("#ecfccb", "#65a30d"),
-        ("#f1f5f9", "#475569"),
-        ("#ccfbf1", "#0d9488"),
-        ("#fae8ff", "#c026d3"),
-        ("#fee2e2", "#dc2626"),
-        ("#e7e5e4", "#78716c"),
-        ("#dbeafe", "#1d4ed8"),
-    )
-
-    def __init__(self, known: Mapping[str, tuple[str, str]], roles: Sequence[str]):
-        unknown = [role for role in dict.fromkeys(roles) if role not in known]
-        taken = {known[role] for role in roles if role in known}
-        free = [pair for pair in self.SPARE if pair not in taken]
-        spare = {role: free[i % len(free)] for i, role in enumerate(unknown)}
-        self._pairs = {role: known.get(role) or spare[role] for role in dict.fromkeys(roles)}
-
-    def __getitem__(self, role: str) -> tuple[str, str]:
-        return self._pairs[role]
-
-    def __iter__(self) -> Any:
-        return iter(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
+def palette_of(known: Palette, roles: Sequence[str]) -> Palette:
+    """Return fill and line colour by role; unknown roles get spare pairs in their order of arrival."""
+    found = {role: known.get(role) for role in roles}
+    spare = cycle(pair for pair in SPARE if pair not in found.values())
+    return {role: pair or next(spare) for role, pair in found.items()}
 
 
 def box_size(box: Box) -> tuple[float, float]:
@@ -72,26 +61,10 @@ def render(
     path: str | os.PathLike[str],
     boxes: Sequence[Box],
     edges: Sequence[Edge],
-    colours: Mapping[str, tuple[str, str]],
+    colours: Palette,
     caption: str,
 ) -> Path:
-    """Draw a picture file.
-
-    Parameters
-    ----------
-    path : path
-        File to write; its ending decides the format.
-    boxes, edges
-        What to draw.
-    colours : mapping of role to (fill, line)
-        Roles without an entry get a spare colour.
-    caption : str
-        One line below the picture.
-
-    Returns
-    -------
-    Path
-        The file written.
+    """Draw a picture file, whose ending decides the format, with a line of text below; return its path.
 
     Raises
     ------
@@ -108,7 +81,7 @@ def render(
         raise DataError("drawing needs matplotlib: pip install 'flowgrad[viz]'") from error
     sizes = [box_size(box) for box in boxes]
     layout = lay_out(boxes, edges, sizes)
-    palette = Palette(colours, [box.role for box in boxes])
+    palette = palette_of(colours, [box.role for box in boxes])
     legend = sum(0.054 * len(role) + 0.48 for role in palette)
     width = max(layout.width, legend, 0.055 * len(caption)) + 2 * MARGIN
     height = layout.height + 2 * MARGIN + LEGEND
@@ -166,8 +139,7 @@ def _draw_box(
     from matplotlib.patches import FancyBboxPatch
 
     (x, y), (width, height), (fill, line) = centre, size, colours
-    layers = 3 if box.count > 1 else 1
-    for layer in reversed(range(layers)):  # a folded box looks like a pile of cards
+    for layer in (2, 1, 0) if box.count > 1 else (0,):  # a folded box looks like a pile of cards
         shift = 0.045 * layer
         style = f"round,pad=0,rounding_size={min(0.1, height / 4)}"
         corner = (x - width / 2 + shift, y - height / 2 - shift)
@@ -190,17 +162,7 @@ def _draw_box(
     else:
         _write(axes, middle, y + rows[0], box.title, ha="center", **title)
     if box.detail:
-        _write(
-            axes,
-            middle,
-            y + rows[1],
-            box.detail,
-            fontsize=7,
-            color="#4b5563",
-            ha="center",
-            va="center",
-            zorder=3,
-        )
+        _write(axes, middle, y + rows[1], box.detail, fontsize=7, color="#4b5563", ha="center", va="center", zorder=3)
 
 
 def _draw_legend(axes: Any, layout: Layout, palette: Palette, caption: str, left: float) -> None:

@@ -89,7 +89,15 @@ class LocalJacobian(ABC):
         return f"<{' '.join([type(self).__name__, ', '.join(fields)]).strip()}>"
 
 
-class Identity(LocalJacobian):
+class Symmetric(LocalJacobian):
+    """A Jacobian that is its own transpose: tangents are pushed as cotangents are pulled."""
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return what is pulled for `t`."""
+        return self.pull(t)
+
+
+class Identity(Symmetric):
     """``dy/dx = I``: the cotangent passes through unchanged (Add).
 
     Examples
@@ -105,12 +113,8 @@ class Identity(LocalJacobian):
         out[...] = g
         return out
 
-    def push(self, t: Array, out_dim: int) -> Array:
-        """Return `t` itself."""
-        return t
 
-
-class Diagonal(LocalJacobian):
+class Diagonal(Symmetric):
     """``dy/dx = diag(d)`` (every elementwise op).
 
     Parameters
@@ -129,17 +133,10 @@ class Diagonal(LocalJacobian):
 
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g * d``."""
-        return np.multiply(g, self._numbers(g), out)
-
-    def push(self, t: Array, out_dim: int) -> Array:
-        """Return ``t * d``."""
-        return t * self._numbers(t)
-
-    def _numbers(self, like: Array) -> Array | float:
-        """Return the diagonal; a mask as numbers, which NumPy would make of it once per row of `like`."""
-        if isinstance(self.d, np.ndarray) and self.d.dtype == np.bool_ and len(like) > 1:
-            return self.d.astype(like.dtype)
-        return self.d
+        d = self.d
+        if isinstance(d, np.ndarray) and d.dtype == np.bool_ and len(g) > 1:
+            d = d.astype(g.dtype)  # NumPy would do so once per row of `g`
+        return np.multiply(g, d, out)
 
 
 class Selection(LocalJacobian):
@@ -189,7 +186,7 @@ class Selection(LocalJacobian):
         return out
 
 
-class SoftMaxJacobian(LocalJacobian):
+class SoftMaxJacobian(Symmetric):
     """``dy/dx = diag(p) - p pᵀ`` for ``p = softmax(x)``; pulled as ``p * (g - (g·p))``.
 
     Parameters
@@ -209,10 +206,6 @@ class SoftMaxJacobian(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
         return np.multiply(self.p, g - (g * self.p).sum(axis=2, keepdims=True), out)
-
-    def push(self, t: Array, out_dim: int) -> Array:
-        """Return the same: the matrix is symmetric."""
-        return self.pull(t)
 
 
 class SoftMaxTangent(LocalJacobian):

@@ -92,11 +92,12 @@ class Factors:
         for share, (a, b) in zip(meeting, spans):
             write_share(share, a - share.start, b - share.start, out[:, :, a - lo : b - lo])
 
-    def stretches(self, lo: int, hi: int) -> Iterator[Array]:
-        """Return entries ``lo:hi`` of all rows and samples, a stretch ``(V, N, c)`` at a time."""
+    def stretches(self, lo: int, hi: int) -> Iterator[tuple[slice, Array]]:
+        """Return entries ``lo:hi`` of all rows and samples, a stretch ``(V, N, c)`` at a time, each with where it lies."""
         step = max(1, STRETCH // (self.rows * self.samples))
         for a in range(lo, hi, step):
-            yield self.block(a, min(hi, a + step))
+            b = min(hi, a + step)
+            yield slice(a, b), self.block(a, b)
 
     # -- what follows from the factors --------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class Factors:
         total = np.zeros(self.samples, self.dtype)
         for group in self.groups:
             if group.place is None or _too_many(group):
-                for part in self.stretches(group.lo, group.hi):
+                for _, part in self.stretches(group.lo, group.hi):
                     total += np.einsum("vnc,vnc->n", part, part)
                 continue
             for i, a in enumerate(group.shares):
@@ -133,12 +134,10 @@ class Factors:
             out = np.empty((self.samples, theirs.samples), self.dtype)
         terms: dict[tuple[int, int], list[tuple[OuterShare, OuterShare]]] = defaultdict(list)
         explicit: list[tuple[int, int]] = []
-        partners = {g.lo: g for g in theirs.groups}
         alike = [(g.lo, g.hi) for g in self.groups] == [(g.lo, g.hi) for g in theirs.groups]
         if not alike:
             explicit.append((0, self.size))
-        for group in self.groups if alike else ():
-            partner = partners[group.lo]
+        for group, partner in zip(self.groups, theirs.groups) if alike else ():
             if group.place is None or group.place != partner.place:
                 explicit.append((group.lo, group.hi))
                 continue
@@ -207,10 +206,8 @@ class Factors:
                     value = (squares.T @ x).ravel()
                 total[group.lo : group.hi] = value
                 continue
-            at = group.lo
-            for part in self.stretches(group.lo, group.hi):
-                total[at : at + part.shape[2]] = np.einsum("vnc,vnc->c", part, part)
-                at += part.shape[2]
+            for at, part in self.stretches(group.lo, group.hi):
+                total[at] = np.einsum("vnc,vnc->c", part, part)
         return total
 
     def project(self, ranges: Sequence[tuple[int, int, int]], k: int, seed: int) -> Array:

@@ -150,12 +150,10 @@ class OuterSum(LocalJacobian):
 
     def pull_sum(self, g: Array, out: Array | None = None) -> Array:
         """Return the sum over samples and vectors as one matrix product."""
-        samples, r, n = self.rows.shape
+        samples, _, n = self.rows.shape
         if samples == 1:
             return self.pull(g.sum(axis=1, keepdims=True), out)
-        turned = np.swapaxes(g.reshape(len(g), samples * r, -1), 1, 2)
-        target = None if out is None else out.reshape(len(g), turned.shape[1], n)
-        return np.matmul(turned, self.rows.reshape(-1, n), target).reshape(len(g), 1, -1)
+        return OuterSum(self.rows.reshape(1, -1, n)).pull(g.reshape(len(g), 1, -1), out)
 
     def split(self, g: Array) -> list[tuple[Array, Array | None]]:
         """Return a pair for each vector."""

@@ -18,10 +18,8 @@ class GradientDescent(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **common
-        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
-    learning_rate : float or schedule
-        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+    graph, target, learning_rate, batch_size, **common
+        See `Optimizer`.
 
     Examples
     --------
@@ -45,10 +43,8 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **common
-        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
-    learning_rate : float or schedule
-        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+    graph, target, learning_rate, batch_size, **common
+        See `Optimizer`.
     momentum : float
         At least 0, below 1.
 
@@ -80,10 +76,8 @@ class AdaGrad(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **common
-        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
-    learning_rate : float or schedule
-        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+    graph, target, learning_rate, batch_size, **common
+        See `Optimizer`.
 
     Examples
     --------
@@ -107,10 +101,8 @@ class RMSProp(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **common
-        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
-    learning_rate : float or schedule
-        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+    graph, target, learning_rate, batch_size, **common
+        See `Optimizer`.
     beta : float
         At least 0, below 1.
 
@@ -142,10 +134,8 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    graph, target, batch_size, **common
-        See `Optimizer`; `common` are ``weight_decay``, ``clip_norm``, ``per_sample_clip``, ``noise_multiplier``, ``noise_seed``.
-    learning_rate : float or schedule
-        A schedule, such as `CosineDecay`, is a function of the update's number, from 1.
+    graph, target, learning_rate, batch_size, **common
+        See `Optimizer`.
     beta_1, beta_2 : float
         At least 0, below 1.
     bias_correction : bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -16,23 +17,14 @@ from .privacy import Privacy
 from .rules import Rule, State
 
 
-class OfRule(TypedDict, total=False):
-    """Keywords that every rule takes."""
-
-    weight_decay: float
-    clip_norm: float | None
-
-
-class Private(TypedDict, total=False):
-    """Keywords of differentially private steps."""
+class Common(TypedDict, total=False):
+    """Keywords that every optimizer takes; see `Optimizer`."""
 
     per_sample_clip: float | None
     noise_multiplier: float
     noise_seed: int | None
-
-
-class Common(OfRule, Private, total=False):
-    """Keywords that every optimizer takes; see `Optimizer`."""
+    weight_decay: float
+    clip_norm: float | None
 
 
 class Optimizer:
@@ -45,14 +37,15 @@ class Optimizer:
     target : Node
         The loss, of dim 1.
     rule : Rule
-        The pure update rule.
+        The pure update rule. `Adam` and the others make theirs of a `learning_rate`, a float or a schedule: such as `CosineDecay`,
+        a function of the update's number, from 1.
     batch_size : int
         Number of samples whose mean gradient makes one update.
     per_sample_clip : float, optional
         C: each sample's gradient is scaled down to at most this norm, and noise is added: a step of differentially private SGD.
         The gradient becomes ``(Σ gᵢ min(1, C/‖gᵢ‖) + σ C z) / batch_size`` with `z` standard normal, drawn anew at each update.
     noise_multiplier : float
-        σ of it.
+        σ of it; 0 if not given.
     noise_seed : int, optional
         Makes the noise repeatable, the same for any grain and number of workers, and no longer secret. Never saved.
     weight_decay : float
@@ -79,17 +72,7 @@ class Optimizer:
     batch size, number of samples and number of updates. The loss that is reported is not private.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        target: Node,
-        rule: Rule,
-        batch_size: int = 32,
-        per_sample_clip: float | None = None,
-        noise_multiplier: float = 0.0,
-        noise_seed: int | None = None,
-        **of_rule: Unpack[OfRule],
-    ):
+    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32, **common: Unpack[Common]):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
         if not isinstance(target, Node) or target.graph is not graph:
@@ -101,12 +84,15 @@ class Optimizer:
             )
         self.graph = graph
         self.target = target
-        self.rule = replace(rule, **of_rule)
+        settings: dict[str, Any] = {**common}
+        clip, seed = settings.pop("per_sample_clip", None), settings.pop("noise_seed", None)
+        noise = settings.pop("noise_multiplier", 0.0)
+        self.rule = replace(rule, **settings)
         self.batch_size = integer(batch_size, "batch_size")
         self.privacy: Privacy | None = None
-        if per_sample_clip is not None:
-            self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
-        elif noise_multiplier != 0:
+        if clip is not None:
+            self.privacy = Privacy(clip, noise, self.batch_size, seed)
+        elif noise != 0:
             raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
         self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()
@@ -187,16 +173,14 @@ class Optimizer:
         variables = self.variables()
         if self._count == 0:
             warn_independent(self.target, [v for v in variables if v.value is not None])
-        gradient = np.concatenate([v.backward(self.target)[0] for v in variables] or [np.zeros(0)])
+        gradient = np.concatenate([np.zeros(0), *(v.backward(self.target)[0] for v in variables)])
         if self.privacy is not None:
             gradient = self.privacy.clipped(gradient)
-        start = 0
-        for v in variables:
-            self._sums[v] = self._sums.get(v, 0.0) + gradient[start : start + v.dim]
-            start += v.dim
+        for v, part in _parts(gradient, variables).items():
+            self._sums[v] = self._sums.get(v, 0.0) + part
         self._count += 1
         if self._count == self.batch_size:
-            total = np.concatenate([self._sums[v] for v in variables] or [np.zeros(0)])
+            total = np.concatenate([np.zeros(0), *(self._sums[v] for v in variables)])
             self._update(variables, total / self._count)
             self._sums, self._count = {}, 0
         return loss
@@ -204,30 +188,31 @@ class Optimizer:
     def _update(self, variables: list[Variable], gradient: Array) -> None:
         # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.
         used = ancestors(self.target)
-        moved = [v.value if v in used and v.value is not None else None for v in variables]
-        values = np.concatenate(
-            [np.zeros(v.dim) if x is None else x for v, x in zip(variables, moved)] or [np.zeros(0)]
-        )
+        moved = {v: v.value for v in variables if v in used and v.value is not None}
+        values = np.concatenate([np.zeros(0), *(moved.get(v, np.zeros(v.dim)) for v in variables)])
         state = self.state_now() or self.rule.init(values)
         if self.privacy is not None:
             gradient = gradient + self.privacy.noise(len(gradient), int(state["t"][0]) + 1)
         values, state = self.rule.update(values, gradient, state)
         self.keep(state)
-        start = 0
-        for variable, value in zip(variables, moved):
-            if value is not None:
-                variable._assign(values[None, start : start + variable.dim])
-            start += variable.dim
+        for variable, value in _parts(values, variables).items():
+            if variable in moved:
+                variable._assign(value[None])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"
 
 
+def _parts(array: Array, variables: Sequence[Variable]) -> dict[Variable, Array]:
+    """Return the entries of each variable, which lie end to end."""
+    stops = accumulate(v.dim for v in variables)
+    return {v: array[stop - v.dim : stop] for v, stop in zip(variables, stops)}
+
+
 def _laid_out(array: Array, before: Sequence[Variable], variables: Sequence[Variable]) -> Array:
     """Return the entries of each variable in another order; zeros for a variable that was not there before."""
-    starts = np.cumsum([0, *(v.dim for v in before)])
-    parts = {v: array[start : start + v.dim] for v, start in zip(before, starts)}
-    return np.concatenate([parts.get(v, np.zeros(v.dim, array.dtype)) for v in variables] or [array[:0]])
+    parts = _parts(array, before)
+    return np.concatenate([array[:0], *(parts.get(v, np.zeros(v.dim, array.dtype)) for v in variables)])
 
 
 def warn_independent(target: Node, variables: list[Variable]) -> None:

@@ -227,14 +227,9 @@ class RMSPropRule(Rule):
     def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
         """Update in place."""
         lr, eps, b, rest = c[0], c[1], c[2], c[3]
-        if t == 1:
-            for j in range(len(w)):
-                s[j] = g[j] * g[j]
-                w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
-        else:
-            for j in range(len(w)):
-                s[j] = b * s[j] + rest * (g[j] * g[j])
-                w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
+        for j in range(len(w)):
+            s[j] = g[j] * g[j] if t == 1 else b * s[j] + rest * (g[j] * g[j])
+            w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
 
 
 @dataclass(frozen=True)
@@ -272,20 +267,10 @@ class AdamRule(Rule):
     @staticmethod
     def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
         """Update in place."""
-        lr, eps, b1, r1, b2, r2 = c[0], c[1], c[2], c[3], c[4], c[5]
-        if c[6] > 0:
-            tiny, rest = c[7], c[8]
-            for j in range(len(w)):
-                v[j] = b1 * v[j] + r1 * g[j]
-                s[j] = b2 * s[j] + r2 * (g[j] * g[j])
-                w[j] -= lr * v[j] / (np.sqrt(s[j] / rest) + tiny)
-        elif t == 1:
-            for j in range(len(w)):
-                v[j] = g[j]
-                s[j] = g[j] * g[j]
-                w[j] -= lr * v[j] / np.sqrt(s[j] + eps)
-        else:
-            for j in range(len(w)):
-                v[j] = b1 * v[j] + r1 * g[j]
-                s[j] = b2 * s[j] + r2 * (g[j] * g[j])
-                w[j] -= lr * v[j] / np.sqrt(s[j] + eps)
+        lr, eps, b1, r1, b2, r2, tiny, rest = c[0], c[1], c[2], c[3], c[4], c[5], c[7], c[8]
+        corrected = c[6] > 0
+        first = t == 1 and not corrected
+        for j in range(len(w)):  # a compiler makes a loop of each case
+            v[j] = g[j] if first else b1 * v[j] + r1 * g[j]
+            s[j] = g[j] * g[j] if first else b2 * s[j] + r2 * (g[j] * g[j])
+            w[j] -= lr * v[j] / (np.sqrt(s[j] / rest) + tiny if corrected else np.sqrt(s[j] + eps))

@@ -22,17 +22,21 @@ class Schedule:
         """Return the learning rate of update `t` (from 1)."""
         raise NotImplementedError
 
-    def _steps(self, name: str) -> None:
-        """Check a field that counts updates."""
-        object.__setattr__(self, name, integer(getattr(self, name), f"{type(self).__name__}: {name}"))
 
-    def _rate(self, name: str, above: bool = True) -> None:
-        """Check a field that is a factor or a learning rate."""
-        object.__setattr__(self, name, real(getattr(self, name), f"{type(self).__name__}: {name}", 0, above))
+class _Checked(Schedule):
+    """Fields are learning rates and factors, except for those that count updates."""
+
+    def __post_init__(self) -> None:
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            what = f"{type(self).__name__}: {name}"
+            if name in ("every", "steps"):
+                object.__setattr__(self, name, integer(value, what))
+            elif name != "then" or not callable(value):
+                object.__setattr__(self, name, real(value, what, 0, above=name != "final"))
 
 
 @dataclass(frozen=True)
-class StepDecay(Schedule):
+class StepDecay(_Checked):
     """``learning_rate * factor ** floor((t - 1) / every)``.
 
     Parameters
@@ -55,18 +59,13 @@ class StepDecay(Schedule):
     every: int
     factor: float = 0.1
 
-    def __post_init__(self) -> None:
-        self._rate("learning_rate")
-        self._steps("every")
-        self._rate("factor")
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         return self.learning_rate * self.factor ** ((t - 1) // self.every)
 
 
 @dataclass(frozen=True)
-class ExponentialDecay(Schedule):
+class ExponentialDecay(_Checked):
     """``learning_rate * factor ** ((t - 1) / every)``.
 
     Parameters
@@ -90,18 +89,13 @@ class ExponentialDecay(Schedule):
     factor: float
     every: int = 1
 
-    def __post_init__(self) -> None:
-        self._rate("learning_rate")
-        self._rate("factor")
-        self._steps("every")
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         return float(self.learning_rate * self.factor ** ((t - 1) / self.every))
 
 
 @dataclass(frozen=True)
-class CosineDecay(Schedule):
+class CosineDecay(_Checked):
     """``final + (learning_rate - final) * (1 + cos(π (t - 1) / steps)) / 2``, then `final`.
 
     One period without restarts of I. Loshchilov, F. Hutter, ICLR 2017, equation 5.
@@ -126,11 +120,6 @@ class CosineDecay(Schedule):
     steps: int
     final: float = 0.0
 
-    def __post_init__(self) -> None:
-        self._rate("learning_rate")
-        self._steps("steps")
-        self._rate("final", above=False)
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         if t > self.steps:
@@ -139,7 +128,7 @@ class CosineDecay(Schedule):
 
 
 @dataclass(frozen=True)
-class WarmUp(Schedule):
+class WarmUp(_Checked):
     """``r * t / steps`` in the first `steps` updates, where ``r`` is what `then` begins with; then `then`, from its beginning.
 
     P. Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2 (gradual warm-up).
@@ -162,16 +151,14 @@ class WarmUp(Schedule):
     steps: int
     then: float | Callable[[int], float]
 
-    def __post_init__(self) -> None:
-        self._steps("steps")
-        if not callable(self.then):
-            self._rate("then")
-
     def __call__(self, t: int) -> float:
         """Return the learning rate of update `t`."""
         if t > self.steps:
             return self.then(t - self.steps) if callable(self.then) else self.then
         return (self.then(1) if callable(self.then) else self.then) * t / self.steps
+
+
+KINDS = {cls.__name__: cls for cls in (StepDecay, ExponentialDecay, CosineDecay, WarmUp)}
 
 
 def describe(learning_rate: Any) -> Any:
@@ -185,13 +172,12 @@ def describe(learning_rate: Any) -> Any:
     if not callable(learning_rate):
         return learning_rate
     kind = type(learning_rate).__name__
-    if _kinds().get(kind) is not type(learning_rate):
+    if KINDS.get(kind) is not type(learning_rate):
         raise DataError(
             f"the learning rate {learning_rate!r} is a function of your own and cannot be written to a file: "
-            f"use one of {', '.join(_kinds())}, or set optimizer.rule to one with a number before saving"
+            f"use one of {', '.join(KINDS)}, or set optimizer.rule to one with a number before saving"
         )
-    values = {f.name: getattr(learning_rate, f.name) for f in fields(learning_rate)}
-    return {"schedule": kind, **{name: describe(value) for name, value in values.items()}}
+    return {"schedule": kind, **{f.name: describe(getattr(learning_rate, f.name)) for f in fields(learning_rate)}}
 
 
 def restore(described: Any) -> Any:
@@ -199,8 +185,4 @@ def restore(described: Any) -> Any:
     if not isinstance(described, dict):
         return described
     values = {name: restore(value) for name, value in described.items() if name != "schedule"}
-    return _kinds()[described["schedule"]](**values)
-
-
-def _kinds() -> dict[str, type[Schedule]]:
-    return {cls.__name__: cls for cls in (StepDecay, ExponentialDecay, CosineDecay, WarmUp)}
+    return KINDS[described["schedule"]](**values)
