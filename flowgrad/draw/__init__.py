@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DataError, GraphError
 from .fold import Item
@@ -33,13 +33,32 @@ TASKS = {
 }
 
 
-# Graphs and nodes; this room stands below theirs.
-Graph = Any
-Node = Any
+class Vertex(Protocol):
+    """What a picture shows of a node."""
+
+    name: str
+    dim: int
+    index: int
+    attrs: dict[str, Any]
+
+    @property
+    def parents(self) -> tuple[Vertex, ...]: ...
+    @property
+    def children(self) -> tuple[Vertex, ...]: ...
+    @property
+    def value(self) -> Any: ...
+    def __hash__(self) -> int: ...
+
+
+class Drawable(Protocol):
+    """A graph as far as a picture goes: its nodes in topological order."""
+
+    @property
+    def nodes(self) -> Sequence[Vertex]: ...
 
 
 def draw(
-    graph: Graph, path: str | os.PathLike[str], targets: Node | Sequence[Node] | None = None, fold: int = FOLD
+    graph: Drawable, path: str | os.PathLike[str], targets: Vertex | Sequence[Vertex] | None = None, fold: int = FOLD
 ) -> Path:
     """Draw a computational graph, operands on the left, results on the right.
 
@@ -97,7 +116,7 @@ def draw_tasks(
     return _render(path, items, TASKS, _count(len(items), "task"), "", fold)
 
 
-def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node]:
+def _nodes(graph: Drawable, targets: Vertex | Sequence[Vertex] | None) -> Sequence[Vertex]:
     if not graph.nodes:
         raise GraphError("the graph has no nodes to draw: build some inside `with graph:`")
     if targets is None:
@@ -117,7 +136,7 @@ def _nodes(graph: Graph, targets: Node | Sequence[Node] | None) -> Sequence[Node
     return sorted(seen, key=lambda node: node.index)
 
 
-def _trained(node: Node) -> bool:
+def _trained(node: Vertex) -> bool:
     """Tell parameters from feeds: a variable without a value waits for a feed."""
     return getattr(node, "trainable", False) and node.value is not None
 

@@ -45,7 +45,7 @@ class Optimizer:
         C: each sample's gradient is scaled down to at most this norm, and noise is added: a step of differentially private SGD.
         The gradient becomes ``(Σ gᵢ min(1, C/‖gᵢ‖) + σ C z) / batch_size`` with `z` standard normal, drawn anew at each update.
     noise_multiplier : float
-        σ of it; 0 if not given.
+        σ of it.
     noise_seed : int, optional
         Makes the noise repeatable, the same for any grain and number of workers, and no longer secret. Never saved.
     weight_decay : float
@@ -72,7 +72,18 @@ class Optimizer:
     batch size, number of samples and number of updates. The loss that is reported is not private.
     """
 
-    def __init__(self, graph: Graph, target: Node, rule: Rule, batch_size: int = 32, **common: Unpack[Common]):
+    def __init__(
+        self,
+        graph: Graph,
+        target: Node,
+        rule: Rule,
+        batch_size: int = 32,
+        *,
+        per_sample_clip: float | None = None,
+        noise_multiplier: float = 0.0,
+        noise_seed: int | None = None,
+        **of_rule: Any,
+    ):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
         if not isinstance(target, Node) or target.graph is not graph:
@@ -84,15 +95,12 @@ class Optimizer:
             )
         self.graph = graph
         self.target = target
-        settings: dict[str, Any] = {**common}
-        clip, seed = settings.pop("per_sample_clip", None), settings.pop("noise_seed", None)
-        noise = settings.pop("noise_multiplier", 0.0)
-        self.rule = replace(rule, **settings)
+        self.rule = replace(rule, **of_rule)
         self.batch_size = integer(batch_size, "batch_size")
         self.privacy: Privacy | None = None
-        if clip is not None:
-            self.privacy = Privacy(clip, noise, self.batch_size, seed)
-        elif noise != 0:
+        if per_sample_clip is not None:
+            self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
+        elif noise_multiplier != 0:
             raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
         self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()

@@ -29,7 +29,8 @@ def seconds_of(run: Callable[[int], Any], tries: int = TRIES, limit: float = ALL
     the work from what a run costs by itself.
     """
     run(1)
-    repetitions, times, spent = 1, [], 0.0
+    repetitions, spent = 1, 0.0
+    times: list[float] = []
     while len(times) < tries and (spent <= limit or (repetitions > 1 and len(times) < RUNS)):
         start = time.perf_counter()
         run(repetitions)
