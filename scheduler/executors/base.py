@@ -156,6 +156,7 @@ class Executor(ABC):
         records: dict[str, Record],
         keys: Sequence[str],
         workers: Sequence[str] = (),
+        only: bool = False,
         blas_threads: int = 1,
         line: bool = False,
     ) -> list[Any]:
@@ -167,9 +168,10 @@ class Executor(ABC):
             With `workers`, if one of them went away and the values do not come: dask now and then waits for one that has died
             for ever. Without, the exception of a task is raised as it was.
         """
-        submitted = (
-            self.submit_line(records, keys) if line else self.submit(records, keys, workers, blas_threads=blas_threads)
-        )
+        if line:
+            submitted = self.submit_line(records, keys)
+        else:
+            submitted = self.submit(records, keys, workers, only, blas_threads)
         try:
             return self.outcome(submitted, workers) if workers else self.result(submitted)
         finally:

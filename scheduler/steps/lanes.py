@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowgrad.errors import FlowgradError
 from flowgrad.optim import Rule, State
 from flowgrad.typing import Array
 
+from ..executors import Lost
 from ..machine import canonical, without_subnormals
 from ..programs import Gradient, add_gradients
 from ..tasks import SIDE_BY_SIDE, reduce_some
@@ -84,7 +84,7 @@ class Carry:
         return Carry, (self.state if self.travels else None, self.subtotals, self.losses, self.travels)
 
 
-class StateAway(FlowgradError):
+class StateAway(Lost):
     """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
 
 
@@ -145,6 +145,6 @@ def last_update(lane: LaneInputs, carries: Sequence[Carry], shards: int) -> Done
     """
     states = [carry.state for carry in carries if carry.state is not None]
     if not states:
-        raise StateAway("the optimizer's state stayed on another worker")
+        raise StateAway("the optimizer's state stayed on another worker; from now on it travels with the gradients")
     mean = total([carry.subtotals for carry in carries], shards)
     return update(lane.step, lane.rule, states[0], mean), [*carries[0].losses, mean[1]]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.graph import Node, Variable
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
 from flowgrad.optim import Privacy, State
 from flowgrad.program import Program
@@ -17,7 +18,7 @@ from flowgrad.typing import Array
 from ..derivatives import LastEdges, Recipe
 from ..feeds import Feeds
 from ..machine import canonical
-from ..programs import Layout, backward_passes, compile_forward, input_var, run_passes, weights_of
+from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, run_passes, weights_of
 from .private import PrivateStep
 
 
@@ -44,6 +45,12 @@ class Step:
     fed: tuple[int, ...]
     compiled: bool = False
     private: PrivateStep | None = None
+
+    def reads(self, graph: Graph, feeds: Feeds) -> tuple[Array | None, list[Any]]:
+        """Return what its tasks read: the flat vector of constants, None where there are none, and the feeds in its order."""
+        const = flat_values(self.program, graph, "const", feeds.dtype) if self.program.size("const") else None
+        fed = (graph.nodes[k] for k in self.fed)
+        return const, [feeds.arrays[v] for v in fed if isinstance(v, Variable)]
 
 
 def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
@@ -83,16 +90,23 @@ def compile_private(
     task = recipe.as_one_task(cut=False)
     inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
     leaves = tuple(inputs[i.role, i.node] for var in task.leaves for i in recipe.program.inputs if i.var == var)
-    flat = step.program.size("param")
-    order, start = np.zeros(flat, np.int64), 0
-    for v in params:
-        if v.index in step.program.layout:
-            _, lo, hi = step.program.layout[v.index]
-            assert recipe.spans[recipe.wrt.index(v)] == (0, lo, hi)
-            order[lo:hi] = np.arange(start, start + v.dim)
+    layout = step.program.layout
+    assert all(recipe.spans[recipe.wrt.index(v)] == (0, *layout[v.index][1:]) for v in params if v.index in layout)
+    order = places_of(step.program, params)
+    ends = LastEdges(task.edges, (len(order),), 1, feeds.dtype, "")
+    size = sum(v.dim for v in params)
+    return replace(step, private=PrivateStep(privacy, task.instrs, ends, leaves, task.result, order, size))
+
+
+def places_of(program: Program, variables: Sequence[Variable]) -> Array:
+    """Return, for each entry of the flat parameter vector, its place in the order of `variables`."""
+    places, start = np.zeros(program.size("param"), np.int64), 0
+    for v in variables:
+        if v.index in program.layout:
+            _, lo, hi = program.layout[v.index]
+            places[lo:hi] = np.arange(start, start + v.dim)
         start += v.dim
-    ends = LastEdges(task.edges, (flat,), 1, feeds.dtype, "")
-    return replace(step, private=PrivateStep(privacy, task.instrs, ends, leaves, task.result, order, start))
+    return places
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:

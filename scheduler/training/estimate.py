@@ -84,7 +84,7 @@ class Trial:
         self.nodes = len(optimizer.graph.nodes)
         self.case = Case(counts, settings.batch_size, samples, self.shards, slots, 0, job.feeds.dtype.itemsize)
         self.seconds = self.shared = 0.0
-        self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
+        self._const, self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
 
     def plan(self) -> Plan:
         """Choose the plan, from the work and from what a step takes."""
@@ -154,18 +154,18 @@ class Trial:
         shards = [rows[start % len(rows) :][: stop - start] for start, stop in parts]
         step = replace(job.step, compiled=compiled)
         with one_thread():
-            run_round(step, job.rule, (job.state, []), job.const(), self._arrays, [shards] * repetitions, threads)
+            run_round(step, job.rule, (job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
 
 
-def _readable(job: TrainingJob, count: int) -> tuple[list[Array], Array]:
-    """Return what steps may read: feeds, and random rows of them as in an epoch; zeros where a feed is elsewhere."""
-    feeds, samples = job.fed(), job.feeds.samples
+def _readable(job: TrainingJob, count: int) -> tuple[Array | None, list[Array], Array]:
+    """Return what steps may read: constants, feeds, and random rows of them as in an epoch; zeros where a feed is elsewhere."""
+    (const, feeds), samples = job.reads(), job.feeds.samples
     rows = np.random.default_rng(0).integers(0, samples, count)
     if any(isinstance(feed, Chunked) for feed in feeds):
         rows = np.arange(count) % samples
     least = 1 + int(rows.max())
     dtype = job.feeds.dtype
-    return [np.zeros((least, f.form.dim), dtype) if isinstance(f, Chunked) else f for f in feeds], rows
+    return const, [np.zeros((least, f.form.dim), dtype) if isinstance(f, Chunked) else f for f in feeds], rows
 
 
 @dataclass(frozen=True)

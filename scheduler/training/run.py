@@ -64,7 +64,7 @@ class Run:
                 state = self._go_on(checkpoint)
         job.follow(self.plan)
         self.steps_per_epoch = self._batches(1).epoch.steps
-        self.placement = Placement(job.executor, job.step, job.const(), job.fed())
+        self.placement = Placement(job.executor, job.step, *job.reads())
         self.evaluation = None
         if checked is not None:
             self.evaluation = Evaluation(job.executor, target, checked, job.variables, layout)
@@ -152,12 +152,7 @@ class Run:
         self.windows.run(batches, following)
         done = self.epoch * self.steps_per_epoch + self.position + len(batches)
         self.epoch, self.position = divmod(done, self.steps_per_epoch)
-        self.history.window = {
-            "steps": self.windows.steps,
-            "tasks": self.windows.tasks,
-            "worker_bytes": self.windows.worker_bytes,
-            "exchange": self.windows.exchange,
-        }
+        self.history.window = dict(self.windows.bounds)
 
     def _report(self, batches: Batches, losses: list[float]) -> None:
         """Take the losses of steps that are done."""
