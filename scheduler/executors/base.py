@@ -15,11 +15,13 @@ from ..tasks import Record
 
 
 class Handle:
-    """A key that an executor keeps for us; let go of with ``executor.release``."""
+    """A key that an executor keeps for us; let go of with ``executor.release``.
 
-    def __init__(self, key: str, future: Any = None):
-        self.key = key
-        self.future = future
+    `needs` are values that were placed for what computes it, None where it was placed itself.
+    """
+
+    def __init__(self, key: str, future: Any = None, needs: list[Handle] | None = None):
+        self.key, self.future, self.needs = key, future, needs
 
 
 class Ready:

@@ -14,7 +14,7 @@ from ..machine import canonical, without_subnormals
 from ..programs import Gradient, add_gradients
 from ..tasks import SIDE_BY_SIDE, reduce_some
 from .step import Step
-from .work import Done, run_round, shard_step, shard_threads, update, worth_threads
+from .work import Done, map_of, run_round, shard_step, update, worth_threads
 
 # What a lane has of the tree of gradients, by level and index.
 Subtotals = dict[tuple[int, int], Gradient]
@@ -54,6 +54,7 @@ class LaneBatch(NamedTuple):
     threads: int = 1
 
 
+@dataclass(slots=True, eq=False)
 class Carry:
     """What a lane hands on from step to step.
 
@@ -69,10 +70,10 @@ class Carry:
         Whether the state goes along to another process. Every lane has the same state, so that gradients alone need to.
     """
 
-    __slots__ = ("losses", "state", "subtotals", "travels")
-
-    def __init__(self, state: State | None, subtotals: Subtotals, losses: list[float], travels: bool = True):
-        self.state, self.subtotals, self.losses, self.travels = state, subtotals, losses, travels
+    state: State | None
+    subtotals: Subtotals
+    losses: list[float]
+    travels: bool = True
 
     def __sizeof__(self) -> int:
         """Return the bytes of all arrays: dask asks after each task, and would else look through all that is inside."""
@@ -96,11 +97,11 @@ def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
 
     shares: Subtotals = {}
     size = max(SIDE_BY_SIDE, part.threads)
-    with shard_threads(lane.step.program, [part.rows], part.threads) as each:
-        for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
-            sums = each(compute, part.rows[k : k + size])
-            shares |= {(0, part.first + m): share for m, share in enumerate(sums, k)}
-            shares = reduce_some(shares, part.shards, add_gradients)
+    each = map_of(lane.step.program, [part.rows], part.threads)
+    for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
+        sums = each(compute, part.rows[k : k + size])
+        shares |= {(0, part.first + m): share for m, share in enumerate(sums, k)}
+        shares = reduce_some(shares, part.shards, add_gradients)
     return shares
 
 

@@ -11,7 +11,7 @@ from ..feeds import Lane, lane_of
 from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
 from ..tasks import Ref, TaskGraph, reduce_tree
 from .lanes import LaneBatch, LaneInputs, first_gradient, last_update, update_gradient, whole_step
-from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
+from .slices import cut_shares, pick_weights, sliced_gradient, update_slice
 from .step import Step
 from .work import run_round, shard_step, update
 
@@ -30,10 +30,6 @@ def lower_steps(
 
     Parameters
     ----------
-    graph : TaskGraph
-        Receives the tasks.
-    grain, rule
-        What goes into a task, and how to update.
     lanes : sequence of Lane
         Where shards are computed; changes no bit.
     before : list of Ref
@@ -114,8 +110,8 @@ def _sliced_steps(
     inputs = _lane_inputs(graph, rule, lanes)
     homes = [k * len(lanes) // n for k in range(n)]
     at = [lanes[h].worker for h in homes]
-    done = [graph.task("update", begin_slice, s, worker=w) for s, w in zip(before, at)]
-    for shards in steps:
+    done = list(before)
+    for number, shards in enumerate(steps):
         weights = [graph.task("weights", pick_weights, d, worker=w) for d, w in zip(done, at)]
         shares = [
             graph.task("gradient", sliced_gradient, reads, weights, part, worker=lane.worker)
@@ -123,7 +119,7 @@ def _sliced_steps(
         ]
         for k, home in enumerate(homes):
             cuts = [graph.task("cut", cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
-            args = (inputs[home], done[k], cuts, len(shards))
+            args = (inputs[home], done[k], not number, cuts, len(shards))
             done[k] = graph.task("update", update_slice, *args, worker=at[k])
     return done
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..kernels import can_compile, compiled_round, kernel_of
-from ..machine import canonical, without_subnormals
+from ..machine import canonical, each_side_by_side, without_subnormals
 from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
 from .step import Step, arrange
@@ -61,16 +60,9 @@ def worth_threads(program: Program, steps: Sequence[Sequence[Array]], threads: i
     return min(threads, shards) > 1 and counts_of(program).flops(largest) >= THREAD_FLOPS
 
 
-@contextmanager
-def shard_threads(
-    program: Program, steps: Sequence[Sequence[Array]], threads: int
-) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a ``map`` over shards: in several threads, where shards are worth it."""
-    if not worth_threads(program, steps, threads):
-        yield map
-        return
-    with ThreadPoolExecutor(min(threads, max(map(len, steps)))) as pool:
-        yield pool.map
+def map_of(program: Program, steps: Sequence[Sequence[Array]], threads: int) -> Callable[..., Iterable[Any]]:
+    """Return a ``map`` over shards: in several threads, where shards are worth it."""
+    return partial(each_side_by_side, threads=threads) if worth_threads(program, steps, threads) else map
 
 
 @without_subnormals
@@ -147,16 +139,16 @@ def run_round(
     state = {k: v.copy() for k, v in state.items()}
     scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
-    with shard_threads(step.program, steps, threads) as each:
-        for shards in steps:
-            batch = sum(map(len, shards))
+    each = map_of(step.program, steps, threads)
+    for shards in steps:
+        batch = sum(map(len, shards))
 
-            def share(rows: Array, scratch: Scratch, batch: int = batch) -> Gradient:
-                return shard_step(step, rule, state, const, feeds, rows, batch, scratch)
+        def share(part: tuple[Array, Scratch], batch: int = batch) -> Gradient:
+            return shard_step(step, rule, state, const, feeds, part[0], batch, part[1])
 
-            gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
-            _update(step, rule, state, gradient, scratches[0])
-            losses.append(loss)
+        gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
+        _update(step, rule, state, gradient, scratches[0])
+        losses.append(loss)
     return state, losses
 
 
@@ -164,7 +156,7 @@ def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scra
     """Give the gradients of shards in their order, as many at a time as there are scratches."""
     again = len(shards) > len(scratches)
     for k in range(0, len(shards), len(scratches)):
-        for gradient, loss in list(each(share, shards[k : k + len(scratches)], scratches)):
+        for gradient, loss in list(each(share, zip(shards[k : k + len(scratches)], scratches))):
             # Where the arrays are used again, the tree may still hold on to one.
             yield (gradient.copy() if again else gradient), loss
 
