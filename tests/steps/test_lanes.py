@@ -186,7 +186,7 @@ def test_slices_are_updated_on_workers_of_their_own():
     assert len(after) == 2
     found = kinds(records)
     for worker in (0, 1):
-        assert found["update", worker] == 1 + 3
+        assert found["update", worker] == 3
         assert found["weights", worker] == found["gradient", worker] == 3
         assert found["cut", worker] == 2 * 3
 
