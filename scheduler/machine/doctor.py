@@ -75,24 +75,22 @@ def level_of_kernel(architecture: str) -> str:
     return next((level for level, names in KERNELS.items() if architecture.lower() in names), "")
 
 
+def _unless(wrong: bool, subject: str, verdict: Verdict, text: str, advice: str) -> Finding:
+    """Return a finding that is ok unless something is wrong, which has a verdict and advice."""
+    return Finding(subject, verdict, text, advice) if wrong else Finding(subject, "ok", text)
+
+
 def _system(facts: Facts) -> Iterator[Finding]:
     level = level_of_cpu(facts.flags)
     yield Finding("python", "ok", f"{facts.python} on {facts.system}")
     yield Finding("processor", "ok", (facts.cpu or "unknown") + (f", {level}" if level else ""))
-    if facts.usable_cores < facts.cores:
-        yield Finding(
-            "cores",
-            "note",
-            f"{facts.usable_cores} of {facts.cores} may be used here",
-            "an affinity or a container's limit; dask starts that many threads",
-        )
-    else:
-        yield Finding("cores", "ok", f"{facts.cores}")
+    few = facts.usable_cores < facts.cores
+    text = f"{facts.usable_cores} of {facts.cores} may be used here" if few else f"{facts.cores}"
+    advice = "an affinity or a container's limit; dask starts that many threads"
+    yield _unless(few, "cores", "note", text, advice)
     text = f"{facts.free_memory / 2**30:.1f} of {facts.memory / 2**30:.1f} GiB free"
-    if facts.free_memory < LEAST_MEMORY:
-        yield Finding("memory", "note", text, "two workers on MNIST need about 1 GiB: use --workers 1 or free some")
-    else:
-        yield Finding("memory", "ok", text)
+    advice = "two workers on MNIST need about 1 GiB: use --workers 1 or free some"
+    yield _unless(facts.free_memory < LEAST_MEMORY, "memory", "note", text, advice)
 
 
 def _blas(facts: Facts) -> Iterator[Finding]:
@@ -144,44 +142,33 @@ def _numba(facts: Facts) -> Iterator[Finding]:
         text = f"{' and '.join(missing)} not installed: rounds run with NumPy"
         yield Finding("numba", "change", text, "pip install 'flowgrad[fast]' for compiled rounds")
         return
-    text = f"{facts.versions['numba']}, llvmlite {facts.versions.get('llvmlite', 'unknown')}"
-    if not facts.numba.get("jit", True):
-        yield Finding("numba", "change", f"{text}, but it does not compile", "unset NUMBA_DISABLE_JIT")
-    else:
-        yield Finding("numba", "ok", f"{text}, compiles for {facts.numba.get('cpu', 'this processor')}")
+    off = not facts.numba.get("jit", True)
+    does = "but it does not compile" if off else f"compiles for {facts.numba.get('cpu', 'this processor')}"
+    text = f"{facts.versions['numba']}, llvmlite {facts.versions.get('llvmlite', 'unknown')}, {does}"
+    yield _unless(off, "numba", "change", text, "unset NUMBA_DISABLE_JIT")
     layer, threads = facts.numba.get("threading_layer", "default"), facts.numba.get("threads", 1)
     yield Finding(
         "numba threads", "ok", f"threading layer {layer}, {threads} threads; flowgrad's kernels use neither of them"
     )
-    if facts.cache_problem:
-        advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
-        yield Finding("kernel cache", "change", facts.cache_problem, advice)
-    else:
-        kept = f"{facts.cache_files} kernel{'s' * (facts.cache_files != 1)}"
-        yield Finding("kernel cache", "ok", f"{kept} in {facts.cache}")
+    kept = f"{facts.cache_files} kernel{'s' * (facts.cache_files != 1)} in {facts.cache}"
+    advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
+    yield _unless(bool(facts.cache_problem), "kernel cache", "change", facts.cache_problem or kept, advice)
 
 
 def _dask(facts: Facts) -> Iterator[Finding]:
     dask, distributed = (facts.versions.get(name, "missing") for name in ("dask", "distributed"))
     text = f"dask {dask}, distributed {distributed}"
-    if dask != distributed:
-        yield Finding("dask", "change", text, "pip install -U dask distributed: they belong together")
-    else:
-        yield Finding("dask", "ok", text)
+    advice = "pip install -U dask distributed: they belong together"
+    yield _unless(dask != distributed, "dask", "change", text, advice)
     saturation = facts.settings.get("distributed.scheduler.worker-saturation")
     text = f"distributed.scheduler.worker-saturation is {saturation}"
-    if str(saturation) in ("inf", ".inf"):
-        yield Finding("small tasks", "ok", text)
-    else:
-        advice = "grains node and sample wait less with inf: set DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=inf"
-        yield Finding("small tasks", "note", text, advice)
+    advice = "grains node and sample wait less with inf: set DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=inf"
+    yield _unless(str(saturation) not in ("inf", ".inf"), "small tasks", "note", text, advice)
     yield from _workers(facts)
     loop = facts.settings.get("distributed.admin.event-loop")
-    if loop == "uvloop" and "uvloop" not in facts.versions:
-        advice = "pip install uvloop, or unset distributed.admin.event-loop"
-        yield Finding("event loop", "change", "uvloop is asked for but not installed", advice)
-    else:
-        yield Finding("event loop", "ok", f"{loop}")
+    missing = loop == "uvloop" and "uvloop" not in facts.versions
+    text = "uvloop is asked for but not installed" if missing else f"{loop}"
+    yield _unless(missing, "event loop", "change", text, "pip install uvloop, or unset distributed.admin.event-loop")
 
 
 def _workers(facts: Facts) -> Iterator[Finding]:
@@ -207,12 +194,9 @@ def _workers(facts: Facts) -> Iterator[Finding]:
 
 def _extras(facts: Facts) -> Iterator[Finding]:
     missing = [name for name in EXTRAS if name not in facts.versions]
-    if missing:
-        wanted = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
-        text = f"not installed: {', '.join(missing)}"
-        yield Finding("extras", "note", text, f"pip install 'flowgrad[{wanted}]' for reports and pictures")
-    else:
-        yield Finding("extras", "ok", "reports and pictures can be made")
+    wanted = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
+    text = f"not installed: {', '.join(missing)}" if missing else "reports and pictures can be made"
+    yield _unless(bool(missing), "extras", "note", text, f"pip install 'flowgrad[{wanted}]' for reports and pictures")
 
 
 EXAMINATIONS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (_system, _blas, _numba, _dask, _extras)
