@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowgrad.optim import Rule, State
+from flowgrad.optim import State
 from flowgrad.typing import Array
 
 from ..executors import Lost
@@ -25,7 +25,6 @@ class LaneInputs:
     """What all tasks of a lane read: one value, for each reference of a task takes time at every step."""
 
     step: Step
-    rule: Rule
     const: Array | None
     feeds: list[Array]
 
@@ -93,7 +92,7 @@ def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
     def compute(rows: Array) -> Gradient:
-        return shard_step(lane.step, lane.rule, state, lane.const, lane.feeds, rows, part.batch)
+        return shard_step(lane.step, state, lane.const, lane.feeds, rows, part.batch)
 
     shares: Subtotals = {}
     size = max(SIDE_BY_SIDE, part.threads)
@@ -117,7 +116,7 @@ def whole_step(lane: LaneInputs, before: Done, first: bool, shards: Sequence[Arr
     steps = [list(shards)]
     if not worth_threads(lane.step.program, steps, threads):
         threads = 1
-    state, losses = run_round(lane.step, lane.rule, before, lane.const, lane.feeds, steps, threads)
+    state, losses = run_round(lane.step, before, lane.const, lane.feeds, steps, threads)
     return state, losses if first else [*before[1], *losses]
 
 
@@ -148,4 +147,4 @@ def last_update(lane: LaneInputs, carries: Sequence[Carry], shards: int) -> Done
     if not states:
         raise StateAway("the optimizer's state stayed on another worker; from now on it travels with the gradients")
     mean = total([carry.subtotals for carry in carries], shards)
-    return update(lane.step, lane.rule, states[0], mean), [*carries[0].losses, mean[1]]
+    return update(lane.step, states[0], mean), [*carries[0].losses, mean[1]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
 from ..feeds import Lane, lane_of
@@ -19,7 +18,6 @@ from .work import run_round, shard_step, update
 def lower_steps(
     graph: TaskGraph,
     grain: str,
-    rule: Rule,
     lanes: Sequence[Lane],
     before: list[Ref],
     steps: Sequence[Sequence[Array]],
@@ -47,13 +45,13 @@ def lower_steps(
         The states after the last step, cut as they came, each with the mean losses of these steps.
     """
     if grain not in ("round", "shard"):
-        return [_fine_steps(graph, grain, rule, lanes, before[0], steps, program)]
+        return [_fine_steps(graph, grain, lanes, before[0], steps, program)]
     if grain == "shard" and exchange == "slices":
-        return _sliced_steps(graph, rule, lanes, before, steps)
+        return _sliced_steps(graph, lanes, before, steps)
     if grain == "shard":
-        return [_lane_steps(graph, rule, exchange != "together", lanes, before[0], steps)]
+        return [_lane_steps(graph, exchange != "together", lanes, before[0], steps)]
     lane = lanes[0]
-    args = (lane.step, rule, before[0], lane.const, lane.feeds, steps, lane.threads)
+    args = (lane.step, before[0], lane.const, lane.feeds, steps, lane.threads)
     return [graph.task("round", run_round, *args, worker=lane.worker)]
 
 
@@ -62,25 +60,20 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
     return [LaneBatch(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
-def _lane_inputs(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
+def _lane_inputs(graph: TaskGraph, lanes: Sequence[Lane]) -> list[Ref]:
     """Add what brings together, once per lane, what all its tasks read."""
-    return [graph.task("inputs", LaneInputs, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
+    return [graph.task("inputs", LaneInputs, x.step, x.const, x.feeds, worker=x.worker) for x in lanes]
 
 
 def _lane_steps(
-    graph: TaskGraph,
-    rule: Rule,
-    travels: bool,
-    lanes: Sequence[Lane],
-    before: Ref,
-    steps: Sequence[Sequence[Array]],
+    graph: TaskGraph, travels: bool, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]]
 ) -> Ref:
     """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
 
     A single lane has gradients and update of a step in one task. Several make the same update each, so that a step waits for one
     hop between workers and not for two.
     """
-    inputs = _lane_inputs(graph, rule, lanes)
+    inputs = _lane_inputs(graph, lanes)
     if len(lanes) == 1:
         (lane,) = lanes
         for k, shards in enumerate(steps):
@@ -103,11 +96,11 @@ def _lane_steps(
 
 
 def _sliced_steps(
-    graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], before: Sequence[Ref], steps: Sequence[Sequence[Array]]
+    graph: TaskGraph, lanes: Sequence[Lane], before: Sequence[Ref], steps: Sequence[Sequence[Array]]
 ) -> list[Ref]:
     """Give each slice of the parameters an update of its own, on a worker of its own."""
     n = len(before)
-    inputs = _lane_inputs(graph, rule, lanes)
+    inputs = _lane_inputs(graph, lanes)
     homes = [k * len(lanes) // n for k in range(n)]
     at = [lanes[h].worker for h in homes]
     done = list(before)
@@ -125,13 +118,7 @@ def _sliced_steps(
 
 
 def _fine_steps(
-    graph: TaskGraph,
-    grain: str,
-    rule: Rule,
-    lanes: Sequence[Lane],
-    before: Ref,
-    steps: Sequence[Sequence[Array]],
-    program: Step,
+    graph: TaskGraph, grain: str, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]], program: Step
 ) -> Ref:
     """Grains ``"node"`` and ``"sample"``: a task for everything that people want to see."""
     losses = []
@@ -139,21 +126,17 @@ def _fine_steps(
     state = graph.task("state", pick, before, 0, worker=home)
     for shards in steps:
         batch = sum(map(len, shards))
-        shares = [
-            _share(graph, program, grain, rule, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)
-        ]
+        shares = [_share(graph, program, grain, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)]
         mean = reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group, worker=home))
-        state = graph.task("update", update, step, rule, state, mean, worker=home)
+        state = graph.task("update", update, step, state, mean, worker=home)
         losses.append(graph.task("loss", pick, mean, 1, worker=home))
     return graph.task("done", collect, state, losses, worker=home)
 
 
-def _share(
-    graph: TaskGraph, step: Step, grain: str, rule: Rule, lane: Lane, state: Ref, rows: Array, batch: int
-) -> Ref:
+def _share(graph: TaskGraph, step: Step, grain: str, lane: Lane, state: Ref, rows: Array, batch: int) -> Ref:
     at = lane.worker
     if grain != "node" or step.private is not None:
-        args = (lane.step, rule, state, lane.const, lane.feeds, rows, batch)
+        args = (lane.step, state, lane.const, lane.feeds, rows, batch)
         return graph.task("gradient", shard_step, *args, worker=at)
     feeds = iter(lane.feeds)
     inputs: dict[int, Ref] = {}

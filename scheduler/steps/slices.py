@@ -55,7 +55,7 @@ def update_slice(lane: LaneInputs, before: Done, first: bool, parts: list[Subtot
     """Update a slice by its parts of all lanes' gradients; the losses of earlier steps are kept unless it is the `first` one."""
     gradient, loss = total(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}
-    return update(lane.step, lane.rule, state, (gradient, loss)), [loss] if first else [*before[1], loss]
+    return update(lane.step, state, (gradient, loss)), [loss] if first else [*before[1], loss]
 
 
 def pick_weights(done: Done) -> Array:

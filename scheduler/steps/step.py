@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.autodiff import differentiate
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
-from flowgrad.optim import Privacy, State
+from flowgrad.optim import Privacy, Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
@@ -38,6 +38,8 @@ class Step:
         Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
     private : PrivateStep, optional
         What clips each sample's gradient and adds noise, if that is asked for.
+    rule : Rule
+        How the mean gradient updates the state.
     """
 
     program: Program
@@ -45,6 +47,7 @@ class Step:
     fed: tuple[int, ...]
     compiled: bool = False
     private: PrivateStep | None = None
+    rule: Rule = field(default_factory=Rule)
 
     def reads(self, graph: Graph, feeds: Feeds) -> tuple[Array | None, list[Any]]:
         """Return what its tasks read: the flat vector of constants, None where there are none, and the feeds in its order."""

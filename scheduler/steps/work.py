@@ -10,7 +10,7 @@ import numpy as np
 
 from flowgrad.errors import FlowgradError
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim import WORK, Rule, State
+from flowgrad.optim import WORK, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
@@ -41,10 +41,6 @@ class Scratch:
             array = self.arrays[name] = np.empty(shape, dtype)
         return array
 
-    def work(self, entries: int, dtype: Any) -> Array:
-        """Return the room in which a rule updates so many entries."""
-        return self.array("work", (WORK, min(entries, UPDATE_ENTRIES)), dtype)
-
     def take(self, name: Any, feed: Array, rows: Array) -> Array:
         """Return rows of a feed, which may lie at any address: as bytes they are aligned, and only they are copied."""
         out = self.array(name, (len(rows), *feed.shape[1:]), feed.dtype)
@@ -68,7 +64,6 @@ def map_of(program: Program, steps: Sequence[Sequence[Array]], threads: int) -> 
 @without_subnormals
 def shard_step(
     step: Step,
-    rule: Rule,
     state: State,
     const: Array | None,
     feeds: list[Array],
@@ -81,7 +76,7 @@ def shard_step(
     With `scratch` the rows and the gradient are written into its arrays.
     """
     if step.compiled:
-        return _compiled(step, rule, state).gradient(state, const, feeds, rows, batch)
+        return _compiled(step, state).gradient(state, const, feeds, rows, batch)
     if scratch is None:
         scratch = Scratch()
     taken = [scratch.take(k, f, rows) for k, f in enumerate(feeds)]
@@ -94,35 +89,35 @@ def shard_step(
     return flat_gradient(outputs["0"], len(rows), batch, size, *(outputs[name] for name in step.names))
 
 
-def _compiled(step: Step, rule: Rule, state: State) -> Any:
+def _compiled(step: Step, state: State) -> Any:
     if not can_compile():
         raise FlowgradError(
             "the plan uses compiled kernels, but numba is not installed here: pip install 'flowgrad[fast]'"
         )
-    return compiled_round(step.program, step.names, rule, state["w"].dtype)
+    return compiled_round(step.program, step.names, step.rule, state["w"].dtype)
 
 
 @without_subnormals
-def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
+def update(step: Step, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
     state = {k: canonical(v) for k, v in state.items()}
     if step.compiled:
-        return _compiled(step, rule, state).update(state, canonical(mean[0]))
+        return _compiled(step, state).update(state, canonical(mean[0]))
     state = {k: v.copy() for k, v in state.items()}
-    _update(step, rule, state, canonical(mean[0]), Scratch())
+    _update(step, state, canonical(mean[0]), Scratch())
     return state
 
 
-def _update(step: Step, rule: Rule, state: State, gradient: Array, scratch: Scratch) -> None:
+def _update(step: Step, state: State, gradient: Array, scratch: Scratch) -> None:
     if step.private is not None:
         gradient = step.private.blurred(gradient, int(state["t"][0]) + 1)
-    rule.update_in_place(state["w"], gradient, state, scratch.work(len(gradient), gradient.dtype))
+    room = scratch.array("work", (WORK, min(len(gradient), UPDATE_ENTRIES)), gradient.dtype)
+    step.rule.update_in_place(state["w"], gradient, state, room)
 
 
 @without_subnormals
 def run_round(
     step: Step,
-    rule: Rule,
     before: Done,
     const: Array | None,
     feeds: list[Array],
@@ -135,7 +130,7 @@ def run_round(
     """
     state = {k: canonical(v) for k, v in before[0].items()}
     if step.compiled:
-        return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
+        return _compiled(step, state).run(state, const, feeds, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
     scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
@@ -144,10 +139,10 @@ def run_round(
         batch = sum(map(len, shards))
 
         def share(part: tuple[Array, Scratch], batch: int = batch) -> Gradient:
-            return shard_step(step, rule, state, const, feeds, part[0], batch, part[1])
+            return shard_step(step, state, const, feeds, part[0], batch, part[1])
 
         gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
-        _update(step, rule, state, gradient, scratches[0])
+        _update(step, state, gradient, scratches[0])
         losses.append(loss)
     return state, losses
 

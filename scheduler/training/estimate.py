@@ -139,7 +139,7 @@ class Trial:
         for steps in (1, 2):  # what comes once per window is no part of a step
             graph = TaskGraph()
             rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
-            lower_steps(graph, "node", job.rule, [lane], [Ref("state")], rows, step)
+            lower_steps(graph, "node", [lane], [Ref("state")], rows, step)
             counts.append(len(graph.records))
         return counts[1] - counts[0]
 
@@ -154,7 +154,7 @@ class Trial:
         shards = [rows[start % len(rows) :][: stop - start] for start, stop in parts]
         step = replace(job.step, compiled=compiled)
         with one_thread():
-            run_round(step, job.rule, (job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
+            run_round(step, (job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
 
 
 def _readable(job: TrainingJob, count: int) -> tuple[Array | None, list[Array], Array]:
@@ -251,13 +251,14 @@ def explain_training(e: Estimate) -> str:
     """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
     plan, case = e.plan, e.case
     flops = case.work.flops(case.batch)
+    more = plan.threads > e.links.threads  # a round takes more than a worker has
     share = 100 * case.work.products * case.batch / max(flops, 1.0)
     lines = [
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
-        *_threads(e),
+        *([f"  threads: {plan.threads} of this machine share the shards of a step"] if more else []),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
         f"a step: {count(case.batch, 'sample')}, {short(flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",
@@ -282,12 +283,6 @@ def _why(e: Estimate) -> str:
         return f"a task per shard is {rounds / shards:.1f}x as fast as steps one after the other in one task"
     together = count(min(steps_per_round(rounds), e.case.steps), "step")
     return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
-
-
-def _threads(e: Estimate) -> list[str]:
-    """Return a line if a round takes more threads than a worker has."""
-    threads = e.plan.threads
-    return [f"  threads: {threads} of this machine share the shards of a step"] if threads > e.links.threads else []
 
 
 def _other_shards(e: Estimate) -> list[str]:

@@ -64,7 +64,7 @@ class TrainingJob:
         check_batch_size(optimizer.batch_size, self.feeds.samples, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
-        step = compile_step(optimizer.target, self.feeds, self.variables, "shard")
+        step = replace(compile_step(optimizer.target, self.feeds, self.variables, "shard"), rule=self.rule)
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
         self.state = self._first_state()
 
@@ -118,7 +118,7 @@ class TrainingJob:
         if plan.grain == "node":
             target, layout = self.settings.optimizer.target, self.step.program.layout
             step = compile_step(target, self.feeds, self.variables, "node", layout)
-            self.step = replace(step, private=self.step.private)
+            self.step = replace(self.step, program=step.program, names=step.names, fed=step.fed)
 
     def reads(self) -> tuple[Array | None, list[Any]]:
         """Return what its tasks read: constants and feeds."""

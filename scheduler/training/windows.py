@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flowgrad.optim import Rule, State
+from flowgrad.optim import State
 from flowgrad.typing import Array
 
 from ..costs import Links, Plan, choose_way, task_links
@@ -55,13 +55,12 @@ class Windows:
         executor: Executor,
         placement: Placement,
         plan: Plan,
-        rule: Rule,
         step: Step,
         state: State,
         report: Callable[[Batches, list[float]], None],
         recovered: Callable[[dict[str, Any]], None],
     ):
-        self.executor, self.placement, self.plan, self.rule, self.step = executor, placement, plan, rule, step
+        self.executor, self.placement, self.plan, self.step = executor, placement, plan, step
         self.state, self.report, self.recovered = state, report, recovered
         self.recovery = Recovery()
         self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": 0, "exchange": "together"}
@@ -141,7 +140,7 @@ class Windows:
 
     def _begin(self, crew: Crew) -> list[Handle]:
         """Place the state where the first tasks read it."""
-        slices = cut_state(self.state, crew.slices)
+        slices = cut_state(self.state, len(crew.lanes) if crew.exchange == "slices" else 1)
         handles = []
         for k, part in enumerate(slices):
             worker = crew.lanes[k * len(crew.lanes) // len(slices)].worker
@@ -162,10 +161,10 @@ class Windows:
         """Return the way to update that takes the least time on these workers; what it hangs on is measured once."""
         way = "together"
         # The noise of a private step is drawn, and a norm is taken, of the whole vector at once: there are no slices.
-        whole = self.step.private is not None or self.rule.clip_norm is not None
+        whole = self.step.private is not None or self.step.rule.clip_norm is not None
         if self.plan.grain == "shard" and lanes > 1 and not whole:
             self._links = self._links or task_links(self.executor)
-            way = choose_way(self.state["w"].nbytes, len(self.rule.slots), lanes, self._links)
+            way = choose_way(self.state["w"].nbytes, len(self.step.rule.slots), lanes, self._links)
         return "carried" if way == "together" and self._carried else way
 
     def _estimate(self, workers: list[Worker]) -> None:
@@ -198,7 +197,7 @@ class Windows:
             lanes, steps, kept = self.placement.bucket(graph, lanes, crew.workers, steps, crew.salt)
             self._held.update(kept)
         refs = [Ref(h.key) for h in before.after]
-        after = lower_steps(graph, self.plan.grain, self.rule, lanes, refs, steps, self.step, crew.exchange)
+        after = lower_steps(graph, self.plan.grain, lanes, refs, steps, self.step, crew.exchange)
         losses = [] if last else [graph.task("loss", pick, after[0], 1, worker=lanes[0].worker)]
         keys = [ref.key for ref in (*after, *losses)]
         handles = self.executor.submit(graph.records, keys, crew.addresses, bool(self.recovery.avoid))
@@ -243,11 +242,6 @@ class Crew:
     def needed(self) -> set[str]:
         """Addresses of the workers without which a window cannot end."""
         return {self.workers[lane.worker].address for lane in self.lanes}
-
-    @property
-    def slices(self) -> int:
-        """Into how many slices the state is cut."""
-        return len(self.lanes) if self.exchange == "slices" else 1
 
 
 class Submission(NamedTuple):
