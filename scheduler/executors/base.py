@@ -24,25 +24,6 @@ class Handle:
         self.key, self.future, self.needs = key, future, needs
 
 
-class Ready:
-    """A future whose value is there."""
-
-    def __init__(self, key: str, value: Any):
-        self.key = key
-        self._value = value
-
-    def result(self) -> Any:
-        """Return the value."""
-        return self._value
-
-    def done(self) -> bool:
-        """Return True."""
-        return True
-
-    def __repr__(self) -> str:
-        return f"<Ready: {self.key}>"
-
-
 class Worker(NamedTuple):
     """Somewhere tasks run: its address, its threads, its memory in bytes (0: not limited)."""
 

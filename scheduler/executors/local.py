@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +15,7 @@ from dask.system import CPU_COUNT
 from ..machine import blas_threads as limited_to
 from ..machine import one_thread
 from ..tasks import Data, Record, Ref, references, to_dask
-from .base import Executor, Handle, Ready, Worker
+from .base import Executor, Handle, Worker
 
 
 class LocalExecutor(Executor):
@@ -76,7 +77,9 @@ class LocalExecutor(Executor):
 
     def future(self, handle: Handle) -> Any:
         """Return the value as a future that is done."""
-        return Ready(handle.key, handle.future)
+        done: Future[Any] = Future()
+        done.set_result(handle.future)
+        return done
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Return the values."""

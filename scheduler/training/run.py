@@ -69,7 +69,7 @@ class Run:
         if checked is not None:
             self.evaluation = Evaluation(job.executor, target, checked, job.variables, layout)
         # Made last: it holds the state that moves on.
-        self.windows = Windows(job.executor, self.placement, self.plan, job.step, state, self._report, self._recovered)
+        self.windows = Windows(self.placement, self.plan, job.step, state, self._report, self._recovered)
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings

@@ -12,7 +12,7 @@ from flowgrad.optim import State
 from flowgrad.typing import Array
 
 from ..costs import Links, Plan, choose_way, task_links
-from ..executors import Executor, Handle, Recovery, Worker, describe_failure
+from ..executors import Handle, Recovery, Worker, describe_failure
 from ..feeds import ORDER_BYTES, Batches, Lane, Placement
 from ..programs import pick
 from ..steps import Done, StateAway, Step, cut_state, join_state, lower_steps
@@ -52,7 +52,6 @@ class Windows:
 
     def __init__(
         self,
-        executor: Executor,
         placement: Placement,
         plan: Plan,
         step: Step,
@@ -60,7 +59,7 @@ class Windows:
         report: Callable[[Batches, list[float]], None],
         recovered: Callable[[dict[str, Any]], None],
     ):
-        self.executor, self.placement, self.plan, self.step = executor, placement, plan, step
+        self.executor, self.placement, self.plan, self.step = placement.executor, placement, plan, step
         self.state, self.report, self.recovered = state, report, recovered
         self.recovery = Recovery()
         self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": 0, "exchange": "together"}
