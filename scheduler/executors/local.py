@@ -19,13 +19,7 @@ from .base import Executor, Handle, Worker
 
 
 class LocalExecutor(Executor):
-    """Runs tasks at once, in this process; results that are held stay in a dict.
-
-    Parameters
-    ----------
-    threads : bool
-        True: dask's threaded scheduler; False: one task after the other.
-    """
+    """Runs tasks at once, in this process: with dask's threaded scheduler, or without `threads` one task after the other."""
 
     def __init__(self, threads: bool):
         self.name = "threads" if threads else "sync"

@@ -58,12 +58,7 @@ class Recovery:
         self.failures = []
 
     def judge(self, error: Lost | TaskFailed, workers: int) -> float:
-        """Return how many seconds to wait before the work is done again.
-
-        Parameters
-        ----------
-        workers : int
-            How many could do it.
+        """Return how many seconds to wait before the work is done again, which so many workers could do.
 
         Raises
         ------

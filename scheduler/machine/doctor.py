@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,8 +10,13 @@ from .facts import Facts
 
 Verdict = Literal["ok", "note", "change"]
 
-# Instruction sets from the narrowest to the widest; wider ones do more multiplications at once.
-LEVELS = ("SSE", "AVX", "AVX2", "AVX-512")
+# Instruction sets from the widest to the narrowest, by what a processor must offer; wider ones do more multiplications at once.
+LEVELS = {
+    "AVX-512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
+    "AVX2": {"avx2", "fma"},
+    "AVX": {"avx"},
+    "SSE": {"sse2"},
+}
 # What OpenBLAS and BLIS call their kernels, by the instruction set that these use.
 KERNELS = {
     "AVX-512": ("skylakex", "cooperlake", "sapphirerapids", "skx", "zen4", "zen5"),
@@ -56,18 +61,12 @@ class Finding:
 
 def examine(facts: Facts) -> list[Finding]:
     """Judge all facts, subject by subject."""
-    return [finding for look in EXAMINATIONS for finding in look(facts)]
+    return [finding for look in (_system, _blas, _numba, _dask, _extras) for finding in look(facts)]
 
 
 def level_of_cpu(flags: frozenset[str]) -> str:
     """Return the widest instruction set that a processor offers; empty if unknown or not an x86."""
-    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
-        return "AVX-512"
-    if {"avx2", "fma"} <= flags:
-        return "AVX2"
-    if "avx" in flags:
-        return "AVX"
-    return "SSE" if "sse2" in flags else ""
+    return next((level for level, needed in LEVELS.items() if needed <= flags), "")
 
 
 def level_of_kernel(architecture: str) -> str:
@@ -121,7 +120,7 @@ def _kernel(pool: dict[str, Any], facts: Facts) -> Finding:
     kernel, offered = level_of_kernel(architecture), level_of_cpu(facts.flags)
     text += f", kernels for {architecture}" + (f" ({kernel})" if kernel else "")
     coretype = facts.environment.get("OPENBLAS_CORETYPE")
-    if kernel and offered and LEVELS.index(kernel) < LEVELS.index(offered):
+    if kernel and offered and list(LEVELS).index(kernel) > list(LEVELS).index(offered):
         text += f", but the processor offers {offered}: {COSTS.get((kernel, offered), 'steps take longer')}"
         if coretype:
             return Finding(subject, "change", text, f"unset OPENBLAS_CORETYPE (now {coretype}) before Python starts")
@@ -197,6 +196,3 @@ def _extras(facts: Facts) -> Iterator[Finding]:
     wanted = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
     text = f"not installed: {', '.join(missing)}" if missing else "reports and pictures can be made"
     yield _unless(bool(missing), "extras", "note", text, f"pip install 'flowgrad[{wanted}]' for reports and pictures")
-
-
-EXAMINATIONS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (_system, _blas, _numba, _dask, _extras)

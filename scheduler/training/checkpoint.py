@@ -88,13 +88,7 @@ class Snapshot(NamedTuple):
 
 
 class Saver:
-    """Writes the checkpoints of one run, when they are due.
-
-    Parameters
-    ----------
-    settings : Checkpoints
-    resume : bool
-        Whether the run may go on from what is there.
+    """Writes the checkpoints of one run, when they are due; with `resume` it may go on from what is there.
 
     Raises
     ------
@@ -104,7 +98,15 @@ class Saver:
 
     def __init__(self, settings: Checkpoints, resume: bool):
         self.settings, self.folder = settings, Path(settings.folder)
-        _prepare(self.folder)
+        try:  # so that training does not start if nothing can be written
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob(f".{PATTERN}.*.tmp"):  # what a killed run left half-written
+                path.unlink(missing_ok=True)
+            probe = self.folder / ".probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise DataError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
         there = sorted(self.folder.glob(PATTERN))
         if there and not resume:
             raise DataError(
@@ -216,16 +218,3 @@ def describe_model(target: Node, parameters: int) -> str:
         attrs = sorted(getattr(n, "attrs", {}).items())
         text += f"{type(n).__name__} {n.dim} {[place[p.index] for p in n.parents]} {attrs} {trainable};"
     return f"{parameters} parameters ({len(nodes)} nodes, {blake2b(text.encode(), digest_size=6).hexdigest()})"
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder, so that training does not start if it cannot be written; remove what a killed run left half-written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f".{PATTERN}.*.tmp"):
-            path.unlink(missing_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DataError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error

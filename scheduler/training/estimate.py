@@ -60,11 +60,10 @@ class Trial:
 
     Attributes
     ----------
-    shards : int
     kernel : (str, str)
         Kernel and why; shards and kernel fix the bits, and follow from the work alone, so that they are the same everywhere.
     case : Case
-        The training in numbers.
+        The training in numbers, its shards among them.
     seconds, shared : float
         Of a step in one task, by the threads of a worker; by the threads that rounds use.
     """
@@ -79,10 +78,10 @@ class Trial:
         why_not = why_not or why_not_compiled(job.step.program, job.step.names)
         self.kernel = choose_kernel(engine.kernel, engine.grain, work * updates, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
-        self.shards = shards * settings.accumulate  # accumulating gradients is having more shards, of the same size
+        shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
         samples, slots = job.feeds.samples, len(optimizer.rule.slots)
         self.nodes = len(optimizer.graph.nodes)
-        self.case = Case(counts, settings.batch_size, samples, self.shards, slots, 0, job.feeds.dtype.itemsize)
+        self.case = Case(counts, settings.batch_size, samples, shards, slots, 0, job.feeds.dtype.itemsize)
         self.seconds = self.shared = 0.0
         self._const, self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
 
@@ -90,7 +89,7 @@ class Trial:
         """Choose the plan, from the work and from what a step takes."""
         engine = self.job.settings.engine
         executor, costs = engine.executor, {}
-        parts = bounds(self.case.batch, self.shards)
+        parts = bounds(self.case.batch, self.case.shards)
         self.seconds = self.shared = self._step(parts, executor.threads)
         threads = choose_round_threads(executor.threads, executor.machine_threads(executor.workers()), self.seconds)
         if threads > executor.threads and engine.grain in ("auto", "round"):
@@ -98,16 +97,16 @@ class Trial:
         kernel, why = self.kernel
         if kernel == "numba":
             why = compiled_round(self.job.step.program, self.job.step.names, self.job.rule, self.job.feeds.dtype).told
-        if self.shards > 1 and engine.grain == "auto" and self._may_spread():
+        if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         return choose_plan(
-            choose_grain(engine.grain, costs), self.shards, (kernel, why), self.shared, self.nodes, threads
+            choose_grain(engine.grain, costs), self.case.shards, (kernel, why), self.shared, self.nodes, threads
         )
 
     @cached_property
     def fixed(self) -> float:
         """Seconds of a step with a single sample in each shard: what more workers do not shorten."""
-        parts = bounds(self.case.batch, self.shards)
+        parts = bounds(self.case.batch, self.case.shards)
         return self._step([(start, start + 1) for start, _ in parts], self.job.settings.engine.executor.threads)
 
     def _may_spread(self) -> bool:
@@ -130,7 +129,7 @@ class Trial:
 
     def node_tasks(self) -> int:
         """Return the tasks of a step at grain ``"node"``: those that are lowered, or of a large graph as many as there may be."""
-        job, shards = self.job, self.shards if self.job.settings.engine.grain == "node" else 1
+        job, shards = self.job, self.case.shards if self.job.settings.engine.grain == "node" else 1
         if self.nodes > COUNTED:
             return tasks_per_step("node", shards, self.nodes)
         target, fed = job.settings.optimizer.target, [Ref(f"feed-{k}") for k in range(len(job.step.fed))]
@@ -229,10 +228,7 @@ def plan_training(job: TrainingJob) -> Plan:
 def estimate(job: TrainingJob, again: bool = False) -> Estimate:
     """Return what a training would do and take: the plan that `fit` would choose, and what each alternative takes.
 
-    Parameters
-    ----------
-    again : bool
-        Measure anew what tasks cost, even if it is known from earlier.
+    With `again` what tasks cost is measured anew, even if it is known from earlier.
     """
     engine = job.settings.engine
     if again:

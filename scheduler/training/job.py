@@ -39,12 +39,7 @@ class Settings:
 
 
 class TrainingJob:
-    """The step of a training run, made ready.
-
-    Parameters
-    ----------
-    feeds : dict
-        As the user gave them.
+    """The step of a training run, made ready from feeds as the user gave them.
 
     Attributes
     ----------
