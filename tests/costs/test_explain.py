@@ -220,7 +220,7 @@ def test_the_engine_does_what_it_explains(monkeypatch):
     asked = []
     submit = engine.executor.submit
 
-    def spy(records, keys, workers=(), blas_threads=1):
+    def spy(records, keys, workers=(), only=False, blas_threads=1):
         asked.append(blas_threads)
         return submit(records, keys, blas_threads=blas_threads)
 
