@@ -175,18 +175,16 @@ def _workers(facts: Facts) -> Iterator[Finding]:
     environ = facts.settings.get("distributed.nanny.pre-spawn-environ") or {}
     name = "MALLOC_TRIM_THRESHOLD_"
     trim = facts.environment.get(name, environ.get(name))
-    where = "set for this shell" if name in facts.environment else "given by dask"
-    keep = f"workers of your own: export {name}={KEEP_MEMORY}; `flowgrad train` does so by itself"
-    if trim is None:
-        yield Finding("workers' memory", "ok", f"{name} is not set")
-    elif str(trim).isdigit() and int(trim) >= KEEP_MEMORY:
-        yield Finding("workers' memory", "ok", f"{name}={trim}, {where}")
-    elif name in facts.environment:
-        text = f"{name}={trim}, {where}: workers fetch fresh pages at every step"
-        yield Finding("workers' memory", "change", text, f"unset it, or export {name}={KEEP_MEMORY}")
+    verdict: Verdict
+    if name in facts.environment:
+        where, verdict, advice = "set for this shell", "change", f"unset it, or export {name}={KEEP_MEMORY}"
     else:
-        text = f"{name}={trim}, {where}: every step fetches fresh pages"
-        yield Finding("workers' memory", "note", text, keep)
+        where, verdict = "given by dask", "note"
+        advice = f"workers of your own: export {name}={KEEP_MEMORY}; `flowgrad train` does so by itself"
+    little = trim is not None and not (str(trim).isdigit() and int(trim) >= KEEP_MEMORY)
+    text = f"{name} is not set" if trim is None else f"{name}={trim}, {where}"
+    text += ": workers fetch fresh pages at every step" if little else ""
+    yield _unless(little, "workers' memory", verdict, text, advice)
     threads = facts.environment.get("OMP_NUM_THREADS", environ.get("OMP_NUM_THREADS"))
     yield Finding("workers' threads", "ok", f"OMP_NUM_THREADS={threads} in workers that dask starts")
 

@@ -11,7 +11,7 @@ from ..programs import add_gradients, collect, lower_share, pick, take_rows, wei
 from ..tasks import Ref, TaskGraph, reduce_tree
 from .lanes import LaneBatch, LaneInputs, first_gradient, last_update, update_gradient, whole_step
 from .slices import cut_shares, pick_weights, sliced_gradient, update_slice
-from .step import Step
+from .step import Step, inputs_of
 from .work import run_round, shard_step, update
 
 
@@ -138,14 +138,7 @@ def _share(graph: TaskGraph, step: Step, grain: str, lane: Lane, state: Ref, row
     if grain != "node" or step.private is not None:
         args = (lane.step, state, lane.const, lane.feeds, rows, batch)
         return graph.task("gradient", shard_step, *args, worker=at)
-    feeds = iter(lane.feeds)
-    inputs: dict[int, Ref] = {}
-    for i in step.program.inputs:
-        if i.role == "feed":
-            inputs[i.var] = graph.task("take", take_rows, next(feeds), rows, worker=at)
-        elif i.role == "param":
-            inputs[i.var] = graph.task("weights", weights_of, state, worker=at)
-        elif i.role == "const":
-            assert lane.const is not None
-            inputs[i.var] = lane.const
+    taken = [graph.task("take", take_rows, feed, rows, worker=at) for feed in lane.feeds]
+    weights = graph.task("weights", weights_of, state, worker=at) if step.program.size("param") else None
+    inputs = inputs_of(step.program, weights, lane.const, taken)
     return lower_share(graph, step.program, step.names, inputs, len(rows), batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,19 +56,16 @@ class Step:
         return const, [feeds.arrays[v] for v in fed if isinstance(v, Variable)]
 
 
-def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
+def inputs_of(program: Program, param: Any, const: Any, feeds: Iterable[Any]) -> dict[int, Any]:
+    """Return the inputs of a program but the seed, in its order."""
+    fed, flat = iter(feeds), {"param": param, "const": const}
+    return {i.var: next(fed) if i.role == "feed" else flat[i.role] for i in program.inputs if i.role != "seed"}
+
+
+def arrange(program: Program, state: State | None, const: Array | None, feeds: list[Array]) -> list[Array]:
     """Return the inputs of a program in its order, aligned as the bits of the result need it."""
-    fed = iter(feeds)
-    inputs: list[Array] = []
-    for i in program.inputs:
-        if i.role == "feed":
-            inputs.append(canonical(next(fed)))
-        elif i.role == "param":
-            inputs.append(canonical(weights_of(state)))
-        elif i.role == "const":
-            assert const is not None
-            inputs.append(canonical(const))
-    return inputs
+    param = None if state is None else weights_of(state)
+    return [canonical(x) for x in inputs_of(program, param, const, feeds).values()]
 
 
 def compile_step(

@@ -158,7 +158,7 @@ def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scra
 
 @without_subnormals
 def evaluate_shard(
-    program: Program, state: State, const: Array | None, feeds: list[Array], samples: int
+    program: Program, state: State | None, const: Array | None, feeds: list[Array], samples: int
 ) -> tuple[float, int]:
     """Return the sum of the losses of so many samples, and the number of right classes (-1 without classes)."""
     outputs = kernel_of(program)(arrange(program, state, const, feeds))

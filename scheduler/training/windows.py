@@ -110,7 +110,8 @@ class Windows:
     def _attempt(self, batches: Batches, following: Batches | None) -> State:
         crew = self._crew()
         latest, self.ahead = self.ahead, None
-        if latest is None or not self._goes_on(latest, crew, batches):
+        goes_on = latest is not None and latest.begins(batches, crew) and all(map(self.executor.alive, latest.after))
+        if latest is None or not goes_on:
             self._drop(list(self._held))
             latest, self._since = Submission(crew, batches[:0], self._begin(crew)), 0
         self._since += len(batches)
@@ -132,10 +133,6 @@ class Windows:
         self._tell(latest.batches, outcomes[0][1])
         self._drop([*latest.after, *latest.kept])
         return join_state([state for state, _ in outcomes])
-
-    def _goes_on(self, begun: Submission, crew: Crew, batches: Batches) -> bool:
-        """Whether what was submitted ahead is the beginning of a window that this crew runs."""
-        return begun.begins(batches) and begun.crew == crew and all(map(self.executor.alive, begun.after))
 
     def _begin(self, crew: Crew) -> list[Handle]:
         """Place the state where the first tasks read it."""
@@ -265,7 +262,8 @@ class Submission(NamedTuple):
     kept: Sequence[Handle] = ()
     tasks: int = 0
 
-    def begins(self, batches: Batches) -> bool:
-        """Whether these steps begin with the submission, and end with it where it is the last one."""
+    def begins(self, batches: Batches, crew: Crew) -> bool:
+        """Whether these steps, run by this crew, begin with the submission, and end with it where it is the last one."""
         mine = self.batches
-        return mine == batches[: len(mine)] and (self.loss is None) == (mine.stop == batches.stop)
+        alike = mine == batches[: len(mine)] and self.crew == crew
+        return alike and (self.loss is None) == (mine.stop == batches.stop)
