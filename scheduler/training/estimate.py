@@ -44,7 +44,7 @@ from ..feeds import Chunked, Lane
 from ..kernels import compiled_round, why_not_compiled
 from ..machine import one_thread
 from ..programs import counts_of
-from ..steps import compile_step, lower_steps, run_round
+from ..steps import lower_steps, run_round
 from ..tasks import Ref, TaskGraph, bounds
 from .job import TrainingJob
 
@@ -121,10 +121,10 @@ class Trial:
 
     def times(self, kernel: str) -> Times:
         """Return what steps take by a kernel: of one shard at three sizes, and of two."""
-        compiled, largest = kernel == "numba", self.case.largest
+        largest = self.case.largest
         other = min(8 * largest, LARGEST_SHARD) if 2 * largest <= LARGEST_SHARD else largest // 8
-        curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, compiled), (1, largest, other))
-        two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, compiled))
+        curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, kernel), (1, largest, other))
+        two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, kernel))
         return Times(kernel, curve, max(two - curve[0][1], 0.0))
 
     def node_tasks(self) -> int:
@@ -132,9 +132,8 @@ class Trial:
         job, shards = self.job, self.case.shards if self.job.settings.engine.grain == "node" else 1
         if self.nodes > COUNTED:
             return tasks_per_step("node", shards, self.nodes)
-        target, fed = job.settings.optimizer.target, [Ref(f"feed-{k}") for k in range(len(job.step.fed))]
-        step = compile_step(target, job.feeds, job.variables, "node", job.step.program.layout)
-        lane, counts = Lane(0, Ref("step"), Ref("const"), fed, 0, shards), []
+        step = job.by_nodes()
+        lane, counts = Lane(0, Ref("step"), Ref("const"), [Ref(f"feed-{k}") for k in step.fed], 0, shards), []
         for steps in (1, 2):  # what comes once per window is no part of a step
             graph = TaskGraph()
             rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
@@ -144,16 +143,15 @@ class Trial:
 
     def _step(self, parts: list[tuple[int, int]], threads: int) -> float:
         """Return the seconds of one step with these shards; more looks where a choice hangs on it."""
-        compiled = self.kernel[0] == "numba"
         tries = 6 if self.job.settings.engine.grain == "auto" else 3
-        return seconds_of(lambda repetitions: self._run(parts, threads, repetitions, compiled), tries, 0.25)
+        return seconds_of(lambda repetitions: self._run(parts, threads, repetitions, self.kernel[0]), tries, 0.25)
 
-    def _run(self, parts: list[tuple[int, int]], threads: int, repetitions: int, compiled: bool) -> None:
-        job, rows = self.job, self._rows
+    def _run(self, parts: list[tuple[int, int]], threads: int, repetitions: int, kernel: str) -> None:
+        rows = self._rows
         shards = [rows[start % len(rows) :][: stop - start] for start, stop in parts]
-        step = replace(job.step, compiled=compiled)
+        step = replace(self.job.step, compiled=kernel == "numba")
         with one_thread():
-            run_round(step, (job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
+            run_round(step, (self.job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
 
 
 def _readable(job: TrainingJob, count: int) -> tuple[Array | None, list[Array], Array]:

@@ -15,7 +15,7 @@ from ..costs import Fit, Plan
 from ..engine import Engine
 from ..feeds import Feeds, check_batch_size, check_feeds
 from ..programs import flat_values
-from ..steps import compile_private, compile_step, places_of
+from ..steps import Step, compile_private, compile_step, places_of
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 
@@ -109,11 +109,14 @@ class TrainingJob:
 
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
-        self.step = replace(self.step, compiled=plan.kernel == "numba")
-        if plan.grain == "node":
-            target, layout = self.settings.optimizer.target, self.step.program.layout
-            step = compile_step(target, self.feeds, self.variables, "node", layout)
-            self.step = replace(self.step, program=step.program, names=step.names, fed=step.fed)
+        step = self.by_nodes() if plan.grain == "node" else self.step
+        self.step = replace(step, compiled=plan.kernel == "numba")
+
+    def by_nodes(self) -> Step:
+        """Return the step with an instruction for each node and edge; its parameters lie as they do in the fused one."""
+        target, layout = self.settings.optimizer.target, self.step.program.layout
+        step = compile_step(target, self.feeds, self.variables, "node", layout)
+        return replace(self.step, program=step.program, names=step.names, fed=step.fed)
 
     def reads(self) -> tuple[Array | None, list[Any]]:
         """Return what its tasks read: constants and feeds."""
