@@ -87,7 +87,7 @@ class Windows:
         self._reported = batches.first
 
         def again(failure: Exception) -> None:
-            self._carried |= isinstance(getattr(failure, "error", None), StateAway)
+            self._carried |= isinstance(getattr(failure, "error", failure), StateAway)
             self.placement.doubt()
             self.recovered({"again": self._reported - batches.first, "cause": describe_failure(failure)})
 
