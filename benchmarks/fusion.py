@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def measure_one(kind: str, seconds: float = 2.0) -> dict[str, Any]:
         step = compile_step(loss, feeds, optimizer.variables(without=feeds.arrays), grain)
         w = flat_values(step.program, graph, "param", feeds.dtype)[0]
         values = [feeds.arrays[graph.nodes[k]] for k in step.fed]  # type: ignore[index]
-        runs[grain] = (step, rule, ({"w": w, **rule.init(w)}, []), None, values, rows)
+        runs[grain] = (replace(step, rule=rule), ({"w": w, **rule.init(w)}, []), None, values, rows)
     spent: dict[str, list[float]] = {"round": [], "node": []}
     ends = time.perf_counter() + 2 * seconds
     with one_thread():

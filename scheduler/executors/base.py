@@ -15,30 +15,13 @@ from ..tasks import Record
 
 
 class Handle:
-    """A key that an executor keeps for us; let go of with ``executor.release``."""
+    """A key that an executor keeps for us; let go of with ``executor.release``.
 
-    def __init__(self, key: str, future: Any = None):
-        self.key = key
-        self.future = future
+    `needs` are values that were placed for what computes it, None where it was placed itself.
+    """
 
-
-class Ready:
-    """A future whose value is there."""
-
-    def __init__(self, key: str, value: Any):
-        self.key = key
-        self._value = value
-
-    def result(self) -> Any:
-        """Return the value."""
-        return self._value
-
-    def done(self) -> bool:
-        """Return True."""
-        return True
-
-    def __repr__(self) -> str:
-        return f"<Ready: {self.key}>"
+    def __init__(self, key: str, future: Any = None, needs: list[Handle] | None = None):
+        self.key, self.future, self.needs = key, future, needs
 
 
 class Worker(NamedTuple):
@@ -156,6 +139,7 @@ class Executor(ABC):
         records: dict[str, Record],
         keys: Sequence[str],
         workers: Sequence[str] = (),
+        only: bool = False,
         blas_threads: int = 1,
         line: bool = False,
     ) -> list[Any]:
@@ -167,9 +151,10 @@ class Executor(ABC):
             With `workers`, if one of them went away and the values do not come: dask now and then waits for one that has died
             for ever. Without, the exception of a task is raised as it was.
         """
-        submitted = (
-            self.submit_line(records, keys) if line else self.submit(records, keys, workers, blas_threads=blas_threads)
-        )
+        if line:
+            submitted = self.submit_line(records, keys)
+        else:
+            submitted = self.submit(records, keys, workers, only, blas_threads)
         try:
             return self.outcome(submitted, workers) if workers else self.result(submitted)
         finally:

@@ -170,13 +170,13 @@ class DistributedExecutor(Executor):
         with dask.annotate(**_where(records, workers, only)):
             futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False)))
         # The scheduler keeps what its tasks wait for; the placed values may go when the tasks are done.
-        with_placed = list(placed.values())
-        return [placed[key] if key in placed else Handle(key, (futures[key], with_placed)) for key in keys]
+        needs = list(placed.values())
+        return [placed[key] if key in placed else Handle(key, futures[key], needs) for key in keys]
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
         self._check_open()
-        futures = [_future(h) for h in handles]
+        futures = [h.future for h in handles]
         try:
             with suppress(CancelledError):
                 self._wait(futures, set())
@@ -189,7 +189,7 @@ class DistributedExecutor(Executor):
             raise
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         self._known()  # it may be the scheduler that is gone
-        raise self._gone_with_worker()
+        raise Lost("values that were kept on a worker are gone with it: call again")
 
     def _no_worker(self) -> ClusterError:
         return ClusterError(
@@ -201,15 +201,10 @@ class DistributedExecutor(Executor):
         """Whether workers live in this process, so that what is gathered is what they hold themselves."""
         return bool(self.client.scheduler) and self.client.scheduler.address.startswith("inproc")
 
-    @staticmethod
-    def _gone_with_worker() -> Lost:
-        return Lost("values that were kept on a worker are gone with it: call again")
-
     def alive(self, handle: Handle) -> bool:
         """Whether the future is not cancelled, lost or failed; a scattered value is never pending."""
-        future = _future(handle)
-        wanted = ("pending", "finished") if isinstance(handle.future, tuple) else ("finished",)
-        return future is not None and future.status in wanted
+        wanted = ("finished",) if handle.needs is None else ("pending", "finished")
+        return handle.future is not None and handle.future.status in wanted
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
@@ -218,11 +213,11 @@ class DistributedExecutor(Executor):
 
     def future(self, handle: Handle) -> Any:
         """Return the dask Future."""
-        return _future(handle)
+        return handle.future
 
     def outcome(self, handles: Sequence[Handle], workers: Collection[str] = ()) -> list[Any]:
         """Gather values that may get lost."""
-        futures = [_future(h) for h in handles]
+        futures = [h.future for h in handles]
         self._wait(futures, set(workers))
         for future in futures:
             if future.status == "error":
@@ -267,7 +262,7 @@ class DistributedExecutor(Executor):
     def release(self, handles: Iterable[Handle]) -> None:
         """Drop the futures."""
         for h in handles:
-            h.future = None
+            h.future = h.needs = None
 
 
 def run_task(func: Callable[..., Any], *args: Any) -> Any:
@@ -293,10 +288,6 @@ def _where(records: dict[str, Record], workers: Sequence[str], only: bool) -> di
         if isinstance(r, Task) and r.worker is not None
     }
     return {"workers": lambda key: wanted.get(key, []), "allow_other_workers": True} if wanted else {}
-
-
-def _future(handle: Handle) -> Any:
-    return handle.future[0] if isinstance(handle.future, tuple) else handle.future
 
 
 def _own_copy(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,17 +15,11 @@ from dask.system import CPU_COUNT
 from ..machine import blas_threads as limited_to
 from ..machine import one_thread
 from ..tasks import Data, Record, Ref, references, to_dask
-from .base import Executor, Handle, Ready, Worker
+from .base import Executor, Handle, Worker
 
 
 class LocalExecutor(Executor):
-    """Runs tasks at once, in this process; results that are held stay in a dict.
-
-    Parameters
-    ----------
-    threads : bool
-        True: dask's threaded scheduler; False: one task after the other.
-    """
+    """Runs tasks at once, in this process: with dask's threaded scheduler, or without `threads` one task after the other."""
 
     def __init__(self, threads: bool):
         self.name = "threads" if threads else "sync"
@@ -76,7 +71,9 @@ class LocalExecutor(Executor):
 
     def future(self, handle: Handle) -> Any:
         """Return the value as a future that is done."""
-        return Ready(handle.key, handle.future)
+        done: Future[Any] = Future()
+        done.set_result(handle.future)
+        return done
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Return the values."""

@@ -1,12 +1,17 @@
-"""What to do when work fails: again elsewhere, or end the run. Pure."""
+"""What to do when work fails: again elsewhere, or end the run."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from flowgrad.errors import ClusterError, FeedError, FlowgradError
+from flowgrad.errors import ClusterError, FeedError
 
-from .base import Lost, TaskFailed
+from .base import Executor, Lost, TaskFailed
+
+T = TypeVar("T")
 
 # Failures in a row, without a step in between, after which a run gives up.
 MAX_LOSSES = 30
@@ -33,31 +38,41 @@ class Recovery:
     kills: int = 0
     failures: list[TaskFailed] = field(default_factory=list)
 
+    def persist(self, work: Callable[[], T], executor: Executor, again: Callable[[Lost | TaskFailed], Any]) -> T:
+        """Return what `work` returns; when it fails, do it again, as long as `judge` has hope. `again` is told before each time."""
+        while True:
+            try:
+                done = work()
+            except (Lost, TaskFailed) as error:
+                failure = error.with_traceback(None)  # it would keep keys alive
+            else:
+                self.progress()
+                return done
+            pause = self.judge(failure, len(executor.workers(self.avoid)))
+            again(failure)
+            time.sleep(pause)
+
     def progress(self) -> None:
         """Note that steps were done."""
         self.losses = self.kills = 0
         self.failures = []
 
     def judge(self, error: Lost | TaskFailed, workers: int) -> float:
-        """Return how many seconds to wait before the work is done again.
-
-        Parameters
-        ----------
-        workers : int
-            How many could do it.
+        """Return how many seconds to wait before the work is done again, which so many workers could do.
 
         Raises
         ------
         FlowgradError
             When it would be no use: the original exception of a task, or a `ClusterError`.
         """
-        if isinstance(error, TaskFailed):
+        if isinstance(error, TaskFailed) and not isinstance(error.error, Lost):
             return self._failed(error, workers)
+        killed = getattr(error, "killed", "")
         self.losses += 1
-        self.kills += bool(error.killed)
+        self.kills += bool(killed)
         if self.kills > MAX_KILLS:
             raise ClusterError(
-                f"workers died again and again while they ran {error.killed}: it may need more memory than they have, or crash; "
+                f"workers died again and again while they ran {killed}: it may need more memory than they have, or crash; "
                 f"look at the workers' logs, or take smaller batches"
             ) from error
         if self.losses > MAX_LOSSES:
@@ -75,7 +90,7 @@ class Recovery:
         return 0.0
 
 
-def describe_failure(error: FlowgradError) -> str:
+def describe_failure(error: Exception) -> str:
     """Return a failure in words, for the history."""
     if isinstance(error, TaskFailed):
         return f"{type(error.error).__name__} on {error.worker}: {error.error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,8 +10,13 @@ from .facts import Facts
 
 Verdict = Literal["ok", "note", "change"]
 
-# Instruction sets from the narrowest to the widest; wider ones do more multiplications at once.
-LEVELS = ("SSE", "AVX", "AVX2", "AVX-512")
+# Instruction sets from the widest to the narrowest, by what a processor must offer; wider ones do more multiplications at once.
+LEVELS = {
+    "AVX-512": {"avx512f", "avx512dq", "avx512bw", "avx512vl"},
+    "AVX2": {"avx2", "fma"},
+    "AVX": {"avx"},
+    "SSE": {"sse2"},
+}
 # What OpenBLAS and BLIS call their kernels, by the instruction set that these use.
 KERNELS = {
     "AVX-512": ("skylakex", "cooperlake", "sapphirerapids", "skx", "zen4", "zen5"),
@@ -56,18 +61,12 @@ class Finding:
 
 def examine(facts: Facts) -> list[Finding]:
     """Judge all facts, subject by subject."""
-    return [finding for look in EXAMINATIONS for finding in look(facts)]
+    return [finding for look in (_system, _blas, _numba, _dask, _extras) for finding in look(facts)]
 
 
 def level_of_cpu(flags: frozenset[str]) -> str:
     """Return the widest instruction set that a processor offers; empty if unknown or not an x86."""
-    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
-        return "AVX-512"
-    if {"avx2", "fma"} <= flags:
-        return "AVX2"
-    if "avx" in flags:
-        return "AVX"
-    return "SSE" if "sse2" in flags else ""
+    return next((level for level, needed in LEVELS.items() if needed <= flags), "")
 
 
 def level_of_kernel(architecture: str) -> str:
@@ -75,24 +74,22 @@ def level_of_kernel(architecture: str) -> str:
     return next((level for level, names in KERNELS.items() if architecture.lower() in names), "")
 
 
+def _unless(wrong: bool, subject: str, verdict: Verdict, text: str, advice: str) -> Finding:
+    """Return a finding that is ok unless something is wrong, which has a verdict and advice."""
+    return Finding(subject, verdict, text, advice) if wrong else Finding(subject, "ok", text)
+
+
 def _system(facts: Facts) -> Iterator[Finding]:
     level = level_of_cpu(facts.flags)
     yield Finding("python", "ok", f"{facts.python} on {facts.system}")
     yield Finding("processor", "ok", (facts.cpu or "unknown") + (f", {level}" if level else ""))
-    if facts.usable_cores < facts.cores:
-        yield Finding(
-            "cores",
-            "note",
-            f"{facts.usable_cores} of {facts.cores} may be used here",
-            "an affinity or a container's limit; dask starts that many threads",
-        )
-    else:
-        yield Finding("cores", "ok", f"{facts.cores}")
+    few = facts.usable_cores < facts.cores
+    text = f"{facts.usable_cores} of {facts.cores} may be used here" if few else f"{facts.cores}"
+    advice = "an affinity or a container's limit; dask starts that many threads"
+    yield _unless(few, "cores", "note", text, advice)
     text = f"{facts.free_memory / 2**30:.1f} of {facts.memory / 2**30:.1f} GiB free"
-    if facts.free_memory < LEAST_MEMORY:
-        yield Finding("memory", "note", text, "two workers on MNIST need about 1 GiB: use --workers 1 or free some")
-    else:
-        yield Finding("memory", "ok", text)
+    advice = "two workers on MNIST need about 1 GiB: use --workers 1 or free some"
+    yield _unless(facts.free_memory < LEAST_MEMORY, "memory", "note", text, advice)
 
 
 def _blas(facts: Facts) -> Iterator[Finding]:
@@ -123,7 +120,7 @@ def _kernel(pool: dict[str, Any], facts: Facts) -> Finding:
     kernel, offered = level_of_kernel(architecture), level_of_cpu(facts.flags)
     text += f", kernels for {architecture}" + (f" ({kernel})" if kernel else "")
     coretype = facts.environment.get("OPENBLAS_CORETYPE")
-    if kernel and offered and LEVELS.index(kernel) < LEVELS.index(offered):
+    if kernel and offered and list(LEVELS).index(kernel) > list(LEVELS).index(offered):
         text += f", but the processor offers {offered}: {COSTS.get((kernel, offered), 'steps take longer')}"
         if coretype:
             return Finding(subject, "change", text, f"unset OPENBLAS_CORETYPE (now {coretype}) before Python starts")
@@ -144,44 +141,33 @@ def _numba(facts: Facts) -> Iterator[Finding]:
         text = f"{' and '.join(missing)} not installed: rounds run with NumPy"
         yield Finding("numba", "change", text, "pip install 'flowgrad[fast]' for compiled rounds")
         return
-    text = f"{facts.versions['numba']}, llvmlite {facts.versions.get('llvmlite', 'unknown')}"
-    if not facts.numba.get("jit", True):
-        yield Finding("numba", "change", f"{text}, but it does not compile", "unset NUMBA_DISABLE_JIT")
-    else:
-        yield Finding("numba", "ok", f"{text}, compiles for {facts.numba.get('cpu', 'this processor')}")
+    off = not facts.numba.get("jit", True)
+    does = "but it does not compile" if off else f"compiles for {facts.numba.get('cpu', 'this processor')}"
+    text = f"{facts.versions['numba']}, llvmlite {facts.versions.get('llvmlite', 'unknown')}, {does}"
+    yield _unless(off, "numba", "change", text, "unset NUMBA_DISABLE_JIT")
     layer, threads = facts.numba.get("threading_layer", "default"), facts.numba.get("threads", 1)
     yield Finding(
         "numba threads", "ok", f"threading layer {layer}, {threads} threads; flowgrad's kernels use neither of them"
     )
-    if facts.cache_problem:
-        advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
-        yield Finding("kernel cache", "change", facts.cache_problem, advice)
-    else:
-        kept = f"{facts.cache_files} kernel{'s' * (facts.cache_files != 1)}"
-        yield Finding("kernel cache", "ok", f"{kept} in {facts.cache}")
+    kept = f"{facts.cache_files} kernel{'s' * (facts.cache_files != 1)} in {facts.cache}"
+    advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
+    yield _unless(bool(facts.cache_problem), "kernel cache", "change", facts.cache_problem or kept, advice)
 
 
 def _dask(facts: Facts) -> Iterator[Finding]:
     dask, distributed = (facts.versions.get(name, "missing") for name in ("dask", "distributed"))
     text = f"dask {dask}, distributed {distributed}"
-    if dask != distributed:
-        yield Finding("dask", "change", text, "pip install -U dask distributed: they belong together")
-    else:
-        yield Finding("dask", "ok", text)
+    advice = "pip install -U dask distributed: they belong together"
+    yield _unless(dask != distributed, "dask", "change", text, advice)
     saturation = facts.settings.get("distributed.scheduler.worker-saturation")
     text = f"distributed.scheduler.worker-saturation is {saturation}"
-    if str(saturation) in ("inf", ".inf"):
-        yield Finding("small tasks", "ok", text)
-    else:
-        advice = "grains node and sample wait less with inf: set DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=inf"
-        yield Finding("small tasks", "note", text, advice)
+    advice = "grains node and sample wait less with inf: set DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=inf"
+    yield _unless(str(saturation) not in ("inf", ".inf"), "small tasks", "note", text, advice)
     yield from _workers(facts)
     loop = facts.settings.get("distributed.admin.event-loop")
-    if loop == "uvloop" and "uvloop" not in facts.versions:
-        advice = "pip install uvloop, or unset distributed.admin.event-loop"
-        yield Finding("event loop", "change", "uvloop is asked for but not installed", advice)
-    else:
-        yield Finding("event loop", "ok", f"{loop}")
+    missing = loop == "uvloop" and "uvloop" not in facts.versions
+    text = "uvloop is asked for but not installed" if missing else f"{loop}"
+    yield _unless(missing, "event loop", "change", text, "pip install uvloop, or unset distributed.admin.event-loop")
 
 
 def _workers(facts: Facts) -> Iterator[Finding]:
@@ -189,30 +175,22 @@ def _workers(facts: Facts) -> Iterator[Finding]:
     environ = facts.settings.get("distributed.nanny.pre-spawn-environ") or {}
     name = "MALLOC_TRIM_THRESHOLD_"
     trim = facts.environment.get(name, environ.get(name))
-    where = "set for this shell" if name in facts.environment else "given by dask"
-    keep = f"workers of your own: export {name}={KEEP_MEMORY}; `flowgrad train` does so by itself"
-    if trim is None:
-        yield Finding("workers' memory", "ok", f"{name} is not set")
-    elif str(trim).isdigit() and int(trim) >= KEEP_MEMORY:
-        yield Finding("workers' memory", "ok", f"{name}={trim}, {where}")
-    elif name in facts.environment:
-        text = f"{name}={trim}, {where}: workers fetch fresh pages at every step"
-        yield Finding("workers' memory", "change", text, f"unset it, or export {name}={KEEP_MEMORY}")
+    verdict: Verdict
+    if name in facts.environment:
+        where, verdict, advice = "set for this shell", "change", f"unset it, or export {name}={KEEP_MEMORY}"
     else:
-        text = f"{name}={trim}, {where}: every step fetches fresh pages"
-        yield Finding("workers' memory", "note", text, keep)
+        where, verdict = "given by dask", "note"
+        advice = f"workers of your own: export {name}={KEEP_MEMORY}; `flowgrad train` does so by itself"
+    little = trim is not None and not (str(trim).isdigit() and int(trim) >= KEEP_MEMORY)
+    text = f"{name} is not set" if trim is None else f"{name}={trim}, {where}"
+    text += ": workers fetch fresh pages at every step" if little else ""
+    yield _unless(little, "workers' memory", verdict, text, advice)
     threads = facts.environment.get("OMP_NUM_THREADS", environ.get("OMP_NUM_THREADS"))
     yield Finding("workers' threads", "ok", f"OMP_NUM_THREADS={threads} in workers that dask starts")
 
 
 def _extras(facts: Facts) -> Iterator[Finding]:
     missing = [name for name in EXTRAS if name not in facts.versions]
-    if missing:
-        wanted = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
-        text = f"not installed: {', '.join(missing)}"
-        yield Finding("extras", "note", text, f"pip install 'flowgrad[{wanted}]' for reports and pictures")
-    else:
-        yield Finding("extras", "ok", "reports and pictures can be made")
-
-
-EXAMINATIONS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (_system, _blas, _numba, _dask, _extras)
+    wanted = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
+    text = f"not installed: {', '.join(missing)}" if missing else "reports and pictures can be made"
+    yield _unless(bool(missing), "extras", "note", text, f"pip install 'flowgrad[{wanted}]' for reports and pictures")

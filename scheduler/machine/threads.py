@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from dask.system import CPU_COUNT
@@ -44,17 +44,10 @@ def spread(work: Callable[[int, int], T], samples: int, threads: int) -> list[T]
     >>> spread(lambda start, stop: (start, stop), 5, 2)
     [(0, 3), (3, 5)]
     """
-    own, *others = bounds(samples, min(threads, samples))
-    with one_thread():
-        futures = [_helpers().submit(work, *part) for part in others]
-        try:
-            first = work(*own)
-        finally:
-            wait(futures)  # they write into arrays of the caller's
-    return [first, *(future.result() for future in futures)]
+    return _together([partial(work, *part) for part in bounds(samples, min(threads, samples))])
 
 
-def each_side_by_side(work: Callable[[A], T], items: Iterable[A]) -> list[T]:
+def each_side_by_side(work: Callable[[A], T], items: Iterable[A], threads: int = CPU_COUNT) -> list[T]:
     """Return ``work(item)`` for each item, like ``map``; whichever thread is free takes the next one, the caller's too.
 
     So it does not matter that another thread takes 0.1 ms to wake.
@@ -72,12 +65,16 @@ def each_side_by_side(work: Callable[[A], T], items: Iterable[A]) -> list[T]:
         while (k := next(left)) < len(all_items):
             results[k] = work(all_items[k])
 
-    with one_thread():
-        futures = [_helpers().submit(some) for _ in range(min(CPU_COUNT, len(all_items)) - 1)]
-        try:
-            some()
-        finally:
-            wait(futures)
-    for future in futures:
-        future.result()
+    _together([some] * max(1, min(threads, len(all_items))))
     return results
+
+
+def _together(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Return what calls return, the first of which the caller's thread makes; an error comes when all are done."""
+    with one_thread():
+        futures = [_helpers().submit(call) for call in calls[1:]]
+        try:
+            first = calls[0]()
+        finally:
+            wait(futures)  # they write into arrays of the caller's
+    return [first, *(future.result() for future in futures)]

@@ -3,5 +3,5 @@
 from .lanes import StateAway
 from .lower import lower_steps
 from .slices import cut_state, join_state
-from .step import Step, compile_evaluation, compile_private, compile_step
+from .step import Step, compile_evaluation, compile_private, compile_step, places_of
 from .work import THREAD_FLOPS, Done, evaluate_shard, run_round

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flowgrad.errors import FlowgradError
-from flowgrad.optim import Rule, State
+from flowgrad.optim import State
 from flowgrad.typing import Array
 
+from ..executors import Lost
 from ..machine import canonical, without_subnormals
 from ..programs import Gradient, add_gradients
 from ..tasks import SIDE_BY_SIDE, reduce_some
 from .step import Step
-from .work import Done, run_round, shard_step, shard_threads, update, worth_threads
+from .work import Done, map_of, run_round, shard_step, update, worth_threads
 
 # What a lane has of the tree of gradients, by level and index.
 Subtotals = dict[tuple[int, int], Gradient]
@@ -25,7 +25,6 @@ class LaneInputs:
     """What all tasks of a lane read: one value, for each reference of a task takes time at every step."""
 
     step: Step
-    rule: Rule
     const: Array | None
     feeds: list[Array]
 
@@ -54,6 +53,7 @@ class LaneBatch(NamedTuple):
     threads: int = 1
 
 
+@dataclass(slots=True, eq=False)
 class Carry:
     """What a lane hands on from step to step.
 
@@ -69,10 +69,10 @@ class Carry:
         Whether the state goes along to another process. Every lane has the same state, so that gradients alone need to.
     """
 
-    __slots__ = ("losses", "state", "subtotals", "travels")
-
-    def __init__(self, state: State | None, subtotals: Subtotals, losses: list[float], travels: bool = True):
-        self.state, self.subtotals, self.losses, self.travels = state, subtotals, losses, travels
+    state: State | None
+    subtotals: Subtotals
+    losses: list[float]
+    travels: bool = True
 
     def __sizeof__(self) -> int:
         """Return the bytes of all arrays: dask asks after each task, and would else look through all that is inside."""
@@ -84,7 +84,7 @@ class Carry:
         return Carry, (self.state if self.travels else None, self.subtotals, self.losses, self.travels)
 
 
-class StateAway(FlowgradError):
+class StateAway(Lost):
     """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
 
 
@@ -92,15 +92,15 @@ def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
     def compute(rows: Array) -> Gradient:
-        return shard_step(lane.step, lane.rule, state, lane.const, lane.feeds, rows, part.batch)
+        return shard_step(lane.step, state, lane.const, lane.feeds, rows, part.batch)
 
     shares: Subtotals = {}
     size = max(SIDE_BY_SIDE, part.threads)
-    with shard_threads(lane.step.program, [part.rows], part.threads) as each:
-        for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
-            sums = each(compute, part.rows[k : k + size])
-            shares |= {(0, part.first + m): share for m, share in enumerate(sums, k)}
-            shares = reduce_some(shares, part.shards, add_gradients)
+    each = map_of(lane.step.program, [part.rows], part.threads)
+    for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
+        sums = each(compute, part.rows[k : k + size])
+        shares |= {(0, part.first + m): share for m, share in enumerate(sums, k)}
+        shares = reduce_some(shares, part.shards, add_gradients)
     return shares
 
 
@@ -116,7 +116,7 @@ def whole_step(lane: LaneInputs, before: Done, first: bool, shards: Sequence[Arr
     steps = [list(shards)]
     if not worth_threads(lane.step.program, steps, threads):
         threads = 1
-    state, losses = run_round(lane.step, lane.rule, before, lane.const, lane.feeds, steps, threads)
+    state, losses = run_round(lane.step, before, lane.const, lane.feeds, steps, threads)
     return state, losses if first else [*before[1], *losses]
 
 
@@ -145,6 +145,6 @@ def last_update(lane: LaneInputs, carries: Sequence[Carry], shards: int) -> Done
     """
     states = [carry.state for carry in carries if carry.state is not None]
     if not states:
-        raise StateAway("the optimizer's state stayed on another worker")
+        raise StateAway("the optimizer's state stayed on another worker; from now on it travels with the gradients")
     mean = total([carry.subtotals for carry in carries], shards)
-    return update(lane.step, lane.rule, states[0], mean), [*carries[0].losses, mean[1]]
+    return update(lane.step, states[0], mean), [*carries[0].losses, mean[1]]

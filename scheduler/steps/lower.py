@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
 from ..feeds import Lane, lane_of
 from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
 from ..tasks import Ref, TaskGraph, reduce_tree
 from .lanes import LaneBatch, LaneInputs, first_gradient, last_update, update_gradient, whole_step
-from .slices import begin_slice, cut_shares, pick_weights, sliced_gradient, update_slice
-from .step import Step
+from .slices import cut_shares, pick_weights, sliced_gradient, update_slice
+from .step import Step, inputs_of
 from .work import run_round, shard_step, update
 
 
 def lower_steps(
     graph: TaskGraph,
     grain: str,
-    rule: Rule,
     lanes: Sequence[Lane],
     before: list[Ref],
     steps: Sequence[Sequence[Array]],
@@ -30,10 +28,6 @@ def lower_steps(
 
     Parameters
     ----------
-    graph : TaskGraph
-        Receives the tasks.
-    grain, rule
-        What goes into a task, and how to update.
     lanes : sequence of Lane
         Where shards are computed; changes no bit.
     before : list of Ref
@@ -51,13 +45,13 @@ def lower_steps(
         The states after the last step, cut as they came, each with the mean losses of these steps.
     """
     if grain not in ("round", "shard"):
-        return [_fine_steps(graph, grain, rule, lanes, before[0], steps, program)]
+        return [_fine_steps(graph, grain, lanes, before[0], steps, program)]
     if grain == "shard" and exchange == "slices":
-        return _sliced_steps(graph, rule, lanes, before, steps)
+        return _sliced_steps(graph, lanes, before, steps)
     if grain == "shard":
-        return [_lane_steps(graph, rule, exchange != "together", lanes, before[0], steps)]
+        return [_lane_steps(graph, exchange != "together", lanes, before[0], steps)]
     lane = lanes[0]
-    args = (lane.step, rule, before[0], lane.const, lane.feeds, steps, lane.threads)
+    args = (lane.step, before[0], lane.const, lane.feeds, steps, lane.threads)
     return [graph.task("round", run_round, *args, worker=lane.worker)]
 
 
@@ -66,25 +60,20 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
     return [LaneBatch(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
-def _lane_inputs(graph: TaskGraph, rule: Rule, lanes: Sequence[Lane]) -> list[Ref]:
+def _lane_inputs(graph: TaskGraph, lanes: Sequence[Lane]) -> list[Ref]:
     """Add what brings together, once per lane, what all its tasks read."""
-    return [graph.task("inputs", LaneInputs, x.step, rule, x.const, x.feeds, worker=x.worker) for x in lanes]
+    return [graph.task("inputs", LaneInputs, x.step, x.const, x.feeds, worker=x.worker) for x in lanes]
 
 
 def _lane_steps(
-    graph: TaskGraph,
-    rule: Rule,
-    travels: bool,
-    lanes: Sequence[Lane],
-    before: Ref,
-    steps: Sequence[Sequence[Array]],
+    graph: TaskGraph, travels: bool, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]]
 ) -> Ref:
     """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
 
     A single lane has gradients and update of a step in one task. Several make the same update each, so that a step waits for one
     hop between workers and not for two.
     """
-    inputs = _lane_inputs(graph, rule, lanes)
+    inputs = _lane_inputs(graph, lanes)
     if len(lanes) == 1:
         (lane,) = lanes
         for k, shards in enumerate(steps):
@@ -107,15 +96,15 @@ def _lane_steps(
 
 
 def _sliced_steps(
-    graph: TaskGraph, rule: Rule, lanes: Sequence[Lane], before: Sequence[Ref], steps: Sequence[Sequence[Array]]
+    graph: TaskGraph, lanes: Sequence[Lane], before: Sequence[Ref], steps: Sequence[Sequence[Array]]
 ) -> list[Ref]:
     """Give each slice of the parameters an update of its own, on a worker of its own."""
     n = len(before)
-    inputs = _lane_inputs(graph, rule, lanes)
+    inputs = _lane_inputs(graph, lanes)
     homes = [k * len(lanes) // n for k in range(n)]
     at = [lanes[h].worker for h in homes]
-    done = [graph.task("update", begin_slice, s, worker=w) for s, w in zip(before, at)]
-    for shards in steps:
+    done = list(before)
+    for number, shards in enumerate(steps):
         weights = [graph.task("weights", pick_weights, d, worker=w) for d, w in zip(done, at)]
         shares = [
             graph.task("gradient", sliced_gradient, reads, weights, part, worker=lane.worker)
@@ -123,19 +112,13 @@ def _sliced_steps(
         ]
         for k, home in enumerate(homes):
             cuts = [graph.task("cut", cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
-            args = (inputs[home], done[k], cuts, len(shards))
+            args = (inputs[home], done[k], not number, cuts, len(shards))
             done[k] = graph.task("update", update_slice, *args, worker=at[k])
     return done
 
 
 def _fine_steps(
-    graph: TaskGraph,
-    grain: str,
-    rule: Rule,
-    lanes: Sequence[Lane],
-    before: Ref,
-    steps: Sequence[Sequence[Array]],
-    program: Step,
+    graph: TaskGraph, grain: str, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]], program: Step
 ) -> Ref:
     """Grains ``"node"`` and ``"sample"``: a task for everything that people want to see."""
     losses = []
@@ -143,30 +126,19 @@ def _fine_steps(
     state = graph.task("state", pick, before, 0, worker=home)
     for shards in steps:
         batch = sum(map(len, shards))
-        shares = [
-            _share(graph, program, grain, rule, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)
-        ]
+        shares = [_share(graph, program, grain, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)]
         mean = reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group, worker=home))
-        state = graph.task("update", update, step, rule, state, mean, worker=home)
+        state = graph.task("update", update, step, state, mean, worker=home)
         losses.append(graph.task("loss", pick, mean, 1, worker=home))
     return graph.task("done", collect, state, losses, worker=home)
 
 
-def _share(
-    graph: TaskGraph, step: Step, grain: str, rule: Rule, lane: Lane, state: Ref, rows: Array, batch: int
-) -> Ref:
+def _share(graph: TaskGraph, step: Step, grain: str, lane: Lane, state: Ref, rows: Array, batch: int) -> Ref:
     at = lane.worker
     if grain != "node" or step.private is not None:
-        args = (lane.step, rule, state, lane.const, lane.feeds, rows, batch)
+        args = (lane.step, state, lane.const, lane.feeds, rows, batch)
         return graph.task("gradient", shard_step, *args, worker=at)
-    feeds = iter(lane.feeds)
-    inputs: dict[int, Ref] = {}
-    for i in step.program.inputs:
-        if i.role == "feed":
-            inputs[i.var] = graph.task("take", take_rows, next(feeds), rows, worker=at)
-        elif i.role == "param":
-            inputs[i.var] = graph.task("weights", weights_of, state, worker=at)
-        elif i.role == "const":
-            assert lane.const is not None
-            inputs[i.var] = lane.const
+    taken = [graph.task("take", take_rows, feed, rows, worker=at) for feed in lane.feeds]
+    weights = graph.task("weights", weights_of, state, worker=at) if step.program.size("param") else None
+    inputs = inputs_of(step.program, weights, lane.const, taken)
     return lower_share(graph, step.program, step.names, inputs, len(rows), batch)

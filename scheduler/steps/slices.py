@@ -51,16 +51,11 @@ def cut_shares(shares: Subtotals, k: int, slices: int) -> Subtotals:
 
 
 @without_subnormals
-def update_slice(lane: LaneInputs, before: Done, parts: list[Subtotals], shards: int) -> Done:
-    """Update a slice by its parts of all lanes' gradients; return it and the mean losses of all steps so far."""
+def update_slice(lane: LaneInputs, before: Done, first: bool, parts: list[Subtotals], shards: int) -> Done:
+    """Update a slice by its parts of all lanes' gradients; the losses of earlier steps are kept unless it is the `first` one."""
     gradient, loss = total(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}
-    return update(lane.step, lane.rule, state, (gradient, loss)), [*before[1], loss]
-
-
-def begin_slice(before: Done) -> Done:
-    """Return a slice before the first step."""
-    return before[0], []
+    return update(lane.step, state, (gradient, loss)), [loss] if first else [*before[1], loss]
 
 
 def pick_weights(done: Done) -> Array:

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.graph import Node, Variable
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
-from flowgrad.optim import Privacy, State
-from flowgrad.program import Program
+from flowgrad.ops.loss import sample_sum
+from flowgrad.optim import Privacy, Rule, State
+from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
-from ..derivatives import LastEdges, Recipe
+from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
 from ..feeds import Feeds
 from ..machine import canonical
-from ..programs import Layout, backward_passes, compile_forward, input_var, run_passes, weights_of
-from .private import PrivateStep
+from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, run_passes, weights_of
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateStep:
+    """What a differentially private step needs besides its program: clipped sums straight from the factors, noise at the update.
+
+    Attributes
+    ----------
+    instrs : tuple of Instr
+        Forward and backward up to the last edges, numbered: `leaves`, the seed, their results.
+    leaves : tuple of int
+        Which inputs of the program they read.
+    order : int array
+        For each entry of the flat parameter vector, its place in the order of the variables.
+    size : int
+        Entries of all variables.
+    """
+
+    privacy: Privacy
+    instrs: tuple[Instr, ...]
+    ends: LastEdges
+    leaves: tuple[int, ...]
+    loss: int
+    order: Array
+    size: int
+
+    def gradient(self, inputs: Sequence[Array], samples: int, batch: int) -> tuple[Array, float]:
+        """Return a shard's share of the clipped mean gradient, and of the mean loss of `batch` samples."""
+        dtype = inputs[0].dtype
+        env = run_all(self.instrs, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
+        loss = env[self.loss]
+        total = sample_sum(loss, samples)
+        if not self.ends.edges:
+            return np.zeros(len(self.order), dtype), total / batch
+        factors = self.ends.factors(0, samples, env)
+        weights = clip_weights(norms_of([factors]), self.privacy.clip) / self.privacy.batch_size
+        return factors.sum(weights)[0], total / batch
+
+    def blurred(self, gradient: Array, update: int) -> Array:
+        """Return the mean gradient with the noise of update number `update`."""
+        noise = self.privacy.noise(self.size, update)[self.order]
+        return gradient + noise.astype(gradient.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +80,8 @@ class Step:
         Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
     private : PrivateStep, optional
         What clips each sample's gradient and adds noise, if that is asked for.
+    rule : Rule
+        How the mean gradient updates the state.
     """
 
     program: Program
@@ -44,21 +89,25 @@ class Step:
     fed: tuple[int, ...]
     compiled: bool = False
     private: PrivateStep | None = None
+    rule: Rule = field(default_factory=Rule)
+
+    def reads(self, graph: Graph, feeds: Feeds) -> tuple[Array | None, list[Any]]:
+        """Return what its tasks read: the flat vector of constants, None where there are none, and the feeds in its order."""
+        const = flat_values(self.program, graph, "const", feeds.dtype) if self.program.size("const") else None
+        fed = (graph.nodes[k] for k in self.fed)
+        return const, [feeds.arrays[v] for v in fed if isinstance(v, Variable)]
 
 
-def arrange(program: Program, state: State, const: Array | None, feeds: list[Array]) -> list[Array]:
+def inputs_of(program: Program, param: Any, const: Any, feeds: Iterable[Any]) -> dict[int, Any]:
+    """Return the inputs of a program but the seed, in its order."""
+    fed, flat = iter(feeds), {"param": param, "const": const}
+    return {i.var: next(fed) if i.role == "feed" else flat[i.role] for i in program.inputs if i.role != "seed"}
+
+
+def arrange(program: Program, state: State | None, const: Array | None, feeds: list[Array]) -> list[Array]:
     """Return the inputs of a program in its order, aligned as the bits of the result need it."""
-    fed = iter(feeds)
-    inputs: list[Array] = []
-    for i in program.inputs:
-        if i.role == "feed":
-            inputs.append(canonical(next(fed)))
-        elif i.role == "param":
-            inputs.append(canonical(weights_of(state)))
-        elif i.role == "const":
-            assert const is not None
-            inputs.append(canonical(const))
-    return inputs
+    param = None if state is None else weights_of(state)
+    return [canonical(x) for x in inputs_of(program, param, const, feeds).values()]
 
 
 def compile_step(
@@ -83,16 +132,23 @@ def compile_private(
     task = recipe.as_one_task(cut=False)
     inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
     leaves = tuple(inputs[i.role, i.node] for var in task.leaves for i in recipe.program.inputs if i.var == var)
-    flat = step.program.size("param")
-    order, start = np.zeros(flat, np.int64), 0
-    for v in params:
-        if v.index in step.program.layout:
-            _, lo, hi = step.program.layout[v.index]
-            assert recipe.spans[recipe.wrt.index(v)] == (0, lo, hi)
-            order[lo:hi] = np.arange(start, start + v.dim)
+    layout = step.program.layout
+    assert all(recipe.spans[recipe.wrt.index(v)] == (0, *layout[v.index][1:]) for v in params if v.index in layout)
+    order = places_of(step.program, params)
+    ends = LastEdges(task.edges, (len(order),), 1, feeds.dtype, "")
+    size = sum(v.dim for v in params)
+    return replace(step, private=PrivateStep(privacy, task.instrs, ends, leaves, task.result, order, size))
+
+
+def places_of(program: Program, variables: Sequence[Variable]) -> Array:
+    """Return, for each entry of the flat parameter vector, its place in the order of `variables`."""
+    places, start = np.zeros(program.size("param"), np.int64), 0
+    for v in variables:
+        if v.index in program.layout:
+            _, lo, hi = program.layout[v.index]
+            places[lo:hi] = np.arange(start, start + v.dim)
         start += v.dim
-    ends = LastEdges(task.edges, (flat,), 1, feeds.dtype, "")
-    return replace(step, private=PrivateStep(privacy, task.instrs, ends, leaves, task.result, order, start))
+    return places
 
 
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:

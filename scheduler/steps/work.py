@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flowgrad.errors import FlowgradError
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim import WORK, Rule, State
+from flowgrad.optim import WORK, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..kernels import can_compile, compiled_round, kernel_of
-from ..machine import canonical, without_subnormals
+from ..machine import canonical, each_side_by_side, without_subnormals
 from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
 from .step import Step, arrange
@@ -42,10 +41,6 @@ class Scratch:
             array = self.arrays[name] = np.empty(shape, dtype)
         return array
 
-    def work(self, entries: int, dtype: Any) -> Array:
-        """Return the room in which a rule updates so many entries."""
-        return self.array("work", (WORK, min(entries, UPDATE_ENTRIES)), dtype)
-
     def take(self, name: Any, feed: Array, rows: Array) -> Array:
         """Return rows of a feed, which may lie at any address: as bytes they are aligned, and only they are copied."""
         out = self.array(name, (len(rows), *feed.shape[1:]), feed.dtype)
@@ -61,22 +56,14 @@ def worth_threads(program: Program, steps: Sequence[Sequence[Array]], threads: i
     return min(threads, shards) > 1 and counts_of(program).flops(largest) >= THREAD_FLOPS
 
 
-@contextmanager
-def shard_threads(
-    program: Program, steps: Sequence[Sequence[Array]], threads: int
-) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Give a ``map`` over shards: in several threads, where shards are worth it."""
-    if not worth_threads(program, steps, threads):
-        yield map
-        return
-    with ThreadPoolExecutor(min(threads, max(map(len, steps)))) as pool:
-        yield pool.map
+def map_of(program: Program, steps: Sequence[Sequence[Array]], threads: int) -> Callable[..., Iterable[Any]]:
+    """Return a ``map`` over shards: in several threads, where shards are worth it."""
+    return partial(each_side_by_side, threads=threads) if worth_threads(program, steps, threads) else map
 
 
 @without_subnormals
 def shard_step(
     step: Step,
-    rule: Rule,
     state: State,
     const: Array | None,
     feeds: list[Array],
@@ -89,7 +76,7 @@ def shard_step(
     With `scratch` the rows and the gradient are written into its arrays.
     """
     if step.compiled:
-        return _compiled(step, rule, state).gradient(state, const, feeds, rows, batch)
+        return _compiled(step, state).gradient(state, const, feeds, rows, batch)
     if scratch is None:
         scratch = Scratch()
     taken = [scratch.take(k, f, rows) for k, f in enumerate(feeds)]
@@ -102,35 +89,35 @@ def shard_step(
     return flat_gradient(outputs["0"], len(rows), batch, size, *(outputs[name] for name in step.names))
 
 
-def _compiled(step: Step, rule: Rule, state: State) -> Any:
+def _compiled(step: Step, state: State) -> Any:
     if not can_compile():
         raise FlowgradError(
             "the plan uses compiled kernels, but numba is not installed here: pip install 'flowgrad[fast]'"
         )
-    return compiled_round(step.program, step.names, rule, state["w"].dtype)
+    return compiled_round(step.program, step.names, step.rule, state["w"].dtype)
 
 
 @without_subnormals
-def update(step: Step, rule: Rule, state: State, mean: Gradient) -> State:
+def update(step: Step, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
     state = {k: canonical(v) for k, v in state.items()}
     if step.compiled:
-        return _compiled(step, rule, state).update(state, canonical(mean[0]))
+        return _compiled(step, state).update(state, canonical(mean[0]))
     state = {k: v.copy() for k, v in state.items()}
-    _update(step, rule, state, canonical(mean[0]), Scratch())
+    _update(step, state, canonical(mean[0]), Scratch())
     return state
 
 
-def _update(step: Step, rule: Rule, state: State, gradient: Array, scratch: Scratch) -> None:
+def _update(step: Step, state: State, gradient: Array, scratch: Scratch) -> None:
     if step.private is not None:
         gradient = step.private.blurred(gradient, int(state["t"][0]) + 1)
-    rule.update_in_place(state["w"], gradient, state, scratch.work(len(gradient), gradient.dtype))
+    room = scratch.array("work", (WORK, min(len(gradient), UPDATE_ENTRIES)), gradient.dtype)
+    step.rule.update_in_place(state["w"], gradient, state, room)
 
 
 @without_subnormals
 def run_round(
     step: Step,
-    rule: Rule,
     before: Done,
     const: Array | None,
     feeds: list[Array],
@@ -143,20 +130,20 @@ def run_round(
     """
     state = {k: canonical(v) for k, v in before[0].items()}
     if step.compiled:
-        return _compiled(step, rule, state).run(state, const, feeds, steps, threads)
+        return _compiled(step, state).run(state, const, feeds, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
     scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
-    with shard_threads(step.program, steps, threads) as each:
-        for shards in steps:
-            batch = sum(map(len, shards))
+    each = map_of(step.program, steps, threads)
+    for shards in steps:
+        batch = sum(map(len, shards))
 
-            def share(rows: Array, scratch: Scratch, batch: int = batch) -> Gradient:
-                return shard_step(step, rule, state, const, feeds, rows, batch, scratch)
+        def share(part: tuple[Array, Scratch], batch: int = batch) -> Gradient:
+            return shard_step(step, state, const, feeds, part[0], batch, part[1])
 
-            gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
-            _update(step, rule, state, gradient, scratches[0])
-            losses.append(loss)
+        gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
+        _update(step, state, gradient, scratches[0])
+        losses.append(loss)
     return state, losses
 
 
@@ -164,14 +151,14 @@ def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scra
     """Give the gradients of shards in their order, as many at a time as there are scratches."""
     again = len(shards) > len(scratches)
     for k in range(0, len(shards), len(scratches)):
-        for gradient, loss in list(each(share, shards[k : k + len(scratches)], scratches)):
+        for gradient, loss in list(each(share, zip(shards[k : k + len(scratches)], scratches))):
             # Where the arrays are used again, the tree may still hold on to one.
             yield (gradient.copy() if again else gradient), loss
 
 
 @without_subnormals
 def evaluate_shard(
-    program: Program, state: State, const: Array | None, feeds: list[Array], samples: int
+    program: Program, state: State | None, const: Array | None, feeds: list[Array], samples: int
 ) -> tuple[float, int]:
     """Return the sum of the losses of so many samples, and the number of right classes (-1 without classes)."""
     outputs = kernel_of(program)(arrange(program, state, const, feeds))

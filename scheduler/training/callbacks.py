@@ -144,11 +144,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self,
-        monitor: str = "validation_loss",
-        patience: int = 3,
-        min_delta: float = 0.0,
-        restore_best: bool = True,
+        self, monitor: str = "validation_loss", patience: int = 3, min_delta: float = 0.0, restore_best: bool = True
     ):
         known = ("validation_loss", "validation_accuracy", "loss")
         if monitor not in known:

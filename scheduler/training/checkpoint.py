@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from flowgrad.inputs import integer, real
 from flowgrad.optim import Rule, Schedule
 from flowgrad.typing import Array
 
-KEEP = 3
 PATTERN = "step-*.safetensors"
 # What tells that two runs are the same, by key in a checkpoint.
 WORDS = {
@@ -57,7 +56,7 @@ class Checkpoints:
     folder: str | os.PathLike[str]
     every_epochs: int | None = 1
     every_seconds: float | None = None
-    keep: int = KEEP
+    keep: int = 3
 
     def __post_init__(self) -> None:
         integer(self.keep, "Checkpoints: keep")
@@ -89,13 +88,7 @@ class Snapshot(NamedTuple):
 
 
 class Saver:
-    """Writes the checkpoints of one run, when they are due.
-
-    Parameters
-    ----------
-    settings : Checkpoints
-    resume : bool
-        Whether the run may go on from what is there.
+    """Writes the checkpoints of one run, when they are due; with `resume` it may go on from what is there.
 
     Raises
     ------
@@ -105,7 +98,15 @@ class Saver:
 
     def __init__(self, settings: Checkpoints, resume: bool):
         self.settings, self.folder = settings, Path(settings.folder)
-        _prepare(self.folder)
+        try:  # so that training does not start if nothing can be written
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob(f".{PATTERN}.*.tmp"):  # what a killed run left half-written
+                path.unlink(missing_ok=True)
+            probe = self.folder / ".probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise DataError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
         there = sorted(self.folder.glob(PATTERN))
         if there and not resume:
             raise DataError(
@@ -125,27 +126,16 @@ class Saver:
         return seconds is not None and time.monotonic() - self.last >= seconds
 
     def write(self, step: int, checkpoint: Snapshot) -> Path:
-        """Write a checkpoint of a run that has done so many steps."""
-        arrays = {f"state/{k}": v for k, v in checkpoint.state.items()} | {
-            f"kept/{k}": v for k, v in checkpoint.kept.items()
-        }
-        path = write_checkpoint(
-            self.folder, step, {**arrays, "losses": checkpoint.losses}, checkpoint.about, keep=self.settings.keep
-        )
+        """Write a checkpoint of a run that has done so many steps; then remove all but the last `keep` files up to it."""
+        path = self.folder / f"step-{step:09d}.safetensors"
+        parts = {"state": checkpoint.state, "kept": checkpoint.kept}
+        arrays = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        write_arrays(path, {**arrays, "losses": checkpoint.losses}, {**checkpoint.about, "kind": "checkpoint"})
+        # Files of later steps were not readable when this run began: they are written again when it comes there.
+        for old in sorted(p for p in self.folder.glob(PATTERN) if p.name <= path.name)[: -self.settings.keep]:
+            old.unlink(missing_ok=True)
         self.last = time.monotonic()
         return path
-
-
-def write_checkpoint(
-    folder: Path, step: int, arrays: dict[str, Array], about: dict[str, Any], keep: int = KEEP
-) -> Path:
-    """Write a checkpoint after so many steps; then remove all but the last `keep` files up to it."""
-    path = folder / f"step-{step:09d}.safetensors"
-    write_arrays(path, arrays, {**about, "kind": "checkpoint"})
-    # Files of later steps were not readable when this run began: they are written again when it comes there.
-    for old in sorted(p for p in folder.glob(PATTERN) if p.name <= path.name)[:-keep]:
-        old.unlink(missing_ok=True)
-    return path
 
 
 def read_checkpoint(folder: Path) -> Snapshot | None:
@@ -220,24 +210,11 @@ def _settings(of: Any) -> str:
 
 def describe_model(target: Node, parameters: int) -> str:
     """Return words that tell a model from another; names of nodes do not matter."""
-    digest = hashlib.blake2b(digest_size=6)
     nodes = sorted(ancestors(target), key=lambda n: n.index)
     place = {n.index: k for k, n in enumerate(nodes)}
+    text = ""
     for n in nodes:
         trainable = getattr(n, "trainable", None)
         attrs = sorted(getattr(n, "attrs", {}).items())
-        digest.update(f"{type(n).__name__} {n.dim} {[place[p.index] for p in n.parents]} {attrs} {trainable};".encode())
-    return f"{parameters} parameters ({len(nodes)} nodes, {digest.hexdigest()})"
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder, so that training does not start if it cannot be written; remove what a killed run left half-written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f".{PATTERN}.*.tmp"):
-            path.unlink(missing_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DataError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
+        text += f"{type(n).__name__} {n.dim} {[place[p.index] for p in n.parents]} {attrs} {trainable};"
+    return f"{parameters} parameters ({len(nodes)} nodes, {blake2b(text.encode(), digest_size=6).hexdigest()})"

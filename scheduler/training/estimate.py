@@ -44,7 +44,7 @@ from ..feeds import Chunked, Lane
 from ..kernels import compiled_round, why_not_compiled
 from ..machine import one_thread
 from ..programs import counts_of
-from ..steps import compile_step, lower_steps, run_round
+from ..steps import lower_steps, run_round
 from ..tasks import Ref, TaskGraph, bounds
 from .job import TrainingJob
 
@@ -60,11 +60,10 @@ class Trial:
 
     Attributes
     ----------
-    shards : int
     kernel : (str, str)
         Kernel and why; shards and kernel fix the bits, and follow from the work alone, so that they are the same everywhere.
     case : Case
-        The training in numbers.
+        The training in numbers, its shards among them.
     seconds, shared : float
         Of a step in one task, by the threads of a worker; by the threads that rounds use.
     """
@@ -79,18 +78,18 @@ class Trial:
         why_not = why_not or why_not_compiled(job.step.program, job.step.names)
         self.kernel = choose_kernel(engine.kernel, engine.grain, work * updates, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
-        self.shards = shards * settings.accumulate  # accumulating gradients is having more shards, of the same size
+        shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
         samples, slots = job.feeds.samples, len(optimizer.rule.slots)
         self.nodes = len(optimizer.graph.nodes)
-        self.case = Case(counts, settings.batch_size, samples, self.shards, slots, 0, job.feeds.dtype.itemsize)
+        self.case = Case(counts, settings.batch_size, samples, shards, slots, 0, job.feeds.dtype.itemsize)
         self.seconds = self.shared = 0.0
-        self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
+        self._const, self._arrays, self._rows = _readable(job, max(settings.batch_size, LARGEST_SHARD))
 
     def plan(self) -> Plan:
         """Choose the plan, from the work and from what a step takes."""
         engine = self.job.settings.engine
         executor, costs = engine.executor, {}
-        parts = bounds(self.case.batch, self.shards)
+        parts = bounds(self.case.batch, self.case.shards)
         self.seconds = self.shared = self._step(parts, executor.threads)
         threads = choose_round_threads(executor.threads, executor.machine_threads(executor.workers()), self.seconds)
         if threads > executor.threads and engine.grain in ("auto", "round"):
@@ -98,16 +97,16 @@ class Trial:
         kernel, why = self.kernel
         if kernel == "numba":
             why = compiled_round(self.job.step.program, self.job.step.names, self.job.rule, self.job.feeds.dtype).told
-        if self.shards > 1 and engine.grain == "auto" and self._may_spread():
+        if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         return choose_plan(
-            choose_grain(engine.grain, costs), self.shards, (kernel, why), self.shared, self.nodes, threads
+            choose_grain(engine.grain, costs), self.case.shards, (kernel, why), self.shared, self.nodes, threads
         )
 
     @cached_property
     def fixed(self) -> float:
         """Seconds of a step with a single sample in each shard: what more workers do not shorten."""
-        parts = bounds(self.case.batch, self.shards)
+        parts = bounds(self.case.batch, self.case.shards)
         return self._step([(start, start + 1) for start, _ in parts], self.job.settings.engine.executor.threads)
 
     def _may_spread(self) -> bool:
@@ -122,50 +121,48 @@ class Trial:
 
     def times(self, kernel: str) -> Times:
         """Return what steps take by a kernel: of one shard at three sizes, and of two."""
-        compiled, largest = kernel == "numba", self.case.largest
+        largest = self.case.largest
         other = min(8 * largest, LARGEST_SHARD) if 2 * largest <= LARGEST_SHARD else largest // 8
-        curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, compiled), (1, largest, other))
-        two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, compiled))
+        curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, kernel), (1, largest, other))
+        two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, kernel))
         return Times(kernel, curve, max(two - curve[0][1], 0.0))
 
     def node_tasks(self) -> int:
         """Return the tasks of a step at grain ``"node"``: those that are lowered, or of a large graph as many as there may be."""
-        job, shards = self.job, self.shards if self.job.settings.engine.grain == "node" else 1
+        job, shards = self.job, self.case.shards if self.job.settings.engine.grain == "node" else 1
         if self.nodes > COUNTED:
             return tasks_per_step("node", shards, self.nodes)
-        target, fed = job.settings.optimizer.target, [Ref(f"feed-{k}") for k in range(len(job.step.fed))]
-        step = compile_step(target, job.feeds, job.variables, "node", job.step.program.layout)
-        lane, counts = Lane(0, Ref("step"), Ref("const"), fed, 0, shards), []
+        step = job.by_nodes()
+        lane, counts = Lane(0, Ref("step"), Ref("const"), [Ref(f"feed-{k}") for k in step.fed], 0, shards), []
         for steps in (1, 2):  # what comes once per window is no part of a step
             graph = TaskGraph()
             rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
-            lower_steps(graph, "node", job.rule, [lane], [Ref("state")], rows, step)
+            lower_steps(graph, "node", [lane], [Ref("state")], rows, step)
             counts.append(len(graph.records))
         return counts[1] - counts[0]
 
     def _step(self, parts: list[tuple[int, int]], threads: int) -> float:
         """Return the seconds of one step with these shards; more looks where a choice hangs on it."""
-        compiled = self.kernel[0] == "numba"
         tries = 6 if self.job.settings.engine.grain == "auto" else 3
-        return seconds_of(lambda repetitions: self._run(parts, threads, repetitions, compiled), tries, 0.25)
+        return seconds_of(lambda repetitions: self._run(parts, threads, repetitions, self.kernel[0]), tries, 0.25)
 
-    def _run(self, parts: list[tuple[int, int]], threads: int, repetitions: int, compiled: bool) -> None:
-        job, rows = self.job, self._rows
+    def _run(self, parts: list[tuple[int, int]], threads: int, repetitions: int, kernel: str) -> None:
+        rows = self._rows
         shards = [rows[start % len(rows) :][: stop - start] for start, stop in parts]
-        step = replace(job.step, compiled=compiled)
+        step = replace(self.job.step, compiled=kernel == "numba")
         with one_thread():
-            run_round(step, job.rule, (job.state, []), job.const(), self._arrays, [shards] * repetitions, threads)
+            run_round(step, (self.job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
 
 
-def _readable(job: TrainingJob, count: int) -> tuple[list[Array], Array]:
-    """Return what steps may read: feeds, and random rows of them as in an epoch; zeros where a feed is elsewhere."""
-    feeds, samples = job.fed(), job.feeds.samples
+def _readable(job: TrainingJob, count: int) -> tuple[Array | None, list[Array], Array]:
+    """Return what steps may read: constants, feeds, and random rows of them as in an epoch; zeros where a feed is elsewhere."""
+    (const, feeds), samples = job.reads(), job.feeds.samples
     rows = np.random.default_rng(0).integers(0, samples, count)
     if any(isinstance(feed, Chunked) for feed in feeds):
         rows = np.arange(count) % samples
     least = 1 + int(rows.max())
     dtype = job.feeds.dtype
-    return [np.zeros((least, f.form.dim), dtype) if isinstance(f, Chunked) else f for f in feeds], rows
+    return const, [np.zeros((least, f.form.dim), dtype) if isinstance(f, Chunked) else f for f in feeds], rows
 
 
 @dataclass(frozen=True)
@@ -229,10 +226,7 @@ def plan_training(job: TrainingJob) -> Plan:
 def estimate(job: TrainingJob, again: bool = False) -> Estimate:
     """Return what a training would do and take: the plan that `fit` would choose, and what each alternative takes.
 
-    Parameters
-    ----------
-    again : bool
-        Measure anew what tasks cost, even if it is known from earlier.
+    With `again` what tasks cost is measured anew, even if it is known from earlier.
     """
     engine = job.settings.engine
     if again:
@@ -251,13 +245,14 @@ def explain_training(e: Estimate) -> str:
     """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
     plan, case = e.plan, e.case
     flops = case.work.flops(case.batch)
+    more = plan.threads > e.links.threads  # a round takes more than a worker has
     share = 100 * case.work.products * case.batch / max(flops, 1.0)
     lines = [
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
-        *_threads(e),
+        *([f"  threads: {plan.threads} of this machine share the shards of a step"] if more else []),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
         f"a step: {count(case.batch, 'sample')}, {short(flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",
@@ -282,12 +277,6 @@ def _why(e: Estimate) -> str:
         return f"a task per shard is {rounds / shards:.1f}x as fast as steps one after the other in one task"
     together = count(min(steps_per_round(rounds), e.case.steps), "step")
     return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
-
-
-def _threads(e: Estimate) -> list[str]:
-    """Return a line if a round takes more threads than a worker has."""
-    threads = e.plan.threads
-    return [f"  threads: {threads} of this machine share the shards of a step"] if threads > e.links.threads else []
 
 
 def _other_shards(e: Estimate) -> list[str]:

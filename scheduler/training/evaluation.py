@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
-from ..executors import Executor, Handle, Lost, Recovery, TaskFailed, Worker
+from ..executors import Executor, Handle, Recovery, Worker
 from ..feeds import Chunked, Feeds, Placement
-from ..programs import Layout, flat_values
+from ..programs import Layout
 from ..steps import compile_evaluation, evaluate_shard
 from ..tasks import Ref, TaskGraph, bounds, token
 
@@ -48,12 +48,7 @@ class Evaluation:
         self.executor = executor
         self.samples = feeds.samples
         step = compile_evaluation(target, feeds, variables, layout)
-        const = None
-        if step.program.size("const"):
-            const = flat_values(step.program, target.graph, "const", feeds.dtype)
-        nodes = target.graph.nodes
-        fed = [v for v in (nodes[k] for k in step.fed) if isinstance(v, Variable)]
-        self.placement = Placement(executor, step.program, const, [feeds.arrays[v] for v in fed])
+        self.placement = Placement(executor, step.program, *step.reads(target.graph, feeds))
         self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
         self.recovery = Recovery()
 
@@ -62,61 +57,45 @@ class Evaluation:
 
         What is lost with a worker meanwhile is computed again.
         """
-        while True:
-            held: list[Handle] = []
-            try:
-                parts = self._attempt(state, held)
-            except (Lost, TaskFailed) as error:
-                failure = error.with_traceback(None)
-            else:
-                break
-            finally:
-                self.executor.release(held)
-            pause = self.recovery.judge(failure, len(self.executor.workers(self.recovery.avoid)))
-            self.placement.doubt()
-            time.sleep(pause)
-        self.recovery.progress()
+        attempt = partial(self._attempt, state)
+        parts = self.recovery.persist(attempt, self.executor, lambda failure: self.placement.doubt())
         scores = {"loss": math.fsum(p[0] for p in parts) / self.samples}
         if all(p[1] >= 0 for p in parts):
             scores["accuracy"] = sum(p[1] for p in parts) / self.samples
         return scores
 
-    def _attempt(self, state: dict[str, Array] | None, held: list[Handle]) -> list[tuple[float, int]]:
+    def _attempt(self, state: dict[str, Array] | None) -> list[tuple[float, int]]:
         workers = self.executor.workers(self.recovery.avoid)
         addresses, only = [w.address for w in workers], bool(self.recovery.avoid)
         salt = uuid.uuid4().hex
-        at: Ref | None = None
-        if state is not None:
-            held += self.executor.put({f"state-{token(salt)}": state}, addresses[0])
-            at = Ref(held[-1].key)
-        refs = self.placement.place(self.placement.values, None)
-        size = AHEAD * len(workers) if self.placement.chunked else len(self.shards)
+        held = [] if state is None else self.executor.put({f"state-{token(salt)}": state}, addresses[0])
+        at = Ref(held[0].key) if held else None
         parts: list[tuple[float, int]] = []
-        for first in range(0, len(self.shards), size):
-            graph = TaskGraph()
-            keys: list[str] = []
-            sent: list[Handle] = []
-            for k in range(first, min(first + size, len(self.shards))):
-                feeds = self._feeds(graph, k, workers, salt, sent)
-                where = k % len(workers)
-                args = (refs["program"], at, refs.get("const"), feeds, self.shards[k][1] - self.shards[k][0])
-                keys.append(graph.task("evaluate", evaluate_shard, *args, worker=where).key)
-            handles = self.executor.submit(graph.records, keys, addresses, only)
-            try:
-                parts += self.executor.outcome(handles, set(addresses))
-            finally:
-                self.executor.release([*handles, *sent])
+        try:
+            refs = self.placement.place(self.placement.values, None)
+            size = AHEAD * len(workers) if self.placement.chunked else len(self.shards)
+            for first in range(0, len(self.shards), size):
+                graph, keys, before = TaskGraph(), [], len(held)
+                for k in range(first, min(first + size, len(self.shards))):
+                    feeds = self._feeds(graph, k, workers, salt, held)
+                    args = (refs["program"], at, refs.get("const"), feeds, self.shards[k][1] - self.shards[k][0])
+                    keys.append(graph.task("evaluate", evaluate_shard, *args, worker=k % len(workers)).key)
+                parts += self.executor.run(graph.records, keys, addresses, only)
+                self.executor.release(held[before:])
+                del held[before:]
+        finally:
+            self.executor.release(held)
         return parts
 
-    def _feeds(self, graph: TaskGraph, k: int, workers: list[Worker], salt: str, sent: list[Handle]) -> list[Ref]:
-        """Return the references to shard `k` of every feed."""
+    def _feeds(self, graph: TaskGraph, k: int, workers: list[Worker], salt: str, held: list[Handle]) -> list[Ref]:
+        """Return the references to shard `k` of every feed; what has to be kept for them is added to `held`."""
         start, stop = self.shards[k]
         where = k % len(workers)
         feeds = []
         for i, feed in enumerate(self.placement.feeds):
             if isinstance(feed, Chunked):
                 ref, handles = self.placement.rows(graph, i, np.arange(start, stop), where, workers, salt)
-                sent += handles
+                held += handles
             else:
                 name, address = f"feed-{i}-{k}", workers[where].address
                 ref = self.placement.place({name: feed[start:stop]}, address)[name]

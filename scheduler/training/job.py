@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.graph import Variable
 from flowgrad.optim import Optimizer, warn_independent
 from flowgrad.typing import Array
 
@@ -16,7 +15,7 @@ from ..costs import Fit, Plan
 from ..engine import Engine
 from ..feeds import Feeds, check_batch_size, check_feeds
 from ..programs import flat_values
-from ..steps import compile_private, compile_step
+from ..steps import Step, compile_private, compile_step, places_of
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 
@@ -40,12 +39,7 @@ class Settings:
 
 
 class TrainingJob:
-    """The step of a training run, made ready.
-
-    Parameters
-    ----------
-    feeds : dict
-        As the user gave them.
+    """The step of a training run, made ready from feeds as the user gave them.
 
     Attributes
     ----------
@@ -65,7 +59,7 @@ class TrainingJob:
         check_batch_size(optimizer.batch_size, self.feeds.samples, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
-        step = compile_step(optimizer.target, self.feeds, self.variables, "shard")
+        step = replace(compile_step(optimizer.target, self.feeds, self.variables, "shard"), rule=self.rule)
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
         self.state = self._first_state()
 
@@ -92,23 +86,11 @@ class TrainingJob:
         state = self.rule.init(w)
         before = self.settings.optimizer.state_now()
         if before is not None:
+            order = places_of(self.step.program, self.settings.optimizer.variables())
             for slot in self.rule.slots:
-                self._copy(before[slot], state[slot])
+                state[slot][:] = before[slot][order]
             state["t"] = before["t"].copy()
         return {"w": w, **state}
-
-    def _copy(self, ordered: Array, flat: Array, back: bool = False) -> None:
-        """Copy between the order of the variables and the order of a program's flat vector."""
-        start = 0
-        for v in self.settings.optimizer.variables():
-            stop = start + v.dim
-            if v.index in self.step.program.layout:
-                _, lo, hi = self.step.program.layout[v.index]
-                if back:
-                    ordered[start:stop] = flat[lo:hi]
-                else:
-                    flat[lo:hi] = ordered[start:stop]
-            start = stop
 
     def store(self, state: dict[str, Array]) -> None:
         """Give a state to the variables and the optimizer."""
@@ -116,31 +98,26 @@ class TrainingJob:
             if v.index in self.step.program.layout:
                 _, start, stop = self.step.program.layout[v.index]
                 v._assign(np.array(state["w"][None, start:stop], np.float64))
-        every = sum(v.dim for v in self.settings.optimizer.variables())
-        ordered = dict(self.settings.optimizer.state_now() or self.rule.init(np.zeros(every, self.feeds.dtype)))
+        every = self.settings.optimizer.variables()
+        zeros = np.zeros(sum(v.dim for v in every), self.feeds.dtype)
+        ordered = dict(self.settings.optimizer.state_now() or self.rule.init(zeros))
+        order = places_of(self.step.program, every)
         for slot in self.rule.slots:
             ordered[slot] = ordered[slot].copy()
-            self._copy(ordered[slot], state[slot], back=True)
+            ordered[slot][order] = state[slot]
         self.settings.optimizer.keep({**ordered, "t": state["t"].copy()})
 
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
-        self.step = replace(self.step, compiled=plan.kernel == "numba")
-        if plan.grain == "node":
-            target, layout = self.settings.optimizer.target, self.step.program.layout
-            step = compile_step(target, self.feeds, self.variables, "node", layout)
-            self.step = replace(step, private=self.step.private)
+        step = self.by_nodes() if plan.grain == "node" else self.step
+        self.step = replace(step, compiled=plan.kernel == "numba")
 
-    # -- what its tasks read ------------------------------------------------------------------------------------
+    def by_nodes(self) -> Step:
+        """Return the step with an instruction for each node and edge; its parameters lie as they do in the fused one."""
+        target, layout = self.settings.optimizer.target, self.step.program.layout
+        step = compile_step(target, self.feeds, self.variables, "node", layout)
+        return replace(self.step, program=step.program, names=step.names, fed=step.fed)
 
-    def fed(self) -> list[Any]:
-        """Return the feeds in the order of the step."""
-        nodes = self.settings.optimizer.graph.nodes
-        variables = (nodes[k] for k in self.step.fed)
-        return [self.feeds.arrays[v] for v in variables if isinstance(v, Variable)]
-
-    def const(self) -> Array | None:
-        """Return the flat vector of constants, None where there are none."""
-        if not self.step.program.size("const"):
-            return None
-        return flat_values(self.step.program, self.settings.optimizer.graph, "const", self.feeds.dtype)
+    def reads(self) -> tuple[Array | None, list[Any]]:
+        """Return what its tasks read: constants and feeds."""
+        return self.step.reads(self.settings.optimizer.graph, self.feeds)

@@ -64,14 +64,12 @@ class Run:
                 state = self._go_on(checkpoint)
         job.follow(self.plan)
         self.steps_per_epoch = self._batches(1).epoch.steps
-        self.placement = Placement(job.executor, job.step, job.const(), job.fed())
+        self.placement = Placement(job.executor, job.step, *job.reads())
         self.evaluation = None
         if checked is not None:
             self.evaluation = Evaluation(job.executor, target, checked, job.variables, layout)
         # Made last: it holds the state that moves on.
-        self.windows = Windows(
-            job.executor, self.placement, self.plan, job.rule, job.step, state, self._report, self._recovered
-        )
+        self.windows = Windows(self.placement, self.plan, job.step, state, self._report, self._recovered)
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings
@@ -108,14 +106,14 @@ class Run:
         try:
             self._epochs(STOP in answer)
         except (KeyboardInterrupt, SystemExit):
-            if self.saver is not None:
-                self._checkpoint()
+            self._checkpoint()
             raise
         except ClusterError as error:
-            if self.saver is None:
-                raise ClusterError(f"{error}; a training that is given checkpoint=folder goes on from there") from error
             self._checkpoint()
-            raise ClusterError(f"{error}; then go on from {self.saver.folder} with resume=True") from error
+            advice = "a training that is given checkpoint=folder goes on from there"
+            if self.saver is not None:
+                advice = f"then go on from {self.saver.folder} with resume=True"
+            raise ClusterError(f"{error}; {advice}") from error
         self.job.store(self.kept or self.windows.state)
         callbacks.notify("on_train_end", history)
         return history
@@ -134,7 +132,9 @@ class Run:
         batches, size = self._batches(epoch), self.plan.steps_per_window
         for k in range(self.position, len(batches), size):
             last = k + size >= len(batches)
-            self._window(batches[k : k + size], self._following(epoch) if last else None)
+            self.windows.run(batches[k : k + size], self._following(epoch) if last else None)
+            self.epoch, self.position = (epoch, 0) if last else (epoch - 1, k + size)
+            self.history.window = dict(self.windows.bounds)
             if self.saver is not None and self.position and self.saver.in_epoch():
                 self._checkpoint()
         return self._end_of_epoch(epoch)
@@ -147,17 +147,6 @@ class Run:
         if epoch == self.epochs or self.evaluation is not None or not self.job.executor.remote:
             return None
         return self._batches(epoch + 1)[: self.plan.steps_per_window]
-
-    def _window(self, batches: Batches, following: Batches | None) -> None:
-        self.windows.run(batches, following)
-        done = self.epoch * self.steps_per_epoch + self.position + len(batches)
-        self.epoch, self.position = divmod(done, self.steps_per_epoch)
-        self.history.window = {
-            "steps": self.windows.steps,
-            "tasks": self.windows.tasks,
-            "worker_bytes": self.windows.worker_bytes,
-            "exchange": self.windows.exchange,
-        }
 
     def _report(self, batches: Batches, losses: list[float]) -> None:
         """Take the losses of steps that are done."""
@@ -229,8 +218,9 @@ class Run:
         return STOP in answer
 
     def _checkpoint(self) -> None:
-        """Write the state after the last window, with what it takes to go on from there."""
-        assert self.saver is not None
+        """Write the state after the last window, with what it takes to go on from there, if anything is to be written."""
+        if self.saver is None:
+            return
         done = self.epoch * self.steps_per_epoch + self.position
         about = {
             "epoch": self.epoch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -145,12 +146,11 @@ class Trainer:
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
             checkpoint = Checkpoints(checkpoint)
         saver = None if checkpoint is None else Saver(checkpoint, resume)
-        with Interrupts() as interrupts:
-            run = Run(self.settings, feeds, validation, saver, epochs, resume, interrupts)
-            try:
-                return run.train()
-            finally:
-                run.close()
+        with (
+            Interrupts() as interrupts,
+            closing(Run(self.settings, feeds, validation, saver, epochs, resume, interrupts)) as run,
+        ):
+            return run.train()
 
     def fingerprint(self) -> str:
         """Return 32 hex digits that stand for the weights and the state of the optimizer.
@@ -229,11 +229,8 @@ class Trainer:
         """
         target = self.optimizer.target
         checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True)
-        evaluation = Evaluation(self.engine.executor, target, checked)
-        try:
+        with closing(Evaluation(self.engine.executor, target, checked)) as evaluation:
             return evaluation.scores(None)
-        finally:
-            evaluation.close()
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
         """Return the values of a node for every sample; the same as ``engine.forward``.

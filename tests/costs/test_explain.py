@@ -220,7 +220,7 @@ def test_the_engine_does_what_it_explains(monkeypatch):
     asked = []
     submit = engine.executor.submit
 
-    def spy(records, keys, workers=(), blas_threads=1):
+    def spy(records, keys, workers=(), only=False, blas_threads=1):
         asked.append(blas_threads)
         return submit(records, keys, blas_threads=blas_threads)
 
@@ -247,7 +247,7 @@ def test_tasks_of_a_step_are_those_that_are_lowered(grain, shards):
         job.follow(replace(plan_training(job), grain=grain))
         lane = Lane(0, Ref("step"), Ref("const"), [Ref("x"), Ref("y")], 0, shards)
         rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
-        lower_steps(graph, grain, job.rule, [lane], [Ref("state")], rows, job.step)
+        lower_steps(graph, grain, [lane], [Ref("state")], rows, job.step)
         counts.append(len(graph.records))
     model = Model("Adam", batch_size=4)
     told = fg.Trainer(

@@ -3,7 +3,8 @@
 import pytest
 
 from flowgrad.errors import ClusterError, FeedError
-from flowgrad.scheduler.executors import Lost, TaskFailed, recovery
+from flowgrad.scheduler.executors import Lost, recovery
+from flowgrad.scheduler.executors.base import TaskFailed
 from flowgrad.scheduler.executors.recovery import Recovery
 
 

@@ -179,9 +179,9 @@ def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch)
     seen = []
     run_round = getattr(estimate.run_round, "__wrapped__", estimate.run_round)  # it travels, what wraps it need not
 
-    def watched(step, rule, before, const, feeds, steps, threads=1):
+    def watched(step, before, const, feeds, steps, threads=1):
         seen.append((min(map(len, feeds)), max(int(rows.max()) for shards in steps for rows in shards)))
-        return run_round(step, rule, before, const, feeds, steps, threads)
+        return run_round(step, before, const, feeds, steps, threads)
 
     monkeypatch.setattr(estimate, "run_round", watched)
     fit(client, chunked_feeds(tmp_path, as_file), grain="auto", epochs=1)

@@ -79,7 +79,7 @@ def test_the_text_says_what_numpy_does(large, made):
     const = flat_values(step.program, made.graph, "const", np.float64) if step.program.size("const") else None
     fed = [feeds.arrays[made.graph.nodes[k]] for k in step.fed]
     rows = np.array([2, 0])
-    expected = shard_step(step, rule, {"w": w}, const, fed, rows, 5)
+    expected = shard_step(step, {"w": w}, const, fed, rows, 5)
     grad = np.full(len(w), np.nan)
     loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *map(_bytes, fed))
     np.testing.assert_allclose(grad, expected[0], rtol=1e-9, atol=1e-11)

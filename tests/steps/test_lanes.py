@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flowgrad as fg
-from flowgrad.optim import AdamRule
 from flowgrad.scheduler.costs.forecast import WAYS, choose_way, exchange_seconds
 from flowgrad.scheduler.costs.plan import Plan
 from flowgrad.scheduler.costs.times import Links
@@ -117,7 +116,7 @@ def lowered(state_slices, exchange="together", lanes=2, steps=3):
     found = [Lane(k, Ref(f"p{k}"), None, [Ref(f"f{k}")], 2 * k, 2 * k + 2) for k in range(lanes)]
     rows = [[np.arange(s, s + 2) for s in range(4)] for _ in range(steps)]
     before = [Ref(f"s{k}") for k in range(state_slices)]
-    after = lower_steps(graph, plan.grain, AdamRule(), found, before, rows, None, exchange)
+    after = lower_steps(graph, plan.grain, found, before, rows, None, exchange)
     return graph.records, after
 
 
@@ -158,7 +157,7 @@ def test_tasks_of_a_step_refer_to_one_value_besides_each_other(exchange):
 
 def test_what_a_lane_is_given_is_not_counted_twice():
     feed = np.zeros((1000, 100))
-    assert sizeof(LaneInputs(None, AdamRule(), None, [feed])) < 1000 < feed.nbytes
+    assert sizeof(LaneInputs(None, None, [feed])) < 1000 < feed.nbytes
 
 
 @pytest.mark.parametrize("stays", [True, False])
@@ -186,7 +185,7 @@ def test_slices_are_updated_on_workers_of_their_own():
     assert len(after) == 2
     found = kinds(records)
     for worker in (0, 1):
-        assert found["update", worker] == 1 + 3
+        assert found["update", worker] == 3
         assert found["weights", worker] == found["gradient", worker] == 3
         assert found["cut", worker] == 2 * 3
 

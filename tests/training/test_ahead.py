@@ -11,7 +11,7 @@ from test_faults import GRAINS, small_windows
 
 import flowgrad as fg
 from flowgrad.scheduler.feeds.order import Batches, Epoch
-from flowgrad.scheduler.training.windows import Crew, NextWindow, Submission, Windows
+from flowgrad.scheduler.training.windows import Crew, Submission, Windows
 
 STEPS = 15  # of an epoch
 
@@ -33,10 +33,13 @@ def steps_of(first, stop, epoch=1, shards=4):
     ],
 )
 def test_a_window_begins_with_the_piece_that_was_meant_for_it(loss, piece, window, begins):
-    ahead = NextWindow(Crew([], [], "together"), [], Submission(loss, [], steps_of(*piece)), 0)
-    assert ahead.begins(steps_of(*window)) == begins
-    assert not ahead.begins(steps_of(*window, epoch=2))
-    assert not ahead.begins(steps_of(*window, shards=3))
+    crew = Crew([], [], "together")
+    ahead = Submission(crew, steps_of(*piece), [], loss)
+    assert ahead.begins(steps_of(*window), crew) == begins
+    assert ahead.begins(steps_of(*window), Crew([], [], "together")) == begins  # whatever its salt
+    assert not ahead.begins(steps_of(*window), Crew([], [], "slices"))
+    assert not ahead.begins(steps_of(*window, epoch=2), crew)
+    assert not ahead.begins(steps_of(*window, shards=3), crew)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
 from flowgrad.scheduler.costs.plan import choose_plan
 from flowgrad.scheduler.training import checkpoint
-from flowgrad.scheduler.training.checkpoint import read_checkpoint, write_checkpoint
+from flowgrad.scheduler.training.checkpoint import Saver, Snapshot, read_checkpoint
 
 
 class Interrupted(Exception):
@@ -202,7 +202,8 @@ def test_none_can_be_read(written):
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_flipped_bit_goes_unseen(tmp_path, data):
-    path = write_checkpoint(tmp_path, 1, {"state/w": np.arange(5.0), "losses": np.ones(2)}, {"epoch": 1})
+    saver = Saver(fg.Checkpoints(tmp_path), resume=True)
+    path = saver.write(1, Snapshot({"w": np.arange(5.0)}, {}, np.ones(2), {"epoch": 1}))
     whole = path.read_bytes()
     at, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
     changed = bytearray(whole)
