@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]
 
 
 def cut_up(
-    program: Program, statics: Sequence[Instr | int], same: Container[int], through: Callable[[int], int], grain: str
+    program: Program, cuts: Iterable[Instr], same: Container[int], through: Callable[[int], int], grain: str
 ) -> tuple[list[Unit], dict[int, tuple[int, int | None]]]:
     """Cut a program into units: single instructions, or runs of them where there are very many.
 
@@ -96,8 +96,8 @@ def cut_up(
     holder : dict
         By variable that a unit writes: whose result it is in, see `Unit.holders`, and which of several it is.
     """
-    cuts = {i.out for i in statics if isinstance(i, Instr)}
-    instrs = [i for i in program.instrs if i.out not in same and i.out not in cuts]
+    given = {i.out for i in cuts}
+    instrs = [i for i in program.instrs if i.out not in same and i.out not in given]
     size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
     units = []
     tokens: dict[int, str] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import iadd
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,11 @@ def run_spread(
 
 def _given(reads: Sequence[tuple[int, int | None]], args: Sequence[Any]) -> list[Array]:
     return [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
+
+
+def bare(edges: Iterable[Edge]) -> list[Edge]:
+    """Return edges without what does not matter for what they compute: labels, and the numbers of their results."""
+    return [e._replace(pull=e.pull._replace(label="", out=0)) for e in edges]
 
 
 def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
@@ -139,9 +146,7 @@ def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[Any, Array], Any
         ) from error
 
 
-def jacobian_block(
-    ends: LastEdges, spans: Sequence[tuple[int, int, int] | int], samples: int, *args: Array
-) -> list[Array]:
+def jacobian_block(ends: LastEdges, spans: Spans, samples: int, *args: Array) -> list[Array]:
     """Return the Jacobians ``(samples, V, dim)`` by several variables.
 
     Parameters
@@ -169,25 +174,13 @@ def factors_block(ends: LastEdges, samples: int, *args: Array) -> list[Factors]:
 
 
 def jacobian_chunk(
-    instrs: tuple[Instr, ...],
-    ends: LastEdges,
-    span: tuple[int, int, int] | int,
-    rows: tuple[int, int],
-    samples: int,
-    *leaves: Array,
+    plan: tuple[tuple[Instr, ...], LastEdges], span: Any, rows: tuple[int, int], samples: int, *leaves: Array
 ) -> Array:
-    """Return rows of the Jacobians of some samples, from what is given on; `ends` reads all that the instructions have."""
+    """Return rows of the Jacobians of some samples, from what is given on; the last edges read all that `plan` computes."""
+    instrs, ends = plan
     first, last = rows
     seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
-    env = run_all(instrs, *leaves, seed)
-    return jacobian_block(replace(ends, rows=last - first), [span], samples, *env)[0]
-
-
-def factors_chunk(
-    instrs: tuple[Instr, ...], ends: LastEdges, seed: Array, samples: int, *leaves: Array
-) -> list[Factors]:
-    """Return the derivative by each variable as factors, from what is given on."""
-    return factors_block(ends, samples, *run_all(instrs, *leaves, seed))
+    return jacobian_block(replace(ends, rows=last - first), [span], samples, *run_all(instrs, *leaves, seed))[0]
 
 
 def run_all(instrs: tuple[Instr, ...], *inputs: Array) -> list[Array]:
@@ -226,9 +219,7 @@ def _write(part: FactorList, spans: Spans, out: Array) -> None:
 
 def norms_of(part: FactorList) -> Array:
     """Return the norms ``(N,)``."""
-    total = part[0].squared_norms()
-    for more in part[1:]:
-        total += more.squared_norms()
+    total = reduce(iadd, (factors.squared_norms() for factors in part))
     # Rounding may leave a sum of cross terms a little below zero.
     return np.sqrt(np.maximum(total, 0, out=total), out=total)
 
@@ -250,10 +241,7 @@ def dot_here(part: FactorList, other: FactorList | None, threads: int) -> Array:
 
 def project_of(part: FactorList, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
     """Return the projections ``(N, k)``."""
-    total = part[0].project(ranges[0], k, seed)
-    for more, its in zip(part[1:], ranges[1:]):
-        total += more.project(its, k, seed)
-    return total
+    return reduce(iadd, (factors.project(its, k, seed) for factors, its in zip(part, ranges)))
 
 
 def sum_of(part: FactorList, max_norm: float | None, scale: float) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,18 +16,17 @@ from flowgrad.typing import Array
 from .. import derivatives
 from ..derivatives import (
     Blocks,
-    FactorBlocks,
     PerSampleGradients,
     Recipe,
     Request,
     cheaper_mode,
-    factors_block,
     join,
+    lower_factors,
     lower_push,
     lower_reverse,
 )
 from ..executors import Lost
-from ..feeds import RememberedFeeds, check_nodes, is_chunked
+from ..feeds import Feeds, RememberedFeeds, check_nodes, is_chunked
 from ..tasks import Ref
 from .session import Session
 from .values import check_scalar
@@ -64,10 +62,9 @@ def jacobian(
     else:
         forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
         lower = lower_push if forward else lower_reverse
-        arrays = None
-        with suppress(Lost):
+        try:
             arrays = _run_jacobian(session, recipe, checked, lower, compute)
-        if arrays is None:  # what was kept is gone with a worker: begin anew
+        except Lost:  # what was kept is gone with a worker: begin anew
             with session.cache.lock:
                 session.cache.lost()
             arrays = _run_jacobian(session, recipe, checked, lower, compute)
@@ -108,8 +105,11 @@ def keep_factors(
     """Return the factors of ``seedᵀ d result``; `seed` ``(V, N, result.dim)`` may be left out for a scalar."""
     lengths = [stop - start for start, stop in session.blocks(feeds.samples)]
     again = _again(session, recipe, feeds, seed) if session.executor.remote else None
-    parts = FactorBlocks(_factors(session, recipe, feeds, seed), lengths, again)
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, feeds.dtype)
+    return _gradients(session, recipe, feeds, lengths, _factors(session, recipe, feeds, seed), again)
+
+
+def _gradients(session: Session, recipe: Recipe, feeds: Feeds, *blocks: Any) -> PerSampleGradients:
+    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, feeds.dtype, *blocks)
 
 
 def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Blocks]:
@@ -133,12 +133,7 @@ def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Arr
     here = len(blocks) == 1 and not session.executor.remote
     with session.cache.lock:
         request = Request(recipe, feeds, session.cache, seed, session.executor.threads if here else 1)
-        ends = recipe.ends(len(request.seed), feeds.dtype)
-        keys = []
-        for start, stop in blocks:
-            refs = request.refs(start, stop, recipe.end_reads)
-            reads = [refs[var] for var in recipe.end_reads]
-            keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
+        keys = [lower_factors(request, start, stop) for start, stop in blocks]
         handles = session.submit(request, keys, len(blocks) == 1)
     if session.executor.remote:
         return [session.executor.future(h) for h in handles], partial(session.executor.release, handles)
@@ -147,7 +142,6 @@ def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Arr
 
 def _chunked(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
     graph, _ = check_nodes(target, "per_sample_gradients")
-    chunked = derivatives.chunk_feeds(graph, feeds, session.dtype)
+    chunked, lengths = derivatives.chunk_feeds(graph, feeds, session.dtype)
     recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
-    parts = FactorBlocks((derivatives.chunked_factors(recipe, chunked), None), chunked.lengths)
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, chunked.dtype)
+    return _gradients(session, recipe, chunked, lengths, (derivatives.chunked_factors(recipe, chunked, lengths), None))
