@@ -153,7 +153,8 @@ class PerSampleGradients:
         """Return the sum of ``g min(1, max_norm / ‖g‖)``, ``{node: (dim,)}``; the norm is of all nodes together."""
         return self._sums(sum_of, compute, real(max_norm, "clipped_sum: max_norm", 0, above=True), 1.0)
 
-    def _squares(self) -> dict[Node, Array]:
+    def mean_squares(self) -> dict[Node, Array]:
+        """Return the mean over the samples of the squared entries, ``{node: (dim,)}``."""
         return self._sums(squares_of, True, 1.0 / self.samples)
 
     # -- how ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,7 +130,7 @@ class Engine:
         >>> fg.Engine("sync").forward(y, feeds).tolist()
         [[2.0], [0.0]]
         """
-        return values.forward(self.session, nodes, feeds)
+        return values.run(self.session, values.lower_values(self.session, nodes, feeds))
 
     def gradient(
         self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Sequence[Variable] | Variable | None = None
@@ -168,7 +167,10 @@ class Engine:
         >>> fg.Engine("sync").gradient(y, feeds)[w].tolist()
         [4.0, 3.0]
         """
-        return values.gradient(self.session, target, feeds, wrt)
+        gradients: dict[Variable, Array] = values.run(
+            self.session, values.lower_mean_gradient(self.session, target, feeds, wrt)
+        )
+        return gradients
 
     def lower(
         self,
@@ -200,11 +202,9 @@ class Engine:
         ({'forward': 1}, [[2.0], [0.0]])
         """
         if not gradient:
-            single = isinstance(targets, Node)
 
             def lower(grain: str | None) -> Computation:
-                job = values.lower_values(self.session, targets, feeds, grain)
-                return replace(job, finish=_First(job.finish)) if single else job
+                return values.lower_values(self.session, targets, feeds, grain)
 
         elif isinstance(targets, Node):
 
@@ -435,7 +435,9 @@ class Engine:
         >>> fg.Engine("sync").fisher_diagonal(y, feeds)[w].tolist()
         [17.0, 13.0]
         """
-        return products.fisher_diagonal(self.session, loss, feeds, wrt)
+        values.check_scalar(loss, "loss")
+        recipe, checked = self.session.recipe(loss, wrt, feeds, "fisher_diagonal")
+        return derived.keep_factors(self.session, recipe, checked).mean_squares()
 
     def ggn_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
@@ -501,16 +503,6 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<Engine on {self.executor.name}, grain {self.grain}>"
-
-
-class _First:
-    """Finish a job of one target: its only array."""
-
-    def __init__(self, finish: Any):
-        self.finish = finish
-
-    def __call__(self, values: list[Any]) -> Any:
-        return self.finish(values)[0]
 
 
 def _executor(where: Any) -> Executor:

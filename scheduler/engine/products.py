@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.graph import Node, Variable
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import real_array
 from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.ops.loss import softmax
@@ -18,7 +19,6 @@ from flowgrad.typing import Array
 from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
 from ..programs import JobInputs, compile_forward, compile_gradient, input_var
-from ..tasks import Ref, TaskGraph
 from .jacobian import keep_factors
 from .session import Session
 from .values import check_scalar, forward_of
@@ -47,18 +47,8 @@ def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds:
     graph, _ = check_nodes(result, "jvp")
     checked = session.check(graph, feeds)
     moved = tangents_of(graph, tangents, checked)
-    params = [v for v in moved if v not in checked.arrays]
-    program = compile_forward([result], checked, params, session.grain)
-    records = TaskGraph()
-    placed = JobInputs(records, program, graph, checked, session.grain, session.shards)
-    flat = flat_tangents(program, moved, checked)
-    keys = []
-    for start, stop in placed.bounds:
-        inputs = placed.inputs(start, stop)
-        values = [inputs[i.var] for i in program.inputs]
-        directions = cut_tangents(flat, start, stop, checked.samples)
-        keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *values))
-    return np.concatenate(_values(session, records, keys))
+    program = compile_forward([result], checked, [v for v in moved if v not in checked.arrays], session.grain)
+    return np.concatenate(_swept(session, program, graph, checked, moved, "jvp", jvp_block))
 
 
 def hvp(
@@ -74,33 +64,34 @@ def hvp(
         raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
     program, named = compile_gradient(loss, checked, list(moved), "shard" if session.grain == "node" else session.grain)
     out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
-    if not named:
-        return out
-    records = TaskGraph()
-    placed = JobInputs(records, program, graph, checked, session.grain, session.shards)
-    flat = flat_tangents(program, moved, checked)
-    keys = []
-    for start, stop in placed.bounds:
-        inputs = placed.inputs(start, stop)
-        values = [inputs[i.var] for i in program.inputs[:-1]]
-        keys.append(records.task("hvp", hvp_block, program, named[0][0], checked.samples, stop - start, flat, *values))
-    parts = _values(session, records, keys)
-    total = parts[0]
-    for more in parts[1:]:
-        total = total + more
-    for v in moved:
-        if v.index in program.layout:
-            out[v] = total[slice(*program.layout[v.index][1:])].copy()
+    if named:
+        total = reduce(
+            np.add, _swept(session, program, graph, checked, moved, "hvp", hvp_block, named[0][0], checked.samples)
+        )
+        out |= {v: total[slice(*program.layout[v.index][1:])].copy() for v in moved if v.index in program.layout}
     return out
 
 
-def fisher_diagonal(
-    session: Session, loss: Node, feeds: Mapping[Any, Any] | None, wrt: Node | Sequence[Node] | None
-) -> dict[Node, Array]:
-    """Return the diagonal of the empirical Fisher matrix, from the per-sample gradients; see `Engine.fisher_diagonal`."""
-    check_scalar(loss, "loss")
-    recipe, checked = session.recipe(loss, wrt, feeds, "fisher_diagonal")
-    return keep_factors(session, recipe, checked)._squares()
+def _swept(
+    session: Session,
+    program: Program,
+    graph: Graph,
+    feeds: Feeds,
+    moved: Mapping[Variable, Array],
+    prefix: str,
+    *work: Any,
+) -> list[Array]:
+    """Push tangents through a program, and return what ``work``, a function and its first arguments, makes of each shard."""
+    placed = JobInputs(program, graph, feeds, session.grain, session.shards)
+    flat = flat_tangents(program, moved, feeds)
+    func, *args = work
+    keys = []
+    for start, stop in placed.bounds:
+        inputs = placed.inputs(start, stop)
+        values = [inputs[i.var] for i in program.inputs if i.role != "seed"]
+        directions = {var: t[start:stop] if len(t) == feeds.samples > 1 else t for var, t in flat.items()}
+        keys.append(placed.graph.task(prefix, func, program, *args, stop - start, directions, *values).key)
+    return session.executor.run(placed.graph.records, keys, line=len(keys) == 1)
 
 
 def ggn_diagonal(
@@ -112,11 +103,7 @@ def ggn_diagonal(
     outputs, labels = loss.parents
     recipe, checked = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
     values = forward_of(session, [outputs, labels], outputs.graph, checked)
-    return keep_factors(session, recipe, checked, _hessian_root(loss, *values))._squares()
-
-
-def _values(session: Session, records: TaskGraph, keys: list[Ref]) -> list[Any]:
-    return session.executor.run(records.records, [ref.key for ref in keys], line=len(keys) == 1)
+    return keep_factors(session, recipe, checked, _hessian_root(loss, *values)).mean_squares()
 
 
 def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
@@ -170,8 +157,3 @@ def flat_tangents(program: Program, moved: Mapping[Variable, Array], feeds: Feed
         if var is not None:
             by_place[var] = moved[v]
     return by_place
-
-
-def cut_tangents(flat: dict[int, Array], start: int, stop: int, samples: int) -> dict[int, Array]:
-    """Return the tangents of some samples."""
-    return {var: t[start:stop] if len(t) == samples and samples > 1 else t for var, t in flat.items()}

@@ -14,7 +14,7 @@ from flowgrad.program import Instr, Program, Role, trace, verify
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
-from ..tasks import token
+from ..tasks import attrs_tokens
 from .fuse import Layout, fuse, pack
 
 Pass = Callable[[Program], Program]
@@ -46,14 +46,10 @@ def common(program: Program) -> Program:
     known: dict[Any, int] = {}
     same: dict[int, int] = {}
     kept = []
-    # Every pull of a wide node has the node's attributes, which name all its parents: hash each such object once.
-    contents: dict[str, int] = {}
-    numbers: dict[int, int] = {}
+    attrs = attrs_tokens(program.instrs)
     for i in program.instrs:
-        if id(i.attrs) not in numbers:
-            numbers[id(i.attrs)] = contents.setdefault(token(i.attrs), len(contents))
         args = tuple(same.get(a, a) for a in i.args)
-        key = (i.verb, i.op, numbers[id(i.attrs)], i.slot, i.arity, args)
+        key = (i.verb, i.op, attrs[id(i.attrs)], i.slot, i.arity, args)
         if key in known:
             same[i.out] = known[key]
             continue

@@ -30,13 +30,8 @@ def reduce_tree(items: Sequence[T], combine: Callable[[list[T]], T]) -> T:
     >>> reduce_tree(list("abcde"), lambda pair: f"({pair[0]}{pair[1]})")
     '(((ab)(cd))e)'
     """
-    level = list(items)
-    while len(level) > 1:
-        level = [
-            group[0] if len(group) == 1 else combine(group)
-            for group in (level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN))
-        ]
-    return level[0]
+    (root,) = reduce_some({(0, k): item for k, item in enumerate(items)}, len(items), combine).values()
+    return root
 
 
 def reduce_some(
