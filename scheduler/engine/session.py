@@ -37,7 +37,7 @@ class Session:
     def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, cache_bytes: int):
         self.executor, self.dtype, self.grain, self.shards = executor, dtype, grain, shards
         self.cache = Cache(executor, integer(cache_bytes, "cache_bytes", 0))
-        self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget, self.cache.lock)
+        self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
         self.recipes = lru_cache(REMEMBERED)(Recipe)
         # By graph: how many nodes it had, and which of them are variables. Nodes themselves would keep the graph alive.
         self.variables: WeakKeyDictionary[Graph, tuple[int, list[int]]] = WeakKeyDictionary()
@@ -57,7 +57,8 @@ class Session:
 
     def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""
-        return self.memory.check(graph, feeds, self.dtype)
+        with self.cache.lock:
+            return self.memory.check(graph, feeds, self.dtype)
 
     def recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, RememberedFeeds]:
         """Return how the derivative of a node by others is computed, and the checked feeds; `what` is for messages."""
