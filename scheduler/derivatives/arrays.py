@@ -144,11 +144,6 @@ def pairs(
     )
 
 
-def zeros(size: int, dtype: Any) -> Any:
-    """Return zeros."""
-    return da.zeros(size, dtype=dtype)
-
-
 def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:
     """Return how many samples and how many rows make a block that fits `budget`.
 

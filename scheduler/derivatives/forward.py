@@ -24,7 +24,7 @@ from ..programs import mean_seed
 from ..tasks import Ref, token
 from .lower import Request
 from .recipe import Recipe
-from .work import Spans, local_jacobian
+from .work import Span, local_jacobian
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
 STEP = float(np.cbrt(np.finfo(np.float64).eps))
@@ -223,11 +223,10 @@ def cheaper_mode(recipe: Recipe) -> str:
     if recipe.mode is None:
         pushes = pushes_of(recipe)
         reverse = recipe.result.dim * _work(pushes.instrs, set(pushes.variables), pushes.dims)
-        forward = 0.0
-        for node in recipe.wrt:
-            span = recipe.span_of.get(node)
-            if span is not None:
-                forward += node.dim * _work(pushes.instrs, {recipe.variables[span.wrt]}, pushes.dims)
+        forward = sum(
+            (hi - lo) * _work(pushes.instrs, set(pushes.variables[k : k + 1]), pushes.dims)
+            for k, lo, hi in recipe.spans
+        )
         recipe.mode = "forward" if forward < reverse else "reverse"
     return recipe.mode
 
@@ -251,18 +250,15 @@ def lower_push(request: Request, start: int, stop: int) -> Ref:
     return request.task("push", push_block, pushes, request.recipe.spans, stop - start, dtype.str, *refs)
 
 
-def push_block(pushes: Pushes, spans: Spans, samples: int, dtype: str, *args: Array) -> list[Array]:
+def push_block(pushes: Pushes, spans: Sequence[Span], samples: int, dtype: str, *args: Array) -> list[Array]:
     """Return the Jacobians ``(samples, result.dim, dim)`` by several nodes; see `jacobian_block`."""
     env: list[Any] = [None] * len(pushes.dims)
     for var, value in zip(pushes.reads, args):
         env[var] = canonical(value)
     blocks = []
-    for span in spans:
-        columns = span if isinstance(span, int) else span[2] - span[1]
-        out = np.zeros((samples, pushes.dims[pushes.target], columns), dtype)
-        if not isinstance(span, int):
-            wrt, lo, hi = span
-            var = pushes.variables[wrt]
+    for wrt, lo, hi in spans:
+        out = np.zeros((samples, pushes.dims[pushes.target], hi - lo), dtype)
+        for var in pushes.variables[wrt : wrt + 1]:  # none that the result does not depend on
             seed = np.eye(pushes.dims[var], dtype=dtype)[lo:hi, None, :]
             moved = push_through(pushes.instrs, env, pushes.dims, {var: seed}).get(pushes.target)
             if moved is not None:

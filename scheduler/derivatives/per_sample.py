@@ -16,7 +16,7 @@ from flowgrad.inputs import integer, real
 from flowgrad.typing import Array
 
 from ..executors import Executor, Lost
-from .work import Spans, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
+from .work import Span, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
 
 # By block a list of `Factors`, a future of one, or, for dask arrays that were fed, dask's promise; and what lets go of them
 # where an executor keeps them.
@@ -57,7 +57,7 @@ class PerSampleGradients:
         self,
         executor: Executor,
         wrt: Sequence[Node],
-        spans: Spans,
+        spans: Sequence[Span],
         sizes: Sequence[int],
         dtype: Any,
         lengths: Sequence[int],
@@ -111,9 +111,8 @@ class PerSampleGradients:
         k, seed = integer(k, "project: k, the number of directions,"), integer(seed, "project: seed", 0)
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for position, node in enumerate(self.wrt):
-            span = self._spans[node]
-            if not isinstance(span, int):
-                ranges[span[0]].append((position, span[1], span[2]))
+            wrt, lo, hi = self._spans[node]
+            ranges[wrt].append((position, lo, hi))
         return self._rows(project_of, (k,), compute, ranges, k, seed)
 
     # -- pairs of samples ---------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ class PerSampleGradients:
         """
         if not isinstance(other, PerSampleGradients) or set(other.wrt) != set(self.wrt):
             raise GraphError(f"dot needs per-sample gradients by the same nodes: {self._told()}")
-        if not self._same_layout(other):
+        if (self._sizes, self._spans) != (other._sizes, other._spans):
             raise GraphError(
                 "dot: the two sets were made with other feeds or another grain, so that their variables lie otherwise"
             )
@@ -153,8 +152,7 @@ class PerSampleGradients:
         """Return the sum of ``g min(1, max_norm / ‖g‖)``, ``{node: (dim,)}``; the norm is of all nodes together."""
         return self._sums(sum_of, compute, real(max_norm, "clipped_sum: max_norm", 0, above=True), 1.0)
 
-    def mean_squares(self) -> dict[Node, Array]:
-        """Return the mean over the samples of the squared entries, ``{node: (dim,)}``."""
+    def _squares(self) -> dict[Node, Array]:
         return self._sums(squares_of, True, 1.0 / self.samples)
 
     # -- how ----------------------------------------------------------------------------------------------------
@@ -163,18 +161,14 @@ class PerSampleGradients:
         names = ", ".join(repr(n.name) for n in self.wrt[:5])
         return names + (", ..." if len(self.wrt) > 5 else "")
 
-    def _same_layout(self, other: PerSampleGradients) -> bool:
-        return self._sizes == other._sizes and all(self._spans[n] == other._spans[n] for n in self.wrt)
-
-    def _merged(self, nodes: Sequence[Node]) -> list[tuple[int, int, int] | int]:
+    def _merged(self, nodes: Sequence[Node]) -> list[Span]:
         """Return the spans of nodes; those that lie end to end are one."""
-        runs: list[tuple[int, int, int] | int] = []
-        for span in (self._spans[n] for n in nodes):
-            last = runs[-1] if runs else 0
-            if not isinstance(span, int) and not isinstance(last, int) and (span[0], span[1]) == (last[0], last[2]):
-                runs[-1] = (last[0], last[1], span[2])
+        runs: list[Span] = []
+        for wrt, lo, hi in (self._spans[n] for n in nodes):
+            if runs and (runs[-1][0], runs[-1][2]) == (wrt, lo):
+                runs[-1] = (wrt, runs[-1][1], hi)
             else:
-                runs.append(span)
+                runs.append((wrt, lo, hi))
         return runs
 
     @property
@@ -212,11 +206,8 @@ class PerSampleGradients:
         starts = np.cumsum([0, *self._sizes])
         sums = {}
         for node in self.wrt:
-            span = self._spans[node]
-            if isinstance(span, int):
-                sums[node] = np.zeros(span, self.dtype) if compute else _dask().zeros(span, self.dtype)
-            else:
-                sums[node] = total[starts[span[0]] + span[1] : starts[span[0]] + span[2]]
+            wrt, lo, hi = self._spans[node]
+            sums[node] = total[starts[wrt] + lo : starts[wrt] + hi]
         return sums
 
     def _done(self, array: Callable[[], Any], compute: bool, other: PerSampleGradients | None = None) -> Any:

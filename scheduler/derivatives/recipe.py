@@ -24,16 +24,7 @@ from ..feeds import Feeds, require_values
 from ..programs import flat_values, forward_passes, input_var, run_passes
 from ..tasks import token
 from .units import ValueName, cut_up, name_values, renumber
-from .work import LastEdges, bare
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where a node's derivative lies: the number of a variable of the derivation, and the range in it."""
-
-    wrt: int
-    lo: int
-    hi: int
+from .work import LastEdges, Span, bare
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +67,21 @@ class Recipe:
         traced = trace([result], fed, params, marks)
         program = run_passes(traced, forward_passes(grain))
         self.target = program.outputs["0"]
-        variables: dict[int, int] = {}  # program variable -> number
-        self.span_of: dict[Node, Span] = {}
-        for node in wrt:
-            var, lo, hi = self._find(program, node, fed)
+        found = [self._find(program, node, fed) for node in wrt]
+        self.variables = list(dict.fromkeys(var for var, _, _ in found if var is not None))
+        numbers = {var: k for k, var in enumerate(self.variables)}
+        # Nodes that are not in the program lie in one more variable, to which no edge leads.
+        self.spans: list[Span] = []
+        absent = 0
+        for node, (var, lo, hi) in zip(wrt, found):
             if var is not None:
-                self.span_of[node] = Span(variables.setdefault(var, len(variables)), lo, hi)
-        self.spans = [(p.wrt, p.lo, p.hi) if (p := self.span_of.get(n)) is not None else n.dim for n in self.wrt]
-        self.sizes = [program.types[var].dim for var in variables] or [0]
-        self.variables = list(variables)
-        self.derivation: Derivation = derive(program, self.target, list(variables))
+                self.spans.append((numbers[var], lo, hi))
+            else:
+                self.spans.append((len(self.variables), absent, absent + node.dim))
+                absent += node.dim
+        self.sizes = [program.types[var].dim for var in self.variables]
+        self.sizes += [absent] if absent or not self.sizes else []
+        self.derivation: Derivation = derive(program, self.target, self.variables)
         self.program = verify(self.derivation.program)
         self.cuts = _cuts(self.program)
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
@@ -97,7 +93,7 @@ class Recipe:
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
         reached = {e.wrt for e in self.edges}
         # Nodes that the result does not depend on.
-        self.independent = [n for n in self.wrt if n not in self.span_of or self.span_of[n].wrt not in reached]
+        self.independent = [n for n, (k, _, _) in zip(wrt, self.spans) if k not in reached]
         self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
         self._ends: dict[Any, LastEdges] = {}
         # Filled in by `forward`.
@@ -141,10 +137,6 @@ class Recipe:
         values = _values_set(self.program, self.cuts, self.graph, feeds.dtype)
         self._set = _Set(version, read, feeds.dtype, values)
         return values
-
-    def tokens_now(self, feeds: Feeds) -> list[str]:
-        """Return what stands for the content of all variables that are set."""
-        return [name for name, _ in self.values_now(feeds).values()]
 
     def holder(self, var: int) -> tuple[int, int | None]:
         """Return whose result a variable is in, see `Unit.holders`, and which of several it is."""

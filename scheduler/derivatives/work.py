@@ -21,7 +21,8 @@ from ..machine import canonical, each_side_by_side, empty_array, spread
 
 # By variable.
 FactorList = list[Factors]
-Spans = Sequence[tuple[int, int, int] | int]
+# Where the derivative by a node lies: number of a variable, and the range in it.
+Span = tuple[int, int, int]
 # Entries of a result from which on it is worth several threads.
 THREADED = 1 << 20
 
@@ -146,21 +147,16 @@ def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[Any, Array], Any
         ) from error
 
 
-def jacobian_block(ends: LastEdges, spans: Spans, samples: int, *args: Array) -> list[Array]:
+def jacobian_block(ends: LastEdges, spans: Sequence[Span], samples: int, *args: Array) -> list[Array]:
     """Return the Jacobians ``(samples, V, dim)`` by several variables.
 
     Parameters
     ----------
-    spans : sequence
-        Number of the variable and range in it; or, where the result does not depend on it, only the dim.
+    spans : sequence of Span
     """
     args = tuple(canonical(a) for a in args)
     blocks = []
-    for span in spans:
-        if isinstance(span, int):
-            blocks.append(np.zeros((samples, ends.rows, span), ends.dtype))
-            continue
-        wrt, lo, hi = span
+    for wrt, lo, hi in spans:
         out = empty_array((samples, ends.rows, hi - lo), ends.dtype)
         ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
         blocks.append(out)
@@ -174,7 +170,7 @@ def factors_block(ends: LastEdges, samples: int, *args: Array) -> list[Factors]:
 
 
 def jacobian_chunk(
-    plan: tuple[tuple[Instr, ...], LastEdges], span: Any, rows: tuple[int, int], samples: int, *leaves: Array
+    plan: tuple[tuple[Instr, ...], LastEdges], span: Span, rows: tuple[int, int], samples: int, *leaves: Array
 ) -> Array:
     """Return rows of the Jacobians of some samples, from what is given on; the last edges read all that `plan` computes."""
     instrs, ends = plan
@@ -193,9 +189,9 @@ def join(parts: list[list[Array]], k: int) -> Array:
     return parts[0][k] if len(parts) == 1 else np.concatenate([p[k] for p in parts])
 
 
-def array_of(part: FactorList, spans: Spans, threads: int = 1) -> Array:
+def array_of(part: FactorList, spans: Sequence[Span], threads: int = 1) -> Array:
     """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
-    size = sum(p if isinstance(p, int) else p[2] - p[1] for p in spans)
+    size = sum(hi - lo for _, lo, hi in spans)
     samples = part[0].samples
     out = empty_array((samples, size), part[0].dtype)
     if threads == 1 or out.size < THREADED:
@@ -205,16 +201,11 @@ def array_of(part: FactorList, spans: Spans, threads: int = 1) -> Array:
     return out
 
 
-def _write(part: FactorList, spans: Spans, out: Array) -> None:
+def _write(part: FactorList, spans: Sequence[Span], out: Array) -> None:
     start = 0
-    for span in spans:
-        if isinstance(span, int):
-            out[:, start : start + span] = 0
-            start += span
-        else:
-            wrt, lo, hi = span
-            part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
-            start += hi - lo
+    for wrt, lo, hi in spans:
+        part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
+        start += hi - lo
 
 
 def norms_of(part: FactorList) -> Array:

@@ -437,7 +437,7 @@ class Engine:
         """
         values.check_scalar(loss, "loss")
         recipe, checked = self.session.recipe(loss, wrt, feeds, "fisher_diagonal")
-        return derived.keep_factors(self.session, recipe, checked).mean_squares()
+        return derived.keep_factors(self.session, recipe, checked)._squares()
 
     def ggn_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None

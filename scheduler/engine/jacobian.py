@@ -114,10 +114,14 @@ def _gradients(session: Session, recipe: Recipe, feeds: Feeds, *blocks: Any) -> 
 
 def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Blocks]:
     """Return what makes the same factors once more, after values were lost."""
-    set_now = recipe.tokens_now(feeds)
+
+    def tokens() -> list[str]:
+        return [name for name, _ in recipe.values_now(feeds).values()]
+
+    then = tokens()
 
     def again() -> Blocks:
-        if recipe.tokens_now(feeds) != set_now or not feeds.unchanged():
+        if tokens() != then or not feeds.unchanged():
             raise Lost(
                 "factors are gone with a worker, and variables or feeds have changed since: call per_sample_gradients again"
             )

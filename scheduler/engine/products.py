@@ -103,7 +103,7 @@ def ggn_diagonal(
     outputs, labels = loss.parents
     recipe, checked = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
     values = forward_of(session, [outputs, labels], outputs.graph, checked)
-    return keep_factors(session, recipe, checked, _hessian_root(loss, *values)).mean_squares()
+    return keep_factors(session, recipe, checked, _hessian_root(loss, *values))._squares()
 
 
 def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:

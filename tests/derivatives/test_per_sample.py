@@ -51,7 +51,8 @@ def test_samples_dealt_out_to_threads(made, cached):
 def test_threads_write_the_same_array():
     rng = np.random.default_rng(0)
     part = [Factors([OuterShare(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
-    places = [(0, 2, 11), 2]
+    part.append(Factors([], 1, 7, 2, float))
+    places = [(0, 2, 11), (1, 0, 2)]
     with mock.patch.object(work, "THREADED", 0):
         arrays = [work.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
     assert len(set(arrays)) == 1
