@@ -96,11 +96,10 @@ class Request:
         """Add the record of a unit."""
         key = keys[unit.writes[0]]
         args = [Ref(keys[var]) for var in unit.holders]
-        how = (unit.instrs, unit.where, len(unit.writes) > 1)
         if self.threads > 1 and unit.flops and unit.flops * len(self.seed) * samples >= SPREAD_FLOPS:
-            self.records[key] = Task(run_spread, (self.threads, samples, *how, *args))
+            self.records[key] = Task(run_spread, (self.threads, samples, unit.instrs[0], unit.where, *args))
         else:
-            self.records[key] = Task(run_unit, (*how, *args))
+            self.records[key] = Task(run_unit, (unit.instrs, unit.where, len(unit.writes) > 1, *args))
         self.sizes[key] = unit.entries(samples, len(self.seed)) * self.feeds.dtype.itemsize
         if self.names[unit.writes[0]].feeds:
             self.fed.add(key)

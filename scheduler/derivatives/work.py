@@ -41,18 +41,10 @@ def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]],
     return env[len(reads) :] if many else env[-1]
 
 
-def run_spread(
-    threads: int,
-    samples: int,
-    instrs: tuple[Instr, ...],
-    reads: Sequence[tuple[int, int | None]],
-    many: bool,
-    *args: Any,
-) -> Any:
+def run_spread(threads: int, samples: int, instr: Instr, reads: Sequence[tuple[int, int | None]], *args: Any) -> Array:
     """Run a single instruction as `run_unit` does, its samples dealt out to threads."""
-    (instr,) = instrs
     if samples < 2 * threads:
-        return run_unit(instrs, reads, many, *args)
+        return run_unit((instr,), reads, False, *args)
     env = _given(reads, args)
 
     def run(start: int, stop: int) -> Array:
@@ -61,8 +53,7 @@ def run_spread(
 
     parts = spread(run, samples, threads)
     # One row for several samples: nothing has told them apart yet.
-    result = parts[0] if parts[0].shape[-2] == 1 else np.concatenate(parts, axis=-2)
-    return [result] if many else result
+    return parts[0] if parts[0].shape[-2] == 1 else np.concatenate(parts, axis=-2)
 
 
 def _given(reads: Sequence[tuple[int, int | None]], args: Sequence[Any]) -> list[Array]:

@@ -11,6 +11,7 @@ import numpy as np
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
 from flowgrad.inputs import integer
+from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.typing import Array
 
 from .. import executors
@@ -341,7 +342,14 @@ class Engine:
         >>> fg.Engine("sync").vjp(y, [[1.0, 1.0], [0.0, 1.0]], {x: [[3.0, 4.0], [5.0, 6.0]]})[w].tolist()
         [3.0, 10.0]
         """
-        return products.vjp(self.session, result, cotangent, feeds, wrt)
+        recipe, checked = self.session.recipe(result, wrt, feeds, "vjp")
+        seed = products.vectors_of("the cotangent", result, cotangent, checked)
+        if len(seed) == 1:
+            seed = np.repeat(seed, checked.samples, axis=0)
+        factors = derived.keep_factors(self.session, recipe, checked, seed[None])
+        shared = [n for n in factors.wrt if isinstance(n, Variable) and n not in checked.arrays]
+        total = factors.mean()
+        return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
 
     def jvp(self, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None) -> Array:
         """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode.
@@ -474,7 +482,12 @@ class Engine:
         >>> fg.Engine("sync").ggn_diagonal(loss, {x: [[3.0, 1.0], [5.0, 5.0]], t: [1.0, 2.0]})[w].round(9).tolist()
         [34.0, 26.0]
         """
-        return products.ggn_diagonal(self.session, loss, feeds, wrt)
+        if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
+            raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
+        outputs, labels = loss.parents
+        recipe, checked = self.session.recipe(outputs, wrt, feeds, "ggn_diagonal")
+        seed = products.hessian_root(loss, *values.forward_of(self.session, [outputs, labels], outputs.graph, checked))
+        return derived.keep_factors(self.session, recipe, checked, seed)._squares()
 
     # -- what is kept -------------------------------------------------------------------------------------------
 

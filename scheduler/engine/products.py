@@ -1,8 +1,8 @@
-"""Products of derivatives with vectors, and diagonals of curvature: jvp, vjp, hvp, Fisher, Gauss-Newton."""
+"""Products of derivatives with vectors by forward mode, what is given for any product, and the root of a loss's Hessian."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import real_array
-from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
+from flowgrad.ops import MeanSquaredError
 from flowgrad.ops.loss import softmax
 from flowgrad.program import Program
 from flowgrad.typing import Array
@@ -19,27 +19,8 @@ from flowgrad.typing import Array
 from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
 from ..programs import JobInputs, compile_forward, compile_gradient, input_var
-from .jacobian import keep_factors
 from .session import Session
-from .values import check_scalar, forward_of
-
-
-def vjp(
-    session: Session,
-    result: Node,
-    cotangent: Any,
-    feeds: Mapping[Any, Any] | None,
-    wrt: Node | Sequence[Node] | None,
-) -> dict[Node, Array]:
-    """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode; see `Engine.vjp`."""
-    recipe, checked = session.recipe(result, wrt, feeds, "vjp")
-    seed = vectors_of("the cotangent", result, cotangent, checked)
-    if len(seed) == 1:
-        seed = np.repeat(seed, checked.samples, axis=0)
-    factors = keep_factors(session, recipe, checked, seed[None])
-    shared = [n for n in factors.wrt if isinstance(n, Variable) and n not in checked.arrays]
-    total = factors.mean()
-    return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
+from .values import check_scalar
 
 
 def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None) -> Array:
@@ -94,19 +75,7 @@ def _swept(
     return session.executor.run(placed.graph.records, keys, line=len(keys) == 1)
 
 
-def ggn_diagonal(
-    session: Session, loss: Node, feeds: Mapping[Any, Any] | None, wrt: Node | Sequence[Node] | None
-) -> dict[Node, Array]:
-    """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss; see `Engine.ggn_diagonal`."""
-    if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
-        raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
-    outputs, labels = loss.parents
-    recipe, checked = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
-    values = forward_of(session, [outputs, labels], outputs.graph, checked)
-    return keep_factors(session, recipe, checked, _hessian_root(loss, *values))._squares()
-
-
-def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
+def hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
     """Return ``S`` as a seed ``(V, N, dim)``, one row per column of it, with ``S Sᵀ`` the loss's Hessian by its first operand."""
     samples, dim = outputs.shape
     eye = np.eye(dim, dtype=outputs.dtype)[:, None, :]
