@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import NodeFailed
 from flowgrad.jacobians import Dense, LocalJacobian, Outer
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
@@ -24,7 +23,7 @@ from ..programs import mean_seed
 from ..tasks import Ref, token
 from .lower import Request
 from .recipe import Recipe
-from .work import Span, local_jacobian
+from .work import Span, local_jacobian, naming
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
 STEP = float(np.cbrt(np.finfo(np.float64).eps))
@@ -49,14 +48,8 @@ def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int
     for i in instrs:
         if i.verb == "apply":
             makers[i.out] = i
-        try:
+        with naming("tangent", i):
             tangent = _tangent(i, env, dims, tangents, makers)
-        except NodeFailed:
-            raise
-        except Exception as error:
-            raise NodeFailed(
-                f"tangent of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}"
-            ) from error
         if tangent is not None:
             tangents[i.out] = tangent
     return tangents

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import iadd
@@ -65,15 +66,24 @@ def bare(edges: Iterable[Edge]) -> list[Edge]:
     return [e._replace(pull=e.pull._replace(label="", out=0)) for e in edges]
 
 
+@contextmanager
+def naming(what: str, i: Instr) -> Iterator[None]:
+    """Raise errors as `NodeFailed`, which names the node."""
+    try:
+        yield
+    except NodeFailed:
+        raise
+    except Exception as error:
+        raise NodeFailed(f"{what} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
+
+
 def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
     """Return the local Jacobian of a ``pull`` from the forward values that follow its cotangent."""
     operands: list[Any] = [None] * (i.arity + 1)
     for need, value in zip(i.op.needs(i.slot, i.arity), values):
         operands[need] = value
-    try:
+    with naming("jacobian", i):
         return i.op.jacobian(i.slot, operands[-1], *operands[:-1], **dict(i.attrs))
-    except Exception as error:
-        raise NodeFailed(f"jacobian of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +140,8 @@ def _pull_into(local: LocalJacobian, g: Array, out: Array) -> None:
 
 def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[Any, Array], Any]) -> Any:
     local = local_jacobian(pull, [args[a] for a in pull.args[1:]])
-    try:
+    with naming("pull", pull):
         return use(local, args[pull.args[0]])
-    except Exception as error:
-        raise NodeFailed(
-            f"pull of {pull.op.__name__} {pull.label!r} failed: {type(error).__name__}: {error}"
-        ) from error
 
 
 def jacobian_block(ends: LastEdges, spans: Sequence[Span], samples: int, *args: Array) -> list[Array]:

@@ -64,7 +64,7 @@ def _swept(
 ) -> list[Array]:
     """Push tangents through a program, and return what ``work``, a function and its first arguments, makes of each shard."""
     placed = JobInputs(program, graph, feeds, session.grain, session.shards)
-    flat = flat_tangents(program, moved, feeds)
+    flat = flat_tangents(program, moved, feeds.dtype)
     func, *args = work
     keys = []
     for start, stop in placed.bounds:
@@ -112,17 +112,14 @@ def tangents_of(graph: Any, directions: Any, feeds: Feeds) -> dict[Variable, Arr
     return tangents
 
 
-def flat_tangents(program: Program, moved: Mapping[Variable, Array], feeds: Feeds) -> dict[int, Array]:
+def flat_tangents(program: Program, moved: Mapping[Variable, Array], dtype: Any) -> dict[int, Array]:
     """Return the tangents of the program's inputs, by variable."""
-    by_place: dict[int, Array] = {}
     param = input_var(program, "param")
-    if param is not None:
-        flat = by_place[param] = np.zeros((1, program.types[param].dim), feeds.dtype)
-        for v, tangent in moved.items():
-            if v.index in program.layout and v not in feeds.arrays:
-                flat[:, slice(*program.layout[v.index][1:])] = tangent
-    for v in moved:
-        var = input_var(program, "feed", v.index)
-        if var is not None:
-            by_place[var] = moved[v]
+    by_place = {} if param is None else {param: np.zeros((1, program.types[param].dim), dtype)}
+    for v, tangent in moved.items():
+        fed = input_var(program, "feed", v.index)
+        if fed is not None:
+            by_place[fed] = tangent
+        elif param is not None and v.index in program.layout:
+            by_place[param][:, slice(*program.layout[v.index][1:])] = tangent
     return by_place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node, Variable, ancestors
-from flowgrad.program import Instr, Program, Role, trace, verify
+from flowgrad.program import Program, Role, trace, verify
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
@@ -55,7 +56,8 @@ def common(program: Program) -> Program:
             continue
         known[key] = i.out
         kept.append(i if args == i.args else i._replace(args=args))
-    return _with(program, kept, {name: same.get(var, var) for name, var in program.outputs.items()})
+    outputs = {name: same.get(var, var) for name, var in program.outputs.items()}
+    return replace(program, instrs=tuple(kept), outputs=outputs)
 
 
 def prune(program: Program) -> Program:
@@ -66,11 +68,7 @@ def prune(program: Program) -> Program:
         if i.out in needed:
             needed.update(i.args)
             kept.append(i)
-    return _with(program, kept[::-1], program.outputs)
-
-
-def _with(program: Program, instrs: Sequence[Instr], outputs: dict[str, int]) -> Program:
-    return Program(program.types, program.inputs, tuple(instrs), outputs, program.layout)
+    return replace(program, instrs=tuple(reversed(kept)))
 
 
 def check_grain(grain: str) -> str:

@@ -91,21 +91,19 @@ def fold_tree(items: Iterable[T], combine: Callable[[list[T]], T]) -> T:
     >>> fold_tree(iter(range(100)), sum)
     4950
     """
-    open_groups: list[tuple[T, int]] = []  # per level: the group that is not complete yet, and how many it has
+    groups: list[tuple[int, int, T]] = []  # level, how many of that level it holds, value; levels fall
     for item in items:
-        for level in range(len(open_groups) + 1):
-            if level == len(open_groups):
-                open_groups.append((item, 1))
+        level, count = 0, 1
+        while groups and groups[-1][0] == level:
+            _, before, group = groups.pop()
+            item, count = combine([group, item]), before + 1
+            if count < FAN_IN:
                 break
-            group, count = open_groups[level]
-            item = combine([group, item]) if count else item
-            open_groups[level] = (item, (count + 1) % FAN_IN)
-            if count + 1 < FAN_IN:
-                break
-    rest = [group for group, count in open_groups if count] or [open_groups[-1][0]]
-    result = rest[0]
-    for group in rest[1:]:
-        result = combine([group, result])
+            level, count = level + 1, 1
+        groups.append((level, count, item))
+    result = groups.pop()[2]
+    while groups:
+        result = combine([groups.pop()[2], result])
     return result
 
 
