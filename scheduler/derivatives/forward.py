@@ -19,7 +19,7 @@ from flowgrad.typing import Array
 
 from ..kernels import run_instr
 from ..machine import canonical
-from ..programs import mean_seed
+from ..programs import seed_of
 from ..tasks import Ref, token
 from .lower import Request
 from .recipe import Recipe
@@ -146,8 +146,7 @@ def hvp_block(
     program: Program, name: str, batch: int, samples: int, directions: dict[int, Array], *inputs: Array
 ) -> Array:
     """Return some samples' share of the Hessian of the mean loss times a direction, laid end to end."""
-    batched = program.types[program.inputs[-1].var].batched
-    seed = mean_seed(np.empty((samples if batched else 1, 0), inputs[0].dtype), samples, batch)
+    seed = seed_of(program, inputs[0].dtype, samples, batch)
     return _moved(program, name, directions, (*inputs, seed)).sum(axis=1)[0]
 
 

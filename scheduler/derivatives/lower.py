@@ -124,18 +124,15 @@ class Request:
             return
         start, stop = samples
         if var in self.statics:
-            self._data(key, self.statics[var][1])
+            value = self.statics[var][1]
         elif var == self.recipe.derivation.seed:
-            self._data(key, self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop])
+            value = self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop]
         else:
-            array = self.feeds.arrays[self.recipe.feeds[var]]
-            whole = samples == (0, self.feeds.samples)
-            self._data(key, array if whole else cut_rows(array, start, stop))
-
-    def _data(self, name: str, value: Array) -> None:
-        self.records[name] = Data(value)
+            value = self.feeds.arrays[self.recipe.feeds[var]]
+            value = value if samples == (0, self.feeds.samples) else cut_rows(value, start, stop)
+        self.records[key] = Data(value)
         if self.cache.executor.remote and value.nbytes > PLACED:
-            self.sizes[name] = value.nbytes
+            self.sizes[key] = value.nbytes
 
 
 def _name(arg: Any) -> str:

@@ -83,7 +83,11 @@ class Recipe:
         self.sizes += [absent] if absent or not self.sizes else []
         self.derivation: Derivation = derive(program, self.target, self.variables)
         self.program = verify(self.derivation.program)
-        self.cuts = _cuts(self.program)
+        # What cuts ranges out of the flat vectors.
+        flat = {i.var for i in self.program.inputs if i.role in ("param", "const")}
+        self.cuts = [
+            i for i in self.program.instrs if i.verb == "apply" and i.op in (Slice, Gather) and i.args[0] in flat
+        ]
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
         self.edges = self.derivation.edges
         self.units, self._holders = cut_up(self.program, self.cuts, self.same, self.through, grain)
@@ -211,12 +215,6 @@ class _Set(NamedTuple):
 def _passes_on(i: Instr, grain: str) -> bool:
     """Whether the result is the first argument: marks, and pulls by an identity where an edge need not be a task."""
     return i.op is Mark or (grain != "node" and i.verb == "pull" and i.op.kind(i.slot) is Identity)
-
-
-def _cuts(program: Program) -> list[Instr]:
-    """Return the instructions that cut ranges out of the flat vectors."""
-    flat = {i.var for i in program.inputs if i.role in ("param", "const")}
-    return [i for i in program.instrs if i.op in (Slice, Gather) and i.verb == "apply" and i.args[0] in flat]
 
 
 def _values_set(program: Program, cuts: Sequence[Instr], graph: Graph, dtype: Any) -> dict[int, tuple[str, Array]]:

@@ -103,22 +103,20 @@ def keep_factors(
     session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None = None
 ) -> PerSampleGradients:
     """Return the factors of ``seedᵀ d result``; `seed` ``(V, N, result.dim)`` may be left out for a scalar."""
-    lengths = [stop - start for start, stop in session.blocks(feeds.samples)]
-    again = _again(session, recipe, feeds, seed) if session.executor.remote else None
-    return _gradients(session, recipe, feeds, lengths, _factors(session, recipe, feeds, seed), again)
+    blocks, remote = session.blocks(feeds.samples), session.executor.remote
+    alone = len(blocks) == 1
 
-
-def _gradients(session: Session, recipe: Recipe, feeds: Feeds, *blocks: Any) -> PerSampleGradients:
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, feeds.dtype, *blocks)
-
-
-def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Blocks]:
-    """Return what makes the same factors once more, after values were lost."""
+    def make() -> Blocks:
+        with session.cache.lock:
+            threads = session.executor.threads if alone and not remote else 1
+            request = Request(recipe, feeds, session.cache, seed, threads)
+            handles = session.submit(request, [lower_factors(request, start, stop) for start, stop in blocks], alone)
+        if remote:
+            return [session.executor.future(h) for h in handles], partial(session.executor.release, handles)
+        return session.gather(handles), None
 
     def tokens() -> list[str]:
         return [name for name, _ in recipe.values_now(feeds).values()]
-
-    then = tokens()
 
     def again() -> Blocks:
         if tokens() != then or not feeds.unchanged():
@@ -127,21 +125,15 @@ def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array
             )
         with session.cache.lock:
             session.cache.lost()
-        return _factors(session, recipe, feeds, seed)
+        return make()
 
-    return again
+    then = tokens() if remote else []
+    lengths = [stop - start for start, stop in blocks]
+    return _gradients(session, recipe, feeds, lengths, make(), again if remote else None)
 
 
-def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Blocks:
-    blocks = session.blocks(feeds.samples)
-    here = len(blocks) == 1 and not session.executor.remote
-    with session.cache.lock:
-        request = Request(recipe, feeds, session.cache, seed, session.executor.threads if here else 1)
-        keys = [lower_factors(request, start, stop) for start, stop in blocks]
-        handles = session.submit(request, keys, len(blocks) == 1)
-    if session.executor.remote:
-        return [session.executor.future(h) for h in handles], partial(session.executor.release, handles)
-    return session.gather(handles), None
+def _gradients(session: Session, recipe: Recipe, feeds: Feeds, *blocks: Any) -> PerSampleGradients:
+    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, feeds.dtype, *blocks)
 
 
 def _chunked(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
