@@ -44,10 +44,13 @@ def links_of(executor: Executor, fit: Fit) -> Links:
     fit : callable
         How to train: so all is measured that a training does, whatever that is.
     """
-    known = ("links", *executor.workers())
-    if known not in executor.measured:
-        executor.measured[known] = _measure(executor, fit)
-    links: Links = executor.measured[known]
+    return _known(executor, ("links", *executor.workers()), lambda: _measure(executor, fit))
+
+
+def _known(executor: Executor, key: tuple[Any, ...], measure: Callable[[], Links]) -> Links:
+    if key not in executor.measured:
+        executor.measured[key] = measure()
+    links: Links = executor.measured[key]
     return links
 
 
@@ -131,26 +134,21 @@ def task_links(executor: Executor) -> Links:
 
     Nothing of it is about training.
     """
-    return steadily(executor, lambda workers: _links(executor, workers))
+    return steadily(executor, lambda workers: _known(executor, ("tasks", *workers), lambda: _links(executor, workers)))
 
 
 def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
-    known = ("tasks", *workers)
-    if known not in executor.measured:
-        key = f"update-{uuid.uuid4().hex}"
-        hop, several = _hop(executor, workers), len(workers) > 1
-        executor.measured[known] = Links(
-            workers=len(workers),
-            threads=executor.threads,
-            slots=sum(worker.threads for worker in workers),
-            hop=hop,
-            task=_task(executor, workers, hop),
-            move=_move(executor, workers) if several else 0.0,
-            update=run_now(executor, {key: Task(new_state, ())}, [key], workers)[0] if several else 0.0,
-            machine=executor.machine_threads(workers),
-        )
-    links: Links = executor.measured[known]
-    return links
+    hop, several, key = _hop(executor, workers), len(workers) > 1, f"update-{uuid.uuid4().hex}"
+    return Links(
+        workers=len(workers),
+        threads=executor.threads,
+        slots=sum(worker.threads for worker in workers),
+        hop=hop,
+        task=_task(executor, workers, hop),
+        move=_move(executor, workers) if several else 0.0,
+        update=run_now(executor, {key: Task(new_state, ())}, [key], workers)[0] if several else 0.0,
+        machine=executor.machine_threads(workers),
+    )
 
 
 def _hop(executor: Executor, workers: Sequence[Worker]) -> float:

@@ -110,9 +110,8 @@ def rows(
     *args: Any,
 ) -> Any:
     """Return ``func(part, *args)`` of every block, one below the other."""
-    return da.concatenate(
-        [da.from_delayed(delayed(func)(part, *args), (n, *tail), dtype) for part, n in zip(parts, lengths)]
-    )
+    blocks = [delayed(func)(part, *args) for part in parts]
+    return da.concatenate([da.from_delayed(block, (n, *tail), dtype) for block, n in zip(blocks, lengths)])
 
 
 def total(func: Callable[..., Any], parts: Sequence[Any], size: int, dtype: Any, *args: Any) -> Any:

@@ -202,18 +202,12 @@ class Engine:
         >>> lowered.tasks(), lowered.compute().tolist()
         ({'forward': 1}, [[2.0], [0.0]])
         """
-        if not gradient:
 
-            def lower(grain: str | None) -> Computation:
-                return values.lower_values(self.session, targets, feeds, grain)
-
-        elif isinstance(targets, Node):
-
-            def lower(grain: str | None) -> Computation:
+        def lower(grain: str | None) -> Computation:
+            if gradient:
                 return values.lower_mean_gradient(self.session, targets, feeds, None, grain)
+            return values.lower_values(self.session, targets, feeds, grain)
 
-        else:
-            raise GraphError("a gradient is of one scalar node, not of a list")
         return Lowered(lower(grain), executor=self.executor, lower=lower)
 
     # -- derivatives --------------------------------------------------------------------------------------------
@@ -505,7 +499,7 @@ class Engine:
         >>> engine.cache_info().hits > 0
         True
         """
-        return self.session.info()
+        return self.session.cache.info(self.session.memory.nbytes)
 
     def clear_cache(self) -> None:
         """Drop all values that are kept, and forget feeds, graphs and kernels; the counts start again.

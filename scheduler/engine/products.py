@@ -43,7 +43,7 @@ def hvp(
     fed = [v for v in moved if v in checked.arrays]
     if fed:
         raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
-    program, named = compile_gradient(loss, checked, list(moved), "shard" if session.grain == "node" else session.grain)
+    program, named = compile_gradient(loss, checked, list(moved), "shard")
     out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
     if named:
         total = reduce(

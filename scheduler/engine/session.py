@@ -11,7 +11,7 @@ from flowgrad.errors import GraphError, warn
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import integer
 
-from ..derivatives import Cache, CacheInfo, Recipe, Request
+from ..derivatives import Cache, Recipe, Request
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, RememberedFeeds, check_nodes
 from ..kernels import kernel_of
@@ -50,10 +50,6 @@ class Session:
             self.recipes.cache_clear()
         clear_room()
         kernel_of.cache_clear()
-
-    def info(self) -> CacheInfo:
-        """Return what was kept and asked for, and the bytes of it."""
-        return self.cache.info(self.memory.nbytes)
 
     def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""

@@ -36,8 +36,10 @@ def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = N
     return replace(job, finish=lambda values: job.finish(values)[0]) if isinstance(nodes, Node) else job
 
 
-def lower_mean_gradient(session: Session, target: Node, feeds: Any, wrt: Any, grain: str | None = None) -> Computation:
+def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, grain: str | None = None) -> Computation:
     """Check target and feeds, and lower the gradient ``{variable: (dim,)}``."""
+    if isinstance(target, (list, tuple)):
+        raise GraphError("a gradient is of one scalar node, not of a list")
     graph, _ = check_nodes(target, "gradient")
     check_scalar(target, "target")
     checked = check_feeds(graph, feeds, session.dtype)

@@ -127,15 +127,11 @@ def _beginnings(feeds: Mapping[Any, Array]) -> dict[Any, bytes]:
 
 def _owned(checked: Feeds, feeds: Any) -> Feeds:
     """Return feeds that share no memory with the user's, who may change theirs while results still read them."""
-    arrays = {
-        v: a.copy() if _is_array(feeds[v]) and np.may_share_memory(a, feeds[v]) else a
-        for v, a in checked.arrays.items()
-    }
+    arrays = dict(checked.arrays)
+    for v, a in arrays.items():
+        if hasattr(feeds[v], "__array__") and not is_dask_array(feeds[v]) and np.may_share_memory(a, feeds[v]):
+            arrays[v] = a.copy()
     return replace(checked, arrays=arrays)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and not is_dask_array(value)
 
 
 def _copy(array: Array) -> Array:

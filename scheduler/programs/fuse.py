@@ -254,16 +254,14 @@ class _Fusion:
 
     def _write(self, wide: list[_Wide]) -> None:
         for w in wide:
-            var = self.builder.apply(w.op, w.args, w.attrs, _label(w.part))
+            first, last = w.part[0], w.part[-1]
+            label = f"{len(w.part)} x {first.op.__name__} {first.label} .. {last.label}"
+            var = self.builder.apply(w.op, w.args, w.attrs, label)
             start = 0
             for i in w.part:
                 stop = start + self.program.types[i.out].dim
                 self.segments[i.out] = (Segment(var, start, stop),)
                 start = stop
-
-
-def _label(part: list[Instr]) -> str:
-    return f"{len(part)} x {part[0].op.__name__} {part[0].label} .. {part[-1].label}"
 
 
 class _Level(NamedTuple):
