@@ -34,7 +34,6 @@ from .values import check_scalar
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
 CHECKED = 64 << 20
 
-
 Lower = Callable[[Request, int, int], Ref]
 
 
@@ -94,7 +93,11 @@ def per_sample_gradients(session: Session, target: Node, feeds: Any, wrt: Any) -
     """Compute the gradient of a scalar for each sample, as factors; see `Engine.per_sample_gradients`."""
     check_scalar(target, "target")
     if isinstance(feeds, Mapping) and any(map(is_chunked, feeds.values())):
-        return _chunked(session, target, feeds, wrt)
+        graph, _ = check_nodes(target, "per_sample_gradients")
+        chunked, lengths = derivatives.chunk_feeds(graph, feeds, session.dtype)
+        recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
+        blocks = derivatives.chunked_factors(recipe, chunked, lengths), None
+        return _gradients(session, recipe, chunked, lengths, blocks)
     recipe, checked = session.recipe(target, wrt, feeds, "per_sample_gradients")
     return keep_factors(session, recipe, checked)
 
@@ -134,10 +137,3 @@ def keep_factors(
 
 def _gradients(session: Session, recipe: Recipe, feeds: Feeds, *blocks: Any) -> PerSampleGradients:
     return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, feeds.dtype, *blocks)
-
-
-def _chunked(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
-    graph, _ = check_nodes(target, "per_sample_gradients")
-    chunked, lengths = derivatives.chunk_feeds(graph, feeds, session.dtype)
-    recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
-    return _gradients(session, recipe, chunked, lengths, (derivatives.chunked_factors(recipe, chunked, lengths), None))
