@@ -68,12 +68,11 @@ def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
         Of the kernel that runs the steps.
     """
     if grain == "round":
-        return round_seconds(case, _round_work(case, times, links), links)
+        return round_seconds(case, _round_work(round_threads(case, times, links), case, times, links), links)
     if grain == "node":
         tasks = case.node_tasks
-        compute = case.shards * times.gradient(case.largest) + times.update
-        waiting = max(tasks * links.task, 2 * case.work.levels * links.hop)
-        return compute + waiting + links.window / min(case.steps, max(1, WINDOW_TASKS // tasks))
+        work = job_seconds(2 * case.work.levels, case.batch, case.shards, tasks, grain, times, links)
+        return work + times.update + links.window / min(case.steps, max(1, WINDOW_TASKS // tasks))
     parts = case.batch if grain == "sample" else case.shards
     compute = _spread(parts, -(-case.batch // parts), times, links)
     compute += times.update
@@ -89,17 +88,13 @@ def _spread(parts: int, samples: int, times: Times, links: Links) -> float:
     return -(-parts // links.slots) * together + -(-parts // links.workers) * alone
 
 
-def _round_work(case: Case, times: Times, links: Links) -> float:
-    """Return the seconds of the work of one step inside a round."""
-    return _work_by(round_threads(case, times, links), case, times, links)
-
-
 def round_threads(case: Case, times: Times, links: Links) -> int:
     """Return how many threads share the shards of a round."""
-    return choose_round_threads(links.threads, links.machine, _work_by(links.threads, case, times, links))
+    return choose_round_threads(links.threads, links.machine, _round_work(links.threads, case, times, links))
 
 
-def _work_by(threads: int, case: Case, times: Times, links: Links) -> float:
+def _round_work(threads: int, case: Case, times: Times, links: Links) -> float:
+    """Return the seconds of the work of one step inside a round."""
     threads = _useful(case, times.kernel, threads)
     gradient = times.gradient(case.largest) * links.crowding(threads)
     return -(-case.shards // threads) * gradient + times.update / threads

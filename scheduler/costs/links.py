@@ -44,24 +44,33 @@ def links_of(executor: Executor, fit: Fit) -> Links:
     fit : callable
         How to train: so all is measured that a training does, whatever that is.
     """
-    known = ("links", *executor.workers())
-    if known not in executor.measured:
-        executor.measured[known] = _measure(executor, fit)
-    links: Links = executor.measured[known]
+    return _known(executor, ("links", *executor.workers()), lambda: _measure(executor, fit))
+
+
+def _known(executor: Executor, key: tuple[Any, ...], measure: Callable[[], Links]) -> Links:
+    if key not in executor.measured:
+        executor.measured[key] = measure()
+    links: Links = executor.measured[key]
     return links
 
 
 def _measure(executor: Executor, fit: Fit) -> Links:
     base = task_links(executor)
 
-    def epoch(grain: str, shards: int, steps: int, where: Executor = executor) -> float:
-        return _epoch(where, fit, grain, shards, steps)
+    def epoch(grain: str, steps: int, where: Executor = executor) -> float:
+        """Return the seconds of the shortest epoch of a net of two parameters."""
+        with fg.Graph(seed=0) as graph:
+            x = fg.Variable(2, trainable=False, name="x")
+            loss = fg.Dot(fg.Variable(2, np.zeros(2), name="w"), x)
+        samples = np.zeros((2 * steps, 2), np.float32)
+        epochs = NEAR if isinstance(where, LocalExecutor) else FAR
+        return fit(fg.Adam(graph, loss, batch_size=2), where, grain, 2, {x: samples}, epochs)
 
     looks = [_look(executor, base.slots)]
-    window = epoch("round", 2, 1)
-    rows = epoch("round", 2, ROWS) - epoch("round", 2, ROWS, where=LocalExecutor(threads=False))
+    window = epoch("round", 1)
+    rows = epoch("round", ROWS) - epoch("round", ROWS, where=LocalExecutor(threads=False))
     looks.append(_look(executor, base.slots))
-    step = (epoch("shard", 2, STEPS) - window) / STEPS
+    step = (epoch("shard", STEPS) - window) / STEPS
     looks.append(_look(executor, base.slots))
     alone, together = map(min, zip(*looks))
     return replace(
@@ -71,16 +80,6 @@ def _measure(executor: Executor, fit: Fit) -> Links:
         step=max(step, 0.0),
         crowd=max(1.0, together / alone),
     )
-
-
-def _epoch(executor: Executor, fit: Fit, grain: str, shards: int, steps: int) -> float:
-    """Return the seconds of the shortest epoch of a net of two parameters."""
-    with fg.Graph(seed=0) as graph:
-        x = fg.Variable(2, trainable=False, name="x")
-        loss = fg.Dot(fg.Variable(2, np.zeros(2), name="w"), x)
-    samples = np.zeros((steps * shards, 2), np.float32)
-    epochs = NEAR if isinstance(executor, LocalExecutor) else FAR
-    return fit(fg.Adam(graph, loss, batch_size=shards), executor, grain, shards, {x: samples}, epochs)
 
 
 def _look(executor: Executor, slots: int) -> tuple[float, float]:
@@ -109,6 +108,19 @@ def run_now(
     return executor.run(records, keys, [worker.address for worker in workers])
 
 
+def _seconds(executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[Worker]) -> float:
+    start = time.perf_counter()
+    run_now(executor, records, keys, workers)
+    return time.perf_counter() - start
+
+
+def _slope(seconds: Callable[[int], float], small: int, large: int) -> float:
+    """Return the seconds of one more, between two sizes; nothing is free, whatever else the machine did meanwhile."""
+    times = [(seconds(small), seconds(large)) for _ in range(2)]
+    one, many = (min(each) for each in zip(*times))
+    return max(many - one, 0.1 * many) / (large - small)
+
+
 def steadily(executor: Executor, measure: Callable[[Sequence[Worker]], T]) -> T:
     """Measure on the workers that there are; anew, up to a limit, when one of them went away meanwhile."""
     for _ in range(ATTEMPTS - 1):
@@ -122,25 +134,21 @@ def task_links(executor: Executor) -> Links:
 
     Nothing of it is about training.
     """
-    return steadily(executor, lambda workers: _links(executor, workers))
+    return steadily(executor, lambda workers: _known(executor, ("tasks", *workers), lambda: _links(executor, workers)))
 
 
 def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
-    known = ("tasks", *workers)
-    if known not in executor.measured:
-        hop = _hop(executor, workers)
-        executor.measured[known] = Links(
-            workers=len(workers),
-            threads=executor.threads,
-            slots=sum(worker.threads for worker in workers),
-            hop=hop,
-            task=_task(executor, workers, hop),
-            move=_move(executor, workers) if len(workers) > 1 else 0.0,
-            update=_update(executor, workers) if len(workers) > 1 else 0.0,
-            machine=executor.machine_threads(workers),
-        )
-    links: Links = executor.measured[known]
-    return links
+    hop, several, key = _hop(executor, workers), len(workers) > 1, f"update-{uuid.uuid4().hex}"
+    return Links(
+        workers=len(workers),
+        threads=executor.threads,
+        slots=sum(worker.threads for worker in workers),
+        hop=hop,
+        task=_task(executor, workers, hop),
+        move=_move(executor, workers) if several else 0.0,
+        update=run_now(executor, {key: Task(new_state, ())}, [key], workers)[0] if several else 0.0,
+        machine=executor.machine_threads(workers),
+    )
 
 
 def _hop(executor: Executor, workers: Sequence[Worker]) -> float:
@@ -151,14 +159,9 @@ def _hop(executor: Executor, workers: Sequence[Worker]) -> float:
         records: dict[str, Record] = {f"hop-{name}-0": Data([0])}
         for k in range(1, hops + 1):
             records[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
-        start = time.perf_counter()
-        run_now(executor, records, [f"hop-{name}-{hops}"], workers)
-        return time.perf_counter() - start
+        return _seconds(executor, records, [f"hop-{name}-{hops}"], workers)
 
-    hops = REMOTE_HOPS if executor.remote else LOCAL_HOPS
-    times = [(chain(1), chain(1 + hops)) for _ in range(2)]
-    one, many = (min(each) for each in zip(*times))
-    return max(many - one, 0.1 * many) / hops
+    return _slope(chain, 1, 1 + (REMOTE_HOPS if executor.remote else LOCAL_HOPS))
 
 
 def _task(executor: Executor, workers: Sequence[Worker], hop: float) -> float:
@@ -168,9 +171,7 @@ def _task(executor: Executor, workers: Sequence[Worker], hop: float) -> float:
     for k in range(1, WIDE + 1):
         wide[f"task-{name}-{k}"] = Task(pick, ([Ref(f"task-{name}-0")], 0))
     wide[f"task-{name}-all"] = Task(len, ([Ref(f"task-{name}-{k}") for k in range(1, WIDE + 1)],))
-    start = time.perf_counter()
-    run_now(executor, wide, [f"task-{name}-all"], workers)
-    return max(time.perf_counter() - start - 2 * hop, 0.0) / WIDE
+    return max(_seconds(executor, wide, [f"task-{name}-all"], workers) - 2 * hop, 0.0) / WIDE
 
 
 def _move(executor: Executor, workers: Sequence[Worker]) -> float:
@@ -182,16 +183,6 @@ def _move(executor: Executor, workers: Sequence[Worker]) -> float:
         keys = [f"move-{name}-{k}" for k in range(2)]
         records: dict[str, Record] = {key: Task(np.ones, (size, np.uint8), k) for k, key in enumerate(made)}
         records |= {key: Task(len, ([Ref(m) for m in made],), k) for k, key in enumerate(keys)}
-        start = time.perf_counter()
-        run_now(executor, records, keys, workers[:2])
-        return time.perf_counter() - start
+        return _seconds(executor, records, keys, workers[:2])
 
-    times = [(swap(1), swap(MOVED)) for _ in range(2)]
-    small, large = (min(each) for each in zip(*times))
-    return max(large - small, 0.1 * large) / MOVED  # bytes are never free, whatever else the machine did meanwhile
-
-
-def _update(executor: Executor, workers: Sequence[Worker]) -> float:
-    key = f"update-{uuid.uuid4().hex}"
-    seconds: float = run_now(executor, {key: Task(new_state, ())}, [key], workers)[0]
-    return seconds
+    return _slope(swap, 1, 1 + MOVED)

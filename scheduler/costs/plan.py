@@ -29,7 +29,6 @@ MOST_ROWS = 1024
 # Seconds of a step from which on the threads of a round may belong to several workers of one machine: they wait for each other
 # at every step, and if something else has a processor meanwhile, for as long as that keeps it: some milliseconds.
 LONG_STEP = 4e-3
-DEFAULT_SHARDS = {"node": 1}
 # Operations in matrix products from which on more BLAS threads are worth waking, where a single task runs.
 BLAS_FROM = 1e8
 
@@ -78,15 +77,12 @@ def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: f
                 f"grain sample has one shard per sample: leave shards out, or give the batch size {batch_size}, not {shards}"
             )
         return batch_size
-    return min(shards or DEFAULT_SHARDS.get(grain) or _shards_for(batch_size, step_flops, kernel), batch_size)
-
-
-def _shards_for(batch_size: int, step_flops: float, kernel: str) -> int:
-    most = SHARDS_FROM[kernel][0][1]
-    shards = next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
-    while shards >= most and batch_size > shards * MOST_ROWS:
-        shards *= 2
-    return shards
+    if shards is None and grain != "node":
+        most = SHARDS_FROM[kernel][0][1]
+        shards = next((n for least, n in SHARDS_FROM[kernel] if step_flops >= least), 1)
+        while shards >= most and batch_size > shards * MOST_ROWS:
+            shards *= 2
+    return min(shards or 1, batch_size)
 
 
 def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) -> tuple[str, str]:

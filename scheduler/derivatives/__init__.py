@@ -5,10 +5,10 @@ from typing import Any
 
 from .cache import DEFAULT_BYTES, Cache, CacheInfo
 from .forward import cheaper_mode, hvp_block, jvp_block, lower_push
-from .lower import Request, lower_reverse
-from .per_sample import Blocks, FactorBlocks, PerSampleGradients
-from .recipe import Recipe, RecipeBook
-from .work import LastEdges, clip_weights, factors_block, join, norms_of, run_all
+from .lower import Request, lower_factors, lower_reverse
+from .per_sample import Blocks, PerSampleGradients
+from .recipe import Recipe
+from .work import LastEdges, clip_weights, join, norms_of, run_all
 
 _LAZY = ("chunk_feeds", "chunked_factors", "lazy_jacobian")
 

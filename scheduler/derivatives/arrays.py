@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -31,26 +30,13 @@ from ..feeds import (
 from ..programs import cut_rows
 from ..tasks import combine, token
 from .recipe import Recipe
-from .work import LastEdges, factors_chunk, jacobian_chunk
+from .work import LastEdges, bare, factors_block, jacobian_chunk, run_all
 
 
-@dataclass(frozen=True)
-class ChunkedFeeds:
-    """Feeds as dask arrays of the same chunks of samples.
+def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> tuple[Feeds, tuple[int, ...]]:
+    """Return feeds, some of which are in chunks, as dask arrays of common chunks of samples, and the samples of each chunk.
 
-    Attributes
-    ----------
-    lengths : tuple of int
-        Samples of each chunk.
-    """
-
-    arrays: dict[Variable, Any]
-    lengths: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> ChunkedFeeds:
-    """Bring feeds, some of which are in chunks, to common chunks of samples. Entries are checked when chunks are read.
+    Entries are checked when chunks are read.
 
     Raises
     ------
@@ -62,10 +48,10 @@ def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> ChunkedFe
         v = fed_variable(graph, key)
         arrays[v] = value if isinstance(value, da.Array) else _as_chunks(value)
         check_shape(v, arrays[v])
-    check_lengths({v: int(a.shape[0]) for v, a in arrays.items()})
+    samples = check_lengths({v: int(a.shape[0]) for v, a in arrays.items()})
     finest = max((a.chunks[0] for v, a in arrays.items() if is_chunked(feeds[v])), key=len)
     common = {v: a.rechunk((finest, *(-1,) * (a.ndim - 1))) for v, a in arrays.items()}
-    return ChunkedFeeds(common, finest, common_dtype((a.dtype for a in arrays.values()), dtype))
+    return Feeds(common, samples, common_dtype((a.dtype for a in arrays.values()), dtype)), finest
 
 
 def _as_chunks(value: Any) -> Any:
@@ -82,21 +68,27 @@ def _as_chunks(value: Any) -> Any:
     )
 
 
-def chunked_factors(recipe: Recipe, feeds: ChunkedFeeds) -> list[Any]:
+def _plan(recipe: Recipe, feeds: Feeds, rows: int) -> tuple[list[tuple[int, Any]], tuple[tuple[Instr, ...], LastEdges]]:
+    """Return everything as one task: what it reads, with delayed values of what is set; instructions and last edges."""
+    task, statics = recipe.as_one_task(), recipe.values_now(feeds)
+    own = {k: delayed(value, name=f"value-{name}") for k, (name, value) in statics.items() if k in task.leaves}
+    identity = token([i._replace(label="") for i in task.instrs], bare(task.edges), recipe.sizes, rows, feeds.dtype.str)
+    ends = LastEdges(task.edges, tuple(recipe.sizes), rows, feeds.dtype, identity)
+    return [(k, own.get(k)) for k in task.leaves], (task.instrs, ends)
+
+
+def chunked_factors(recipe: Recipe, feeds: Feeds, lengths: Sequence[int]) -> list[Any]:
     """Return the factors of each chunk of samples of a scalar's derivative, as delayed values."""
-    task = recipe.as_one_task()
-    statics = recipe.values_now(Feeds(feeds.arrays, sum(feeds.lengths), feeds.dtype))
-    values = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
-    ends = LastEdges(task.edges, tuple(recipe.sizes), 1, feeds.dtype, "")
-    plan = delayed((task.instrs, ends), traverse=False)
+    leaves, work = _plan(recipe, feeds, 1)
+    plan = delayed(work, traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
     fed = {k: Shape(v.name, v.dim, feeds.dtype) for k, v in recipe.feeds.items()}
-    forms = [None if k in statics else fed[k] for k in task.leaves]
+    forms = [fed[k] if own is None else None for k, own in leaves]
     parts = []
-    starts = np.cumsum([0, *feeds.lengths]).tolist()
-    for c, length in enumerate(feeds.lengths):
-        leaves = [pieces[recipe.feeds[k]][c] if value is None else value for k, value in zip(task.leaves, values)]
-        parts.append(delayed(read_factors)(plan, forms, starts[c], length, *leaves))
+    starts = np.cumsum([0, *lengths]).tolist()
+    for c, length in enumerate(lengths):
+        given = [pieces[recipe.feeds[k]][c] if own is None else own for k, own in leaves]
+        parts.append(delayed(read_factors)(plan, forms, starts[c], length, *given))
     return parts
 
 
@@ -106,7 +98,7 @@ def read_factors(
     """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
     instrs, ends = plan
     arrays = [leaf if form is None else check_array(form, leaf, form.dtype, first) for form, leaf in zip(forms, leaves)]
-    return factors_chunk(instrs, ends, np.ones((1, 1, 1), ends.dtype), samples, *arrays)
+    return factors_block(ends, samples, *run_all(instrs, *arrays, np.ones((1, 1, 1), ends.dtype)))
 
 
 def rows(
@@ -118,9 +110,8 @@ def rows(
     *args: Any,
 ) -> Any:
     """Return ``func(part, *args)`` of every block, one below the other."""
-    return da.concatenate(
-        [da.from_delayed(delayed(func)(part, *args), (n, *tail), dtype) for part, n in zip(parts, lengths)]
-    )
+    blocks = [delayed(func)(part, *args) for part in parts]
+    return da.concatenate([da.from_delayed(block, (n, *tail), dtype) for block, n in zip(blocks, lengths)])
 
 
 def total(func: Callable[..., Any], parts: Sequence[Any], size: int, dtype: Any, *args: Any) -> Any:
@@ -150,11 +141,6 @@ def pairs(
     return da.block(
         [[da.from_delayed(x, (n[i], m[j]), dtype) for j, x in enumerate(line)] for i, line in enumerate(grid)]
     )
-
-
-def zeros(size: int, dtype: Any) -> Any:
-    """Return zeros."""
-    return da.zeros(size, dtype=dtype)
 
 
 def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, what: str) -> tuple[int, int]:
@@ -192,37 +178,26 @@ def chunk_sizes(samples: int, rows: int, forward: int, row: int, budget: int, wh
 
 def lazy_jacobian(recipe: Recipe, feeds: RememberedFeeds, budget: int) -> dict[Node, Any]:
     """Return the Jacobians as dask arrays ``(N, V, dim)``; see `Engine.jacobian`."""
-    task, dtype = recipe.as_one_task(), feeds.dtype
-    statics = recipe.values_now(feeds)
-    types = recipe.program.types
-    values = [t for t in types if not t.cotangent and t.batched]
-    moving = [t for t in types if t.cotangent]
+    dtype, types = feeds.dtype, recipe.program.types
     samples, rows = feeds.samples, recipe.result.dim
-    forward = dtype.itemsize * sum(t.dim for t in values)
-    row = dtype.itemsize * (sum(t.dim for t in moving) + max(n.dim for n in recipe.wrt))
+    forward = dtype.itemsize * sum(t.dim for t in types if t.batched and not t.cotangent)
+    row = dtype.itemsize * (sum(t.dim for t in types if t.cotangent) + max(n.dim for n in recipe.wrt))
     n, v = chunk_sizes(samples, rows, forward, row, budget, str(recipe.result))
-    ends = LastEdges(task.edges, tuple(recipe.sizes), rows, dtype, "")
-    leaf_tokens = [statics[k][0] if k in statics else feeds.tokens[recipe.feeds[k]] for k in task.leaves]
-    work = [(i.verb, i.op, i.attrs, i.slot, i.arity, i.args) for i in task.instrs]
-    identity = combine(*leaf_tokens, token(work, [(e.wrt, e.start, e.entries, e.pull[2:]) for e in task.edges]))
-    own = [delayed(statics[k][1], name=f"value-{statics[k][0]}") if k in statics else None for k in task.leaves]
+    leaves, work = _plan(recipe, feeds, rows)
+    tokens = [feeds.tokens[recipe.feeds[k]] if own is None else own.key for k, own in leaves]
+    identity = combine(work[1].token, *tokens)
+    plan = delayed(work, name=f"program-{identity}", traverse=False)
     over = [(a, min(a + n, samples)) for a in range(0, samples, n)]
     down = [(a, min(a + v, rows)) for a in range(0, rows, v)]
-    unit = delayed(task.instrs, name=f"program-{token(recipe.ends(rows, dtype).token, identity)}", traverse=False)
     blocks = {}
     for node, span in zip(recipe.wrt, recipe.spans):
         grid = []
         for start, stop in over:
-            leaves = [
-                array if array is not None else cut_rows(feeds.arrays[recipe.feeds[k]], start, stop)
-                for k, array in zip(task.leaves, own)
-            ]
+            given = [cut_rows(feeds.arrays[recipe.feeds[k]], start, stop) if own is None else own for k, own in leaves]
             line = []
             for pair in down:
-                name = token(identity, recipe.ends(rows, dtype).token, repr(span), start, stop, pair)
-                chunk = delayed(jacobian_chunk)(
-                    unit, ends, span, pair, stop - start, *leaves, dask_key_name=f"jacobian-{name}"
-                )
+                name = f"jacobian-{token(identity, span, start, stop, pair)}"
+                chunk = delayed(jacobian_chunk)(plan, span, pair, stop - start, *given, dask_key_name=name)
                 line.append([da.from_delayed(chunk, (stop - start, pair[1] - pair[0], node.dim), dtype)])
             grid.append(line)
         blocks[node] = da.block(grid) if len(grid) * len(grid[0]) > 1 else grid[0][0][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from typing import NamedTuple
 
 from ..executors import Executor, Handle
@@ -60,7 +60,6 @@ class Cache:
         self.limit = limit
         self.lock = threading.RLock()
         self.held: OrderedDict[str, tuple[Handle, int, int | None]] = OrderedDict()
-        self.of: defaultdict[int, set[str]] = defaultdict(set)  # keys by the call whose feeds they depend on
         self.hits = self.misses = self.bytes = 0
         self.salt = ""
 
@@ -89,8 +88,6 @@ class Cache:
             self.executor.release([handle])
             return
         self.held[handle.key] = (handle, nbytes, call)
-        if call is not None:
-            self.of[call].add(handle.key)
         self.bytes += nbytes
 
     def trim(self, other: int = 0) -> None:
@@ -100,14 +97,11 @@ class Cache:
 
     def forget(self, call: int) -> None:
         """Drop what depends on the feeds of a call that will not come again: nobody will ask for it."""
-        for key in tuple(self.of.get(call, ())):
+        for key in [key for key, (*_, of) in self.held.items() if of == call]:
             self._drop(key)
-        self.of.pop(call, None)
 
     def _drop(self, key: str) -> None:
-        handle, nbytes, call = self.held.pop(key)
-        if call is not None:
-            self.of[call].discard(key)
+        handle, nbytes, _ = self.held.pop(key)
         self.bytes -= nbytes
         self.executor.release([handle])
 
@@ -115,7 +109,6 @@ class Cache:
         """Drop everything; the counts start again."""
         self.executor.release([handle for handle, *_ in self.held.values()])
         self.held.clear()
-        self.of.clear()
         self.hits = self.misses = self.bytes = 0
 
     def info(self, other: int = 0) -> CacheInfo:

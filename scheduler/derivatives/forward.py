@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import NodeFailed
 from flowgrad.jacobians import Dense, LocalJacobian, Outer
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
 from ..kernels import run_instr
 from ..machine import canonical
-from ..programs import mean_seed
+from ..programs import seed_of
 from ..tasks import Ref, token
 from .lower import Request
 from .recipe import Recipe
-from .work import local_jacobian
+from .work import Span, local_jacobian, naming
 
 # Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
 STEP = float(np.cbrt(np.finfo(np.float64).eps))
@@ -49,14 +48,8 @@ def push_through(instrs: Sequence[Instr], env: Sequence[Any], dims: Sequence[int
     for i in instrs:
         if i.verb == "apply":
             makers[i.out] = i
-        try:
+        with naming("tangent", i):
             tangent = _tangent(i, env, dims, tangents, makers)
-        except NodeFailed:
-            raise
-        except Exception as error:
-            raise NodeFailed(
-                f"tangent of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}"
-            ) from error
         if tangent is not None:
             tangents[i.out] = tangent
     return tangents
@@ -145,37 +138,28 @@ def _sum(parts: Sequence[Array | None]) -> Array | None:
 
 def jvp_block(program: Program, samples: int, directions: dict[int, Array], *inputs: Array) -> Array:
     """Return the tangent of output ``"0"`` for some samples, ``(samples, dim)``."""
-    env = _run(program, [canonical(i) for i in inputs])
-    target = program.outputs["0"]
-    dims = [t.dim for t in program.types]
-    moved = push_through(program.instrs, env, dims, {var: t[None] for var, t in directions.items()})
-    if target not in moved:
-        return np.zeros((samples, dims[target]), inputs[0].dtype)
-    return np.array(np.broadcast_to(moved[target][0], (samples, dims[target])))
+    moved = _moved(program, "0", directions, inputs)
+    return np.array(np.broadcast_to(moved[0], (samples, moved.shape[2])))
 
 
 def hvp_block(
     program: Program, name: str, batch: int, samples: int, directions: dict[int, Array], *inputs: Array
 ) -> Array:
     """Return some samples' share of the Hessian of the mean loss times a direction, laid end to end."""
-    batched = program.types[program.inputs[-1].var].batched
-    seed = mean_seed(np.empty((samples if batched else 1, 0), inputs[0].dtype), samples, batch)
-    env = _run(program, [*(canonical(i) for i in inputs), seed])
-    dims = [t.dim for t in program.types]
-    target = program.outputs[name]
-    moved = push_through(program.instrs, env, dims, {var: t[None] for var, t in directions.items()})
-    if target not in moved:
-        return np.zeros(dims[target], inputs[0].dtype)
-    return moved[target].sum(axis=1)[0]
+    seed = seed_of(program, inputs[0].dtype, samples, batch)
+    return _moved(program, name, directions, (*inputs, seed)).sum(axis=1)[0]
 
 
-def _run(program: Program, inputs: list[Array]) -> list[Any]:
+def _moved(program: Program, name: str, directions: dict[int, Array], inputs: Sequence[Array]) -> Array:
+    """Return the tangent ``(1, N, dim)`` of an output."""
     env: list[Any] = [None] * len(program.types)
     for entry, value in zip(program.inputs, inputs):
-        env[entry.var] = value
+        env[entry.var] = canonical(value)
     for i in program.instrs:
         env[i.out] = run_instr(i, *(env[a] for a in i.args))
-    return env
+    dims, target = [t.dim for t in program.types], program.outputs[name]
+    moved = push_through(program.instrs, env, dims, {var: t[None] for var, t in directions.items()})
+    return moved[target] if target in moved else np.zeros((1, 1, dims[target]), inputs[0].dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,11 +215,10 @@ def cheaper_mode(recipe: Recipe) -> str:
     if recipe.mode is None:
         pushes = pushes_of(recipe)
         reverse = recipe.result.dim * _work(pushes.instrs, set(pushes.variables), pushes.dims)
-        forward = 0.0
-        for node in recipe.wrt:
-            span = recipe.span_of.get(node)
-            if span is not None:
-                forward += node.dim * _work(pushes.instrs, {recipe.variables[span.wrt]}, pushes.dims)
+        forward = sum(
+            (hi - lo) * _work(pushes.instrs, set(pushes.variables[k : k + 1]), pushes.dims)
+            for k, lo, hi in recipe.spans
+        )
         recipe.mode = "forward" if forward < reverse else "reverse"
     return recipe.mode
 
@@ -254,30 +237,20 @@ def _work(instrs: Sequence[Instr], active: set[int], dims: Sequence[int]) -> flo
 
 def lower_push(request: Request, start: int, stop: int) -> Ref:
     """Add the task that pushes all columns for samples ``start:stop``."""
-    recipe = request.recipe
-    pushes = pushes_of(recipe)
+    pushes, dtype = pushes_of(request.recipe), request.feeds.dtype
     refs = request.refs(start, stop, pushes.reads)
-    spans = recipe.spans
-    dtype = request.feeds.dtype
-    return request.task(
-        "push", push_block, pushes, spans, stop - start, dtype.str, *[refs[var] for var in pushes.reads]
-    )
+    return request.task("push", push_block, pushes, request.recipe.spans, stop - start, dtype.str, *refs)
 
 
-def push_block(
-    pushes: Pushes, spans: Sequence[tuple[int, int, int] | int], samples: int, dtype: str, *args: Array
-) -> list[Array]:
+def push_block(pushes: Pushes, spans: Sequence[Span], samples: int, dtype: str, *args: Array) -> list[Array]:
     """Return the Jacobians ``(samples, result.dim, dim)`` by several nodes; see `jacobian_block`."""
     env: list[Any] = [None] * len(pushes.dims)
     for var, value in zip(pushes.reads, args):
         env[var] = canonical(value)
     blocks = []
-    for span in spans:
-        rows, columns = pushes.dims[pushes.target], span if isinstance(span, int) else span[2] - span[1]
-        out = np.zeros((samples, rows, columns), dtype)
-        if not isinstance(span, int):
-            wrt, lo, hi = span
-            var = pushes.variables[wrt]
+    for wrt, lo, hi in spans:
+        out = np.zeros((samples, pushes.dims[pushes.target], hi - lo), dtype)
+        for var in pushes.variables[wrt : wrt + 1]:  # none that the result does not depend on
             seed = np.eye(pushes.dims[var], dtype=dtype)[lo:hi, None, :]
             moved = push_through(pushes.instrs, env, pushes.dims, {var: seed}).get(pushes.target)
             if moved is not None:

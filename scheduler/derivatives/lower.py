@@ -15,7 +15,7 @@ from ..tasks import Data, Record, Ref, Task, combine, token
 from .cache import Cache
 from .recipe import Recipe
 from .units import Unit
-from .work import jacobian_block, run_spread, run_unit
+from .work import factors_block, jacobian_block, run_spread, run_unit
 
 # What the client gives and is larger stays on a worker like a computed value.
 PLACED = 1 << 20
@@ -51,11 +51,11 @@ class Request:
         self.statics = recipe.values_now(feeds)
         self.names = recipe.names(self.statics, eye)
 
-    def refs(self, start: int, stop: int, wanted: Sequence[int]) -> dict[int, Ref]:
+    def refs(self, start: int, stop: int, wanted: Sequence[int]) -> list[Ref]:
         """Return references to program variables for samples ``start:stop``; records are added for what is missing."""
         recipe, samples = self.recipe, (start, stop)
-        holders = {var: recipe.holder(var) for var in wanted}
-        stack = [var for var, _ in holders.values()]
+        holders = [recipe.holder(var) for var in wanted]
+        stack = [var for var, _ in holders]
         suffixes: dict[tuple[int, ...], str] = {}
         keys: dict[int, str] = {}
         missing = []
@@ -74,7 +74,7 @@ class Request:
                 stack += recipe.units[missing[-1]].holders
         for number in sorted(missing):
             self._emit(recipe.units[number], keys, stop - start)
-        return {var: self._ref(keys[holder], position) for var, (holder, position) in holders.items()}
+        return [self._ref(keys[holder], position) for holder, position in holders]
 
     def _suffix(self, feeds: tuple[int, ...], samples: tuple[int, int]) -> str:
         """Return the half of a key that stands for the content of feeds."""
@@ -96,11 +96,10 @@ class Request:
         """Add the record of a unit."""
         key = keys[unit.writes[0]]
         args = [Ref(keys[var]) for var in unit.holders]
-        how = (unit.instrs, unit.where, len(unit.writes) > 1)
         if self.threads > 1 and unit.flops and unit.flops * len(self.seed) * samples >= SPREAD_FLOPS:
-            self.records[key] = Task(run_spread, (self.threads, samples, *how, *args))
+            self.records[key] = Task(run_spread, (self.threads, samples, unit.instrs[0], unit.where, *args))
         else:
-            self.records[key] = Task(run_unit, (*how, *args))
+            self.records[key] = Task(run_unit, (unit.instrs, unit.where, len(unit.writes) > 1, *args))
         self.sizes[key] = unit.entries(samples, len(self.seed)) * self.feeds.dtype.itemsize
         if self.names[unit.writes[0]].feeds:
             self.fed.add(key)
@@ -125,18 +124,15 @@ class Request:
             return
         start, stop = samples
         if var in self.statics:
-            self._data(key, self.statics[var][1])
+            value = self.statics[var][1]
         elif var == self.recipe.derivation.seed:
-            self._data(key, self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop])
+            value = self.seed if self.seed.shape[1] == 1 else self.seed[:, start:stop]
         else:
-            array = self.feeds.arrays[self.recipe.feeds[var]]
-            whole = samples == (0, self.feeds.samples)
-            self._data(key, array if whole else cut_rows(array, start, stop))
-
-    def _data(self, name: str, value: Array) -> None:
-        self.records[name] = Data(value)
+            value = self.feeds.arrays[self.recipe.feeds[var]]
+            value = value if samples == (0, self.feeds.samples) else cut_rows(value, start, stop)
+        self.records[key] = Data(value)
         if self.cache.executor.remote and value.nbytes > PLACED:
-            self.sizes[name] = value.nbytes
+            self.sizes[key] = value.nbytes
 
 
 def _name(arg: Any) -> str:
@@ -150,8 +146,15 @@ def _name(arg: Any) -> str:
 
 def lower_reverse(request: Request, start: int, stop: int) -> Ref:
     """Add the task that runs the last edges back for samples ``start:stop``."""
+    return _lower_ends(request, start, stop, "jacobian", jacobian_block, request.recipe.spans)
+
+
+def lower_factors(request: Request, start: int, stop: int) -> Ref:
+    """Add the task that keeps the derivative as factors for samples ``start:stop``."""
+    return _lower_ends(request, start, stop, "factors", factors_block)
+
+
+def _lower_ends(request: Request, start: int, stop: int, prefix: str, func: Any, *args: Any) -> Ref:
     recipe = request.recipe
     ends = recipe.ends(len(request.seed), request.feeds.dtype)
-    refs = request.refs(start, stop, recipe.end_reads)
-    reads = [refs[var] for var in recipe.end_reads]
-    return request.task("jacobian", jacobian_block, ends, recipe.spans, stop - start, *reads)
+    return request.task(prefix, func, ends, *args, stop - start, *request.refs(start, stop, recipe.end_reads))

@@ -16,9 +16,10 @@ from flowgrad.inputs import integer, real
 from flowgrad.typing import Array
 
 from ..executors import Executor, Lost
-from .work import Spans, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
+from .work import Span, array_of, dot_here, dot_of, norms_of, project_of, squares_of, sum_of
 
-# Factors by block, and what lets go of them where an executor keeps them.
+# By block a list of `Factors`, a future of one, or, for dask arrays that were fed, dask's promise; and what lets go of them
+# where an executor keeps them.
 Blocks = tuple[list[Any], Callable[[], None] | None]
 
 
@@ -56,14 +57,18 @@ class PerSampleGradients:
         self,
         executor: Executor,
         wrt: Sequence[Node],
-        spans: Spans,
+        spans: Sequence[Span],
         sizes: Sequence[int],
-        parts: FactorBlocks,
         dtype: Any,
+        lengths: Sequence[int],
+        blocks: Blocks,
+        again: Callable[[], Blocks] | None = None,
     ):
-        self.wrt, self.samples, self.dtype = tuple(wrt), sum(parts.lengths), np.dtype(dtype)
-        self._executor, self._parts = executor, parts
+        self.wrt, self.samples, self.dtype = tuple(wrt), sum(lengths), np.dtype(dtype)
+        self._executor, self._lengths = executor, list(lengths)
         self._spans, self._sizes = dict(zip(wrt, spans)), list(sizes)
+        self._again = again  # makes the blocks once more, if values were lost with a worker
+        self._take(blocks)
 
     # -- one row per sample -------------------------------------------------------------------------------------
 
@@ -81,8 +86,8 @@ class PerSampleGradients:
             raise GraphError(f"{node} is not among the nodes that were differentiated by: {self._told()}")
         nodes = self.wrt if node is None else (node,)
         spans = self._merged(nodes)
-        if self._parts.here and compute:
-            return array_of(self._parts.here, spans, self._executor.threads)
+        if self._here and compute:
+            return array_of(self._here, spans, self._executor.threads)
         return self._rows(array_of, (sum(n.dim for n in nodes),), compute, spans)
 
     def norms(self, compute: bool = True) -> Any:
@@ -106,9 +111,8 @@ class PerSampleGradients:
         k, seed = integer(k, "project: k, the number of directions,"), integer(seed, "project: seed", 0)
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
         for position, node in enumerate(self.wrt):
-            span = self._spans[node]
-            if not isinstance(span, int):
-                ranges[span[0]].append((position, span[1], span[2]))
+            wrt, lo, hi = self._spans[node]
+            ranges[wrt].append((position, lo, hi))
         return self._rows(project_of, (k,), compute, ranges, k, seed)
 
     # -- pairs of samples ---------------------------------------------------------------------------------------
@@ -123,18 +127,11 @@ class PerSampleGradients:
         """
         if not isinstance(other, PerSampleGradients) or set(other.wrt) != set(self.wrt):
             raise GraphError(f"dot needs per-sample gradients by the same nodes: {self._told()}")
-        if not self._same_layout(other):
+        if (self._sizes, self._spans) != (other._sizes, other._spans):
             raise GraphError(
                 "dot: the two sets were made with other feeds or another grain, so that their variables lie otherwise"
             )
-        mine, theirs = self._parts, other._parts
-        if mine.here and theirs.here and compute:
-            return dot_here(mine.here, theirs.here, self._executor.threads)
-
-        def pairs() -> Any:
-            return _dask().pairs(dot_of, mine.values, theirs.values, mine.lengths, theirs.lengths, self.dtype)
-
-        return self._done(pairs, compute, other)
+        return self._pairs(other, compute)
 
     def gram(self, compute: bool = True) -> Any:
         """Return the scalar products of all pairs of samples, ``(N, N)``: the empirical neural tangent kernel.
@@ -143,14 +140,7 @@ class PerSampleGradients:
         -----
         A. Jacot, F. Gabriel, C. Hongler, *Neural tangent kernel*, NeurIPS 2018.
         """
-        parts = self._parts
-        if parts.here and compute:
-            return dot_here(parts.here, None, self._executor.threads)
-
-        def pairs() -> Any:
-            return _dask().pairs(dot_of, parts.values, None, parts.lengths, parts.lengths, self.dtype)
-
-        return self._done(pairs, compute)
+        return self._pairs(None, compute)
 
     # -- sums over the samples ----------------------------------------------------------------------------------
 
@@ -171,87 +161,67 @@ class PerSampleGradients:
         names = ", ".join(repr(n.name) for n in self.wrt[:5])
         return names + (", ..." if len(self.wrt) > 5 else "")
 
-    def _same_layout(self, other: PerSampleGradients) -> bool:
-        return self._sizes == other._sizes and all(self._spans[n] == other._spans[n] for n in self.wrt)
-
-    def _merged(self, nodes: Sequence[Node]) -> list[tuple[int, int, int] | int]:
+    def _merged(self, nodes: Sequence[Node]) -> list[Span]:
         """Return the spans of nodes; those that lie end to end are one."""
-        runs: list[tuple[int, int, int] | int] = []
-        for span in (self._spans[n] for n in nodes):
-            last = runs[-1] if runs else 0
-            if not isinstance(span, int) and not isinstance(last, int) and (span[0], span[1]) == (last[0], last[2]):
-                runs[-1] = (last[0], last[1], span[2])
+        runs: list[Span] = []
+        for wrt, lo, hi in (self._spans[n] for n in nodes):
+            if runs and (runs[-1][0], runs[-1][2]) == (wrt, lo):
+                runs[-1] = (wrt, runs[-1][1], hi)
             else:
-                runs.append(span)
+                runs.append((wrt, lo, hi))
         return runs
 
+    @property
+    def _here(self) -> list[Any] | None:
+        """The factors of the only block, if they are in this process."""
+        return self._values[0] if len(self._values) == 1 and isinstance(self._values[0], list) else None
+
+    def _take(self, blocks: Blocks) -> None:
+        self._values, release = blocks
+        if release is not None:
+            weakref.finalize(self, release)
+
     def _rows(self, func: Callable[..., Array], tail: tuple[int, ...], compute: bool, *args: Any) -> Any:
-        parts = self._parts
-        if parts.here and compute:
-            return func(parts.here, *args)
-        return self._done(lambda: _dask().rows(func, parts.values, parts.lengths, tail, self.dtype, *args), compute)
+        if self._here and compute:
+            return func(self._here, *args)
+        return self._done(lambda: _dask().rows(func, self._values, self._lengths, tail, self.dtype, *args), compute)
+
+    def _pairs(self, other: PerSampleGradients | None, compute: bool) -> Any:
+        right = other or self
+        if self._here and right._here and compute:
+            return dot_here(self._here, None if other is None else right._here, self._executor.threads)
+
+        def pairs() -> Any:
+            values = None if other is None else right._values
+            return _dask().pairs(dot_of, self._values, values, self._lengths, right._lengths, self.dtype)
+
+        return self._done(pairs, compute, right)
 
     def _sums(self, func: Callable[..., Array], compute: bool, *args: Any) -> dict[Node, Any]:
-        parts = self._parts
-        if parts.here and compute:
-            total = func(parts.here, *args)
+        if self._here and compute:
+            total = func(self._here, *args)
         else:
             size = sum(self._sizes)
-            total = self._done(lambda: _dask().total(func, parts.values, size, self.dtype, *args), compute)
+            total = self._done(lambda: _dask().total(func, self._values, size, self.dtype, *args), compute)
         starts = np.cumsum([0, *self._sizes])
         sums = {}
         for node in self.wrt:
-            span = self._spans[node]
-            if isinstance(span, int):
-                sums[node] = np.zeros(span, self.dtype) if compute else _dask().zeros(span, self.dtype)
-            else:
-                sums[node] = total[starts[span[0]] + span[1] : starts[span[0]] + span[2]]
+            wrt, lo, hi = self._spans[node]
+            sums[node] = total[starts[wrt] + lo : starts[wrt] + hi]
         return sums
 
-    def _done(self, array: Callable[[], Any], compute: bool, *others: PerSampleGradients) -> Any:
-        """Return a dask array of the parts, or its value, computed where parts are; lost ones are made again, once."""
+    def _done(self, array: Callable[[], Any], compute: bool, other: PerSampleGradients | None = None) -> Any:
+        """Return a dask array of the blocks, or its value, computed where they are; lost ones are made again, once."""
         if not compute:
             return array()
-        every = (self, *others)
-        executor = next((g._executor for g in every if g._executor.remote), self._executor)
+        every = {self, other or self}
+        executor = next((g._executor for g in (self, *every) if g._executor.remote), self._executor)
         with suppress(Lost):
             return executor.compute(array())
         for gradients in every:
-            gradients._parts.renew()
+            if gradients._again is not None:
+                gradients._take(gradients._again())
         return executor.compute(array())
 
     def __repr__(self) -> str:
         return f"<PerSampleGradients of {self.samples} samples by {len(self.wrt)} nodes, {sum(self._sizes)} entries>"
-
-
-class FactorBlocks:
-    """Factors by block of samples.
-
-    Parameters
-    ----------
-    blocks : (list, callable or None)
-        Lists of `Factors`; futures of such; or, for dask arrays that were fed, dask's promises. And what lets go of them.
-    lengths : sequence of int
-        Samples of each block.
-    again : callable, optional
-        Makes the blocks once more, if values were lost with a worker.
-    """
-
-    def __init__(self, blocks: Blocks, lengths: Sequence[int], again: Callable[[], Blocks] | None = None):
-        self.lengths, self.again = list(lengths), again
-        self._take(blocks)
-
-    def _take(self, blocks: Blocks) -> None:
-        self.values, release = blocks
-        if release is not None:
-            weakref.finalize(self, release)
-
-    @property
-    def here(self) -> list[Any] | None:
-        """The factors of the only block, if they are in this process."""
-        return self.values[0] if len(self.values) == 1 and isinstance(self.values[0], list) else None
-
-    def renew(self) -> None:
-        """Make them again, if they can have been lost."""
-        if self.again is not None:
-            self._take(self.again())

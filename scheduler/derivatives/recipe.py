@@ -6,11 +6,9 @@ So two recipes that share a part share its keys, and a variable that was set cha
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,26 +17,14 @@ from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.jacobians import Identity
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
-from flowgrad.program import Instr, Program, Role, trace, verify
+from flowgrad.program import Instr, Program, trace, verify
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
 from ..programs import flat_values, forward_passes, input_var, run_passes
 from ..tasks import token
 from .units import ValueName, cut_up, name_values, renumber
-from .work import LastEdges
-
-# Recipes that an engine remembers.
-REMEMBERED = 64
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where a node's derivative lies: the number of a variable of the derivation, and the range in it."""
-
-    wrt: int
-    lo: int
-    hi: int
+from .work import LastEdges, Span, bare
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,28 +67,37 @@ class Recipe:
         traced = trace([result], fed, params, marks)
         program = run_passes(traced, forward_passes(grain))
         self.target = program.outputs["0"]
-        variables: dict[int, int] = {}  # program variable -> number
-        self.span_of: dict[Node, Span] = {}
-        for node in wrt:
-            var, lo, hi = self._find(program, node, fed)
+        found = [self._find(program, node, fed) for node in wrt]
+        self.variables = list(dict.fromkeys(var for var, _, _ in found if var is not None))
+        numbers = {var: k for k, var in enumerate(self.variables)}
+        # Nodes that are not in the program lie in one more variable, to which no edge leads.
+        self.spans: list[Span] = []
+        absent = 0
+        for node, (var, lo, hi) in zip(wrt, found):
             if var is not None:
-                self.span_of[node] = Span(variables.setdefault(var, len(variables)), lo, hi)
-        self.spans = [(p.wrt, p.lo, p.hi) if (p := self.span_of.get(n)) is not None else n.dim for n in self.wrt]
-        self.sizes = [program.types[var].dim for var in variables] or [0]
-        self.variables = list(variables)
-        self.derivation: Derivation = derive(program, self.target, list(variables))
+                self.spans.append((numbers[var], lo, hi))
+            else:
+                self.spans.append((len(self.variables), absent, absent + node.dim))
+                absent += node.dim
+        self.sizes = [program.types[var].dim for var in self.variables]
+        self.sizes += [absent] if absent or not self.sizes else []
+        self.derivation: Derivation = derive(program, self.target, self.variables)
         self.program = verify(self.derivation.program)
-        self.statics = _statics(self.program)
+        # What cuts ranges out of the flat vectors.
+        flat = {i.var for i in self.program.inputs if i.role in ("param", "const")}
+        self.cuts = [
+            i for i in self.program.instrs if i.verb == "apply" and i.op in (Slice, Gather) and i.args[0] in flat
+        ]
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
         self.edges = self.derivation.edges
-        self.units, self._holders = cut_up(self.program, self.statics, self.same, self.through, grain)
+        self.units, self._holders = cut_up(self.program, self.cuts, self.same, self.through, grain)
         # By the first variable that a unit writes: its number.
         self.made_by = {unit.writes[0]: number for number, unit in enumerate(self.units)}
         nodes = self.graph.nodes
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
         reached = {e.wrt for e in self.edges}
         # Nodes that the result does not depend on.
-        self.independent = [n for n in self.wrt if n not in self.span_of or self.span_of[n].wrt not in reached]
+        self.independent = [n for n, (k, _, _) in zip(wrt, self.spans) if k not in reached]
         self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
         self._ends: dict[Any, LastEdges] = {}
         # Filled in by `forward`.
@@ -143,13 +138,9 @@ class Recipe:
                 return known.values
         read = [v._value for v in self.needed]
         require_values(self.needed, feeds, self.result)
-        values = _static_values(self.program, self.statics, self.graph, feeds.dtype)
+        values = _values_set(self.program, self.cuts, self.graph, feeds.dtype)
         self._set = _Set(version, read, feeds.dtype, values)
         return values
-
-    def tokens_now(self, feeds: Feeds) -> list[str]:
-        """Return what stands for the content of all variables that are set."""
-        return [name for name, _ in self.values_now(feeds).values()]
 
     def holder(self, var: int) -> tuple[int, int | None]:
         """Return whose result a variable is in, see `Unit.holders`, and which of several it is."""
@@ -183,13 +174,8 @@ class Recipe:
         if key not in self._ends:
             at = {var: k for k, var in enumerate(self.end_reads)}
             edges = tuple(e.renamed(at.__getitem__) for e in self.edges)
-            edge_parts = [
-                (e.wrt, e.start, e.entries, e.pull.op, e.pull.attrs, e.pull.slot, e.pull.arity, e.pull.args)
-                for e in edges
-            ]
-            self._ends[key] = LastEdges(
-                edges, tuple(self.sizes), rows, key[1], token(edge_parts, self.sizes, rows, key[1].str)
-            )
+            identity = token(bare(edges), self.sizes, rows, key[1].str)
+            self._ends[key] = LastEdges(edges, tuple(self.sizes), rows, key[1], identity)
         return self._ends[key]
 
     def as_one_task(self, cut: bool = True) -> OneTask:
@@ -200,7 +186,7 @@ class Recipe:
         edges = [e.renamed(self.through) for e in self.derivation.edges]
         target = self.through(self.target)
         wanted = {target, *(a for e in edges for a in e.reads)}
-        cuts = {i.out for i in self.statics if isinstance(i, Instr)} if cut else set()
+        cuts = {i.out for i in self.cuts} if cut else set()
         kept = []
         for i in reversed(self.program.instrs):
             if i.out in wanted and i.out not in self.same and i.out not in cuts:
@@ -226,68 +212,17 @@ class _Set(NamedTuple):
     values: dict[int, tuple[str, Array]]
 
 
-class RecipeBook:
-    """The recipes that were used last."""
-
-    def __init__(self) -> None:
-        self.found: OrderedDict[Any, Recipe] = OrderedDict()
-        # By graph: how many nodes it had, and which of them are variables. Nodes themselves would keep the graph alive.
-        self.variables: WeakKeyDictionary[Graph, tuple[int, list[int]]] = WeakKeyDictionary()
-
-    def trained(self, graph: Graph, fed: Any) -> list[Node]:
-        """Return the trainable variables that are not in `fed`."""
-        nodes = graph._nodes
-        known = self.variables.get(graph)
-        if known is None or known[0] != len(nodes):
-            known = self.variables[graph] = (len(nodes), [n.index for n in nodes if isinstance(n, Variable)])
-        variables = (cast(Variable, nodes[k]) for k in known[1])
-        return [v for v in variables if v.trainable and v not in fed]
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self.found.clear()
-
-    def get(self, result: Node, wrt: Sequence[Node], fed: Any, grain: str) -> Recipe:
-        """Return the recipe; worked out if it is not remembered."""
-        fed = frozenset(fed)
-        key = (result, tuple(wrt), fed, grain == "node")
-        recipe = self.found.get(key)
-        if recipe is None:
-            recipe = self.found[key] = Recipe(result, wrt, fed, grain)
-            if len(self.found) > REMEMBERED:
-                self.found.popitem(last=False)
-        else:
-            self.found.move_to_end(key)
-        return recipe
-
-
 def _passes_on(i: Instr, grain: str) -> bool:
     """Whether the result is the first argument: marks, and pulls by an identity where an edge need not be a task."""
     return i.op is Mark or (grain != "node" and i.verb == "pull" and i.op.kind(i.slot) is Identity)
 
 
-def _statics(program: Program) -> list[Instr | int]:
-    """Return the inputs that are no feeds, and the instructions that cut ranges out of them."""
-    inputs = {i.var for i in program.inputs if i.role in ("param", "const")}
-    cuts = [i for i in program.instrs if i.op in (Slice, Gather) and i.verb == "apply" and i.args[0] in inputs]
-    return [*inputs, *cuts]
-
-
-def _static_values(
-    program: Program, statics: Sequence[Instr | int], graph: Graph, dtype: Any
-) -> dict[int, tuple[str, Array]]:
-    roles: dict[int, Role] = {i.var: i.role for i in program.inputs}
-    cut = {i.args[0] for i in statics if isinstance(i, Instr)}
-    read = {a for i in program.instrs for a in i.args if i.op not in (Slice, Gather) or i.verb != "apply"}
-    flats = {var: flat_values(program, graph, roles[var], dtype) for var in statics if isinstance(var, int)}
-    values = {}
-    for item in statics:
-        if isinstance(item, int):
-            value = flats[item]
-            if item in cut and item not in read:
-                continue  # nobody reads the whole
-            values[item] = token(value), value
-        else:
-            value = np.ascontiguousarray(item.op.apply(flats[item.args[0]], **dict(item.attrs)))
-            values[item.out] = token(value), value
-    return values
+def _values_set(program: Program, cuts: Sequence[Instr], graph: Graph, dtype: Any) -> dict[int, tuple[str, Array]]:
+    """Return token and value of the ranges, and of the flat vectors that something reads as a whole, or nothing does."""
+    flats = {i.var: flat_values(program, graph, i.role, dtype) for i in program.inputs if i.role in ("param", "const")}
+    outs, cut = {i.out for i in cuts}, {i.args[0] for i in cuts}
+    read = {a for i in program.instrs if i.out not in outs for a in i.args}
+    values = {var: value for var, value in flats.items() if var in read or var not in cut}
+    for i in cuts:
+        values[i.out] = np.ascontiguousarray(i.op.apply(flats[i.args[0]], **dict(i.attrs)))
+    return {var: (token(value), value) for var, value in values.items()}

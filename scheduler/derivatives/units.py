@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from flowgrad.program import Instr, Program
 
 from ..programs import instr_flops
-from ..tasks import combine, prefix_of, token
+from ..tasks import attrs_tokens, combine, prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
 MAX_UNITS = 256
@@ -86,7 +86,7 @@ def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]
 
 
 def cut_up(
-    program: Program, statics: Sequence[Instr | int], same: Container[int], through: Callable[[int], int], grain: str
+    program: Program, cuts: Iterable[Instr], same: Container[int], through: Callable[[int], int], grain: str
 ) -> tuple[list[Unit], dict[int, tuple[int, int | None]]]:
     """Cut a program into units: single instructions, or runs of them where there are very many.
 
@@ -96,20 +96,17 @@ def cut_up(
     holder : dict
         By variable that a unit writes: whose result it is in, see `Unit.holders`, and which of several it is.
     """
-    cuts = {i.out for i in statics if isinstance(i, Instr)}
-    instrs = [i for i in program.instrs if i.out not in same and i.out not in cuts]
+    given = {i.out for i in cuts}
+    instrs = [i for i in program.instrs if i.out not in same and i.out not in given]
     size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
     units = []
-    tokens: dict[int, str] = {}
+    tokens = attrs_tokens(instrs)
     holder: dict[int, tuple[int, int | None]] = {}
     for start in range(0, len(instrs), size):
         run = [i._replace(args=tuple(map(through, i.args))) for i in instrs[start : start + size]]
         own = {i.out for i in run}
         reads = tuple(dict.fromkeys(a for i in run for a in i.args if a not in own))
         numbered = renumber(run, reads)
-        for i in numbered:
-            if id(i.attrs) not in tokens:
-                tokens[id(i.attrs)] = token(i.attrs)
         rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
         flops = instr_flops(run[0], program) if apart else 0.0

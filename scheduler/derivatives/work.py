@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import iadd
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,8 @@ from ..machine import canonical, each_side_by_side, empty_array, spread
 
 # By variable.
 FactorList = list[Factors]
-Spans = Sequence[tuple[int, int, int] | int]
+# Where the derivative by a node lies: number of a variable, and the range in it.
+Span = tuple[int, int, int]
 # Entries of a result from which on it is worth several threads.
 THREADED = 1 << 20
 
@@ -38,18 +42,10 @@ def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]],
     return env[len(reads) :] if many else env[-1]
 
 
-def run_spread(
-    threads: int,
-    samples: int,
-    instrs: tuple[Instr, ...],
-    reads: Sequence[tuple[int, int | None]],
-    many: bool,
-    *args: Any,
-) -> Any:
+def run_spread(threads: int, samples: int, instr: Instr, reads: Sequence[tuple[int, int | None]], *args: Any) -> Array:
     """Run a single instruction as `run_unit` does, its samples dealt out to threads."""
-    (instr,) = instrs
     if samples < 2 * threads:
-        return run_unit(instrs, reads, many, *args)
+        return run_unit((instr,), reads, False, *args)
     env = _given(reads, args)
 
     def run(start: int, stop: int) -> Array:
@@ -58,12 +54,27 @@ def run_spread(
 
     parts = spread(run, samples, threads)
     # One row for several samples: nothing has told them apart yet.
-    result = parts[0] if parts[0].shape[-2] == 1 else np.concatenate(parts, axis=-2)
-    return [result] if many else result
+    return parts[0] if parts[0].shape[-2] == 1 else np.concatenate(parts, axis=-2)
 
 
 def _given(reads: Sequence[tuple[int, int | None]], args: Sequence[Any]) -> list[Array]:
     return [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
+
+
+def bare(edges: Iterable[Edge]) -> list[Edge]:
+    """Return edges without what does not matter for what they compute: labels, and the numbers of their results."""
+    return [e._replace(pull=e.pull._replace(label="", out=0)) for e in edges]
+
+
+@contextmanager
+def naming(what: str, i: Instr) -> Iterator[None]:
+    """Raise errors as `NodeFailed`, which names the node."""
+    try:
+        yield
+    except NodeFailed:
+        raise
+    except Exception as error:
+        raise NodeFailed(f"{what} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
 
 
 def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
@@ -71,10 +82,8 @@ def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
     operands: list[Any] = [None] * (i.arity + 1)
     for need, value in zip(i.op.needs(i.slot, i.arity), values):
         operands[need] = value
-    try:
+    with naming("jacobian", i):
         return i.op.jacobian(i.slot, operands[-1], *operands[:-1], **dict(i.attrs))
-    except Exception as error:
-        raise NodeFailed(f"jacobian of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,31 +140,20 @@ def _pull_into(local: LocalJacobian, g: Array, out: Array) -> None:
 
 def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[Any, Array], Any]) -> Any:
     local = local_jacobian(pull, [args[a] for a in pull.args[1:]])
-    try:
+    with naming("pull", pull):
         return use(local, args[pull.args[0]])
-    except Exception as error:
-        raise NodeFailed(
-            f"pull of {pull.op.__name__} {pull.label!r} failed: {type(error).__name__}: {error}"
-        ) from error
 
 
-def jacobian_block(
-    ends: LastEdges, spans: Sequence[tuple[int, int, int] | int], samples: int, *args: Array
-) -> list[Array]:
+def jacobian_block(ends: LastEdges, spans: Sequence[Span], samples: int, *args: Array) -> list[Array]:
     """Return the Jacobians ``(samples, V, dim)`` by several variables.
 
     Parameters
     ----------
-    spans : sequence
-        Number of the variable and range in it; or, where the result does not depend on it, only the dim.
+    spans : sequence of Span
     """
     args = tuple(canonical(a) for a in args)
     blocks = []
-    for span in spans:
-        if isinstance(span, int):
-            blocks.append(np.zeros((samples, ends.rows, span), ends.dtype))
-            continue
-        wrt, lo, hi = span
+    for wrt, lo, hi in spans:
         out = empty_array((samples, ends.rows, hi - lo), ends.dtype)
         ends.write(wrt, lo, hi, np.swapaxes(out, 0, 1), args)
         blocks.append(out)
@@ -169,25 +167,13 @@ def factors_block(ends: LastEdges, samples: int, *args: Array) -> list[Factors]:
 
 
 def jacobian_chunk(
-    instrs: tuple[Instr, ...],
-    ends: LastEdges,
-    span: tuple[int, int, int] | int,
-    rows: tuple[int, int],
-    samples: int,
-    *leaves: Array,
+    plan: tuple[tuple[Instr, ...], LastEdges], span: Span, rows: tuple[int, int], samples: int, *leaves: Array
 ) -> Array:
-    """Return rows of the Jacobians of some samples, from what is given on; `ends` reads all that the instructions have."""
+    """Return rows of the Jacobians of some samples, from what is given on; the last edges read all that `plan` computes."""
+    instrs, ends = plan
     first, last = rows
     seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
-    env = run_all(instrs, *leaves, seed)
-    return jacobian_block(replace(ends, rows=last - first), [span], samples, *env)[0]
-
-
-def factors_chunk(
-    instrs: tuple[Instr, ...], ends: LastEdges, seed: Array, samples: int, *leaves: Array
-) -> list[Factors]:
-    """Return the derivative by each variable as factors, from what is given on."""
-    return factors_block(ends, samples, *run_all(instrs, *leaves, seed))
+    return jacobian_block(replace(ends, rows=last - first), [span], samples, *run_all(instrs, *leaves, seed))[0]
 
 
 def run_all(instrs: tuple[Instr, ...], *inputs: Array) -> list[Array]:
@@ -200,9 +186,9 @@ def join(parts: list[list[Array]], k: int) -> Array:
     return parts[0][k] if len(parts) == 1 else np.concatenate([p[k] for p in parts])
 
 
-def array_of(part: FactorList, spans: Spans, threads: int = 1) -> Array:
+def array_of(part: FactorList, spans: Sequence[Span], threads: int = 1) -> Array:
     """Return the gradients by several nodes, laid end to end, ``(N, sum of dims)``."""
-    size = sum(p if isinstance(p, int) else p[2] - p[1] for p in spans)
+    size = sum(hi - lo for _, lo, hi in spans)
     samples = part[0].samples
     out = empty_array((samples, size), part[0].dtype)
     if threads == 1 or out.size < THREADED:
@@ -212,23 +198,16 @@ def array_of(part: FactorList, spans: Spans, threads: int = 1) -> Array:
     return out
 
 
-def _write(part: FactorList, spans: Spans, out: Array) -> None:
+def _write(part: FactorList, spans: Sequence[Span], out: Array) -> None:
     start = 0
-    for span in spans:
-        if isinstance(span, int):
-            out[:, start : start + span] = 0
-            start += span
-        else:
-            wrt, lo, hi = span
-            part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
-            start += hi - lo
+    for wrt, lo, hi in spans:
+        part[wrt].write(lo, hi, out[None, :, start : start + hi - lo])
+        start += hi - lo
 
 
 def norms_of(part: FactorList) -> Array:
     """Return the norms ``(N,)``."""
-    total = part[0].squared_norms()
-    for more in part[1:]:
-        total += more.squared_norms()
+    total = reduce(iadd, (factors.squared_norms() for factors in part))
     # Rounding may leave a sum of cross terms a little below zero.
     return np.sqrt(np.maximum(total, 0, out=total), out=total)
 
@@ -250,10 +229,7 @@ def dot_here(part: FactorList, other: FactorList | None, threads: int) -> Array:
 
 def project_of(part: FactorList, ranges: Sequence[Sequence[tuple[int, int, int]]], k: int, seed: int) -> Array:
     """Return the projections ``(N, k)``."""
-    total = part[0].project(ranges[0], k, seed)
-    for more, its in zip(part[1:], ranges[1:]):
-        total += more.project(its, k, seed)
-    return total
+    return reduce(iadd, (factors.project(its, k, seed) for factors, its in zip(part, ranges)))
 
 
 def sum_of(part: FactorList, max_norm: float | None, scale: float) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
 from flowgrad.inputs import integer
+from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
 from flowgrad.typing import Array
 
 from .. import executors
@@ -131,7 +131,7 @@ class Engine:
         >>> fg.Engine("sync").forward(y, feeds).tolist()
         [[2.0], [0.0]]
         """
-        return values.forward(self.session, nodes, feeds)
+        return values.run(self.session, values.lower_values(self.session, nodes, feeds))
 
     def gradient(
         self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Sequence[Variable] | Variable | None = None
@@ -168,7 +168,10 @@ class Engine:
         >>> fg.Engine("sync").gradient(y, feeds)[w].tolist()
         [4.0, 3.0]
         """
-        return values.gradient(self.session, target, feeds, wrt)
+        gradients: dict[Variable, Array] = values.run(
+            self.session, values.lower_mean_gradient(self.session, target, feeds, wrt)
+        )
+        return gradients
 
     def lower(
         self,
@@ -199,20 +202,12 @@ class Engine:
         >>> lowered.tasks(), lowered.compute().tolist()
         ({'forward': 1}, [[2.0], [0.0]])
         """
-        if not gradient:
-            single = isinstance(targets, Node)
 
-            def lower(grain: str | None) -> Computation:
-                job = values.lower_values(self.session, targets, feeds, grain)
-                return replace(job, finish=_First(job.finish)) if single else job
-
-        elif isinstance(targets, Node):
-
-            def lower(grain: str | None) -> Computation:
+        def lower(grain: str | None) -> Computation:
+            if gradient:
                 return values.lower_mean_gradient(self.session, targets, feeds, None, grain)
+            return values.lower_values(self.session, targets, feeds, grain)
 
-        else:
-            raise GraphError("a gradient is of one scalar node, not of a list")
         return Lowered(lower(grain), executor=self.executor, lower=lower)
 
     # -- derivatives --------------------------------------------------------------------------------------------
@@ -341,7 +336,14 @@ class Engine:
         >>> fg.Engine("sync").vjp(y, [[1.0, 1.0], [0.0, 1.0]], {x: [[3.0, 4.0], [5.0, 6.0]]})[w].tolist()
         [3.0, 10.0]
         """
-        return products.vjp(self.session, result, cotangent, feeds, wrt)
+        recipe, checked = self.session.recipe(result, wrt, feeds, "vjp")
+        seed = products.vectors_of("the cotangent", result, cotangent, checked)
+        if len(seed) == 1:
+            seed = np.repeat(seed, checked.samples, axis=0)
+        factors = derived.keep_factors(self.session, recipe, checked, seed[None])
+        shared = [n for n in factors.wrt if isinstance(n, Variable) and n not in checked.arrays]
+        total = factors.mean()
+        return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
 
     def jvp(self, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None) -> Array:
         """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode.
@@ -435,7 +437,9 @@ class Engine:
         >>> fg.Engine("sync").fisher_diagonal(y, feeds)[w].tolist()
         [17.0, 13.0]
         """
-        return products.fisher_diagonal(self.session, loss, feeds, wrt)
+        values.check_scalar(loss, "loss")
+        recipe, checked = self.session.recipe(loss, wrt, feeds, "fisher_diagonal")
+        return derived.keep_factors(self.session, recipe, checked)._squares()
 
     def ggn_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
@@ -472,7 +476,12 @@ class Engine:
         >>> fg.Engine("sync").ggn_diagonal(loss, {x: [[3.0, 1.0], [5.0, 5.0]], t: [1.0, 2.0]})[w].round(9).tolist()
         [34.0, 26.0]
         """
-        return products.ggn_diagonal(self.session, loss, feeds, wrt)
+        if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
+            raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
+        outputs, labels = loss.parents
+        recipe, checked = self.session.recipe(outputs, wrt, feeds, "ggn_diagonal")
+        seed = products.hessian_root(loss, *values.forward_of(self.session, [outputs, labels], outputs.graph, checked))
+        return derived.keep_factors(self.session, recipe, checked, seed)._squares()
 
     # -- what is kept -------------------------------------------------------------------------------------------
 
@@ -490,7 +499,7 @@ class Engine:
         >>> engine.cache_info().hits > 0
         True
         """
-        return self.session.info()
+        return self.session.cache.info(self.session.memory.nbytes)
 
     def clear_cache(self) -> None:
         """Drop all values that are kept, and forget feeds, graphs and kernels; the counts start again.
@@ -501,16 +510,6 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"<Engine on {self.executor.name}, grain {self.grain}>"
-
-
-class _First:
-    """Finish a job of one target: its only array."""
-
-    def __init__(self, finish: Any):
-        self.finish = finish
-
-    def __call__(self, values: list[Any]) -> Any:
-        return self.finish(values)[0]
 
 
 def _executor(where: Any) -> Executor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,25 +16,23 @@ from flowgrad.typing import Array
 from .. import derivatives
 from ..derivatives import (
     Blocks,
-    FactorBlocks,
     PerSampleGradients,
     Recipe,
     Request,
     cheaper_mode,
-    factors_block,
     join,
+    lower_factors,
     lower_push,
     lower_reverse,
 )
 from ..executors import Lost
-from ..feeds import RememberedFeeds, check_nodes, is_chunked
+from ..feeds import Feeds, RememberedFeeds, check_nodes, is_chunked
 from ..tasks import Ref
 from .session import Session
 from .values import check_scalar
 
 # Bytes of a Jacobian from which on it matters how much memory is free; asking takes a third of a millisecond.
 CHECKED = 64 << 20
-
 
 Lower = Callable[[Request, int, int], Ref]
 
@@ -64,10 +61,9 @@ def jacobian(
     else:
         forward = mode == "forward" or (mode == "auto" and cheaper_mode(recipe) == "forward")
         lower = lower_push if forward else lower_reverse
-        arrays = None
-        with suppress(Lost):
+        try:
             arrays = _run_jacobian(session, recipe, checked, lower, compute)
-        if arrays is None:  # what was kept is gone with a worker: begin anew
+        except Lost:  # what was kept is gone with a worker: begin anew
             with session.cache.lock:
                 session.cache.lost()
             arrays = _run_jacobian(session, recipe, checked, lower, compute)
@@ -97,7 +93,11 @@ def per_sample_gradients(session: Session, target: Node, feeds: Any, wrt: Any) -
     """Compute the gradient of a scalar for each sample, as factors; see `Engine.per_sample_gradients`."""
     check_scalar(target, "target")
     if isinstance(feeds, Mapping) and any(map(is_chunked, feeds.values())):
-        return _chunked(session, target, feeds, wrt)
+        graph, _ = check_nodes(target, "per_sample_gradients")
+        chunked, lengths = derivatives.chunk_feeds(graph, feeds, session.dtype)
+        recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
+        blocks = derivatives.chunked_factors(recipe, chunked, lengths), None
+        return _gradients(session, recipe, chunked, lengths, blocks)
     recipe, checked = session.recipe(target, wrt, feeds, "per_sample_gradients")
     return keep_factors(session, recipe, checked)
 
@@ -106,48 +106,34 @@ def keep_factors(
     session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None = None
 ) -> PerSampleGradients:
     """Return the factors of ``seedᵀ d result``; `seed` ``(V, N, result.dim)`` may be left out for a scalar."""
-    lengths = [stop - start for start, stop in session.blocks(feeds.samples)]
-    again = _again(session, recipe, feeds, seed) if session.executor.remote else None
-    parts = FactorBlocks(_factors(session, recipe, feeds, seed), lengths, again)
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, feeds.dtype)
+    blocks, remote = session.blocks(feeds.samples), session.executor.remote
+    alone = len(blocks) == 1
 
+    def make() -> Blocks:
+        with session.cache.lock:
+            threads = session.executor.threads if alone and not remote else 1
+            request = Request(recipe, feeds, session.cache, seed, threads)
+            handles = session.submit(request, [lower_factors(request, start, stop) for start, stop in blocks], alone)
+        if remote:
+            return [session.executor.future(h) for h in handles], partial(session.executor.release, handles)
+        return session.gather(handles), None
 
-def _again(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Callable[[], Blocks]:
-    """Return what makes the same factors once more, after values were lost."""
-    set_now = recipe.tokens_now(feeds)
+    def tokens() -> list[str]:
+        return [name for name, _ in recipe.values_now(feeds).values()]
 
     def again() -> Blocks:
-        if recipe.tokens_now(feeds) != set_now or not feeds.unchanged():
+        if tokens() != then or not feeds.unchanged():
             raise Lost(
                 "factors are gone with a worker, and variables or feeds have changed since: call per_sample_gradients again"
             )
         with session.cache.lock:
             session.cache.lost()
-        return _factors(session, recipe, feeds, seed)
+        return make()
 
-    return again
-
-
-def _factors(session: Session, recipe: Recipe, feeds: RememberedFeeds, seed: Array | None) -> Blocks:
-    blocks = session.blocks(feeds.samples)
-    here = len(blocks) == 1 and not session.executor.remote
-    with session.cache.lock:
-        request = Request(recipe, feeds, session.cache, seed, session.executor.threads if here else 1)
-        ends = recipe.ends(len(request.seed), feeds.dtype)
-        keys = []
-        for start, stop in blocks:
-            refs = request.refs(start, stop, recipe.end_reads)
-            reads = [refs[var] for var in recipe.end_reads]
-            keys.append(request.task("factors", factors_block, ends, stop - start, *reads))
-        handles = session.submit(request, keys, len(blocks) == 1)
-    if session.executor.remote:
-        return [session.executor.future(h) for h in handles], partial(session.executor.release, handles)
-    return session.gather(handles), None
+    then = tokens() if remote else []
+    lengths = [stop - start for start, stop in blocks]
+    return _gradients(session, recipe, feeds, lengths, make(), again if remote else None)
 
 
-def _chunked(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
-    graph, _ = check_nodes(target, "per_sample_gradients")
-    chunked = derivatives.chunk_feeds(graph, feeds, session.dtype)
-    recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
-    parts = FactorBlocks((derivatives.chunked_factors(recipe, chunked), None), chunked.lengths)
-    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, parts, chunked.dtype)
+def _gradients(session: Session, recipe: Recipe, feeds: Feeds, *blocks: Any) -> PerSampleGradients:
+    return PerSampleGradients(session.executor, recipe.wrt, recipe.spans, recipe.sizes, feeds.dtype, *blocks)

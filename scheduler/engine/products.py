@@ -1,16 +1,17 @@
-"""Products of derivatives with vectors, and diagonals of curvature: jvp, vjp, hvp, Fisher, Gauss-Newton."""
+"""Products of derivatives with vectors by forward mode, what is given for any product, and the root of a loss's Hessian."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.graph import Node, Variable
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import real_array
-from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
+from flowgrad.ops import MeanSquaredError
 from flowgrad.ops.loss import softmax
 from flowgrad.program import Program
 from flowgrad.typing import Array
@@ -18,28 +19,8 @@ from flowgrad.typing import Array
 from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
 from ..programs import JobInputs, compile_forward, compile_gradient, input_var
-from ..tasks import Ref, TaskGraph
-from .jacobian import keep_factors
 from .session import Session
-from .values import check_scalar, forward_of
-
-
-def vjp(
-    session: Session,
-    result: Node,
-    cotangent: Any,
-    feeds: Mapping[Any, Any] | None,
-    wrt: Node | Sequence[Node] | None,
-) -> dict[Node, Array]:
-    """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode; see `Engine.vjp`."""
-    recipe, checked = session.recipe(result, wrt, feeds, "vjp")
-    seed = vectors_of("the cotangent", result, cotangent, checked)
-    if len(seed) == 1:
-        seed = np.repeat(seed, checked.samples, axis=0)
-    factors = keep_factors(session, recipe, checked, seed[None])
-    shared = [n for n in factors.wrt if isinstance(n, Variable) and n not in checked.arrays]
-    total = factors.mean()
-    return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
+from .values import check_scalar
 
 
 def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None) -> Array:
@@ -47,18 +28,8 @@ def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds:
     graph, _ = check_nodes(result, "jvp")
     checked = session.check(graph, feeds)
     moved = tangents_of(graph, tangents, checked)
-    params = [v for v in moved if v not in checked.arrays]
-    program = compile_forward([result], checked, params, session.grain)
-    records = TaskGraph()
-    placed = JobInputs(records, program, graph, checked, session.grain, session.shards)
-    flat = flat_tangents(program, moved, checked)
-    keys = []
-    for start, stop in placed.bounds:
-        inputs = placed.inputs(start, stop)
-        values = [inputs[i.var] for i in program.inputs]
-        directions = cut_tangents(flat, start, stop, checked.samples)
-        keys.append(records.task("jvp", jvp_block, program, stop - start, directions, *values))
-    return np.concatenate(_values(session, records, keys))
+    program = compile_forward([result], checked, [v for v in moved if v not in checked.arrays], session.grain)
+    return np.concatenate(_swept(session, program, graph, checked, moved, "jvp", jvp_block))
 
 
 def hvp(
@@ -72,54 +43,39 @@ def hvp(
     fed = [v for v in moved if v in checked.arrays]
     if fed:
         raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
-    program, named = compile_gradient(loss, checked, list(moved), "shard" if session.grain == "node" else session.grain)
+    program, named = compile_gradient(loss, checked, list(moved), "shard")
     out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
-    if not named:
-        return out
-    records = TaskGraph()
-    placed = JobInputs(records, program, graph, checked, session.grain, session.shards)
-    flat = flat_tangents(program, moved, checked)
-    keys = []
-    for start, stop in placed.bounds:
-        inputs = placed.inputs(start, stop)
-        values = [inputs[i.var] for i in program.inputs[:-1]]
-        keys.append(records.task("hvp", hvp_block, program, named[0][0], checked.samples, stop - start, flat, *values))
-    parts = _values(session, records, keys)
-    total = parts[0]
-    for more in parts[1:]:
-        total = total + more
-    for v in moved:
-        if v.index in program.layout:
-            out[v] = total[slice(*program.layout[v.index][1:])].copy()
+    if named:
+        total = reduce(
+            np.add, _swept(session, program, graph, checked, moved, "hvp", hvp_block, named[0][0], checked.samples)
+        )
+        out |= {v: total[slice(*program.layout[v.index][1:])].copy() for v in moved if v.index in program.layout}
     return out
 
 
-def fisher_diagonal(
-    session: Session, loss: Node, feeds: Mapping[Any, Any] | None, wrt: Node | Sequence[Node] | None
-) -> dict[Node, Array]:
-    """Return the diagonal of the empirical Fisher matrix, from the per-sample gradients; see `Engine.fisher_diagonal`."""
-    check_scalar(loss, "loss")
-    recipe, checked = session.recipe(loss, wrt, feeds, "fisher_diagonal")
-    return keep_factors(session, recipe, checked)._squares()
+def _swept(
+    session: Session,
+    program: Program,
+    graph: Graph,
+    feeds: Feeds,
+    moved: Mapping[Variable, Array],
+    prefix: str,
+    *work: Any,
+) -> list[Array]:
+    """Push tangents through a program, and return what ``work``, a function and its first arguments, makes of each shard."""
+    placed = JobInputs(program, graph, feeds, session.grain, session.shards)
+    flat = flat_tangents(program, moved, feeds.dtype)
+    func, *args = work
+    keys = []
+    for start, stop in placed.bounds:
+        inputs = placed.inputs(start, stop)
+        values = [inputs[i.var] for i in program.inputs if i.role != "seed"]
+        directions = {var: t[start:stop] if len(t) == feeds.samples > 1 else t for var, t in flat.items()}
+        keys.append(placed.graph.task(prefix, func, program, *args, stop - start, directions, *values).key)
+    return session.executor.run(placed.graph.records, keys, line=len(keys) == 1)
 
 
-def ggn_diagonal(
-    session: Session, loss: Node, feeds: Mapping[Any, Any] | None, wrt: Node | Sequence[Node] | None
-) -> dict[Node, Array]:
-    """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss; see `Engine.ggn_diagonal`."""
-    if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
-        raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
-    outputs, labels = loss.parents
-    recipe, checked = session.recipe(outputs, wrt, feeds, "ggn_diagonal")
-    values = forward_of(session, [outputs, labels], outputs.graph, checked)
-    return keep_factors(session, recipe, checked, _hessian_root(loss, *values))._squares()
-
-
-def _values(session: Session, records: TaskGraph, keys: list[Ref]) -> list[Any]:
-    return session.executor.run(records.records, [ref.key for ref in keys], line=len(keys) == 1)
-
-
-def _hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
+def hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
     """Return ``S`` as a seed ``(V, N, dim)``, one row per column of it, with ``S Sᵀ`` the loss's Hessian by its first operand."""
     samples, dim = outputs.shape
     eye = np.eye(dim, dtype=outputs.dtype)[:, None, :]
@@ -156,22 +112,14 @@ def tangents_of(graph: Any, directions: Any, feeds: Feeds) -> dict[Variable, Arr
     return tangents
 
 
-def flat_tangents(program: Program, moved: Mapping[Variable, Array], feeds: Feeds) -> dict[int, Array]:
+def flat_tangents(program: Program, moved: Mapping[Variable, Array], dtype: Any) -> dict[int, Array]:
     """Return the tangents of the program's inputs, by variable."""
-    by_place: dict[int, Array] = {}
     param = input_var(program, "param")
-    if param is not None:
-        flat = by_place[param] = np.zeros((1, program.types[param].dim), feeds.dtype)
-        for v, tangent in moved.items():
-            if v.index in program.layout and v not in feeds.arrays:
-                flat[:, slice(*program.layout[v.index][1:])] = tangent
-    for v in moved:
-        var = input_var(program, "feed", v.index)
-        if var is not None:
-            by_place[var] = moved[v]
+    by_place = {} if param is None else {param: np.zeros((1, program.types[param].dim), dtype)}
+    for v, tangent in moved.items():
+        fed = input_var(program, "feed", v.index)
+        if fed is not None:
+            by_place[fed] = tangent
+        elif param is not None and v.index in program.layout:
+            by_place[param][:, slice(*program.layout[v.index][1:])] = tangent
     return by_place
-
-
-def cut_tangents(flat: dict[int, Array], start: int, stop: int, samples: int) -> dict[int, Array]:
-    """Return the tangents of some samples."""
-    return {var: t[start:stop] if len(t) == samples and samples > 1 else t for var, t in flat.items()}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from flowgrad.errors import GraphError, warn
-from flowgrad.graph import Graph, Node
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import integer
 
-from ..derivatives import Cache, CacheInfo, Recipe, RecipeBook, Request
+from ..derivatives import Cache, Recipe, Request
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, RememberedFeeds, check_nodes
 from ..kernels import kernel_of
 from ..machine import clear_room
 from ..programs import cut_samples
 from ..tasks import Ref
+
+# Recipes that an engine remembers.
+REMEMBERED = 64
 
 
 class Session:
@@ -32,25 +37,24 @@ class Session:
     def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, cache_bytes: int):
         self.executor, self.dtype, self.grain, self.shards = executor, dtype, grain, shards
         self.cache = Cache(executor, integer(cache_bytes, "cache_bytes", 0))
-        self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget, self.cache.lock)
-        self.recipes = RecipeBook()
+        self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
+        self.recipes = lru_cache(REMEMBERED)(Recipe)
+        # By graph: how many nodes it had, and which of them are variables. Nodes themselves would keep the graph alive.
+        self.variables: WeakKeyDictionary[Graph, tuple[int, list[int]]] = WeakKeyDictionary()
 
     def clear(self) -> None:
         """Drop all values that are kept, and forget feeds and graphs."""
         with self.cache.lock:
             self.cache.clear()
             self.memory.clear()
-            self.recipes.clear()
+            self.recipes.cache_clear()
         clear_room()
         kernel_of.cache_clear()
 
-    def info(self) -> CacheInfo:
-        """Return what was kept and asked for, and the bytes of it."""
-        return self.cache.info(self.memory.nbytes)
-
     def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""
-        return self.memory.check(graph, feeds, self.dtype)
+        with self.cache.lock:
+            return self.memory.check(graph, feeds, self.dtype)
 
     def recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, RememberedFeeds]:
         """Return how the derivative of a node by others is computed, and the checked feeds; `what` is for messages."""
@@ -63,13 +67,18 @@ class Session:
         """Return the nodes to differentiate by: those given, or all trainable variables that are not fed."""
         if wrt is None:
             with self.cache.lock:
-                return self.recipes.trained(graph, feeds if isinstance(feeds, Mapping) else ())
+                nodes, known = graph._nodes, self.variables.get(graph)
+                if known is None or known[0] != len(nodes):
+                    known = self.variables[graph] = (len(nodes), [n.index for n in nodes if isinstance(n, Variable)])
+                fed = feeds if isinstance(feeds, Mapping) else ()
+                variables = (cast(Variable, nodes[k]) for k in known[1])
+                return [v for v in variables if v.trainable and v not in fed]
         return nodes_of(wrt, graph)
 
     def recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
         """Return how the derivative is computed; warn of nodes that the result does not depend on."""
         with self.cache.lock:
-            recipe = self.recipes.get(result, nodes, fed, self.grain)
+            recipe = self.recipes(result, tuple(nodes), frozenset(fed), self.grain)
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])
             more = ", ..." if len(recipe.independent) > 5 else ""

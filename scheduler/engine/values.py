@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from flowgrad.errors import GraphError
@@ -13,7 +13,7 @@ from flowgrad.typing import Array
 from ..costs import blas_threads_of
 from ..feeds import Feeds, check_feeds, check_nodes
 from ..programs import Computation, check_grain, lower_forward, lower_gradient
-from .session import Session, nodes_of
+from .session import Session
 
 
 def grain_of(session: Session, grain: str | None) -> str:
@@ -22,40 +22,32 @@ def grain_of(session: Session, grain: str | None) -> str:
     return "shard" if chosen in ("auto", "round") else chosen
 
 
-def forward(session: Session, nodes: Node | Sequence[Node], feeds: Any) -> Any:
-    """Compute values for every sample; see `Engine.forward`."""
-    values = run(session, lower_values(session, nodes, feeds, None))
-    return values[0] if isinstance(nodes, Node) else values
-
-
 def forward_of(session: Session, targets: list[Node], graph: Graph, feeds: Feeds) -> list[Array]:
     """Compute values from feeds that are checked."""
     values: list[Array] = run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards))
     return values
 
 
-def gradient(session: Session, target: Node, feeds: Any, wrt: Any) -> dict[Variable, Array]:
-    """Compute the gradient of the mean of a scalar over the samples; see `Engine.gradient`."""
-    gradients: dict[Variable, Array] = run(session, lower_mean_gradient(session, target, feeds, wrt, None))
-    return gradients
-
-
-def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None) -> Computation:
-    """Check nodes and feeds, and lower the values."""
+def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = None) -> Computation:
+    """Check nodes and feeds, and lower the values: of a single node one array, else a list."""
     graph, targets = check_nodes(nodes, "forward")
     checked = check_feeds(graph, feeds, session.dtype)
-    return lower_forward(targets, graph, checked, grain_of(session, grain), session.shards)
+    job = lower_forward(targets, graph, checked, grain_of(session, grain), session.shards)
+    return replace(job, finish=lambda values: job.finish(values)[0]) if isinstance(nodes, Node) else job
 
 
-def lower_mean_gradient(session: Session, target: Node, feeds: Any, wrt: Any, grain: str | None) -> Computation:
-    """Check target and feeds, and lower the gradient."""
+def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, grain: str | None = None) -> Computation:
+    """Check target and feeds, and lower the gradient ``{variable: (dim,)}``."""
+    if isinstance(target, (list, tuple)):
+        raise GraphError("a gradient is of one scalar node, not of a list")
     graph, _ = check_nodes(target, "gradient")
     check_scalar(target, "target")
     checked = check_feeds(graph, feeds, session.dtype)
-    if wrt is None:
-        variables = [v for v in graph.nodes if isinstance(v, Variable) and v.trainable and v not in checked.arrays]
-    else:
-        variables = _variables(wrt, graph)
+    variables: list[Variable] = []
+    for v in session.nodes(graph, checked.arrays, wrt):
+        if not isinstance(v, Variable):
+            raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
+        variables.append(v)
     warn_independent(target, variables)
     return lower_gradient(target, graph, checked, variables, grain_of(session, grain), session.shards)
 
@@ -74,12 +66,3 @@ def check_scalar(node: Any, what: str) -> None:
         raise GraphError(
             f"the {what} {node} is not a scalar: it has dim {node.dim}, it must have dim 1; jacobian takes any node"
         )
-
-
-def _variables(wrt: Any, graph: Graph) -> list[Variable]:
-    variables = []
-    for v in nodes_of(wrt, graph):
-        if not isinstance(v, Variable):
-            raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
-        variables.append(v)
-    return variables

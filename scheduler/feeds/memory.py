@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -63,18 +62,9 @@ class FeedMemory:
         Bytes of feeds that may be kept; 0: nothing computed from the feeds is kept, so each call has tokens of its own.
     forget : callable
         Is told the number of a call whose tokens will never come again.
-    lock : RLock, optional
-        What it has meanwhile.
     """
 
-    def __init__(
-        self,
-        hashed: bool,
-        limit: int = COPIED * REMEMBERED,
-        forget: Callable[[int], None] = lambda call: None,
-        lock: AbstractContextManager[Any] | None = None,
-    ):
-        self.lock = lock or nullcontext()
+    def __init__(self, hashed: bool, limit: int, forget: Callable[[int], None]):
         self.hashed = hashed
         self.limit = limit
         self.forget = forget
@@ -84,10 +74,6 @@ class FeedMemory:
 
     def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         """Return checked feeds with their tokens; raises what `check_feeds` raises."""
-        with self.lock:
-            return self._check(graph, feeds, dtype)
-
-    def _check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         if not self._copies(feeds):
             checked = _owned(check_feeds(graph, feeds, dtype), feeds)
             name = token if self.limit or self.hashed else self._token
@@ -141,15 +127,11 @@ def _beginnings(feeds: Mapping[Any, Array]) -> dict[Any, bytes]:
 
 def _owned(checked: Feeds, feeds: Any) -> Feeds:
     """Return feeds that share no memory with the user's, who may change theirs while results still read them."""
-    arrays = {
-        v: a.copy() if _is_array(feeds[v]) and np.may_share_memory(a, feeds[v]) else a
-        for v, a in checked.arrays.items()
-    }
+    arrays = dict(checked.arrays)
+    for v, a in arrays.items():
+        if hasattr(feeds[v], "__array__") and not is_dask_array(feeds[v]) and np.may_share_memory(a, feeds[v]):
+            arrays[v] = a.copy()
     return replace(checked, arrays=arrays)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and not is_dask_array(value)
 
 
 def _copy(array: Array) -> Array:

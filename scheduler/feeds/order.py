@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -50,45 +51,30 @@ def order_of(epoch: Epoch) -> Array:
     return rows
 
 
+@dataclass(frozen=True)
 class _Range(Sequence[T]):
     """Neighbours ``first:stop`` of an epoch, each made when it is asked for; a slice of them is one of the same kind."""
 
-    def __init__(self, epoch: Epoch, first: int, stop: int):
-        self.epoch, self.first, self.stop = epoch, first, stop
+    epoch: Epoch
+    first: int
+    stop: int
 
     @abstractmethod
     def _one(self, position: int) -> T: ...
 
-    @abstractmethod
-    def _some(self, first: int, stop: int) -> Self: ...
-
     def __len__(self) -> int:
         return self.stop - self.first
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Self: ...
-
     def __getitem__(self, index: int | slice) -> Any:
         part = range(self.first, self.stop)[index]
-        return self._one(part) if isinstance(part, int) else self._some(part.start, part.stop)
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __hash__(self) -> int:
-        return hash((type(self), *vars(self).values()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}{tuple(vars(self).values())}"
+        return self._one(part) if isinstance(part, int) else replace(self, first=part.start, stop=part.stop)
 
 
+@dataclass(frozen=True)
 class Shards(_Range[Array]):
     """Rows of neighbouring shards of one step; the order is drawn where they are read.
 
-    Parameters
+    Attributes
     ----------
     first, stop : int
         Which shards of the step.
@@ -98,9 +84,8 @@ class Shards(_Range[Array]):
         Into how many a mini-batch is cut.
     """
 
-    def __init__(self, epoch: Epoch, first: int, stop: int, step: int, shards: int):
-        super().__init__(epoch, first, stop)
-        self.step, self.shards = step, shards
+    step: int
+    shards: int
 
     def _bounds(self) -> list[tuple[int, int]]:
         begin = self.step * self.epoch.size
@@ -110,18 +95,16 @@ class Shards(_Range[Array]):
         start, stop = self._bounds()[position]
         return order_of(self.epoch)[start:stop]
 
-    def _some(self, first: int, stop: int) -> Shards:
-        return Shards(self.epoch, first, stop, self.step, self.shards)
-
     def __iter__(self) -> Iterator[Array]:
         order = order_of(self.epoch)
         return iter([order[start:stop] for start, stop in self._bounds()[self.first : self.stop]])
 
 
+@dataclass(frozen=True)
 class Batches(_Range[Shards]):
     """Neighbouring steps of an epoch, each as its shards.
 
-    Parameters
+    Attributes
     ----------
     first, stop : int
         Which steps, from 0.
@@ -137,9 +120,7 @@ class Batches(_Range[Shards]):
     1
     """
 
-    def __init__(self, epoch: Epoch, first: int, stop: int, shards: int):
-        super().__init__(epoch, first, stop)
-        self.shards = shards
+    shards: int
 
     @property
     def samples(self) -> int:
@@ -153,6 +134,3 @@ class Batches(_Range[Shards]):
 
     def _one(self, position: int) -> Shards:
         return Shards(self.epoch, 0, min(self.shards, self.epoch.samples_of(position)), position, self.shards)
-
-    def _some(self, first: int, stop: int) -> Batches:
-        return Batches(self.epoch, first, stop, self.shards)

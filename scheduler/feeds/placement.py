@@ -140,7 +140,7 @@ class Placement:
         else:
             values = np.ascontiguousarray(feed[rows])
         if values.nbytes <= SENT_BYTES:
-            return graph.task("rows", same, values, salt, worker=worker), []
+            return graph.task("rows", given, values, salt, worker=worker), []
         handles = self.executor.put({f"rows-{token(salt, i, rows)}": values}, workers[worker].address)
         return Ref(handles[0].key), handles
 
@@ -174,7 +174,7 @@ class Placement:
         if (i, c) not in self._resident:
             graph = TaskGraph()
             salt = uuid.uuid4().hex
-            ref = graph.task("load", load_chunk, chunk, salt, worker=self._home(self.feeds[i], c, workers))
+            ref = graph.task("load", given, chunk, salt, worker=self._home(self.feeds[i], c, workers))
             addresses = [w.address for w in workers]
             self._resident[i, c] = self.executor.submit(graph.records, [ref.key], addresses)[0]
         return Ref(self._resident[i, c].key)
@@ -218,14 +218,9 @@ def deal_out(workers: Sequence[Worker], shards: int) -> list[tuple[int, int, int
     return spans
 
 
-def load_chunk(load: Any, salt: str) -> Any:
-    """Load a chunk."""
-    return load()
-
-
-def same(value: Any, salt: str) -> Any:
-    """Return a value that the client sends along; `salt` tells one asking from another."""
-    return value
+def given(value: Any, salt: str) -> Any:
+    """Return a value that the client sends along, or loads a chunk; `salt` tells one asking from another."""
+    return value() if callable(value) else value
 
 
 def _row_bytes(feed: Any) -> int:

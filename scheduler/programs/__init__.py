@@ -19,9 +19,9 @@ from .work import (
     collect,
     cut_rows,
     flat_gradient,
-    mean_seed,
     pick,
     run_seeded,
+    seed_of,
     take_rows,
     weights_of,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import numpy as np
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node, Variable, ancestors
-from flowgrad.program import Instr, Program, Role, trace, verify
+from flowgrad.program import Program, Role, trace, verify
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
-from ..tasks import token
+from ..tasks import attrs_tokens
 from .fuse import Layout, fuse, pack
 
 Pass = Callable[[Program], Program]
@@ -46,20 +47,17 @@ def common(program: Program) -> Program:
     known: dict[Any, int] = {}
     same: dict[int, int] = {}
     kept = []
-    # Every pull of a wide node has the node's attributes, which name all its parents: hash each such object once.
-    contents: dict[str, int] = {}
-    numbers: dict[int, int] = {}
+    attrs = attrs_tokens(program.instrs)
     for i in program.instrs:
-        if id(i.attrs) not in numbers:
-            numbers[id(i.attrs)] = contents.setdefault(token(i.attrs), len(contents))
         args = tuple(same.get(a, a) for a in i.args)
-        key = (i.verb, i.op, numbers[id(i.attrs)], i.slot, i.arity, args)
+        key = (i.verb, i.op, attrs[id(i.attrs)], i.slot, i.arity, args)
         if key in known:
             same[i.out] = known[key]
             continue
         known[key] = i.out
         kept.append(i if args == i.args else i._replace(args=args))
-    return _with(program, kept, {name: same.get(var, var) for name, var in program.outputs.items()})
+    outputs = {name: same.get(var, var) for name, var in program.outputs.items()}
+    return replace(program, instrs=tuple(kept), outputs=outputs)
 
 
 def prune(program: Program) -> Program:
@@ -70,11 +68,7 @@ def prune(program: Program) -> Program:
         if i.out in needed:
             needed.update(i.args)
             kept.append(i)
-    return _with(program, kept[::-1], program.outputs)
-
-
-def _with(program: Program, instrs: Sequence[Instr], outputs: dict[str, int]) -> Program:
-    return Program(program.types, program.inputs, tuple(instrs), outputs, program.layout)
+    return replace(program, instrs=tuple(reversed(kept)))
 
 
 def check_grain(grain: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
-from flowgrad.op import Op, Stacked
+from flowgrad.op import Op
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 
@@ -173,7 +173,7 @@ class _Fusion:
     def _single(self, i: Instr) -> None:
         args = [self.materialise(self.segments[a]) for a in i.args]
         var = self.builder.copy(i, self.program.types[i.out], args)
-        self.segments[i.out] = (Segment(var, 0, self.builder.types[var].dim),)
+        self.segments[i.out] = (self._whole(var),)
 
     def _fuse_group(self, group: list[Instr]) -> None:
         unique: dict[tuple[Segments, ...], list[Instr]] = defaultdict(list)
@@ -197,77 +197,71 @@ class _Fusion:
 
     def _parts(self, members: list[Instr]) -> list[list[Instr]]:
         """Split siblings by the operand that they share, where the op can make use of it."""
-        if len(members) < 2:
-            return [members]
-        best: dict[Segments, list[Instr]] | None = None
-        for slot in range(len(members[0].args)):
+        first = members[0]
+        best: dict[Segments, list[Instr]] = {(): members}
+        for slot in range(len(first.args) if len(members) > 1 else 0):
             by_operand: dict[Segments, list[Instr]] = defaultdict(list)
             for i in members:
                 by_operand[self.segments[i.args[slot]]].append(i)
-            shared = tuple(s == slot for s in range(len(members[0].args)))
-            if len(by_operand) > len(members) // 2 or self._stack(members[0], 2, shared) is None:
+            shared = tuple(s == slot for s in range(len(first.args)))
+            dims = tuple(self.program.types[a].dim for a in first.args)
+            if len(by_operand) > len(members) // 2 or first.op.stack(2, shared, dims, **dict(first.attrs)) is None:
                 continue
-            if best is None or len(by_operand) < len(best):
+            if () in best or len(by_operand) < len(best):
                 best = by_operand
-        return [members] if best is None else list(best.values())
-
-    def _stack(self, i: Instr, k: int, shared: tuple[bool, ...]) -> Stacked | None:
-        return i.op.stack(k, shared, tuple(self.program.types[a].dim for a in i.args), **dict(i.attrs))
+        return list(best.values())
 
     def _stack_part(self, part: list[Instr]) -> _Wide | None:
         """Return the node that siblings become, or None: they stay single."""
         if len(part) == 1:
             return None
-        first = part[0]
-        operands = [[self.segments[i.args[slot]] for i in part] for slot in range(len(first.args))]
-        shared = tuple(all(o == column[0] for o in column) for column in operands)
-        stacked = self._stack(first, len(part), shared)
-        if stacked is None and any(shared):
-            shared = (False,) * len(shared)
-            stacked = self._stack(first, len(part), shared)
-        if stacked is None:
-            return None
-        args = [
-            self.materialise(column[0] if same else tuple(s for o in column for s in o))
-            for column, same in zip(operands, shared)
-        ]
-        if stacked.order is not None:
-            args = [args[slot] for slot in stacked.order]
-        return _Wide(stacked.op, args, stacked.attrs, part)
+        columns = [[self.segments[i.args[slot]] for i in part] for slot in range(len(part[0].args))]
+        attrs = dict(part[0].attrs)
+        shared = [all(o == column[0] for o in column) for column in columns]
+        made = self._stack(part[0].op, attrs, columns, shared, part)
+        return made or (self._stack(part[0].op, attrs, columns, [False] * len(shared), part) if any(shared) else None)
 
     def _stack_again(self, wide: list[_Wide]) -> list[_Wide]:
         """Stack wide nodes of one kind that share an operand: one matrix for several vectors (shared weights)."""
         first = wide[0]
-        shared = tuple(all(w.args[slot] == a for w in wide) for slot, a in enumerate(first.args))
+        columns: list[list[Segments]] = [
+            [(self._whole(w.args[slot]),) for w in wide] for slot in range(len(first.args))
+        ]
+        shared = [all(o == column[0] for o in column) for column in columns]
         if len(wide) == 1 or not any(shared):
             return wide
-        dims = tuple(self.builder.types[a].dim for a in first.args)
-        stacked = first.op.stack(len(wide), shared, dims, **first.attrs)
+        made = self._stack(first.op, first.attrs, columns, shared, [i for w in wide for i in w.part])
+        return wide if made is None else [made]
+
+    def _stack(
+        self, op: type[Op], attrs: dict[str, Any], columns: list[list[Segments]], shared: list[bool], part: list[Instr]
+    ) -> _Wide | None:
+        """Return what nodes with these operands, by slot, become; None if the op does not stack where these are shared."""
+        dims = tuple(sum(s.stop - s.start for s in column[0]) for column in columns)
+        stacked = op.stack(len(columns[0]), tuple(shared), dims, **attrs)
         if stacked is None:
-            return wide
+            return None
         args = [
-            a if same else self.materialise(tuple(self._whole(w.args[slot]) for w in wide))
-            for slot, (a, same) in enumerate(zip(first.args, shared))
+            self.materialise(column[0] if same else tuple(s for o in column for s in o))
+            for column, same in zip(columns, shared)
         ]
         if stacked.order is not None:
             args = [args[slot] for slot in stacked.order]
-        return [_Wide(stacked.op, args, stacked.attrs, [i for w in wide for i in w.part])]
+        return _Wide(stacked.op, args, stacked.attrs, part)
 
     def _whole(self, var: int) -> Segment:
         return Segment(var, 0, self.builder.types[var].dim)
 
     def _write(self, wide: list[_Wide]) -> None:
         for w in wide:
-            var = self.builder.apply(w.op, w.args, w.attrs, _label(w.part))
+            first, last = w.part[0], w.part[-1]
+            label = f"{len(w.part)} x {first.op.__name__} {first.label} .. {last.label}"
+            var = self.builder.apply(w.op, w.args, w.attrs, label)
             start = 0
             for i in w.part:
                 stop = start + self.program.types[i.out].dim
                 self.segments[i.out] = (Segment(var, start, stop),)
                 start = stop
-
-
-def _label(part: list[Instr]) -> str:
-    return f"{len(part)} x {part[0].op.__name__} {part[0].label} .. {part[-1].label}"
 
 
 class _Level(NamedTuple):

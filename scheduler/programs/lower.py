@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from flowgrad.graph import Graph, Node, Variable
-from flowgrad.program import Program
+from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
 from ..feeds import Feeds
@@ -21,6 +21,50 @@ from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_p
 # Without a given number of shards, samples are cut into shards of about this many, so many at most.
 SHARD_SAMPLES = 4096
 MAX_SHARDS = 16
+
+
+def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:
+    """Return the ranges of samples that values and derivatives are computed for one by one; training has its own shards."""
+    return bounds(samples, samples if grain == "sample" else shards or min(MAX_SHARDS, -(-samples // SHARD_SAMPLES)))
+
+
+class JobInputs:
+    """Feeds, parameters and constants of one call as records, cut into shards."""
+
+    def __init__(self, program: Program, owner: Graph, feeds: Feeds, grain: str, shards: int | None):
+        self.graph = TaskGraph()
+        self.program, self.grain = program, grain
+        self.bounds = cut_samples(feeds.samples, grain, shards)
+        nodes = owner.nodes
+        self.whole: dict[int, Ref] = {}
+        for i in program.inputs:
+            if i.role == "feed":
+                self.whole[i.var] = self.graph.data("feed", feeds.arrays[cast(Variable, nodes[i.node])])
+            elif i.role != "seed":
+                self.whole[i.var] = self.graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype))
+
+    def arrays(self, samples: int) -> list[Array]:
+        """Return the inputs of the program, but the seed, for so many samples; they are taken again where there are fewer."""
+        arrays = []
+        for i in self.program.inputs:
+            if i.role != "seed":
+                value = cast(Data, self.graph.records[self.whole[i.var].key]).value
+                arrays.append(value[np.arange(samples) % len(value)] if i.role == "feed" else value)
+        return arrays
+
+    def inputs(self, start: int, stop: int) -> dict[int, Ref]:
+        """Return the inputs of one shard, but the seed."""
+        refs = dict(self.whole)
+        if len(self.bounds) > 1:
+            for i in self.program.inputs:
+                if i.role == "feed":
+                    refs[i.var] = self.graph.task("take", cut_rows, self.whole[i.var], start, stop)
+        return refs
+
+    def job(self, keys: list[Ref], finish: Callable[[list[Any]], Any]) -> Computation:
+        """Return the computation of `keys`."""
+        samples = self.bounds[-1][1]
+        return Computation(self.graph, keys, finish, self.program, self.grain, len(self.bounds), samples, self)
 
 
 @dataclass
@@ -37,70 +81,26 @@ class Computation:
     inputs: JobInputs
 
 
-def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:
-    """Return the ranges of samples that values and derivatives are computed for one by one; training has its own shards."""
-    return bounds(samples, samples if grain == "sample" else shards or min(MAX_SHARDS, -(-samples // SHARD_SAMPLES)))
-
-
-class JobInputs:
-    """Feeds, parameters and constants of one call as records, cut into shards."""
-
-    def __init__(self, graph: TaskGraph, program: Program, owner: Graph, feeds: Feeds, grain: str, shards: int | None):
-        self.graph = graph
-        self.program = program
-        self.grain = grain
-        self.bounds = cut_samples(feeds.samples, grain, shards)
-        nodes = owner.nodes
-        self.whole: dict[int, Ref] = {}
-        for i in program.inputs:
-            if i.role == "feed":
-                variable = nodes[i.node]
-                assert isinstance(variable, Variable)
-                self.whole[i.var] = graph.data("feed", feeds.arrays[variable])
-            elif i.role != "seed":
-                self.whole[i.var] = graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype))
-
-    def arrays(self, samples: int) -> list[Array]:
-        """Return the inputs of the program, but the seed, for so many samples; they are taken again where there are fewer."""
-        arrays = []
-        for i in self.program.inputs:
-            if i.role != "seed":
-                record = self.graph.records[self.whole[i.var].key]
-                assert isinstance(record, Data)
-                value = record.value
-                arrays.append(value[np.arange(samples) % len(value)] if i.role == "feed" else value)
-        return arrays
-
-    def inputs(self, start: int, stop: int) -> dict[int, Ref]:
-        """Return the inputs of one shard, but the seed."""
-        refs = dict(self.whole)
-        if len(self.bounds) > 1:
-            for i in self.program.inputs:
-                if i.role == "feed":
-                    refs[i.var] = self.graph.task("take", cut_rows, self.whole[i.var], start, stop)
-        return refs
-
-
-def lower_nodes(graph: TaskGraph, program: Program, inputs: dict[int, Ref]) -> dict[int, Ref]:
+def lower_nodes(graph: TaskGraph, instrs: Sequence[Instr], inputs: dict[int, Ref]) -> dict[int, Ref]:
     """Give every instruction its own task; return the reference of each program variable."""
     refs = dict(inputs)
-    for i in program.instrs:
+    for i in instrs:
         refs[i.out] = graph.task(prefix_of(i), run_instr, i._replace(out=0, args=()), *(refs[a] for a in i.args))
     return refs
 
 
 def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None) -> Computation:
     """Lower values of `targets` for every sample; the result is a list of arrays ``(N, dim)``."""
-    graph = TaskGraph()
     program = compile_forward(targets, feeds, (), grain)
-    placed = JobInputs(graph, program, owner, feeds, grain, shards)
+    placed = JobInputs(program, owner, feeds, grain, shards)
+    graph = placed.graph
     names = tuple(str(k) for k in range(len(targets)))
     keys: list[Ref] = []
     held = None if grain == "node" else graph.data("program", program)
     for start, stop in placed.bounds:
         inputs = placed.inputs(start, stop)
         if held is None:
-            refs = lower_nodes(graph, program, inputs)
+            refs = lower_nodes(graph, program.instrs, inputs)
             keys += [refs[program.outputs[name]] for name in names]
             continue
         block = graph.task("forward", run_program, held, names, *(inputs[i.var] for i in program.inputs))
@@ -113,19 +113,19 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
                 np.broadcast_to(v, (stop - start, v.shape[1]))
                 for v, (start, stop) in zip(values[k :: len(names)], placed.bounds)
             ]
-            out.append(np.concatenate(parts) if len(parts) > 1 else np.array(parts[0]))
+            out.append(np.concatenate(parts))
         return out
 
-    return Computation(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples, placed)
+    return placed.job(keys, finish)
 
 
 def lower_gradient(
     target: Node, owner: Graph, feeds: Feeds, wrt: Sequence[Variable], grain: str, shards: int | None
 ) -> Computation:
     """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``."""
-    graph = TaskGraph()
     program, named = compile_gradient(target, feeds, wrt, grain)
-    placed = JobInputs(graph, program, owner, feeds, grain, shards)
+    placed = JobInputs(program, owner, feeds, grain, shards)
+    graph = placed.graph
     names = tuple(name for name, _ in named)
     held = None if grain == "node" else graph.data("program", program)
     seed = program.inputs[-1].var
@@ -153,7 +153,7 @@ def lower_gradient(
             at += size
         return out
 
-    return Computation(graph, keys, finish, program, grain, len(placed.bounds), feeds.samples, placed)
+    return placed.job(keys, finish)
 
 
 def lower_share(
@@ -162,15 +162,9 @@ def lower_share(
     """Lower one shard's share of the mean gradient node by node: a task per node forward, one per edge backward."""
     seed = program.inputs[-1].var
     loss = program.outputs["0"]
-    forward = Program(program.types, program.inputs, _until(program, seed), {})
+    forward = [i for i in program.instrs if i.out < seed]  # what was there before the seed was added
     refs = lower_nodes(graph, forward, inputs)
     refs[seed] = graph.task("seed", mean_seed, refs[loss], samples, batch)
-    backward = Program(program.types, program.inputs, program.instrs[len(forward.instrs) :], {})
-    refs = lower_nodes(graph, backward, refs)
+    refs = lower_nodes(graph, program.instrs[len(forward) :], refs)
     outputs = [refs[program.outputs[name]] for name in names]
     return graph.task("gradient", flat_gradient, refs[loss], samples, batch, program.size("param"), *outputs)
-
-
-def _until(program: Program, seed: int) -> tuple[Any, ...]:
-    """Return the forward part: what was there before the seed was added."""
-    return tuple(i for i in program.instrs if i.out < seed)

@@ -51,6 +51,12 @@ def mean_seed(like: Array, samples: int, batch: int) -> Array:
     return np.full((1, len(like), 1), share, like.dtype)
 
 
+def seed_of(program: Program, dtype: Any, samples: int, batch: int) -> Array:
+    """Return the seed, the last input of a program, of a shard's share of the mean."""
+    batched = program.types[program.inputs[-1].var].batched
+    return mean_seed(np.empty((samples if batched else 1, 0), dtype), samples, batch)
+
+
 def flat_gradient(loss: Array, samples: int, batch: int, size: int, *cotangents: Array) -> Gradient:
     """Return a shard's share of the mean gradient, laid end to end, and of the mean loss.
 
@@ -91,9 +97,7 @@ def run_seeded(
     program: Program, batch: int, samples: int, inputs: list[Array], into: dict[str, Array] | None = None
 ) -> dict[str, Array]:
     """Run a program whose last input is the seed of a shard's share of the mean; outputs may be written `into` arrays."""
-    batched = program.types[program.inputs[-1].var].batched
-    like = np.empty((samples if batched else 1, 0), inputs[-1].dtype)
-    return kernel_of(program)([*inputs, mean_seed(like, samples, batch)], into)
+    return kernel_of(program)([*inputs, seed_of(program, inputs[-1].dtype, samples, batch)], into)
 
 
 @without_subnormals

@@ -101,10 +101,7 @@ def _is_future(node: Any) -> bool:
 def _argument(arg: Any) -> Any:
     if isinstance(arg, Ref):
         return TaskRef(arg.key)
-    if isinstance(arg, list) and _has_ref(arg):
-        return List(*map(_argument, arg))
+    if isinstance(arg, list):
+        items = list(map(_argument, arg))
+        return List(*items) if any(isinstance(item, (TaskRef, List)) for item in items) else arg
     return arg
-
-
-def _has_ref(items: list[Any]) -> bool:
-    return any(isinstance(i, Ref) or (isinstance(i, list) and _has_ref(i)) for i in items)

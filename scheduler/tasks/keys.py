@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowgrad.program import Program
+from flowgrad.program import Instr, Program
 
 from .identity import PLAIN, named_token, object_token
 
@@ -61,13 +61,16 @@ def _feed(digest: Any, part: Any) -> None:
         digest.update(f"{part!r};".encode())
 
 
+def attrs_tokens(instrs: Iterable[Instr]) -> dict[int, str]:
+    """Return tokens of attributes, by their id: pulls share those of their node, which may name many, so each is hashed once."""
+    attrs = {id(i.attrs): i.attrs for i in instrs}
+    return {key: token(value) for key, value in attrs.items()}
+
+
 @lru_cache(maxsize=256)
 def program_token(program: Program) -> str:
     """Return the token of a program; hashed once per program."""
-    attrs: dict[int, str] = {}  # pulls share the attributes of their node: each object is hashed once
-    for i in program.instrs:
-        if id(i.attrs) not in attrs:
-            attrs[id(i.attrs)] = token(i.attrs)
+    attrs = attrs_tokens(program.instrs)
     ops = {op: named_token(op) for op in {i.op for i in program.instrs}}
     rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot} {i.arity}" for i in program.instrs]
     types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]

@@ -30,13 +30,8 @@ def reduce_tree(items: Sequence[T], combine: Callable[[list[T]], T]) -> T:
     >>> reduce_tree(list("abcde"), lambda pair: f"({pair[0]}{pair[1]})")
     '(((ab)(cd))e)'
     """
-    level = list(items)
-    while len(level) > 1:
-        level = [
-            group[0] if len(group) == 1 else combine(group)
-            for group in (level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN))
-        ]
-    return level[0]
+    (root,) = reduce_some({(0, k): item for k, item in enumerate(items)}, len(items), combine).values()
+    return root
 
 
 def reduce_some(
@@ -96,21 +91,19 @@ def fold_tree(items: Iterable[T], combine: Callable[[list[T]], T]) -> T:
     >>> fold_tree(iter(range(100)), sum)
     4950
     """
-    open_groups: list[tuple[T, int]] = []  # per level: the group that is not complete yet, and how many it has
+    groups: list[tuple[int, int, T]] = []  # level, how many of that level it holds, value; levels fall
     for item in items:
-        for level in range(len(open_groups) + 1):
-            if level == len(open_groups):
-                open_groups.append((item, 1))
+        level, count = 0, 1
+        while groups and groups[-1][0] == level:
+            _, before, group = groups.pop()
+            item, count = combine([group, item]), before + 1
+            if count < FAN_IN:
                 break
-            group, count = open_groups[level]
-            item = combine([group, item]) if count else item
-            open_groups[level] = (item, (count + 1) % FAN_IN)
-            if count + 1 < FAN_IN:
-                break
-    rest = [group for group, count in open_groups if count] or [open_groups[-1][0]]
-    result = rest[0]
-    for group in rest[1:]:
-        result = combine([group, result])
+            level, count = level + 1, 1
+        groups.append((level, count, item))
+    result = groups.pop()[2]
+    while groups:
+        result = combine([groups.pop()[2], result])
     return result
 
 

@@ -20,7 +20,7 @@ import flowgrad as fg
 from flowgrad.jacobians import Factors, OuterShare, factors, projection
 from flowgrad.scheduler.derivatives import lower as request
 from flowgrad.scheduler.derivatives import work
-from flowgrad.scheduler.derivatives.per_sample import FactorBlocks, PerSampleGradients
+from flowgrad.scheduler.derivatives.per_sample import PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
@@ -51,7 +51,8 @@ def test_samples_dealt_out_to_threads(made, cached):
 def test_threads_write_the_same_array():
     rng = np.random.default_rng(0)
     part = [Factors([OuterShare(rng.normal(size=(1, 7, 3)), rng.normal(size=(7, 4)))], 1, 7, 12, float)]
-    places = [(0, 2, 11), 2]
+    part.append(Factors([], 1, 7, 2, float))
+    places = [(0, 2, 11), (1, 0, 2)]
     with mock.patch.object(work, "THREADED", 0):
         arrays = [work.array_of(part, places, threads).tobytes() for threads in (1, 2, 3, 9)]
     assert len(set(arrays)) == 1
@@ -262,15 +263,15 @@ class Losing(LocalExecutor):
         return super().compute(collection)
 
 
-def parts_that_are_made_again(made, released):
-    """Two blocks of one sample; notes when they are made and let go of."""
+def gradients_that_are_made_again(executor, w, made, released):
+    """By two blocks of one sample; notes when they are made and let go of."""
 
     def make():
         made.append(len(made))
         factors = [Factors([OuterShare(np.full((1, 1, 2), k), np.ones((1, 3)))], 1, 1, 6, float) for k in (1.0, 2.0)]
         return [[f] for f in factors], partial(released.append, len(made) - 1)
 
-    return FactorBlocks(make(), [1, 1], make)
+    return PerSampleGradients(executor, [w], [(0, 0, 6)], [6], float, [1, 1], make(), make)
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
@@ -278,8 +279,7 @@ def test_lost_parts_are_made_again_once(times):
     with fg.Graph():
         w = fg.Variable(6)
     made, released = [], []
-    parts = parts_that_are_made_again(made, released)
-    found = PerSampleGradients(Losing(times), [w], [(0, 0, 6)], [6], parts, float)
+    found = gradients_that_are_made_again(Losing(times), w, made, released)
     if times == 2:
         with pytest.raises(Lost):
             found.norms()
@@ -288,7 +288,7 @@ def test_lost_parts_are_made_again_once(times):
         assert found.mean()[w].tolist() == [1.5] * 6
     assert len(made) == min(times, 1) + 1
     assert released == []
-    del found, parts
+    del found
     gc.collect()
     assert sorted(released) == made
 
@@ -298,9 +298,7 @@ def test_lost_parts_of_two_sets_are_made_again():
         w = fg.Variable(6)
     noted = [([], []), ([], [])]
     executor = Losing(1)
-    one, other = (
-        PerSampleGradients(executor, [w], [(0, 0, 6)], [6], parts_that_are_made_again(*n), float) for n in noted
-    )
+    one, other = (gradients_that_are_made_again(executor, w, *n) for n in noted)
     assert one.dot(other).tolist() == [[6, 12], [12, 24]]
     assert [len(made) for made, _ in noted] == [2, 2]
 
