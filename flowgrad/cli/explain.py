@@ -30,7 +30,7 @@ def explain(**options: Any) -> None:
 
     import flowgrad as fg
 
-    from .training import build_model, cluster, load_data
+    from .build import build_model, cluster, load_data
 
     data = load_data({**options, "test_size": None})
     model = build_model(options, data)

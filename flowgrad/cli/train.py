@@ -74,10 +74,10 @@ def train(**options: Any) -> None:
 def _run(options: dict[str, Any]) -> None:
     import flowgrad as fg
 
+    from .build import build_model, cluster, load_data
     from .folder import run_folder
     from .progress import ProgressCallback
     from .report import EarlyImports
-    from .training import build_model, cluster, load_data
 
     started = time.perf_counter()
     data = load_data(options)

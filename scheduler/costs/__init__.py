@@ -1,7 +1,16 @@
 """What work costs on this machine and this cluster, and the plan that follows."""
 
 from .explain import TASKS, explain_job
-from .forecast import LARGEST_BATCH, Case, blas_threads_of, choose_way, crossing, from_step, spreading, step_seconds
+from .forecast import (
+    LARGEST_BATCH,
+    Case,
+    blas_threads_of,
+    choose_way,
+    crossing,
+    measured_seconds,
+    spreading,
+    step_seconds,
+)
 from .links import Fit, links_of, task_links
 from .measure import curve_of, program_times, seconds_of
 from .plan import (
@@ -9,9 +18,9 @@ from .plan import (
     Plan,
     choose_grain,
     choose_kernel,
-    choose_plan,
     choose_round_threads,
     choose_shards,
+    make_plan,
     shards_pay,
     steps_per_round,
     tasks_per_step,

@@ -123,7 +123,9 @@ def _moving(case: Case, links: Links) -> float:
     return max(0.0, exchange_seconds(way, size, case.slots, lanes, links) - nothing - update)
 
 
-def from_step(case: Case, kernel: str, seconds: float, fixed: float, shared: float, links: Links) -> dict[str, float]:
+def measured_seconds(
+    case: Case, kernel: str, seconds: float, fixed: float, shared: float, links: Links
+) -> dict[str, float]:
     """Return the seconds per step of rounds and of shards if one step was measured inside one task.
 
     Parameters

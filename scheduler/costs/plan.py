@@ -166,7 +166,7 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     return best, f"auto: a step takes about {times}"
 
 
-def choose_plan(
+def make_plan(
     grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int, threads: int = 1
 ) -> Plan:
     """Return the plan of a run.

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from .cache import DEFAULT_BYTES, Cache, CacheInfo
+from .cache import DEFAULT_BYTES, CacheInfo, ValueCache
 from .forward import cheaper_mode, hvp_block, jvp_block, lower_push
 from .lower import Request, lower_factors, lower_reverse
 from .per_sample import Blocks, PerSampleGradients

@@ -39,7 +39,7 @@ class CacheInfo(NamedTuple):
     room_limit: int
 
 
-class Cache:
+class ValueCache:
     """Handles by content-addressed key.
 
     Parameters

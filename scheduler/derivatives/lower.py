@@ -12,7 +12,7 @@ from flowgrad.typing import Array
 from ..feeds import RememberedFeeds
 from ..programs import cut_rows, pick
 from ..tasks import Data, Record, Ref, Task, combine, token
-from .cache import Cache
+from .cache import ValueCache
 from .recipe import Recipe
 from .units import Unit
 from .work import factors_block, jacobian_block, run_spread, run_unit
@@ -35,7 +35,7 @@ class Request:
     """
 
     def __init__(
-        self, recipe: Recipe, feeds: RememberedFeeds, cache: Cache, seed: Array | None = None, threads: int = 1
+        self, recipe: Recipe, feeds: RememberedFeeds, cache: ValueCache, seed: Array | None = None, threads: int = 1
     ):
         cache.check()
         self.threads = threads

@@ -11,7 +11,7 @@ from flowgrad.errors import GraphError, warn
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import integer
 
-from ..derivatives import Cache, Recipe, Request
+from ..derivatives import Recipe, Request, ValueCache
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, RememberedFeeds, check_nodes
 from ..kernels import kernel_of
@@ -36,7 +36,7 @@ class Session:
 
     def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, cache_bytes: int):
         self.executor, self.dtype, self.grain, self.shards = executor, dtype, grain, shards
-        self.cache = Cache(executor, integer(cache_bytes, "cache_bytes", 0))
+        self.cache = ValueCache(executor, integer(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
         self.recipes = lru_cache(REMEMBERED)(Recipe)
         # By graph: how many nodes it had, and which of them are variables. Nodes themselves would keep the graph alive.

@@ -104,7 +104,7 @@ def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     return shares
 
 
-def total(lanes: Sequence[Subtotals], shards: int) -> Gradient:
+def total_gradient(lanes: Sequence[Subtotals], shards: int) -> Gradient:
     """Add up the gradients of all lanes: always the same tree."""
     share_of = {key: share for shares in lanes for key, share in shares.items()}
     (mean,) = reduce_some(share_of, shards, add_gradients).values()
@@ -146,5 +146,5 @@ def last_update(lane: LaneInputs, carries: Sequence[Carry], shards: int) -> Done
     states = [carry.state for carry in carries if carry.state is not None]
     if not states:
         raise StateAway("the optimizer's state stayed on another worker; from now on it travels with the gradients")
-    mean = total([carry.subtotals for carry in carries], shards)
+    mean = total_gradient([carry.subtotals for carry in carries], shards)
     return update(lane.step, states[0], mean), [*carries[0].losses, mean[1]]

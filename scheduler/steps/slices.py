@@ -16,7 +16,7 @@ from flowgrad.typing import Array
 
 from ..machine import canonical, without_subnormals
 from ..tasks import bounds
-from .lanes import LaneBatch, LaneInputs, Subtotals, gradients, total
+from .lanes import LaneBatch, LaneInputs, Subtotals, gradients, total_gradient
 from .work import Done, update
 
 
@@ -53,7 +53,7 @@ def cut_shares(shares: Subtotals, k: int, slices: int) -> Subtotals:
 @without_subnormals
 def update_slice(lane: LaneInputs, before: Done, first: bool, parts: list[Subtotals], shards: int) -> Done:
     """Update a slice by its parts of all lanes' gradients; the losses of earlier steps are kept unless it is the `first` one."""
-    gradient, loss = total(parts, shards)
+    gradient, loss = total_gradient(parts, shards)
     state = {k: canonical(v) for k, v in before[0].items()}
     return update(lane.step, state, (gradient, loss)), [loss] if first else [*before[1], loss]
 

@@ -20,15 +20,15 @@ from ..costs import (
     about,
     choose_grain,
     choose_kernel,
-    choose_plan,
     choose_round_threads,
     choose_shards,
     columns,
     count,
     crossing,
     curve_of,
-    from_step,
     links_of,
+    make_plan,
+    measured_seconds,
     ms,
     ratio,
     seconds_of,
@@ -99,7 +99,7 @@ class Trial:
             why = compiled_round(self.job.step.program, self.job.step.names, self.job.rule, self.job.feeds.dtype).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
-        return choose_plan(
+        return make_plan(
             choose_grain(engine.grain, costs), self.case.shards, (kernel, why), self.shared, self.nodes, threads
         )
 
@@ -117,7 +117,7 @@ class Trial:
 
     def costs(self, links: Links) -> dict[str, float]:
         """Return the seconds per step at grains round and shard, from the step that was timed."""
-        return from_step(self.case, self.kernel[0], self.seconds, self.fixed, self.shared, links)
+        return measured_seconds(self.case, self.kernel[0], self.seconds, self.fixed, self.shared, links)
 
     def times(self, kernel: str) -> Times:
         """Return what steps take by a kernel: of one shard at three sizes, and of two."""

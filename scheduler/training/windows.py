@@ -113,7 +113,7 @@ class Windows:
         goes_on = latest is not None and latest.begins(batches, crew) and all(map(self.executor.alive, latest.after))
         if latest is None or not goes_on:
             self._drop(list(self._held))
-            latest, self._since = Submission(crew, batches[:0], self._begin(crew)), 0
+            latest, self._since = Submission(crew, batches[:0], self._place_state(crew)), 0
         self._since += len(batches)
         waiting = deque([latest] if latest.batches else [])
         for piece in self._pieces(batches, crew, len(latest.batches)):
@@ -134,7 +134,7 @@ class Windows:
         self._drop([*latest.after, *latest.kept])
         return join_state([state for state, _ in outcomes])
 
-    def _begin(self, crew: Crew) -> list[Handle]:
+    def _place_state(self, crew: Crew) -> list[Handle]:
         """Place the state where the first tasks read it."""
         slices = cut_state(self.state, len(crew.lanes) if crew.exchange == "slices" else 1)
         handles = []

@@ -14,7 +14,7 @@ from test_forecast import cluster, machine, net
 import flowgrad as fg
 from flowgrad.cli import main
 from flowgrad.scheduler.costs.explain import explain_job
-from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, choose_plan
+from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, make_plan
 from flowgrad.scheduler.costs.times import Times
 from flowgrad.scheduler.costs.words import columns, count, ms, ratio, short
 from flowgrad.scheduler.feeds.placement import Lane
@@ -30,7 +30,7 @@ def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numb
     times = {name: machine(case, name) for name in kernels}
 
     def made(costs):
-        plan = choose_plan(choose_grain(grain, costs), case.shards, (kernel, "compiled"), costs["round"], 407)
+        plan = make_plan(choose_grain(grain, costs), case.shards, (kernel, "compiled"), costs["round"], 407)
         return Estimate(plan, case, times, links, "a cluster", {}, False)
 
     first = made({"round": 1.0})

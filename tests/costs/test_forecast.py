@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from flowgrad.scheduler.costs.forecast import (
     Case,
     crossing,
-    from_step,
     job_seconds,
+    measured_seconds,
     round_threads,
     spreading,
     step_seconds,
@@ -21,8 +21,8 @@ from flowgrad.scheduler.costs.plan import (
     SURE,
     choose_grain,
     choose_kernel,
-    choose_plan,
     choose_shards,
+    make_plan,
     steps_per_round,
 )
 from flowgrad.scheduler.costs.times import Links, Times, between
@@ -163,15 +163,15 @@ def test_crossing_gives_up():
 @given(nets, places, st.sampled_from(["numba", "numpy"]), st.floats(1e-6, 10.0), st.floats(0.0, 1.0))
 def test_a_measured_step_is_the_least_that_a_round_takes(case, links, kernel, seconds, part):
     case = replace(case, shards=min(case.shards, case.batch))
-    costs = from_step(case, kernel, seconds, part * seconds, seconds, links)
+    costs = measured_seconds(case, kernel, seconds, part * seconds, seconds, links)
     assert costs["round"] >= seconds
     assert costs["shard"] >= part * seconds
 
 
 def test_what_workers_do_not_shorten_stays():
     case, links = net(shards=2), cluster(2, hop=1e-6)
-    assert from_step(case, "numpy", 1.0, 0.0, 1.0, links)["shard"] == pytest.approx(0.5, rel=0.01)
-    assert from_step(case, "numpy", 1.0, 0.4, 1.0, links)["shard"] == pytest.approx(0.7, rel=0.01)
+    assert measured_seconds(case, "numpy", 1.0, 0.0, 1.0, links)["shard"] == pytest.approx(0.5, rel=0.01)
+    assert measured_seconds(case, "numpy", 1.0, 0.4, 1.0, links)["shard"] == pytest.approx(0.7, rel=0.01)
     assert spreading(net(batch=32, shards=8), "numba", cluster(1, 2)) == 1.0
     assert spreading(net(batch=32, shards=8), "numpy", cluster(1, 2)) == 0.5
     assert spreading(net(batch=32, shards=3), "numba", cluster(2)) == pytest.approx(2 / 3)
@@ -216,14 +216,14 @@ def test_a_grain_that_is_asked_for_stays():
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e-4, 0.1, 10.0])
 def test_rounds_last_long_enough(seconds):
-    plan = choose_plan(("round", "auto"), 2, ("numba", "compiled"), seconds, 400)
+    plan = make_plan(("round", "auto"), 2, ("numba", "compiled"), seconds, 400)
     assert plan.steps_per_task == steps_per_round(seconds) >= 1
     assert plan.steps_per_window == ROUNDS_PER_WINDOW * plan.steps_per_task
     assert seconds > 0.25 or plan.steps_per_task * max(seconds, 1e-6) == pytest.approx(0.25, rel=0.5)
 
 
 def test_bits_are_promised_with_one_blas_thread():
-    assert choose_plan(("round", "auto"), 2, ("numba", ""), 1e-3, 400).blas_threads == 1
+    assert make_plan(("round", "auto"), 2, ("numba", ""), 1e-3, 400).blas_threads == 1
 
 
 @given(nets, places, st.integers(1, 10_000))

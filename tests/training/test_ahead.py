@@ -45,13 +45,13 @@ def test_a_window_begins_with_the_piece_that_was_meant_for_it(loss, piece, windo
 @pytest.fixture
 def begun(monkeypatch):
     """At which step states were put on workers."""
-    found, original = [], Windows._begin
+    found, original = [], Windows._place_state
 
     def begin(self, site):
         found.append(int(self.state["t"][0]))
         return original(self, site)
 
-    monkeypatch.setattr(Windows, "_begin", begin)
+    monkeypatch.setattr(Windows, "_place_state", begin)
     return found
 
 

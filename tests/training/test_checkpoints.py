@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 import flowgrad as fg
 from flowgrad.errors import DataError, GraphError
 from flowgrad.files import read_arrays, write_arrays
-from flowgrad.scheduler.costs.plan import choose_plan
+from flowgrad.scheduler.costs.plan import make_plan
 from flowgrad.scheduler.training import checkpoint
 from flowgrad.scheduler.training.checkpoint import Saver, Snapshot, read_checkpoint
 
@@ -66,9 +66,9 @@ def test_going_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, grain, positi
     """Every window a checkpoint; a window of one step."""
 
     def choose(*args):
-        return replace(choose_plan(*args), steps_per_task=1, steps_per_window=1)
+        return replace(make_plan(*args), steps_per_task=1, steps_per_window=1)
 
-    monkeypatch.setattr("flowgrad.scheduler.training.estimate.choose_plan", choose)
+    monkeypatch.setattr("flowgrad.scheduler.training.estimate.make_plan", choose)
     whole, first, second = Model("Adam", n=22), Model("Adam", n=22), Model("Adam", n=22)
     expected = whole.fit(grain=grain, epochs=3, validation=whole.validation)
     always = fg.Checkpoints(tmp_path, every_epochs=None, every_seconds=1e-9, keep=1000)

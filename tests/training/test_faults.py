@@ -87,13 +87,13 @@ def small_windows(monkeypatch, steps=10):
     """Cut a run into windows of a few steps, so that a disturbance meets one in the middle."""
     from flowgrad.scheduler.training import estimate as prepare
 
-    original = prepare.choose_plan
+    original = prepare.make_plan
 
     def choose(*args):
         plan = original(*args)
         return prepare.replace(plan, steps_per_task=min(plan.steps_per_task, 3), steps_per_window=steps)
 
-    monkeypatch.setattr(prepare, "choose_plan", choose)
+    monkeypatch.setattr(prepare, "make_plan", choose)
 
 
 @pytest.mark.parametrize("grain", GRAINS)

@@ -82,8 +82,8 @@ def test_in_the_middle_of_an_epoch(tmp_path, expected, monkeypatch):
     """The position within the epoch is in the checkpoint, and the losses of its first steps."""
     from flowgrad.scheduler.training import estimate as prepare
 
-    original = prepare.choose_plan
-    monkeypatch.setattr(prepare, "choose_plan", lambda *args: prepare.replace(original(*args), steps_per_window=4))
+    original = prepare.make_plan
+    monkeypatch.setattr(prepare, "make_plan", lambda *args: prepare.replace(original(*args), steps_per_window=4))
     interrupted(KeyboardInterrupt, "sync", tmp_path, 22)
     found = read_checkpoint(tmp_path)
     assert found.about["epoch"] == 1
