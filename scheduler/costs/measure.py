@@ -15,7 +15,7 @@ from .times import Times, between
 # Seconds that a run lasts at least, if need be by many repetitions; that all runs of one thing last together, about.
 RUN_SECONDS, ALL_SECONDS = 0.01, 0.06
 # So many repetitions at most, and so many runs at least of what is short: a single one may fall into a pause of the machine.
-REPETITIONS, RUNS = 128, 3
+REPETITIONS, RUNS = 32, 3
 # How often something is run before it counts, and then at most.
 TRIES = 6
 # A larger number of samples that would take longer than this is not measured.
