@@ -126,7 +126,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
             o = about["optimizer"]
             settings = {**{k: restore(v) for k, v in o["settings"].items()}, "batch_size": o["batch_size"]}
             optimizer = OPTIMIZERS[o["kind"]](graph, graph.nodes[o["target"]], **settings)
-            state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
+            state = arrays_under("state", arrays)
             if state:
                 optimizer.keep(state)
     return Saved(graph, optimizer)
@@ -178,6 +178,11 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[st
     if _checksum(arrays, about) != metadata.get("sha256"):
         raise DataError(f"{path} is damaged: its checksum does not match its content")
     return arrays, json.loads(about)
+
+
+def arrays_under(prefix: str, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Return the arrays called ``prefix/name``, by name."""
+    return {k.removeprefix(f"{prefix}/"): v for k, v in arrays.items() if k.startswith(f"{prefix}/")}
 
 
 Record = TypeVar("Record")

@@ -168,10 +168,7 @@ class Engine:
         >>> fg.Engine("sync").gradient(y, feeds)[w].tolist()
         [4.0, 3.0]
         """
-        gradients: dict[Variable, Array] = values.run(
-            self.session, values.lower_mean_gradient(self.session, target, feeds, wrt)
-        )
-        return gradients
+        return values.run(self.session, values.lower_mean_gradient(self.session, target, feeds, wrt))
 
     def lower(
         self,
