@@ -38,14 +38,7 @@ class Saved(NamedTuple):
 def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None = None) -> None:
     """Write a graph, the values of its variables and an optimizer with its state to one file.
 
-    The file is written beside `path`, flushed, and renamed: it is whole or not there.
-
-    Parameters
-    ----------
-    path : path
-        For example ``"model.safetensors"``.
-    graph : Graph
-    optimizer : Optimizer, optional
+    The file is written beside `path`, such as ``"model.safetensors"``, flushed, and renamed: it is whole or not there.
 
     Raises
     ------
@@ -93,12 +86,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
 
 
 def load(path: str | os.PathLike[str]) -> Saved:
-    """Read what `save` wrote.
-
-    Returns
-    -------
-    Saved
-        ``.graph`` and ``.optimizer`` (None if none was saved).
+    """Read what `save` wrote: ``.graph`` and ``.optimizer`` (None if none was saved).
 
     Raises
     ------
