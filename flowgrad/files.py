@@ -38,14 +38,7 @@ class Saved(NamedTuple):
 def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None = None) -> None:
     """Write a graph, the values of its variables and an optimizer with its state to one file.
 
-    The file is written beside `path`, flushed, and renamed: it is whole or not there.
-
-    Parameters
-    ----------
-    path : path
-        For example ``"model.safetensors"``.
-    graph : Graph
-    optimizer : Optimizer, optional
+    The file is written beside `path`, such as ``"model.safetensors"``, flushed, and renamed: it is whole or not there.
 
     Raises
     ------
@@ -93,12 +86,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
 
 
 def load(path: str | os.PathLike[str]) -> Saved:
-    """Read what `save` wrote.
-
-    Returns
-    -------
-    Saved
-        ``.graph`` and ``.optimizer`` (None if none was saved).
+    """Read what `save` wrote: ``.graph`` and ``.optimizer`` (None if none was saved).
 
     Raises
     ------
@@ -126,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
             o = about["optimizer"]
             settings = {**{k: restore(v) for k, v in o["settings"].items()}, "batch_size": o["batch_size"]}
             optimizer = OPTIMIZERS[o["kind"]](graph, graph.nodes[o["target"]], **settings)
-            state = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
+            state = arrays_under("state", arrays)
             if state:
                 optimizer.keep(state)
     return Saved(graph, optimizer)
@@ -178,6 +166,11 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[st
     if _checksum(arrays, about) != metadata.get("sha256"):
         raise DataError(f"{path} is damaged: its checksum does not match its content")
     return arrays, json.loads(about)
+
+
+def arrays_under(prefix: str, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Return the arrays called ``prefix/name``, by name."""
+    return {k.removeprefix(f"{prefix}/"): v for k, v in arrays.items() if k.startswith(f"{prefix}/")}
 
 
 Record = TypeVar("Record")

@@ -30,11 +30,6 @@ class Graph:
     seed : int, optional
         Seed of the generator that draws initial values (``Variable(dim, init=True)``).
 
-    Attributes
-    ----------
-    nodes : tuple of Node
-        All nodes in the order of creation.
-
     Examples
     --------
     >>> import flowgrad as fg
@@ -193,12 +188,7 @@ class Node:
         """Return the Jacobian of `result` by this node, ``(result.dim, self.dim)``; cached until cleared.
 
         Reverse mode: the cotangent of a node is the sum, over the edges to its children, of what they pull back.
-        A result that does not depend on this node has Jacobian zero.
-
-        Parameters
-        ----------
-        result : Node
-            The node to differentiate, of the same graph.
+        A result that does not depend on this node has Jacobian zero; `GraphError` if it is no node of the same graph.
 
         Examples
         --------
@@ -343,12 +333,9 @@ class Variable(Node):
         self._value = None if value is None else frozen(value)
 
     def set_value(self, value: Any) -> None:
-        """Set the value and reset everything downstream, exactly that.
+        """Set the value, ``(dim,)`` or ``(dim, 1)``, and reset everything downstream, exactly that.
 
-        Parameters
-        ----------
-        value : array-like (dim,) or (dim, 1)
-            For ``dim == 1`` a number will do. Copied.
+        The value is copied; for ``dim == 1`` a number will do.
 
         Raises
         ------

@@ -53,9 +53,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 @click.group(
-    name="flowgrad",
-    cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    name="flowgrad", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(__version__, prog_name="flowgrad")
 def main() -> None:

@@ -119,8 +119,7 @@ def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer
         "step": lambda: fg.StepDecay(rate, every=-(-updates // 3)),
     }[options["schedule"]]()
     settings = {key: options[key] for key in ("batch_size", "weight_decay", "clip_norm")}
-    made: Optimizer = getattr(fg, options["optimizer"])(model.graph, model.loss, schedule, **settings)
-    return made
+    return getattr(fg, options["optimizer"])(model.graph, model.loss, schedule, **settings)
 
 
 def _report(

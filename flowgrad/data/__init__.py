@@ -26,13 +26,12 @@ class DataSet:
     Attributes
     ----------
     name : str
-        What the set is called in messages and folder names.
+        For messages and folder names.
     x_train, x_test : ndarray, (N, dim), float
         One row per sample, pixel intensities in [0, 1].
     y_train, y_test : ndarray, (N,), int64
         Class indices, 0 to ``classes - 1``.
     classes : int
-        How many classes there are.
     """
 
     name: str
@@ -48,12 +47,7 @@ class DataSet:
         return int(self.x_train.shape[1])
 
     def head(self, train: int | None = None, test: int | None = None) -> DataSet:
-        """Return the first samples only, views of the same arrays; ``classes`` stays the same.
-
-        Parameters
-        ----------
-        train, test : int, optional
-            How many training and test samples to keep; all of them when not given.
+        """Return the first `train` and `test` samples, all where not given: views of the same arrays; ``classes`` stays the same.
 
         Raises
         ------
@@ -63,12 +57,8 @@ class DataSet:
         for part, wanted, have in (("training", train, len(self.x_train)), ("test", test, len(self.x_test))):
             if wanted is not None and not 1 <= wanted <= have:
                 raise DataError(f"{self.name} has {have} {part} samples, {wanted} asked for: give 1 to {have}")
-        return replace(
-            self,
-            x_train=self.x_train[:train],
-            y_train=self.y_train[:train],
-            x_test=self.x_test[:test],
-            y_test=self.y_test[:test],
+        return DataSet(
+            self.name, self.x_train[:train], self.y_train[:train], self.x_test[:test], self.y_test[:test], self.classes
         )
 
 
@@ -140,14 +130,9 @@ def load_digits(dtype: DTypeLike = np.float32) -> DataSet:
 def load_npz(path: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> DataSet:
     """Load a data set from an ``.npz`` file, and name it after the file.
 
-    Parameters
-    ----------
-    path : path
-        A file with the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``. Samples are rows, (N, dim);
-        further axes are flattened. ``uint8`` samples are taken as pixels and divided by 255, other numbers
-        are taken as they are. Labels are integer class indices counted from 0, (N,).
-    dtype : dtype, default float32
-        Floating-point type of the samples.
+    The file has the arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``. Samples are rows, (N, dim); further axes are
+    flattened. ``uint8`` samples are taken as pixels and divided by 255, other numbers are taken as they are. Labels are integer
+    class indices counted from 0, (N,). For `dtype` see `load`.
 
     Raises
     ------

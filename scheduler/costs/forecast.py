@@ -138,10 +138,7 @@ def measured_seconds(
         Of one step in one task that uses as many threads as rounds will.
     """
     spread = fixed + max(seconds - fixed, 0.0) * spreading(case, kernel, links)
-    return {
-        "round": round_seconds(case, shared, links),
-        "shard": shard_seconds(case, spread, links),
-    }
+    return {"round": round_seconds(case, shared, links), "shard": shard_seconds(case, spread, links)}
 
 
 def _useful(case: Case, kernel: str, threads: int) -> int:

@@ -50,8 +50,7 @@ def links_of(executor: Executor, fit: Fit) -> Links:
 def _known(executor: Executor, key: tuple[Any, ...], measure: Callable[[], Links]) -> Links:
     if key not in executor.measured:
         executor.measured[key] = measure()
-    links: Links = executor.measured[key]
-    return links
+    return executor.measured[key]
 
 
 def _measure(executor: Executor, fit: Fit) -> Links:

@@ -169,20 +169,9 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
 def make_plan(
     grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int, threads: int = 1
 ) -> Plan:
-    """Return the plan of a run.
+    """Return the plan of a run, from grain and kernel, each with why, and the work of one optimizer step in one task.
 
-    Parameters
-    ----------
-    grain : (str, str)
-        Grain and why.
-    kernel : (str, str)
-        Kernel and why.
-    step_seconds : float
-        Of the work of one optimizer step in one task.
-    nodes : int
-        Nodes of the graph.
-    threads : int
-        Threads that share the shards of a round.
+    The graph has so many `nodes`; so many `threads` share the shards of a round.
     """
     reason = f"{grain[1]}; the work of a step takes {step_seconds * 1e3:.2f} ms; kernel {kernel[0]}: {kernel[1]}"
     if grain[0] == "round":

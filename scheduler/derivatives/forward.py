@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.check import STEP
 from flowgrad.jacobians import Dense, LocalJacobian, Outer
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
@@ -24,9 +25,6 @@ from ..tasks import Ref, token
 from .lower import Request
 from .recipe import Recipe
 from .work import Span, local_jacobian, naming
-
-# Central difference of a rule that states no tangent: the cube root of the machine epsilon balances its two errors.
-STEP = float(np.cbrt(np.finfo(np.float64).eps))
 
 Tangents = dict[int, Array]
 
@@ -126,11 +124,8 @@ def _scatter(i: Instr, tangents: Tangents) -> Array | None:
 
 
 def _sum(parts: Sequence[Array | None]) -> Array | None:
-    total: Array | None = None
-    for part in parts:
-        if part is not None:
-            total = part if total is None else total + part
-    return total
+    there = [part for part in parts if part is not None]
+    return sum(there[1:], there[0]) if there else None
 
 
 # -- what tasks run ---------------------------------------------------------------------------------------------------

@@ -110,8 +110,7 @@ class PerSampleGradients:
         """
         k, seed = integer(k, "project: k, the number of directions,"), integer(seed, "project: seed", 0)
         ranges: list[list[tuple[int, int, int]]] = [[] for _ in self._sizes]
-        for position, node in enumerate(self.wrt):
-            wrt, lo, hi = self._spans[node]
+        for position, (wrt, lo, hi) in enumerate(self._spans.values()):
             ranges[wrt].append((position, lo, hi))
         return self._rows(project_of, (k,), compute, ranges, k, seed)
 
@@ -204,11 +203,7 @@ class PerSampleGradients:
             size = sum(self._sizes)
             total = self._done(lambda: _dask().total(func, self._values, size, self.dtype, *args), compute)
         starts = np.cumsum([0, *self._sizes])
-        sums = {}
-        for node in self.wrt:
-            wrt, lo, hi = self._spans[node]
-            sums[node] = total[starts[wrt] + lo : starts[wrt] + hi]
-        return sums
+        return {n: total[starts[wrt] + lo : starts[wrt] + hi] for n, (wrt, lo, hi) in self._spans.items()}
 
     def _done(self, array: Callable[[], Any], compute: bool, other: PerSampleGradients | None = None) -> Any:
         """Return a dask array of the blocks, or its value, computed where they are; lost ones are made again, once."""

@@ -27,6 +27,9 @@ from .session import Session
 class Engine:
     """Runs graphs over many samples.
 
+    What all methods take: `feeds`, ``{variable: array (N, dim)}``, NumPy or dask, where integers ``(N,)`` for a variable of dim > 1
+    are class indices; `wrt`, a node or a list of them to differentiate by, all trainable variables that are not fed if not given.
+
     Parameters
     ----------
     where : optional
@@ -104,17 +107,7 @@ class Engine:
     # -- results ------------------------------------------------------------------------------------------------
 
     def forward(self, nodes: Node | Sequence[Node], feeds: Mapping[Any, Any] | None = None) -> Any:
-        """Compute values for every sample.
-
-        Parameters
-        ----------
-        nodes : Node or list of Node
-        feeds : dict, optional
-            ``{variable: array (N, dim)}``, NumPy or dask; integers ``(N,)`` for a variable of dim > 1 are class indices.
-
-        Returns
-        -------
-        ndarray (N, dim), or a list of them
+        """Compute values for every sample: ``(N, dim)``, or a list of them for a list; see `Engine` for `feeds`.
 
         Raises
         ------
@@ -127,8 +120,7 @@ class Engine:
         >>> with fg.Graph():
         ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
         ...     y = fg.Dot(w, x)
-        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
-        >>> fg.Engine("sync").forward(y, feeds).tolist()
+        >>> fg.Engine("sync").forward(y, {x: [[3.0, 1.0], [5.0, 5.0]]}).tolist()
         [[2.0], [0.0]]
         """
         return values.run(self.session, values.lower_values(self.session, nodes, feeds))
@@ -136,15 +128,7 @@ class Engine:
     def gradient(
         self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Sequence[Variable] | Variable | None = None
     ) -> dict[Variable, Array]:
-        """Compute the gradient of the mean of a scalar over the samples.
-
-        Parameters
-        ----------
-        target : Node
-            Of dim 1.
-        feeds : dict, optional
-        wrt : list of Variable, optional
-            All trainable variables that are not fed, if not given.
+        """Compute the gradient of the mean of a scalar over the samples; see `Engine` for `feeds` and `wrt`, here variables.
 
         Returns
         -------
@@ -164,14 +148,10 @@ class Engine:
         >>> with fg.Graph():
         ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
         ...     y = fg.Dot(w, x)
-        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
-        >>> fg.Engine("sync").gradient(y, feeds)[w].tolist()
+        >>> fg.Engine("sync").gradient(y, {x: [[3.0, 1.0], [5.0, 5.0]]})[w].tolist()
         [4.0, 3.0]
         """
-        gradients: dict[Variable, Array] = values.run(
-            self.session, values.lower_mean_gradient(self.session, target, feeds, wrt)
-        )
-        return gradients
+        return values.run(self.session, values.lower_mean_gradient(self.session, target, feeds, wrt))
 
     def lower(
         self,
@@ -184,8 +164,6 @@ class Engine:
 
         Parameters
         ----------
-        targets : Node or list of Node
-        feeds : dict, optional
         gradient : bool
             True: the mean gradient of one scalar target by all trainable variables.
         grain : str, optional
@@ -197,8 +175,7 @@ class Engine:
         >>> with fg.Graph():
         ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
         ...     y = fg.Dot(w, x)
-        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
-        >>> lowered = fg.Engine("sync").lower(y, feeds)
+        >>> lowered = fg.Engine("sync").lower(y, {x: [[3.0, 1.0], [5.0, 5.0]]})
         >>> lowered.tasks(), lowered.compute().tolist()
         ({'forward': 1}, [[2.0], [0.0]])
         """
@@ -221,19 +198,15 @@ class Engine:
         memory_budget: int | None = None,
         mode: str = "auto",
     ) -> Any:
-        """Compute the Jacobian of `result` by other nodes, for every sample.
+        """Compute the Jacobian of `result`, vector or scalar, by other nodes, for every sample; see `Engine` for `feeds`.
 
         Forward values and cotangents stay where they were computed, under keys that name their content: a second call computes
         only what is new. See `cache_info`.
 
         Parameters
         ----------
-        result : Node
-            Vector or scalar.
         wrt : Node or list of Node
             Variables or inner nodes; cotangents that they share are computed once.
-        feeds : dict, optional
-            ``{variable: array (N, dim)}``.
         compute : bool
             False: return futures. On a cluster these are dask Futures; without one, objects whose ``result()`` is there.
         memory_budget : int, optional
@@ -271,18 +244,7 @@ class Engine:
     ) -> PerSampleGradients:
         """Compute the gradient of a scalar for each sample, as factors: norms, scalar products and sums need no more.
 
-        Parameters
-        ----------
-        target : Node
-            Of dim 1.
-        feeds : dict, optional
-            NumPy arrays; or dask arrays, which may be larger than memory: their chunks are read when a result needs them.
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
-
-        Returns
-        -------
-        PerSampleGradients
+        See `Engine` for `feeds` and `wrt`. dask arrays may be larger than memory: their chunks are read when a result needs them.
 
         Raises
         ------
@@ -297,8 +259,7 @@ class Engine:
         >>> with fg.Graph():
         ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
         ...     y = fg.Dot(w, x)
-        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
-        >>> gradients = fg.Engine("sync").per_sample_gradients(y, feeds)
+        >>> gradients = fg.Engine("sync").per_sample_gradients(y, {x: [[3.0, 1.0], [5.0, 5.0]]})
         >>> gradients.array(w).tolist(), gradients.mean()[w].tolist()
         ([[3.0, 1.0], [5.0, 5.0]], [4.0, 3.0])
         """
@@ -313,13 +274,7 @@ class Engine:
     ) -> dict[Node, Array]:
         """Multiply a cotangent by the Jacobian: ``Σₙ cotangentₙᵀ Jₙ``, one sweep of reverse mode.
 
-        Parameters
-        ----------
-        result : Node
-        cotangent : array-like (N, result.dim) or (result.dim,)
-        feeds : dict, optional
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
+        The cotangent is ``(N, result.dim)`` or ``(result.dim,)``; see `Engine` for `feeds` and `wrt`.
 
         Returns
         -------
@@ -346,18 +301,9 @@ class Engine:
         return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
 
     def jvp(self, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None) -> Array:
-        """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, one sweep of forward mode.
+        """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, ``(N, result.dim)``, one sweep of forward mode.
 
-        Parameters
-        ----------
-        result : Node
-        tangents : dict
-            ``{variable: (dim,)}``, or ``(N, dim)`` for a variable that is fed; the others stand still.
-        feeds : dict, optional
-
-        Returns
-        -------
-        ndarray (N, result.dim)
+        Tangents are ``{variable: (dim,)}``, or ``(N, dim)`` for a variable that is fed; the others stand still.
 
         Examples
         --------
@@ -373,20 +319,9 @@ class Engine:
     def hvp(
         self, loss: Node, direction: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None
     ) -> dict[Variable, Array]:
-        """Multiply the Hessian of the mean loss by a direction, without building it: forward mode over reverse mode.
+        """Multiply the Hessian of the mean loss, a scalar, by a direction, without building it: forward mode over reverse mode.
 
-        Parameters
-        ----------
-        loss : Node
-            Of dim 1.
-        direction : dict
-            ``{variable: (dim,)}``, variables that are not fed. The Hessian is that by these variables.
-        feeds : dict, optional
-
-        Returns
-        -------
-        dict
-            ``{variable: (dim,)}``.
+        The direction and the product are ``{variable: (dim,)}``, of variables that are not fed; the Hessian is that by these.
 
         Notes
         -----
@@ -407,20 +342,9 @@ class Engine:
     def fisher_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
     ) -> dict[Node, Array]:
-        """Return the diagonal of the empirical Fisher matrix, the mean of the squared per-sample gradients.
+        """Return the diagonal of the empirical Fisher matrix, the mean of the squared per-sample gradients, ``{node: (dim,)}``.
 
-        Parameters
-        ----------
-        loss : Node
-            Of dim 1, for one sample.
-        feeds : dict, optional
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
-
-        Returns
-        -------
-        dict
-            ``{node: (dim,)}``.
+        The loss is a scalar, for one sample; see `Engine` for `feeds` and `wrt`.
 
         Notes
         -----
@@ -433,8 +357,7 @@ class Engine:
         >>> with fg.Graph():
         ...     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, -1.0])
         ...     y = fg.Dot(w, x)
-        >>> feeds = {x: [[3.0, 1.0], [5.0, 5.0]]}
-        >>> fg.Engine("sync").fisher_diagonal(y, feeds)[w].tolist()
+        >>> fg.Engine("sync").fisher_diagonal(y, {x: [[3.0, 1.0], [5.0, 5.0]]})[w].tolist()
         [17.0, 13.0]
         """
         values.check_scalar(loss, "loss")
@@ -444,23 +367,11 @@ class Engine:
     def ggn_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
     ) -> dict[Node, Array]:
-        """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss, ``diag(mean Jᵀ H J)``.
+        """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss, ``diag(mean Jᵀ H J)``, ``{node: (dim,)}``.
 
         `J` is the Jacobian of what the loss compares with the labels (its first operand), `H` the loss's Hessian by that. For a
-        cross entropy with one-hot labels this is the Fisher matrix.
-
-        Parameters
-        ----------
-        loss : Node
-            A `CrossEntropyWithSoftMax` or a `MeanSquaredError`.
-        feeds : dict, optional
-        wrt : Node or list of Node, optional
-            All trainable variables that are not fed, if not given.
-
-        Returns
-        -------
-        dict
-            ``{node: (dim,)}``.
+        cross entropy with one-hot labels this is the Fisher matrix. The loss is a `CrossEntropyWithSoftMax` or a
+        `MeanSquaredError`; see `Engine` for `feeds` and `wrt`.
 
         Notes
         -----

@@ -46,9 +46,8 @@ def hvp(
     program, named = compile_gradient(loss, checked, list(moved), "shard")
     out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
     if named:
-        total = reduce(
-            np.add, _swept(session, program, graph, checked, moved, "hvp", hvp_block, named[0][0], checked.samples)
-        )
+        shares = _swept(session, program, graph, checked, moved, "hvp", hvp_block, named[0][0], checked.samples)
+        total = reduce(np.add, shares)
         out |= {v: total[slice(*program.layout[v.index][1:])].copy() for v in moved if v.index in program.layout}
     return out
 

@@ -24,8 +24,7 @@ def grain_of(session: Session, grain: str | None) -> str:
 
 def forward_of(session: Session, targets: list[Node], graph: Graph, feeds: Feeds) -> list[Array]:
     """Compute values from feeds that are checked."""
-    values: list[Array] = run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards))
-    return values
+    return run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards))
 
 
 def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = None) -> Computation:

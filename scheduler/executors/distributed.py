@@ -104,8 +104,7 @@ class DistributedExecutor(Executor):
             about = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_SECONDS)
         except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
             raise self._scheduler_gone() from error
-        workers: dict[str, Any] = about["workers"]
-        return workers
+        return about["workers"]
 
     def _patiently(self, coroutine: Any) -> Any:
         """Run something on dask's event loop; give up when the scheduler does."""

@@ -66,16 +66,9 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
 
 
 def check_array(variable: Any, array: Any, dtype: Any, first: int | Array = 0) -> Array:
-    """Check one feed and bring it to ``(N, dim)`` of `dtype`.
+    """Check one feed, of something with a ``name`` and a ``dim``, and bring it to ``(N, dim)`` of `dtype`; see `check_feeds`.
 
-    Parameters
-    ----------
-    variable
-        Has a ``name`` and a ``dim``.
-    array, dtype
-        See `check_feeds`.
-    first : int or int array
-        Number of its first sample among all, or of each, for messages.
+    Messages count samples from `first` on, or by the numbers in it.
     """
     return _shaped(variable, _numeric(variable, array, first), np.dtype(dtype), first)
 
@@ -234,17 +227,8 @@ def _number(first: int | Array, sample: int) -> int:
 
 
 def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Array:
-    """Return some rows of a chunk, checked and as they are fed; the rest of the chunk is let go.
+    """Return some rows of a chunk, which is given or loaded, checked and as they are fed; the rest of the chunk is let go.
 
-    Parameters
-    ----------
-    source : array, or callable
-        The chunk, or what loads it.
-    rows : int array
-        Within the chunk.
-    start : int
-        First row of the chunk among all, for messages.
-    salt : str
-        Tells one asking from another.
+    The chunk begins with row `start` of all; `salt` tells one asking from another.
     """
     return check_array(form, (source() if callable(source) else source)[rows], form.dtype, start + rows)

@@ -107,15 +107,7 @@ def gathered(value: Any) -> Array:
 
 
 def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return a dask array or a memory map as a `Chunked`; as an array if the client has it all.
-
-    Parameters
-    ----------
-    value : dask array or numpy.memmap
-        Its shape was checked.
-    dtype : numpy dtype
-        Of the rows as they are fed.
-    """
+    """Return a dask array or a memory map, its shape checked, as a `Chunked` of `dtype`; as an array if the client has it all."""
     form = Shape(v.name, v.dim, dtype)
     if isinstance(value, np.memmap):
         chunks: list[Any] = list(file_rows(value))

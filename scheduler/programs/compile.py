@@ -85,10 +85,7 @@ def compile_forward(
 
     With `layout`, parameters lie where they lie in another program over the same parameters.
     """
-    upstream: dict[Node, None] = {}
-    for target in targets:
-        upstream |= ancestors(target)
-    require_values([v for v in upstream if isinstance(v, Variable)], feeds, targets[0])
+    require_values([v for v in ancestors(*targets) if isinstance(v, Variable)], feeds, targets[0])
     return run_passes(trace(targets, feeds.arrays, params), forward_passes(grain, layout))
 
 

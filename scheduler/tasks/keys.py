@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Iterable
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -24,7 +23,7 @@ class Ref(NamedTuple):
 
 def token(*parts: Any) -> str:
     """Return 16 hex digits that stand for the content of `parts`."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = blake2b(digest_size=8)
     for part in parts:
         _feed(digest, part)
     return digest.hexdigest()

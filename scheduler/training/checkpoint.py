@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowgrad.errors import DataError, GraphError, warn
-from flowgrad.files import read_arrays, write_arrays
+from flowgrad.files import arrays_under, read_arrays, write_arrays
 from flowgrad.graph import Node, ancestors
 from flowgrad.inputs import integer, real
 from flowgrad.optim import Rule, Schedule
@@ -151,28 +151,18 @@ def read_checkpoint(folder: Path) -> Snapshot | None:
     problems = []
     for path in sorted(folder.glob(PATTERN), reverse=True):
         try:
-            checkpoint = _read(path)
+            arrays, about = read_arrays(path)
+            if about.get("kind") != "checkpoint":
+                raise DataError(f"{path} is a file of flowgrad, but not a checkpoint")
         except DataError as error:
             problems.append(str(error))
             continue
         for problem in problems:
             warn(f"{problem}; going on from {path.name}")
-        return checkpoint
+        return Snapshot(arrays_under("state", arrays), arrays_under("kept", arrays), arrays["losses"], about)
     if problems:
         raise DataError(f"no checkpoint in {folder} can be read: {problems[0]}")
     return None
-
-
-def _read(path: Path) -> Snapshot:
-    arrays, about = read_arrays(path)
-    if about.get("kind") != "checkpoint":
-        raise DataError(f"{path} is a file of flowgrad, but not a checkpoint")
-    parts: dict[str, dict[str, Array]] = {"state": {}, "kept": {}}
-    for key, value in arrays.items():
-        part, _, name = key.partition("/")
-        if name:
-            parts[part][name] = value
-    return Snapshot(parts["state"], parts["kept"], arrays["losses"], about)
 
 
 def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

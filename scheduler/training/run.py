@@ -65,9 +65,7 @@ class Run:
         job.follow(self.plan)
         self.steps_per_epoch = self._batches(1).epoch.steps
         self.placement = Placement(job.executor, job.step, *job.reads())
-        self.evaluation = None
-        if checked is not None:
-            self.evaluation = Evaluation(job.executor, target, checked, job.variables, layout)
+        self.evaluation = None if checked is None else Evaluation(job.executor, target, checked, job.variables, layout)
         # Made last: it holds the state that moves on.
         self.windows = Windows(self.placement, self.plan, job.step, state, self._report, self._recovered)
 
@@ -161,17 +159,9 @@ class Run:
                 )
             history.steps.losses.append(loss)
         self.samples += batches.samples
-        self.settings.callbacks.notify(
-            "on_steps",
-            {
-                "step": len(history.steps),
-                "steps": self.info["steps"],
-                "epoch": epoch,
-                "samples": batches.samples,
-                "loss": float(np.mean(losses)),
-                "seconds": time.perf_counter() - self.start,
-            },
-        )
+        info = {"step": len(history.steps), "steps": self.info["steps"], "epoch": epoch, "samples": batches.samples}
+        info |= {"loss": float(np.mean(losses)), "seconds": time.perf_counter() - self.start}
+        self.settings.callbacks.notify("on_steps", info)
 
     def _recovered(self, about: dict[str, Any]) -> None:
         record = {"step": len(self.history.steps), **about}

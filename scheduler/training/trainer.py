@@ -113,10 +113,6 @@ class Trainer:
             Go on from the last checkpoint in that folder that can be read, if there is one, with its plan: bit by bit as if the
             training had never been interrupted. Without it a folder that has checkpoints is refused.
 
-        Returns
-        -------
-        History
-
         Raises
         ------
         FeedError, GraphError
@@ -182,20 +178,13 @@ class Trainer:
         """Say what training with these feeds would do and cost, without training.
 
         The training's own step is run in this process to be timed, whole and at three sizes, by the plan's kernel and by NumPy's;
-        no variable changes. What tasks cost on this engine is measured once, in about a second. Compiling is told apart.
+        no variable changes. What tasks cost on this engine is measured once, in about a second. Compiling is told apart. The text
+        holds the plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
 
         Parameters
         ----------
-        feeds : dict
-            As for `fit`.
-        epochs : int
         again : bool
             Measure anew what tasks cost, even if that is known from earlier.
-
-        Returns
-        -------
-        str
-            The plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
 
         Examples
         --------
@@ -210,12 +199,7 @@ class Trainer:
         return explain_training(estimate(TrainingJob(self.settings, feeds, epochs), again))
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
-        """Return the mean loss over the samples and, for a cross entropy, the accuracy.
-
-        Returns
-        -------
-        dict
-            ``"loss"`` and, where the loss is `CrossEntropyWithSoftMax`, ``"accuracy"`` between 0 and 1.
+        """Return ``"loss"``, its mean over the samples, and for a `CrossEntropyWithSoftMax` ``"accuracy"``, between 0 and 1.
 
         Examples
         --------
@@ -233,11 +217,7 @@ class Trainer:
             return evaluation.scores(None)
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
-        """Return the values of a node for every sample; the same as ``engine.forward``.
-
-        Returns
-        -------
-        ndarray (N, node.dim)
+        """Return the values of a node for every sample, ``(N, node.dim)``; the same as ``engine.forward``.
 
         Raises
         ------
