@@ -14,7 +14,7 @@ from flowgrad.optim import WORK, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..kernels import can_compile, compiled_round, kernel_of
+from ..kernels import compiled_round, kernel_of, why_not_compiled
 from ..machine import canonical, each_side_by_side, without_subnormals
 from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
@@ -90,10 +90,8 @@ def shard_step(
 
 
 def _compiled(step: Step, state: State) -> Any:
-    if not can_compile():
-        raise FlowgradError(
-            "the plan uses compiled kernels, but numba is not installed here: pip install 'flowgrad[fast]'"
-        )
+    if why_not_compiled():
+        raise FlowgradError(f"the plan uses compiled kernels, but {why_not_compiled()}")
     return compiled_round(step.program, step.names, step.rule, state["w"].dtype)
 
 

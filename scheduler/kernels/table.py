@@ -1,0 +1,750 @@
+"""Program -> a table of instructions over one block of memory, for a loop that was compiled once; no graph is compiled.
+
+A row says which instruction, which kernel (a loop over numbers), how many rows and columns, and where each operand lies: a space
+(parameters, feeds, this shard's frame, ...), an offset, and strides by sample, by row of a cotangent, and within a sample. So
+ranges of a vector are never copied, and what all samples share is read with a stride of 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowgrad.formulas import OPERANDS, formula
+from flowgrad.jacobians import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
+from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
+from flowgrad.program import Instr, Program, Type
+from flowgrad.typing import Array
+
+# What the loop can do by itself; the rest is kernels.
+LOOP, PRODUCT, PYTHON, TILES, STOP, NEXT_STEP, NEXT_WAVE, NEXT_SHARD, TAKE, LOSS, BARRIER, TREE, NORMS, UPDATE = range(14)
+# Fields of a row.
+OPCODE, KERNEL, FIRST, BATCHED, TIMES, COLUMNS, INNER, MOVES, EXTRA, OPERAND, WIDTH = 0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 48
+# Fields of an operand: space, offset, and strides by row, by row of a cotangent, and within a row.
+FIELDS, SLOTS = 5, 7
+# Operands beside the result that a loop over numbers reads, and the place of its attributes.
+MOST, ATTRIBUTES = 5, 6
+# Spaces that are given; those after them are feeds.
+FRAME, PARAM, CONST, GRAD, SEED, NUMBERS, INDICES, FEEDS = range(8)
+ROLES = {"param": PARAM, "const": CONST, "seed": SEED}
+# Entries of all operands of a tile: they stay in the first cache.
+TILE = 8192
+ALIGNED = 64
+
+
+class Kernel(NamedTuple):
+    """A loop that rows of the table call: a formula, one of a few others by name, or a function of a sample's vectors."""
+
+    text: str
+    operands: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    function: Callable[..., None] | None = None
+    slot: int | None = None
+
+
+FILL, COPY, SUM = Kernel("0.0"), Kernel("a", ("a",)), Kernel("out + a", ("a",))
+PLUS, SCALED = Kernel("a + b", ("a", "b")), Kernel("k * a", ("a",), ("k",))
+DOT, GATHER, SCATTER = Kernel(":dot", ("a", "b")), Kernel(":gather", ("a", "b")), Kernel(":scatter", ("a", "b"))
+
+
+class View(NamedTuple):
+    """Where entries lie: part of each row of a slot."""
+
+    slot: int
+    start: int
+    dim: int
+
+
+class Slot(NamedTuple):
+    """Memory: a row for each sample, or one; in a space that is given, or in the frame."""
+
+    type: Type
+    space: int = FRAME
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A program's instructions, with the places of their operands still as slots.
+
+    Attributes
+    ----------
+    fields : ndarray (rows, OPERAND)
+        Opcode and so on; kernels as numbers.
+    kernels : list of Kernel
+    slots : list of Slot
+    places : ndarray (rows, SLOTS, 3)
+        Slot or -1, first entry, stride within a row.
+    numbers, indices : ndarray
+        Attributes of kernels; positions of gathers.
+    calls : list of (Instr, View, list of View)
+        What Python runs.
+    outputs : dict
+        View by name.
+    """
+
+    fields: Array
+    kernels: list[Kernel]
+    slots: list[Slot]
+    places: Array
+    numbers: Array
+    indices: Array
+    calls: list[tuple[Instr, View, list[View]]]
+    outputs: dict[str, View]
+    feeds: int = 0
+
+    def offsets(self, samples: int, directions: int, size: int) -> tuple[Array, int]:
+        """Return where each slot begins in its space, and the bytes of the frame."""
+        bytes_ = np.array([self._bytes(s.type, samples, directions, size) for s in self.slots], np.int64)
+        inside = np.array([s.space == FRAME for s in self.slots])
+        bytes_ = -(-bytes_ // ALIGNED) * ALIGNED * inside
+        ends = np.cumsum(bytes_)
+        return (ends - bytes_) * inside, int(ends[-1])
+
+    @staticmethod
+    def _bytes(t: Type, samples: int, directions: int, size: int) -> int:
+        return t.dim * (samples if t.batched else 1) * (directions if t.cotangent else 1) * size
+
+    def numbered(self, samples: int, directions: int, size: int, addresses: Sequence[int]) -> tuple[Array, int]:
+        """Return the table as numbers, for at most so many samples, rows of a cotangent and bytes of a number; and the frame's bytes."""
+        offsets, frame = self.offsets(samples, directions, size)
+        out = np.zeros((len(self.fields), WIDTH), np.int64)
+        out[:, :OPERAND] = self.fields
+        where = np.array([*addresses, 0], np.int64)
+        out[:, KERNEL], out[:, FIRST] = where[self.fields[:, KERNEL]], where[self.fields[:, FIRST]]
+        slot, start, inner = (self.places[:, :, k] for k in range(3))
+        dims, batched, moves, space = (
+            np.array([*column, 0], np.int64)[slot]
+            for column in (
+                [s.type.dim for s in self.slots],
+                [s.type.batched for s in self.slots],
+                [s.type.cotangent for s in self.slots],
+                [s.space for s in self.slots],
+            )
+        )
+        rows = np.where(batched, samples, 1)
+        operands = np.zeros((len(out), SLOTS, FIELDS), np.int64)
+        operands[:, :, 0] = space
+        # Positions of gathers are whole numbers of eight bytes.
+        width = np.where(space == INDICES, 8, size)
+        operands[:, :, 1] = np.append(offsets, 0)[slot] + start * width
+        operands[:, :, 2] = dims * batched * size // self.fields[:, TIMES, None]
+        operands[:, :, 3] = dims * rows * moves * size
+        operands[:, :, 4] = inner * size
+        out[:, OPERAND:] = operands.reshape(len(out), -1)
+        # A loop whose operands all lie end to end is one loop.
+        columns, given = self.fields[:, COLUMNS, None] * size, slot >= 0
+        wanted = np.where(np.arange(SLOTS) < ATTRIBUTES, columns, 0)
+        flat = (~given | (operands[:, :, 2] == wanted)).all(axis=1) & (self.fields[:, INNER] == 1)
+        out[:, EXTRA] = np.where(out[:, OPCODE] == LOOP, flat, out[:, EXTRA])
+        out[:, EXTRA] *= np.where(out[:, OPCODE] == TAKE, size, 1)
+        return out, frame
+
+
+def softmax_pull(out: Array, g: Array, p: Array) -> None:
+    """Write ``p * (g - g . p)``."""
+    along = g[0] - g[0]
+    for j in range(g.shape[0]):
+        along += g[j] * p[j]
+    for j in range(g.shape[0]):
+        out[j] = p[j] * (g[j] - along)
+
+
+class Assembler:
+    """Writes the rows of a program.
+
+    Parameters
+    ----------
+    gradient : str or None
+        The output that is the gradient of the flat parameter vector, if there is one: it has a space of its own.
+    """
+
+    def __init__(self, program: Program, gradient: str | None = None):
+        self.program, self.types = program, program.types
+        self.fields: list[list[int]] = []
+        self.operands: list[list[tuple[int, int, int]]] = []
+        self.kernels: dict[Kernel, int] = {}
+        self.slots: list[Slot] = []
+        self.views: dict[int, View] = {}
+        self.numbers: list[float] = []
+        self.indices: list[int] = []
+        self.calls: list[tuple[Instr, View, list[View]]] = []
+        self.places: dict[int, View] = {}
+        self.added: dict[int, int] = {}
+        self.begun: set[int] = set()
+        self.reserved: set[int] = set()
+        self.free: dict[Type, list[int]] = {}
+        self.owners: Counter[int] = Counter()
+        self.uses = Counter(a for i in program.instrs for a in i.args)
+        self.outputs = set(program.outputs.values())
+        self.makers = {i.out: i for i in program.instrs}
+        self.wanted = {(i.op, i.args[1:]) for i in program.instrs if i.verb.startswith("pull") and not i.slot}
+        self.factors: dict[Any, View] = {}
+        self.known_numbers: dict[tuple[float, ...], View] = {}
+        self.known_indices: dict[tuple[int, ...], View] = {}
+        self.number_slot, self.index_slot = self._given(Type(1, False), NUMBERS), self._given(Type(1, False), INDICES)
+        feeds = 0
+        for entry in program.inputs:
+            type_ = self.types[entry.var]
+            given = type_._replace(batched=False) if entry.role == "seed" else type_
+            self.views[entry.var] = view = View(self._given(given, ROLES.get(entry.role, FEEDS + feeds)), 0, type_.dim)
+            if given != type_:  # the same for all samples, but what reads it expects a row for each
+                self.views[entry.var] = self._new(type_)
+                self._copy(view, self.views[entry.var])
+                self.owners[self.views[entry.var].slot] += 1
+            feeds += entry.role == "feed"
+        self.feeds = feeds
+        if gradient is not None:
+            flat = program.outputs[gradient]
+            self.places[flat] = View(self._given(self.types[flat], GRAD), 0, self.types[flat].dim)
+
+    def write(self) -> Table:
+        """Return the table of the program."""
+        self._write()
+        self._row(STOP, None, ())
+        return self._table()
+
+    def write_shards(self) -> Table:
+        """Return the table that takes one shard's rows after the other, each with a gradient of its own."""
+        self._write()
+        self._close_shards(0)
+        self._row(STOP, None, ())
+        return self._table()
+
+    def write_round(self, rule: Kernel, prepare: Sequence[Kernel], constants: int) -> Table:
+        """Return the table of a round of whole steps.
+
+        Parameters
+        ----------
+        rule : Kernel
+            What updates the parameters.
+        prepare : list of Kernel
+            What clips and decays; what adds up squares before, if the gradient is clipped.
+        constants : int
+            How many numbers the rule reads.
+        """
+        self._write()
+        self._close_shards(1)
+        self.fields.insert(0, [NEXT_STEP, -1, -1, *[0] * (OPERAND - 3)])
+        self.operands.insert(0, [(-1, 0, 0)] * SLOTS)
+        self._row(TREE, None, (), extra=(1,))
+        if len(prepare) > 1:
+            self._row(NORMS, prepare[1], ())
+        self._row(UPDATE, rule, (), first=prepare[0] if prepare else None, extra=(0, constants))
+        return self._table()
+
+    def _write(self) -> None:
+        ends: dict[int, list[int]] = {}
+        for var, k in {a: k for k, i in enumerate(self.program.instrs) for a in (*i.args, i.out)}.items():
+            ends.setdefault(k, []).append(var)
+        for i in reversed(self.program.instrs):
+            self._place_parts(i)
+        for k, i in enumerate(self.program.instrs):
+            self._instr(i)
+            self.owners[self.views[i.out].slot] += i.out not in self.reserved
+            for var in ends.get(k, ()):
+                if var not in self.outputs:
+                    self._leave(self.views[var].slot)
+        for var, view in self.places.items():
+            if var in self.outputs and self.views[var] != view:  # the gradient is something else's value
+                self._copy(self.views[var], view)
+        self._tile()
+
+    def _table(self) -> Table:
+        return Table(
+            np.array(self.fields, np.int64).reshape(-1, OPERAND),
+            list(self.kernels),
+            self.slots,
+            np.array(self.operands, np.int64).reshape(-1, SLOTS, 3),
+            np.array(self.numbers or [0.0]),
+            np.array(self.indices or [0], np.int64),
+            self.calls,
+            {name: self.places.get(var, self.views[var]) for name, var in self.program.outputs.items()},
+            self.feeds,
+        )
+
+    def _close_shards(self, first: int) -> None:
+        """Put around the rows what goes to the next shard, whose row is number `first`, and takes its samples."""
+        loss = self.views[self.program.outputs["0"]]
+        if not self._batched(loss) or self.slots[loss.slot].type.dim != 1:
+            whole = self._new(Type(1, True))
+            self._copy(loss, whole)
+            loss = whole
+        self._row(LOSS, Kernel(":loss"), (loss,), extra=(first,))
+        fields, operands = self.fields, self.operands
+        self.fields, self.operands = [], []
+        feeds = [s.type.dim for s in self.slots if s.space >= FEEDS]
+        self._row(NEXT_SHARD, None, (), extra=(first + 1 + len(feeds) + len(fields),))
+        for k, dim in enumerate(feeds):
+            self._row(TAKE, None, (), extra=(dim, FEEDS + k, FEEDS + len(feeds) + k))
+        self.fields += fields
+        self.operands += operands
+
+    def _tile(self) -> None:
+        """Let neighbouring loops over the samples run together, some samples at a time, so that what they share stays in a cache."""
+        fields, operands = self.fields, self.operands
+        self.fields, self.operands = [], []
+        k = 0
+        while k < len(fields):
+            end, sums, entries = k, set(), 0
+            while end < len(fields) and fields[end][OPCODE] == LOOP and fields[end][BATCHED]:
+                slots = {slot for slot, _, _ in operands[end] if slot >= 0}
+                if slots & sums:
+                    break  # it reads a sum over all samples
+                target = operands[end][0][0]
+                if not self.slots[target].type.batched:
+                    sums.add(target)
+                entries += sum(self.slots[s].type.dim for s in slots)
+                end += 1
+            if end - k > 1:
+                rows = max(1, TILE // entries)
+                self.fields.append([TILES, -1, -1, 1, 1, 0, 1, 0, rows, end - k, 0, 0, 0])
+                self.operands.append([(-1, 0, 0)] * SLOTS)
+            end = max(end, k + 1)
+            self.fields += fields[k:end]
+            self.operands += operands[k:end]
+            k = end
+
+    # -- where values lie ---------------------------------------------------------------------------------------
+
+    def _given(self, type_: Type, space: int) -> int:
+        self.slots.append(Slot(type_, space))
+        self.owners[len(self.slots) - 1] = 1  # never to be used again
+        return len(self.slots) - 1
+
+    def _new(self, type_: Type) -> View:
+        free = self.free.setdefault(type_, [])
+        if not free:
+            self.slots.append(Slot(type_))
+            free.append(len(self.slots) - 1)
+        return View(free.pop(), 0, type_.dim)
+
+    def _leave(self, slot: int) -> None:
+        self.owners[slot] -= 1
+        if not self.owners[slot] and self.slots[slot].space == FRAME:
+            self.free[self.slots[slot].type].append(slot)
+
+    def _target(self, var: int) -> View:
+        """Return where a variable is written."""
+        return self.places[var] if var in self.places else self._new(self.types[var])
+
+    def _place_parts(self, i: Instr) -> None:
+        """Let what is laid end to end, or added up, be written where it belongs; seen from the end of the program."""
+        whole = self.places.get(i.out)
+        if i.verb == "add" and whole is not None:
+            for a in i.args:
+                if self._adds_up(a):
+                    self.places[a], self.added[a] = whole, i.out
+        if i.verb == "scatter" and whole is not None and self.program.tiles(i):
+            starts: Sequence[int] = dict(i.attrs)["starts"]
+        elif i.verb == "apply" and i.op is Vectorize:
+            starts = [0, *dict(i.attrs)["ends"][:-1]]
+            if not any(self._writes(a, i) for a in i.args):
+                return
+            if whole is None:
+                whole = self.places[i.out] = self._new(self.types[i.out])
+                self.owners[whole.slot] += 1
+                self.reserved.add(i.out)
+        else:
+            return
+        for a, start in zip(i.args, starts):
+            if self._writes(a, i):
+                self.places[a] = View(whole.slot, whole.start + start, self.types[a].dim)
+
+    def _writes(self, var: int, reader: Instr) -> bool:
+        """Whether an instruction can write a part where its only reader has it."""
+        maker = self.makers.get(var)
+        if maker is None or self.uses[var] > 1 or var in self.outputs or var in self.places:
+            return False
+        same = self.types[var]._replace(dim=0) == self.types[reader.out]._replace(dim=0)
+        apart = maker.op is BatchMatVec and self.types[var].batched  # its result must lie end to end
+        return same and maker.op not in (Slice, Vectorize) and not self._is_alias(maker) and not apart
+
+    def _adds_up(self, var: int) -> bool:
+        """Whether a part of a sum can be added to the sum by itself: a product."""
+        maker = self.makers.get(var)
+        if maker is None or self.uses[var] > 1 or var in self.outputs or maker.verb != "pull_sum":
+            return False
+        return maker.op in (MatVec, Dot) and maker.slot == 0 and self.types[maker.args[0]].batched and not self.types[var].batched
+
+    def _is_alias(self, i: Instr) -> bool:
+        summed = i.verb == "pull_sum" and self.types[i.args[0]].batched
+        return i.verb in ("pull", "pull_sum") and not summed and (i.op.kind(i.slot) is Identity or i.op is Vectorize)
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def _row(
+        self,
+        opcode: int,
+        kernel: Kernel | None,
+        views: Sequence[View | None],
+        *,
+        columns: int = 0,
+        inner: int = 1,
+        within: Sequence[int] = (),
+        times: int = 1,
+        first: Kernel | None = None,
+        extra: Sequence[int] = (),
+        attributes: View | None = None,
+        batched: bool | None = None,
+    ) -> None:
+        """Add a row; it runs over the samples if its result does, or if one of its operands does that it adds up."""
+        given = [v for v in (*views, attributes) if v is not None]
+        if batched is None:
+            batched = any(self.slots[v.slot].type.batched for v in given)
+        moves = any(self.slots[v.slot].type.cotangent for v in given)
+        numbers = [-1 if k is None else self.kernels.setdefault(k, len(self.kernels)) for k in (kernel, first)]
+        self.fields.append([opcode, *numbers, batched, times, columns, inner, moves, *extra, *[0] * (OPERAND - EXTRA - len(extra))])
+        places = [(-1, 0, 0)] * SLOTS
+        for k, v in enumerate(views):
+            if v is not None:
+                places[k] = (v.slot, v.start, within[k] if k < len(within) else 0)
+        if attributes is not None:
+            places[ATTRIBUTES] = (attributes.slot, attributes.start, within[ATTRIBUTES] if len(within) > ATTRIBUTES else 0)
+        self.operands.append(places)
+
+    def _loop(self, kernel: Kernel, *views: View, **more: Any) -> None:
+        more.setdefault("columns", views[0].dim)
+        self._row(LOOP, kernel, views, **more)
+
+    def _copy(self, source: View, target: View) -> None:
+        self._loop(COPY, target, source)
+
+    def _sum(self, source: View, target: View, more: bool = False) -> None:
+        """Add up the samples."""
+        self._loop(SUM, target, source, first=None if more else FILL)
+
+    def _numbers(self, values: Sequence[float]) -> View:
+        key = tuple(map(float, values))
+        if key not in self.known_numbers:
+            self.known_numbers[key] = View(self.number_slot, len(self.numbers), len(key))
+            self.numbers += key
+        return self.known_numbers[key]
+
+    def _indices(self, index: tuple[int, ...]) -> View:
+        if index not in self.known_indices:
+            self.known_indices[index] = View(self.index_slot, len(self.indices), len(index))
+            self.indices += index
+        return self.known_indices[index]
+
+    def _contiguous(self, view: View) -> View:
+        """Return a view that is a whole slot, or one row."""
+        type_ = self.slots[view.slot].type
+        if not type_.batched or view.dim == type_.dim:
+            return view
+        whole = self._new(type_._replace(dim=view.dim))
+        self._copy(view, whole)
+        self._temporary(whole)
+        return whole
+
+    def _temporary(self, view: View) -> None:
+        self.spare.append(view.slot)
+
+    def _batched(self, view: View) -> bool:
+        return self.slots[view.slot].type.batched
+
+    # -- instructions -------------------------------------------------------------------------------------------
+
+    def _instr(self, i: Instr) -> None:
+        self.spare: list[int] = []
+        view = self._alias(i)
+        if view is None:
+            view = self._target(i.out)
+            written = self._write_instr(i, view, [self.views[a] for a in i.args])
+            if not written:
+                self._call(i, view)
+        elif i.out in self.places and self.places[i.out] != view:
+            self._copy(view, self.places[i.out])
+            view = self.places[i.out]
+        self.views[i.out] = view
+        for slot in self.spare:
+            self.free[self.slots[slot].type].append(slot)
+
+    def _alias(self, i: Instr) -> View | None:
+        """Return the view that an instruction only is."""
+        if i.verb == "apply" and i.op is Slice:
+            a, attrs = self.views[i.args[0]], dict(i.attrs)
+            return View(a.slot, a.start + attrs["start"], attrs["stop"] - attrs["start"])
+        if not self._is_alias(i):
+            return None
+        g = self.views[i.args[0]]
+        if i.op is not Vectorize:
+            return g
+        ends = dict(i.attrs)["ends"]
+        start = ends[i.slot - 1] if i.slot else 0
+        return View(g.slot, g.start + start, ends[i.slot] - start)
+
+    def _call(self, i: Instr, out: View) -> None:
+        """Leave an instruction to Python."""
+        self.calls.append((i, out, [self.views[a] for a in i.args]))
+        self._row(PYTHON, None, (), extra=(len(self.calls) - 1,))
+
+    def _write_instr(self, i: Instr, out: View, args: list[View]) -> bool:
+        if i.verb == "apply":
+            return self._apply(i, out, args)
+        if i.verb == "add":
+            return self._add(i, out, args)
+        if i.verb == "scatter":
+            return self._scatter(i, out, args)
+        return self._pull(i, out, args)
+
+    def _add(self, i: Instr, out: View, args: list[View]) -> bool:
+        left = [view for a, view in zip(i.args, args) if self.added.get(a) != i.out]
+        if len(left) == len(args):
+            self._loop(PLUS, out, *left[:2])
+            left = left[2:]
+        for view in left:
+            self._loop(SUM, out, view)
+        return True
+
+    def _scatter(self, i: Instr, out: View, args: list[View]) -> bool:
+        starts = dict(i.attrs)["starts"]
+        tiles = self.program.tiles(i)
+        if not tiles:
+            self._loop(FILL, out)
+        for a, view, start in zip(i.args, args, starts):
+            part = View(out.slot, out.start + start, view.dim)
+            if not (tiles and view == part):
+                self._loop(COPY if tiles else SUM, part, view)
+        return True
+
+    def _element(self, i: Instr, text: str, out: View, operands: Mapping[str, View]) -> bool:
+        """Add a loop by a formula; False if it names what no loop is given."""
+        stated = formula(text, i.arity)
+        attrs = {k: v for k, v in sorted(i.attrs) if isinstance(v, (int, float, np.number)) and k in stated.names}
+        if stated.names - set(attrs) - set(operands) or len(operands) > MOST or any(v.dim != out.dim for v in operands.values()):
+            return False
+        numbers = self._numbers(list(attrs.values())) if attrs else None
+        self._loop(Kernel(text, tuple(operands), tuple(attrs)), out, *operands.values(), attributes=numbers)
+        return True
+
+    # -- values -------------------------------------------------------------------------------------------------
+
+    def _apply(self, i: Instr, out: View, args: list[View]) -> bool:
+        attrs = dict(i.attrs)
+        if i.op.formula is not None:
+            return self._element(i, i.op.formula, out, dict(zip(OPERANDS, args)))
+        if i.op is Vectorize:
+            start = 0
+            for view in args:
+                part = View(out.slot, out.start + start, view.dim)
+                if view != part:
+                    self._copy(view, part)
+                start += view.dim
+        elif i.op is Gather:
+            self._loop(GATHER, out, args[0], self._indices(attrs["index"]))
+        elif i.op in (MatVec, Dot):
+            matrix, vector = args
+            if i.op is Dot and self._batched(matrix) and not self._batched(vector):
+                matrix, vector = vector, matrix
+            self._matvec(out, matrix, vector, out.dim, attrs.get("n", matrix.dim))
+        elif i.op is BatchMatVec:
+            self._products(out, *args, attrs["count"], attrs["n"])
+        elif i.op is RowDot:
+            n = args[0].dim // attrs["rows"]
+            self._loop(DOT, out, *args, columns=n, inner=attrs["rows"], within=(1, n, n))
+        elif i.op.row_value is not None and (not i.attrs or _own(i.op)):
+            return self._row_value(i, out, args)
+        else:
+            return False
+        return True
+
+    def _matvec(self, out: View, matrix: View, x: View, k: int, n: int) -> None:
+        if self._batched(matrix):
+            self._loop(DOT, out, matrix, x, columns=n, inner=k, within=(1, n, 0))
+        else:  # out = x @ matrix.T
+            self._product(out, x, matrix, (-1, k, n), (0, 1), (out.dim, n, n))
+
+    def _products(self, out: View, matrix: View, xs: View, count: int, n: int) -> None:
+        k = out.dim // count
+        xs, whole = self._contiguous(xs), self._whole(out)
+        if self._batched(matrix):
+            self._product(whole, xs, matrix, (count, k, n), (0, 1), (k, n, n), each=True)
+        else:
+            self._product(whole, xs, matrix, (-1, k, n), (0, 1), (k, n, n), times=count)
+        self._back(whole, out)
+
+    def _whole(self, out: View) -> View:
+        """Return a place of its own for a result that must lie end to end."""
+        type_ = self.slots[out.slot].type
+        if not type_.batched or out.dim == type_.dim:
+            return out
+        whole = self._new(type_._replace(dim=out.dim))
+        self._temporary(whole)
+        return whole
+
+    def _back(self, whole: View, out: View) -> None:
+        if whole != out:
+            self._copy(whole, out)
+
+    def _product(
+        self,
+        out: View,
+        a: View,
+        b: View,
+        shape: tuple[int, int, int],
+        turned: tuple[int, int],
+        widths: tuple[int, int, int],
+        times: int = 1,
+        each: bool = False,
+        add: bool = False,
+    ) -> None:
+        """Add ``out = a @ b`` of shape (m, n, k), -1 for the samples; `widths` are entries from one row of each matrix to the next.
+
+        `widths` of what has a row per sample are those of its slot.
+        """
+        widths = tuple(  # type: ignore[assignment]
+            self.slots[v.slot].type.dim if self._batched(v) and times == 1 and not each else w for v, w in zip((out, a, b), widths)
+        )
+        m, n, k = shape
+        self._row(
+            PRODUCT, None, (out, a, b), inner=int(each), within=widths, times=times, columns=int(add),
+            extra=(turned[0] + 2 * turned[1], m, n, k),
+        )  # fmt: skip
+
+    def _row_value(self, i: Instr, out: View, args: list[View]) -> bool:
+        """Call a function of a sample's vectors; the factor of slot 0 is made in the same pass if it is wanted and the op can."""
+        op: Any = i.op
+        if len(args) > MOST - 1:
+            return False
+        if op.row_both is not None and (i.op, i.args) in self.wanted:
+            factor = self._new(Type(args[0].dim, any(map(self._batched, args))))
+            self.owners[factor.slot] += 1  # stays until the end
+            self.factors[i.op, i.args] = factor
+            self._function(op.row_both, None, [out, factor, *args])
+        else:
+            self._function(op.row_value, None, [out, *args])
+        return True
+
+    def _function(self, function: Callable[..., None], slot: int | None, views: Sequence[View]) -> None:
+        names = tuple("abcdefgh"[: len(views)])
+        dims = [v.dim for v in views]
+        self._row(LOOP, Kernel(":rows", names, (), function, slot), views, within=dims, inner=0)
+
+    # -- cotangents ---------------------------------------------------------------------------------------------
+
+    def _pull(self, i: Instr, out: View, args: list[View]) -> bool:
+        kind, g = i.op.kind(i.slot), args[0]
+        summed = self._batched(g) and not self.types[i.out].batched
+        if kind is Identity or i.op is Vectorize:  # summed, or it would be an alias
+            if i.op is Vectorize:
+                ends = dict(i.attrs)["ends"]
+                g = View(g.slot, g.start + (ends[i.slot - 1] if i.slot else 0), out.dim)
+            self._sum(g, out)
+        elif kind is Diagonal:
+            if len(i.op.slopes) <= i.slot:
+                return False
+            names = [("y", *OPERANDS)[need + 1] for need in i.op.needs(i.slot, i.arity)]
+            return self._summed(
+                summed, out, g, lambda to: self._element(i, f"g * ({i.op.slopes[i.slot]})", to, {"g": g, **dict(zip(names, args[1:]))})
+            )
+        elif kind is Outer:
+            row = args[1] if i.op in (MatVec, Dot, RowDot) else self._factor(i, args)
+            if row is None:
+                return False
+            self._outer(i, out, g, row, summed)
+        elif kind is Rows:
+            n = args[1].dim // g.dim
+            return self._summed(summed, out, g, lambda to: self._scaled(to, args[1], g, n, n))
+        elif i.op is MatVec:
+            k, n = g.dim, out.dim
+            if not self._batched(args[1]):
+                return self._summed(summed, out, g, lambda to: self._product(to, g, args[1], (-1, n, k), (0, 0), (n, k, n)))
+            self._summed(summed, out, g, lambda to: self._product(to, g, args[1], (1, n, k), (0, 0), (n, k, n), each=True))
+        elif i.op is BatchMatVec:
+            self._pull_batch(i, out, g, args[1], summed)
+        elif kind is Selection and i.op in (Slice, Gather):
+            self._pull_selection(i, out, g, summed)
+        elif kind is SoftMaxJacobian:
+            return self._summed(summed, out, g, lambda to: self._function(softmax_pull, None, [to, g, args[1]]))
+        else:
+            return False
+        return True
+
+    def _summed(self, summed: bool, out: View, g: View, write: Callable[[View], Any]) -> bool:
+        """Let what is to be summed be written into a place of its own, and add it up."""
+        if not summed:
+            return write(out) is not False
+        each = self._new(Type(out.dim, True, True))
+        self._temporary(each)
+        if write(each) is False:
+            return False
+        self._sum(each, out)
+        return True
+
+    def _factor(self, i: Instr, args: list[View]) -> View | None:
+        """Return the rows of an `Outer` that a row function makes."""
+        used = i.args[1:]
+        if i.slot == 0 and (i.op, used) in self.factors:
+            return self.factors[i.op, used]
+        if i.op.row_factor is None or len(used) > MOST - 1 or (i.attrs and not _own(i.op)):
+            return None
+        width = self.types[i.out].dim // self.types[i.args[0]].dim
+        factor = self._new(Type(width, any(map(self._batched, args[1:]))))
+        self._temporary(factor)
+        self._function(i.op.row_factor, i.slot, [factor, *args[1:]])
+        return factor
+
+    def _outer(self, i: Instr, out: View, g: View, row: View, summed: bool) -> None:
+        k, n = g.dim, row.dim
+        if summed and self._batched(row):
+            whole = self.added.get(i.out)
+            self._product(out, g, row, (k, n, -1), (1, 0), (n, k, n), add=whole in self.begun)
+            if whole is not None:
+                self.begun.add(whole)
+            return
+        if summed:
+            total = self._new(Type(k, False, True))
+            self._temporary(total)
+            self._sum(g, total)
+            g = total
+        self._scaled(out, row, g, n, 0)
+
+    def _scaled(self, out: View, row: View, g: View, n: int, step: int) -> None:
+        """Add ``out[a, j] = g[a] * row[a, j]``."""
+        self._loop(SCALED, out, row, columns=n, inner=g.dim, within=(n, step, 0, 0, 0, 0, 1), attributes=g)
+
+    def _pull_batch(self, i: Instr, out: View, g: View, other: View, summed: bool) -> None:
+        attrs = dict(i.attrs)
+        count, n = attrs["count"], attrs["n"]
+        k = g.dim // count
+        g, other = self._contiguous(g), self._contiguous(other)
+        if i.slot:  # each stretch of the cotangent times the matrix
+            def write(to: View) -> None:
+                if self._batched(other):
+                    self._product(to, g, other, (count, n, k), (0, 0), (n, k, n), each=True)
+                else:
+                    self._product(to, g, other, (-1, n, k), (0, 0), (n, k, n), times=count)
+
+            if summed or out.dim == self.slots[out.slot].type.dim:
+                self._summed(summed, out, g, write)
+            else:
+                whole = self._whole(out)
+                write(whole)
+                self._back(whole, out)
+        elif summed and self._batched(other):
+            self._product(out, g, other, (k, n, -1), (1, 0), (n, k, n), times=count)
+        else:
+            self._summed(summed, out, g, lambda to: self._product(to, g, other, (k, n, count), (1, 0), (n, k, n), each=True))
+
+    def _pull_selection(self, i: Instr, out: View, g: View, summed: bool) -> None:
+        attrs = dict(i.attrs)
+        if i.op is Slice:
+            part = View(out.slot, out.start + attrs["start"], g.dim)
+            self._loop(FILL, out)
+            (self._sum if summed else self._copy)(g, part)
+            return
+        if summed:
+            total = self._new(Type(g.dim, False, True))
+            self._temporary(total)
+            self._sum(g, total)
+            g = total
+        self._loop(FILL, out)
+        self._loop(SCATTER, out, g, self._indices(attrs["index"]), columns=g.dim)
+
+
+def _own(op: Any) -> bool:
+    return bool(op.__module__.startswith("flowgrad.ops."))
