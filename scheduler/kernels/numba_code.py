@@ -56,7 +56,7 @@ class Code:
         sync : ndarray (2,)
             Shared by the threads of a walk; to set ``sync[1]`` ends it.
         """
-        ctx = np.zeros(w.BASES + FEEDS + 2 * self.table.feeds, np.int64)
+        ctx = np.zeros(w.BASES + FEEDS + self.table.feeds + max(self.table.feeds, len(self.table.outputs)), np.int64)
         ctx[[w.SAMPLES, w.DIRECTIONS, w.SIZE, w.THREADS]] = self.samples, self.directions, self.dtype.itemsize, 1
         ctx[[w.ADD, w.COPY_ROW, w.BLAS]] = *self.common, blas_address(self.dtype)
         ctx[[w.ZERO, w.ONE]] = self.units.ctypes.data, self.units.ctypes.data + self.dtype.itemsize

@@ -138,7 +138,8 @@ class Table:
         # A loop whose operands all lie end to end is one loop.
         columns, given = self.fields[:, COLUMNS, None] * size, slot >= 0
         wanted = np.where(np.arange(SLOTS) < ATTRIBUTES, columns, 0)
-        flat = (~given | (operands[:, :, 2] == wanted)).all(axis=1) & (self.fields[:, INNER] == 1)
+        formulas = np.array([not k.text.startswith(":") for k in self.kernels] + [False])[self.fields[:, KERNEL]]
+        flat = (~given | (operands[:, :, 2] == wanted)).all(axis=1) & (self.fields[:, INNER] == 1) & formulas
         out[:, EXTRA] = np.where(out[:, OPCODE] == LOOP, flat, out[:, EXTRA])
         out[:, EXTRA] *= np.where(out[:, OPCODE] == TAKE, size, 1)
         return out, frame
@@ -160,9 +161,11 @@ class Assembler:
     ----------
     gradient : str or None
         The output that is the gradient of the flat parameter vector, if there is one: it has a space of its own.
+    seeds : bool
+        Whether the seed has a row for each sample, or one for all.
     """
 
-    def __init__(self, program: Program, gradient: str | None = None):
+    def __init__(self, program: Program, gradient: str | None = None, seeds: bool = False):
         self.program, self.types = program, program.types
         self.fields: list[list[int]] = []
         self.operands: list[list[tuple[int, int, int]]] = []
@@ -189,7 +192,7 @@ class Assembler:
         feeds = 0
         for entry in program.inputs:
             type_ = self.types[entry.var]
-            given = type_._replace(batched=False) if entry.role == "seed" else type_
+            given = type_._replace(batched=type_.batched and (seeds or entry.role != "seed"))
             self.views[entry.var] = view = View(self._given(given, ROLES.get(entry.role, FEEDS + feeds)), 0, type_.dim)
             if given != type_:  # the same for all samples, but what reads it expects a row for each
                 self.views[entry.var] = self._new(type_)
@@ -198,11 +201,12 @@ class Assembler:
             feeds += entry.role == "feed"
         self.feeds = feeds
         if gradient is not None:
-            flat = program.outputs[gradient]
-            self.places[flat] = View(self._given(self.types[flat], GRAD), 0, self.types[flat].dim)
+            self._lay(program.outputs[gradient], GRAD)
 
     def write(self) -> Table:
-        """Return the table of the program."""
+        """Return the table of the program; its outputs have spaces of their own, after those of the feeds."""
+        for k, var in enumerate(dict.fromkeys(self.program.outputs.values())):
+            self._lay(var, FEEDS + self.feeds + k)
         self._write()
         self._row(STOP, None, ())
         return self._table()
@@ -276,7 +280,7 @@ class Assembler:
         self._row(LOSS, Kernel(":loss"), (loss,), extra=(first,))
         fields, operands = self.fields, self.operands
         self.fields, self.operands = [], []
-        feeds = [s.type.dim for s in self.slots if s.space >= FEEDS]
+        feeds = [self.types[i.var].dim for i in self.program.inputs if i.role == "feed"]
         self._row(NEXT_SHARD, None, (), extra=(first + 1 + len(feeds) + len(fields),))
         for k, dim in enumerate(feeds):
             self._row(TAKE, None, (), extra=(dim, FEEDS + k, FEEDS + len(feeds) + k))
@@ -307,6 +311,9 @@ class Assembler:
             self.fields += fields[k:end]
             self.operands += operands[k:end]
             k = end
+
+    def _lay(self, var: int, space: int) -> None:
+        self.places[var] = View(self._given(self.types[var], space), 0, self.types[var].dim)
 
     # -- where values lie ---------------------------------------------------------------------------------------
 
