@@ -131,7 +131,7 @@ class Table:
         # Positions of gathers are whole numbers of eight bytes.
         width = np.where(space == INDICES, 8, size)
         operands[:, :, 1] = np.append(offsets, 0)[slot] + start * width
-        operands[:, :, 2] = dims * batched * size // self.fields[:, TIMES, None]
+        operands[:, :, 2] = dims * batched * size // np.maximum(self.fields[:, TIMES, None], 1)
         operands[:, :, 3] = dims * rows * moves * size
         operands[:, :, 4] = inner * size
         out[:, OPERAND:] = operands.reshape(len(out), -1)
@@ -340,26 +340,31 @@ class Assembler:
 
     def _place_parts(self, i: Instr) -> None:
         """Let what is laid end to end, or added up, be written where it belongs; seen from the end of the program."""
-        whole = self.places.get(i.out)
-        if i.verb == "add" and whole is not None:
-            for a in i.args:
-                if self._adds_up(a):
-                    self.places[a], self.added[a] = whole, i.out
-        if i.verb == "scatter" and whole is not None and self.program.tiles(i):
+        if i.verb == "add":
+            products = [a for a in i.args if self._adds_up(a)]
+            if products:
+                whole = self._reserved(i.out)
+                self.places |= dict.fromkeys(products, whole)
+                self.added |= dict.fromkeys(products, i.out)
+            return
+        if i.verb == "scatter" and self.program.tiles(i):
             starts: Sequence[int] = dict(i.attrs)["starts"]
         elif i.verb == "apply" and i.op is Vectorize:
             starts = [0, *dict(i.attrs)["ends"][:-1]]
-            if not any(self._writes(a, i) for a in i.args):
-                return
-            if whole is None:
-                whole = self.places[i.out] = self._new(self.types[i.out])
-                self.owners[whole.slot] += 1
-                self.reserved.add(i.out)
         else:
             return
-        for a, start in zip(i.args, starts):
-            if self._writes(a, i):
-                self.places[a] = View(whole.slot, whole.start + start, self.types[a].dim)
+        parts = [(a, start) for a, start in zip(i.args, starts) if self._writes(a, i)]
+        if parts:
+            whole = self._reserved(i.out)
+            self.places |= {a: View(whole.slot, whole.start + start, self.types[a].dim) for a, start in parts}
+
+    def _reserved(self, var: int) -> View:
+        """Return where a variable lies, which is so from now on."""
+        if var not in self.places:
+            self.places[var] = view = self._new(self.types[var])
+            self.owners[view.slot] += 1
+            self.reserved.add(var)
+        return self.places[var]
 
     def _writes(self, var: int, reader: Instr) -> bool:
         """Whether an instruction can write a part where its only reader has it."""
