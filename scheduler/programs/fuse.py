@@ -18,6 +18,8 @@ from ..tasks import token
 
 # From this many pieces of one variable on, one indexed read beats joining the pieces.
 GATHER_FROM = 4
+# So few siblings stay single where more pieces would have to be copied than there are siblings.
+FEW = 4
 Layout = dict[int, tuple[Role, int, int]]
 
 
@@ -72,6 +74,7 @@ class _Fusion:
         self.builder = Builder()
         self.segments: dict[int, Segments] = {}
         self.ready: dict[Segments, int] = {}
+        self.sources: dict[int, Segments] = {}
         self.flat: dict[Role, int] = {}
         self.placed: dict[int, Segment] = {}
         self.cursor: Counter[Role] = Counter()
@@ -154,6 +157,7 @@ class _Fusion:
                 ends.append(end)
             var = self.builder.apply(Vectorize, parts, {"ends": tuple(ends)})
         self.ready[segments] = var
+        self.sources[var] = segments
         return var
 
     # -- nodes --------------------------------------------------------------------------------------------------
@@ -196,20 +200,29 @@ class _Fusion:
                 self.segments[copy.out] = self.segments[same[0].out]
 
     def _parts(self, members: list[Instr]) -> list[list[Instr]]:
-        """Split siblings by the operand that they share, where the op can make use of it."""
+        """Split siblings by the operand that they share, where the op can make use of it: so that fewest nodes are left."""
         first = members[0]
-        best: dict[Segments, list[Instr]] = {(): members}
+        best, fewest = [members], len(members)
         for slot in range(len(first.args) if len(members) > 1 else 0):
             by_operand: dict[Segments, list[Instr]] = defaultdict(list)
             for i in members:
                 by_operand[self.segments[i.args[slot]]].append(i)
             shared = tuple(s == slot for s in range(len(first.args)))
             dims = tuple(self.program.types[a].dim for a in first.args)
-            if len(by_operand) > len(members) // 2 or first.op.stack(2, shared, dims, **dict(first.attrs)) is None:
+            stacked = first.op.stack(2, shared, dims, **dict(first.attrs))
+            if len(by_operand) > len(members) // 2 or stacked is None:
                 continue
-            if () in best or len(by_operand) < len(best):
-                best = by_operand
-        return list(best.values())
+            left = len(by_operand)
+            others = tuple(s != slot for s in range(len(first.args)))
+            if stacked.op.stack(2, others, dims, **stacked.attrs) is not None:  # those of one group stack with those of another
+                left = len({self._others(part, slot) for part in by_operand.values()})
+            if left < fewest:
+                # The operands of the longest lie end to end in the flat vector, for they are laid first.
+                best, fewest = sorted(by_operand.values(), key=len, reverse=True), left
+        return best
+
+    def _others(self, part: list[Instr], slot: int) -> tuple[Segments, ...]:
+        return tuple(self.segments[a] for i in part for k, a in enumerate(i.args) if k != slot)
 
     def _stack_part(self, part: list[Instr]) -> _Wide | None:
         """Return the node that siblings become, or None: they stay single."""
@@ -219,13 +232,16 @@ class _Fusion:
         attrs = dict(part[0].attrs)
         shared = [all(o == column[0] for o in column) for column in columns]
         made = self._stack(part[0].op, attrs, columns, shared, part)
-        return made or (self._stack(part[0].op, attrs, columns, [False] * len(shared), part) if any(shared) else None)
+        if made is None and any(shared):
+            shared = [False] * len(shared)
+            made = self._stack(part[0].op, attrs, columns, shared, part)
+        return made
 
     def _stack_again(self, wide: list[_Wide]) -> list[_Wide]:
         """Stack wide nodes of one kind that share an operand: one matrix for several vectors (shared weights)."""
         first = wide[0]
         columns: list[list[Segments]] = [
-            [(self._whole(w.args[slot]),) for w in wide] for slot in range(len(first.args))
+            [self.sources.get(w.args[slot], (self._whole(w.args[slot]),)) for w in wide] for slot in range(len(first.args))
         ]
         shared = [all(o == column[0] for o in column) for column in columns]
         if len(wide) == 1 or not any(shared):
@@ -239,7 +255,7 @@ class _Fusion:
         """Return what nodes with these operands, by slot, become; None if the op does not stack where these are shared."""
         dims = tuple(sum(s.stop - s.start for s in column[0]) for column in columns)
         stacked = op.stack(len(columns[0]), tuple(shared), dims, **attrs)
-        if stacked is None:
+        if stacked is None or (stacked.op is op and len(part) <= FEW and self._copies(columns, shared) >= len(part)):
             return None
         args = [
             self.materialise(column[0] if same else tuple(s for o in column for s in o))
@@ -248,6 +264,17 @@ class _Fusion:
         if stacked.order is not None:
             args = [args[slot] for slot in stacked.order]
         return _Wide(stacked.op, args, stacked.attrs, part)
+
+    def _copies(self, columns: list[list[Segments]], shared: list[bool]) -> int:
+        """Return how many pieces must be copied, so that operands lie end to end."""
+        copies = 0
+        for column, same in zip(columns, shared):
+            segments = [s for o in column for s in o]
+            new = [s.base < 0 and s.base not in self.placed for s in segments]  # parameters, to be laid as they are wanted
+            placed = [s if new_ else self._place(s) for s, new_ in zip(segments, new)]
+            pieces = 1 if same or all(new) else len(_merge(placed))
+            copies += pieces if pieces > 1 else 0
+        return copies
 
     def _whole(self, var: int) -> Segment:
         return Segment(var, 0, self.builder.types[var].dim)
