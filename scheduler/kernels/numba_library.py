@@ -39,6 +39,11 @@ from .table import COPY, DOT, FILL, GATHER, PLUS, SCALED, SCATTER, SUM, Kernel
 
 LOSS, SQUARES, PREPARE, WALK = Kernel(":loss"), Kernel(":squares"), Kernel(":prepare"), Kernel(":walk")
 LONG = ir.IntType(64)
+# Stands for the code that libraries are made by, as it was when it was imported: numba would not notice that it changed.
+OWN_CODE = token(
+    *(Path(name).read_text() for name in (__file__, *(str(m.__file__) for m in (numba_math, numba_walk, table)))),
+    NORM_BLOCK, NORM_LANES, numba_walk.FAN_IN,
+)  # fmt: skip
 _loading = threading.RLock()
 
 
@@ -159,7 +164,7 @@ def _module(kernels: Sequence[Kernel], dtype: str) -> ModuleType:
                 imports.append(f"from {f.__module__} import {owner} as c{at}; f{at} = {'.'.join([f'c{at}', *rest])}  # {code_token(f)}")
         texts.append(f"Kernel({kernel.text!r}, {kernel.operands!r}, {kernel.attributes!r}, {text}, {kernel.slot!r})")
     body = _TEMPLATE.format(
-        token=_own_token(), imports="\n".join(imports), kernels=",\n    ".join(texts), dtype=dtype, cache=named
+        token=OWN_CODE, imports="\n".join(imports), kernels=",\n    ".join(texts), dtype=dtype, cache=named
     )
     name = f"flowgrad_kernels_{token(body, sys.version)}"
     if not named:
@@ -168,13 +173,6 @@ def _module(kernels: Sequence[Kernel], dtype: str) -> ModuleType:
         exec(compile(body, f"<{name}>", "exec"), vars(module))
         return module
     return sys.modules[name] if name in sys.modules else _kept(name, body)
-
-
-@cache
-def _own_token() -> str:
-    """Return what stands for the code that libraries are made by: numba would not notice that it changed."""
-    files = [Path(m.__file__ or "") for m in (numba_math, numba_walk, table)]
-    return token(Path(__file__).read_text(), *(f.read_text() for f in files), NORM_BLOCK, NORM_LANES, numba_walk.FAN_IN)
 
 
 def _kept(name: str, text: str) -> ModuleType:

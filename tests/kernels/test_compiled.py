@@ -1,7 +1,10 @@
-"""Compiled kernels: the generated text against the interpreter and NumPy, and machine code against both."""
+"""Compiled kernels: tables of instructions against NumPy on random graphs, and each loop against what it stands for."""
 
 import re
-from unittest import mock
+import signal
+import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,131 +14,191 @@ from hypothesis import given, settings
 
 import flowgrad as fg
 from flowgrad.scheduler.feeds.check import check_feeds
-from flowgrad.scheduler.kernels import numba_values as codegen_values
-from flowgrad.scheduler.kernels.numba_kernel import _bytes, _in_threads, why_not_compiled
-from flowgrad.scheduler.kernels.numba_loops import Unsupported
-from flowgrad.scheduler.kernels.numba_module import round_text
-from flowgrad.scheduler.kernels.numba_text import generate
-from flowgrad.scheduler.programs.compile import flat_values
-from flowgrad.scheduler.programs.work import add_gradients
+from flowgrad.scheduler.kernels import compiled_round, kernel_of
+from flowgrad.scheduler.programs.compile import compile_gradient, flat_values
 from flowgrad.scheduler.steps.step import compile_step
-from flowgrad.scheduler.steps.work import shard_step
+from flowgrad.scheduler.steps.work import run_round, shard_step
 from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 
 numba = pytest.importorskip("numba")
+pytest.importorskip("scipy")
+
+from flowgrad.scheduler.kernels import numba_code, numba_kernel, numba_library, table  # noqa: E402
+from flowgrad.scheduler.kernels.numba_program import CompiledProgram  # noqa: E402
 
 RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
 
 
-def plain(step, rule, dtype=np.float64):
-    """Run the generated text as plain Python: what it says is tested, without waiting for a compiler."""
-    source = generate(step.program, step.names[0] if step.names else None)
-    text = round_text(source, step.program, type(rule), np.dtype(dtype))
-    text = text.replace("from numba import njit", "njit = lambda **k: lambda f: f")
-    text = "\n".join(line for line in text.splitlines() if "numba_native import" not in line)
-    names = {"copy_row": lambda target, i, source, k: target.__setitem__(i, source[k])}
-    exec(compile(text, "generated", "exec"), names)
-    return names
+class Setting:
+    """A step of a graph, compiled and not, with what it reads."""
+
+    def __init__(self, loss, feeds, rule=None, dtype=np.float64):
+        graph = loss.graph
+        checked = check_feeds(graph, feeds, dtype)
+        params = [v for v in graph.nodes if isinstance(v, fg.Variable) and v.trainable and v not in checked.arrays]
+        rule = rule or fg.optim.GradientDescentRule(1.0)
+        self.step = replace(compile_step(loss, checked, params, "shard"), rule=rule)
+        program = self.step.program
+        w = flat_values(program, graph, "param", dtype)[0]
+        self.state = {"w": w, **rule.init(w)}
+        self.const = flat_values(program, graph, "const", dtype) if program.size("const") else None
+        self.feeds = [checked.arrays[graph.nodes[k]] for k in self.step.fed]
+        self.compiled = numba_kernel.CompiledRound(program, self.step.names, rule, np.dtype(dtype))
+
+    def run(self, steps, threads=1):
+        return self.compiled.run(self.state, self.const, self.feeds, steps, threads)
+
+    def expected(self, steps):
+        return run_round(self.step, (self.state, []), self.const, self.feeds, steps, 1)
 
 
-def test_neurons_and_matrices_are_the_same_machine_code():
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(6, 4)), rng.normal(size=6), rng.normal(size=(3, 6)), rng.normal(size=3)
-
-    def neurons(x, w, b):
-        rows, biases = [fg.Variable(x.dim, row) for row in w], [fg.Variable(1, [value]) for value in b]
-        return fg.Vectorize(*(fg.Add(fg.Dot(row, x), bias) for row, bias in zip(rows, biases)))
-
-    def matrix(x, w, b):
-        return fg.Add(fg.MatVec(fg.Variable(w.size, w.ravel()), x), fg.Variable(b.size, b))
-
-    texts = []
-    for dense in (neurons, matrix):
-        with fg.Graph() as graph:
-            x, label = fg.Variable(4, trainable=False), fg.Variable(3, trainable=False)
-            logits = dense(fg.ReLU(dense(x, *weights[:2])), *weights[2:])
-            loss = fg.CrossEntropyWithSoftMax(logits, label)
-        feeds = check_feeds(graph, {x: np.ones((5, 4)), label: np.eye(3)[[0, 1, 2, 0, 1]]}, np.float32)
-        trained = [v for v in graph.nodes if isinstance(v, fg.Variable) and v.trainable]
-        step = compile_step(loss, feeds, trained, "shard")
-        source = generate(step.program, step.names[0])
-        texts.append(round_text(source, step.program, fg.optim.AdamRule, np.dtype(np.float32)))
-    assert texts[0] == texts[1]
+def same(got, expected, rtol=1e-9, atol=1e-11):
+    for name, array in expected[0].items():
+        np.testing.assert_allclose(got[0][name], array, rtol=rtol, atol=atol, err_msg=name)
+    np.testing.assert_allclose(got[1], expected[1], rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("large", [0, codegen_values.LARGE_MATRIX])
+STEPS = [[np.array([2, 0]), np.array([1])], [np.array([1, 2, 0])]]
+
+
+@settings(max_examples=100)
+@given(made=strategies.graphs(samples=3))
+def test_rounds_are_those_of_numpy(made):
+    if not made.parameters:
+        return
+    here = Setting(made.loss, made.feeds)
+    assert not here.compiled.rounds.calls  # every public op has kernels
+    got = here.run(STEPS)
+    same(got, here.expected(STEPS))
+    assert here.run(STEPS, 2)[0]["w"].tobytes() == got[0]["w"].tobytes()
+    gradient, loss = here.compiled.gradient(here.state, here.const, here.feeds, STEPS[0][0], 3)
+    expected = shard_step(here.step, here.state, here.const, here.feeds, STEPS[0][0], 3)
+    same(({"w": gradient}, [loss]), ({"w": expected[0]}, [expected[1]]))
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4"])
+@pytest.mark.parametrize("grain", ["shard", "node"])
 @settings(max_examples=60)
 @given(made=strategies.graphs(samples=3))
-def test_the_text_says_what_numpy_does(large, made):
-    feeds = check_feeds(made.graph, made.feeds, np.float64)
-    step = compile_step(made.loss, feeds, made.parameters, "shard")
-    rule = fg.Adam(made.graph, made.loss).rule
-    try:
-        with mock.patch.object(codegen_values, "LARGE_MATRIX", large):
-            text = plain(step, rule)
-    except Unsupported:
-        return
-    w = flat_values(step.program, made.graph, "param", np.float64)[0]
-    const = flat_values(step.program, made.graph, "const", np.float64) if step.program.size("const") else None
-    fed = [feeds.arrays[made.graph.nodes[k]] for k in step.fed]
-    rows = np.array([2, 0])
-    expected = shard_step(step, {"w": w}, const, fed, rows, 5)
-    grad = np.full(len(w), np.nan)
-    loss = text["shard"](rows, 5, np.zeros(0) if const is None else const[0], w, grad, *map(_bytes, fed))
-    np.testing.assert_allclose(grad, expected[0], rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(loss, expected[1], rtol=1e-9, atol=1e-11)
+def test_programs_are_those_of_numpy(dtype, grain, made):
+    feeds = check_feeds(made.graph, made.feeds, np.dtype(dtype))
+    program, _ = compile_gradient(made.result, feeds, [*made.parameters, *made.feeds], grain)
+    inputs = []
+    for i in program.inputs:
+        if i.role == "feed":
+            inputs.append(feeds.arrays[made.graph.nodes[i.node]])
+        elif i.role == "seed":
+            type_ = program.types[i.var]
+            inputs.append(np.repeat(np.eye(type_.dim, dtype=dtype)[:, None], 3 if type_.batched else 1, axis=1))
+        else:
+            inputs.append(flat_values(program, made.graph, i.role, np.dtype(dtype)))
+    compiled = CompiledProgram(program)
+    got, expected = compiled(inputs), kernel_of(program)(inputs)
+    shared = compiled([x[:, :1] if i.role == "seed" else x for i, x in zip(program.inputs, inputs)])
+    rtol, atol = (1e-9, 1e-11) if dtype == "f8" else (2e-3, 1e-4)
+    for name, array in got.items():
+        np.testing.assert_allclose(array, np.broadcast_to(expected[name], array.shape), rtol=rtol, atol=atol)
+        assert shared[name].tobytes() == array.tobytes()  # one seed for all samples, or one for each
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    """The tests above would see a slope that is slightly wrong."""
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(2, trainable=False)
+        loss = fg.Sum(fg.Tanh(x * fg.Variable(2, True)))
+    del graph
+    feeds = {x: np.random.default_rng(0).normal(size=(3, 2))}
+    right = Setting(loss, feeds)
+    expected = right.expected(STEPS)
+    monkeypatch.setattr(fg.Tanh, "slopes", ("1.0 - y * y * 1.0001",))
+    with pytest.raises(AssertionError):
+        same(Setting(loss, feeds).run(STEPS), expected)
+
+
+FUNCTIONS = {
+    "exp(a)": np.exp, "log(abs(a))": lambda a: np.log(abs(a)), "tanh(a)": np.tanh, "expm1(a)": np.expm1,
+    "log1p(abs(a))": lambda a: np.log1p(abs(a)), "sinh(a)": np.sinh, "cosh(a)": np.cosh, "sqrt(abs(a))": lambda a: np.sqrt(abs(a)),
+    "where(a >= 0, 1, exp(-abs(a))) / (1 + exp(-abs(a)))": lambda a: 1 / (1 + np.exp(-a)),
+}  # fmt: skip
+
+
+def numbers(dtype):
+    rng = np.random.default_rng(0)
+    most = 700 if dtype == "f8" else 88
+    wide = [rng.normal(0, s, 20_000) for s in (0.1, 1, 10)] + [rng.uniform(-most, most, 20_000)]
+    small = 10.0 ** rng.uniform(-30, 0, 20_000) * rng.choice([-1, 1], 20_000)
+    return np.concatenate([*wide, small, [0.0, -0.0, np.inf, -np.inf, np.nan, 1000, -1000] * 3]).astype(dtype)
+
+
+def loop(text, a, attributes=()):
+    (address,) = numba_library.addresses_of([table.Kernel(text, ("a",), ())], a.dtype)
+    out = np.empty_like(a)
+    import ctypes
+
+    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64)(address)(out.ctypes.data, *[a.ctypes.data] * 6, len(a))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4"])
+@pytest.mark.parametrize("text", FUNCTIONS)
+def test_functions_are_right_to_the_last_bits(text, dtype):
+    a = numbers(dtype)
+    got = loop(text, a)
+    with np.errstate(all="ignore"):
+        exact = FUNCTIONS[text](a.astype(np.longdouble))
+        near = exact.astype(dtype)
+    normal = np.isfinite(near) & (abs(near) > np.finfo(dtype).tiny)
+    ulp = abs(got[normal].astype(np.longdouble) - exact[normal]) / np.spacing(abs(near[normal]))
+    assert ulp.max() <= (2.5 if dtype == "f8" else 4)
+    np.testing.assert_array_equal(got[~np.isfinite(near)], near[~np.isfinite(near)])
+
+
+def test_what_is_not_a_number_goes_through_as_in_numpy():
+    a = np.array([np.nan, 1.0, -1.0, 0.0])
+    np.testing.assert_array_equal(loop("maximum(a, 0)", a), np.maximum(a, 0))
+    np.testing.assert_array_equal(loop("minimum(a, 0)", a), np.minimum(a, 0))
+    np.testing.assert_array_equal(loop("sign(a)", a), np.sign(a))
 
 
 @pytest.mark.parametrize("make", RULES)
-@pytest.mark.parametrize("correct", [False, True])
-def test_compiled_updates_are_the_pure_rules(make, correct):
-    if correct and make is not fg.Adam:
-        pytest.skip("only Adam corrects its bias")
-    with fg.Graph() as graph:
-        v = fg.Variable(300, np.linspace(-1, 1, 300))
-        loss = fg.Dot(v, v)
-    rule = make(graph, loss, **({"bias_correction": True} if correct else {})).rule
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=300)
-    state = rule.init(w)
-    loop = numba.njit(error_model="numpy")(type(rule).loop)
-    fast, none = {"w": w.copy(), **{k: a.copy() for k, a in state.items()}}, np.zeros(0)
-    for t in range(1, 5):
-        g = rng.normal(size=300)
-        w, state = rule.update(w, g, state)
-        constants = np.array(rule.constants(t))
-        loop(fast["w"], g, fast.get("v", none), fast.get("s", none), t, constants)
-        np.testing.assert_allclose(fast["w"], w, rtol=1e-13)
-        for slot in rule.slots:
-            np.testing.assert_allclose(fast[slot], state[slot], rtol=1e-13)
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 0.1}, {"weight_decay": 0.3}, {"clip_norm": 0.1, "weight_decay": 0.3}])
+def test_updates_are_those_of_the_rules(make, more):
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(300, trainable=False)
+        loss = fg.Dot(x, fg.Variable(300, True))
+    rule = make(graph, loss, learning_rate=0.1, **more).rule
+    here = Setting(loss, {x: np.random.default_rng(0).normal(size=(3, 300))}, rule)
+    same(here.run(STEPS), here.expected(STEPS), rtol=1e-12)
+    gradient = np.linspace(-1, 1, 300)
+    one, expected = here.compiled.update(here.state, gradient), rule.update(here.state["w"], gradient, here.state)
+    np.testing.assert_allclose(one["w"], expected[0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("shards", [1, 2, 7, FAN_IN, FAN_IN + 1, 3 * FAN_IN + 2, FAN_IN**2 + 5])
-def test_the_tree_sum_adds_in_the_order_of_the_tree(shards):
-    from flowgrad.scheduler.kernels.numba_native import tree_sum
-
-    shares = np.random.default_rng(shards).normal(size=(shards, 5))
-    expected = reduce_tree([(s, 0.0) for s in shares], add_gradients)[0]
-    tree_sum(shares, shards, 0, 5)
-    assert shares[0].tobytes() == expected.tobytes()
+@pytest.mark.parametrize("shards", [1, 2, 7, FAN_IN, FAN_IN + 1, 9, 17, 2 * FAN_IN**3 + 3])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_gradients_are_added_in_the_order_of_the_tree(shards, threads):
+    with fg.Graph(seed=0):
+        x, w = fg.Variable(70, trainable=False), fg.Variable(70, np.zeros(70))
+        loss = fg.Dot(x, w)
+    feeds = {x: np.random.default_rng(shards).normal(size=(shards, 70)).astype("f4")}
+    here = Setting(loss, feeds, dtype=np.float32)
+    state, _ = here.run([[np.array([k]) for k in range(shards)]], threads)
+    shares = [np.float32(1 / shards) * row for row in feeds[x]]
+    assert (-state["w"]).tobytes() == reduce_tree(shares, lambda group: sum(group[1:], group[0])).tobytes()
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
-def test_rows_are_copied_from_any_address(offset):
-    from flowgrad.scheduler.kernels.numba_native import copy_row
-
-    given = np.random.default_rng(0).normal(size=(5, 7))
-    lying = np.zeros(given.nbytes + offset, np.uint8)[offset:]
-    lying[:] = given.view(np.uint8).ravel()
-    taken = np.zeros((2, 56), np.uint8)
-
-    @numba.njit
-    def take(target, source):
-        copy_row(target, 1, source, 3)
-
-    take(taken, lying.reshape(5, 56))
-    assert taken[1].tobytes() == given[3].tobytes()
-    assert not taken[0].any()
+def test_rows_are_taken_from_any_address(offset):
+    with fg.Graph(seed=0):
+        x = fg.Variable(7, trainable=False)
+        loss = fg.Dot(x, fg.Variable(7, True))
+    rows = np.random.default_rng(0).normal(size=(5, 7))
+    here = Setting(loss, {x: rows})
+    lying = np.zeros(rows.nbytes + offset, np.uint8)[offset:]
+    lying[:] = rows.view(np.uint8).ravel()
+    expected = here.run(STEPS)
+    here.feeds = [lying.view(np.float64).reshape(5, 7)]
+    same(here.run(STEPS), expected, 0, 0)
 
 
 @pytest.mark.parametrize("grain", ["round", "shard"])
@@ -167,42 +230,101 @@ def test_threads_and_grains_give_the_same_bits():
     assert train("threads", "shard") == first
 
 
-def test_what_has_no_compiled_form_is_said():
-    class Cube(fg.Op):
+class Cube(fg.Op):
+    """An op with no form that could be compiled."""
+
+    @staticmethod
+    def apply(a):
+        return a**3
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(3 * a * a)
+
+
+class Square(fg.Op):
+    """An op that states what it does to a sample's vector."""
+
+    @staticmethod
+    def apply(a):
+        return a * a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(2 * a)
+
+    @staticmethod
+    def row_value(y, a):
+        for j in range(a.shape[0]):
+            y[j] = a[j] * a[j]
+
+
+def test_what_has_no_compiled_form_is_called_in_python_and_the_rest_is_compiled():
+    with fg.Graph(seed=0):
+        x = fg.Variable(2, trainable=False)
+        loss = fg.Sum(Square(Cube(x * fg.Variable(2, True))))
+    here = Setting(loss, {x: np.random.default_rng(0).normal(size=(4, 2))})
+    called = [f"{i.verb} {i.op.__name__}" for i, _, _ in here.compiled.rounds.calls]
+    assert called == ["apply Cube", "pull Square", "pull Cube"]
+    same(here.run(STEPS), here.expected(STEPS))
+    same(here.run(STEPS, 2), here.expected(STEPS))
+
+
+def test_ops_of_functions_and_scripts_are_compiled_too():
+    class Local(fg.Elementwise):
+        formula = "c * a * a"
+        slopes = ("2 * c * a",)
+
+    class Row(fg.Op):
+        kinds = (fg.Outer,)
+        shape = staticmethod(lambda *dims: 1)
+        apply = staticmethod(lambda a: (a * a).sum(axis=1, keepdims=True))
+        jacobian = staticmethod(lambda slot, y, a: fg.Outer(2 * a))
+
+        @staticmethod
+        def row_value(y, a):
+            y[0] = 0
+            for j in range(a.shape[0]):
+                y[0] += a[j] * a[j]
+
+        @staticmethod
+        def row_factor(slot, f, y, a):
+            for j in range(a.shape[0]):
+                f[j] = 2 * a[j]
+
+    with fg.Graph(seed=0):
+        x = fg.Variable(2, trainable=False)
+        loss = Row(Local(x * fg.Variable(2, True), c=0.7))
+    here = Setting(loss, {x: np.random.default_rng(0).normal(size=(4, 2))})
+    assert not here.compiled.rounds.calls
+    same(here.run(STEPS), here.expected(STEPS))
+
+
+def test_an_error_in_python_ends_all_threads_and_names_the_node():
+    class Broken(Cube):
         @staticmethod
         def apply(a):
-            return a**3
-
-        @staticmethod
-        def jacobian(slot, y, a):
-            return fg.Diagonal(3 * a * a)
-
-    with fg.Graph() as graph:
-        x = fg.Variable(2, trainable=False)
-        loss = fg.Sum(Cube(x * fg.Variable(2, True)))
-    feeds = check_feeds(graph, {x: np.ones((4, 2))})
-    step = compile_step(loss, feeds, [graph.nodes[1]], "shard")
-    assert "Cube" in why_not_compiled(step.program, step.names)
-    with pytest.raises(fg.errors.GraphError, match="Cube"):
-        fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync", kernel="numba")).fit({x: np.ones((4, 2))})
-
-
-def test_an_error_in_one_thread_ends_them_all():
-    def work(k):
-        if k == 1:
             raise ValueError("no")
 
-    with pytest.raises(ValueError, match="no"):
-        _in_threads(work, 2, np.zeros(2, np.int64))
-
-
-def test_a_step_is_not_compiled_where_that_does_not_pay():
-    with fg.Graph() as graph:
+    with fg.Graph(seed=0):
         x = fg.Variable(2, trainable=False)
-        loss = fg.Dot(x, fg.Variable(2, True))
-    history = fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync")).fit({x: np.ones((4, 2))}, epochs=1)
-    assert history.plan["kernel"] == "numpy"
-    assert "does not pay" in history.plan["reason"]
+        loss = fg.Sum(Broken(x * fg.Variable(2, True), name="here"))
+    here = Setting(loss, {x: np.ones((4, 2))})
+    with pytest.raises(fg.errors.FlowgradError, match="Broken 'here' failed: ValueError: no"):
+        here.run(STEPS, 2)
+
+
+def test_a_signal_ends_a_round_at_once():
+    with fg.Graph(seed=0):
+        x = fg.Variable(50, trainable=False)
+        loss = fg.Sum(fg.Tanh(x * fg.Variable(50, True)))
+    here = Setting(loss, {x: np.ones((100, 50))})
+    steps = [[np.arange(100)]] * 200_000
+    timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        here.run(steps)
+    timer.join()
 
 
 class Clamp(fg.Elementwise):
@@ -215,23 +337,14 @@ class Clamp(fg.Elementwise):
         super().__init__(a, low=low, high=high)
 
 
-@pytest.mark.parametrize("low", [-0.25, np.float32(-0.25), -float("inf"), np.int64(-1), "-1"])
+@pytest.mark.parametrize("low", [-0.25, np.float32(-0.25), -float("inf"), np.int64(-1)])
 def test_attributes_in_formulas(low):
-    with fg.Graph(seed=0) as graph:
+    with fg.Graph(seed=0):
         x = fg.Variable(2, trainable=False)
         loss = fg.Sum(Clamp(x * fg.Variable(2, [0.5, -0.5]), low, float("inf")))
-    feeds = {x: np.random.default_rng(0).normal(size=(8, 2))}
-    step = compile_step(loss, check_feeds(graph, feeds), [graph.nodes[1]], "shard")
-    if isinstance(low, str):
-        assert "whose formula" in why_not_compiled(step.program, step.names)
-        return
-    assert not why_not_compiled(step.program, step.names)
-    graph.nodes[0].set_value([0.7, 1.3])
-    assert fg.check_gradients(loss) < 1e-8
-    grad = np.empty(2)
-    shard = plain(step, fg.Adam(graph, loss).rule)["shard"]
-    shard(np.arange(8), 8, np.zeros(0), np.array([0.5, -0.5]), grad, _bytes(feeds[x]))
-    np.testing.assert_allclose(grad, fg.Engine("sync").gradient(loss, feeds)[graph.nodes[1]])
+    here = Setting(loss, {x: np.random.default_rng(0).normal(size=(8, 2))})
+    assert not here.compiled.rounds.calls
+    same(here.run(STEPS), here.expected(STEPS))
 
 
 class Broadcast(fg.Op):
@@ -253,9 +366,23 @@ class Broadcast(fg.Op):
         return fg.Diagonal(np.broadcast_to(b, a.shape))
 
 
-def test_formulas_of_operands_that_are_not_equally_long():
-    with fg.Graph() as graph:
+def test_formulas_of_operands_that_are_not_equally_long_are_left_to_python():
+    with fg.Graph():
         x, w = fg.Variable(3, trainable=False), fg.Variable(3, np.ones(3))
         loss = fg.Sum(Broadcast(x * w, fg.Variable(1, [2.0], trainable=False)))
-    step = compile_step(loss, check_feeds(graph, {x: np.ones((2, 3))}), [w], "shard")
-    assert "are not as long as its value" in why_not_compiled(step.program, step.names)
+    here = Setting(loss, {x: np.arange(9.0).reshape(3, 3)})
+    assert len(here.compiled.rounds.calls) == 2
+    same(here.run(STEPS), here.expected(STEPS))
+
+
+def test_a_table_is_made_once_and_steps_of_few_samples_use_it():
+    with fg.Graph(seed=0):
+        x = fg.Variable(3, trainable=False)
+        loss = fg.Dot(x, fg.Variable(3, True))
+    here = Setting(loss, {x: np.arange(30.0).reshape(10, 3)})
+    for steps in ([[np.arange(7)], [np.arange(3)]], [[np.arange(2), np.arange(5)], [np.array([9])]]):
+        same(here.run(steps), here.expected(steps))
+    assert compiled_round(here.step.program, here.step.names, here.step.rule, np.dtype("f8")) is compiled_round(
+        here.step.program, here.step.names, here.step.rule, np.dtype("f8")
+    )
+    assert time and numba_code
