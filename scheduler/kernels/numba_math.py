@@ -95,8 +95,7 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "
 
 def where(mask: Number, a: Any, b: Any) -> Number:
     """Return one or the other."""
-    like = next((x for x in (a, b) if isinstance(x, Number)), None)
-    assert like is not None
+    like = next((x for x in (a, b) if isinstance(x, Number)), mask.new(ir.Constant(mask.builder.real, 0.0)))
     return like.new(like.builder.select(mask.value, like.of(a).value, like.of(b).value))
 
 
@@ -251,6 +250,7 @@ def write_loop(module: ir.Module, name: str, text: str, operands: Sequence[str],
     out, *inputs, constants, n = function.args
     start, loop, end = (function.append_basic_block(x) for x in ("start", "loop", "end"))
     b = ir.IRBuilder(start)
+    b.real = real
     zero, one = ir.Constant(LONG, 0), ir.Constant(LONG, 1)
     read = [Number(b, b.load(b.gep(constants, [ir.Constant(LONG, k)]))) for k in range(len(attributes))]
     b.cbranch(b.icmp_signed(">", n, zero), loop, end)
