@@ -162,16 +162,19 @@ class CrossEntropyWithSoftMax(Op):
         for j in range(1, a.shape[0]):
             top = max(top, a[j])
             weight += labels[j]
+        for j in range(a.shape[0]):  # loops with nothing else in them become vector code
+            f[j] = np.exp(a[j] - top)
         total = a[0] - a[0]
         for j in range(a.shape[0]):
-            f[j] = np.exp(a[j] - top)
             total += f[j]
+        for j in range(a.shape[0]):
+            f[j] = f[j] / total
         loss = 0.0
         for j in range(a.shape[0]):
-            p = f[j] / total
             if labels[j] != 0:
-                loss -= labels[j] * np.log(p + EPSILON)
-            f[j] = p * weight - labels[j]
+                loss -= labels[j] * np.log(f[j] + EPSILON)
+        for j in range(a.shape[0]):
+            f[j] = f[j] * weight - labels[j]
         y[0] = loss
 
     @staticmethod

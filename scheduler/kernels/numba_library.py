@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from flowgrad.optim import NORM_BLOCK, NORM_LANES, Rule
 from ..machine import COMPILED_BLAS, cache_folder
 from ..tasks import code_token, is_named, token
 from . import numba_math, numba_walk, table
-from .table import COPY, DOT, FILL, GATHER, PLUS, SCALED, SCATTER, SUM, Kernel
+from .table import COPY, DOT, FILL, GATHER, PLUS, SCALED, SCATTER, SUM, TURN, Kernel
 
 LOSS, SQUARES, PREPARE, WALK = Kernel(":loss"), Kernel(":squares"), Kernel(":prepare"), Kernel(":walk")
 LONG = ir.IntType(64)
@@ -85,7 +85,7 @@ def compiling() -> Iterator[list[int]]:
 @cache
 def built_in() -> tuple[Kernel, ...]:
     """Return the kernels that every library begins with: loops of flowgrad's own ops; what numba compiles takes longer."""
-    kernels = dict.fromkeys([FILL, COPY, SUM, PLUS, SCALED, DOT, GATHER, SCATTER, LOSS])
+    kernels = dict.fromkeys([FILL, COPY, SUM, PLUS, SCALED, DOT, GATHER, SCATTER, TURN, LOSS])
     for op in vars(ops).values():
         if isinstance(op, type) and issubclass(op, Elementwise) and op.formula is not None:
             kernels |= dict.fromkeys(_kernels_of(op))
@@ -270,7 +270,8 @@ def _python(kernel: Kernel, dtype: Any) -> Callable[..., None]:
             prepare_gradient(array(w, count), array(g, count), T(scale), T(decay))
 
         return prepare
-    inner = njit(error_model="numpy")(kernel.function)
+    assert kernel.function is not None
+    inner = njit(error_model="numpy")(_with_vectors(kernel.function))
     if kernel.text == ":update":
 
         def update(w: int, g: int, v: int, s: int, count: int, t: int, c: int, size: int) -> None:
@@ -284,6 +285,38 @@ def _python(kernel: Kernel, dtype: Any) -> Callable[..., None]:
     exec(f"def rows({head}):\n    inner({given})", scope)
     function: Callable[..., None] = scope["rows"]
     return function
+
+
+def _with_vectors(function: Any) -> Callable[..., None]:
+    """Return a function of a sample's vectors, whose ``np.exp`` and the like are those that the compiler makes vector code of."""
+    scope = {**function.__globals__}
+    for name, value in scope.items():
+        if value is np:
+            scope[name] = _numpy()
+    return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+
+
+@cache
+def _numpy() -> ModuleType:
+    """Return NumPy with some functions of numbers as LLVM."""
+    module = ModuleType("numpy")
+    vars(module).update(vars(np))
+    for name in numba_math.VECTORS:
+        setattr(module, name, _function_of(name))
+    return module
+
+
+def _function_of(name: str) -> Any:
+    write = numba_math.FUNCTIONS[name]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = context.cast(builder, args[0], signature.args[0], signature.return_type)
+        return write(numba_math.Number(builder, x)).value
+
+    def function(typingctx: Any, x: Any) -> Any:
+        return (x if isinstance(x, types.Float) else types.float64)(x), codegen
+
+    return intrinsic(function)
 
 
 @njit(error_model="numpy")

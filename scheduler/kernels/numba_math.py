@@ -95,7 +95,9 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "
 
 def where(mask: Number, a: Any, b: Any) -> Number:
     """Return one or the other."""
-    like = next((x for x in (a, b) if isinstance(x, Number)), mask.new(ir.Constant(mask.builder.real, 0.0)))
+    like = next((x for x in (a, b) if isinstance(x, Number)), None)
+    if like is None:
+        like = mask.new(ir.Constant(mask.builder.real, 0.0))
     return like.new(like.builder.select(mask.value, like.of(a).value, like.of(b).value))
 
 
@@ -235,8 +237,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+# Those of one number that are polynomials.
+VECTORS = ("exp", "expm1", "log", "log1p", "tanh", "sinh", "cosh")
 # Loops that no formula says, by name.
-LOOPS = (":dot", ":gather", ":scatter", ":loss")
+LOOPS = (":dot", ":gather", ":scatter", ":loss", ":turn")
 
 
 def write_loop(module: ir.Module, name: str, text: str, operands: Sequence[str], attributes: Sequence[str], dtype: Any) -> Any:
@@ -262,7 +266,9 @@ def write_loop(module: ir.Module, name: str, text: str, operands: Sequence[str],
         return Number(b, b.load(b.gep(inputs[k], [index])))
 
     total = None
-    if text in (":gather", ":scatter"):
+    if text == ":turn":  # every so many numbers
+        b.store(entry(0, b.mul(j, b.ptrtoint(inputs[1], LONG))).value, b.gep(out, [j]))
+    elif text in (":gather", ":scatter"):
         position = b.load(b.gep(b.bitcast(inputs[1], LONG.as_pointer()), [j]))
         if text == ":gather":
             b.store(entry(0, position).value, b.gep(out, [j]))

@@ -13,6 +13,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from flowgrad.ops.linear import FEW_SAMPLES
+
 from ..tasks import FAN_IN
 from .table import (
     BATCHED, COLUMNS, EXTRA, FIELDS, FIRST, GRAD, INNER, KERNEL, LOOP, LOSS, MOVES, NEXT_SHARD, NEXT_STEP, NEXT_WAVE,
@@ -191,6 +193,13 @@ def product(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
     if not each:
         shape = (rows if shape[0] < 0 else shape[0], rows if shape[1] < 0 else shape[1], rows if shape[2] < 0 else shape[2])
     widths = (code[o + 4] // size, code[o + 9] // size, code[o + 14] // size)
+    if code[at + KERNEL] and rows <= FEW_SAMPLES:
+        out, a, b = place(code, at, ctx, 0, 0, first), place(code, at, ctx, 1, 0, first), place(code, at, ctx, 2, 0, 0)
+        room, n = place(code, at, ctx, 3, 0, 0), shape[1]
+        multiply(ctx[BLAS], 2, (n, rows, shape[2]), (room, b, a), (rows, widths[2], widths[1]), (ctx[ONE], ctx[ZERO]))
+        for r in range(rows):
+            run(code[at + KERNEL], (out + r * code[o + 2], room + r * size, rows, 0, 0, 0, 0, n))
+        return
     beta = ctx[ONE] if code[at + COLUMNS] else ctx[ZERO]
     for v in range(ctx[DIRECTIONS] if code[at + MOVES] else 1):
         for r in range(first, last if each else first + 1):

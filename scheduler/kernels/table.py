@@ -17,6 +17,7 @@ import numpy as np
 from flowgrad.formulas import OPERANDS, formula
 from flowgrad.jacobians import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
+from flowgrad.ops.linear import LARGE_MATRIX
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
@@ -49,6 +50,7 @@ class Kernel(NamedTuple):
 FILL, COPY, SUM = Kernel("0.0"), Kernel("a", ("a",)), Kernel("out + a", ("a",))
 PLUS, SCALED = Kernel("a + b", ("a", "b")), Kernel("k * a", ("a",), ("k",))
 DOT, GATHER, SCATTER = Kernel(":dot", ("a", "b")), Kernel(":gather", ("a", "b")), Kernel(":scatter", ("a", "b"))
+TURN = Kernel(":turn", ("a", "b"))
 
 
 class View(NamedTuple):
@@ -301,7 +303,7 @@ class Assembler:
                 target = operands[end][0][0]
                 if not self.slots[target].type.batched:
                     sums.add(target)
-                entries += sum(self.slots[s].type.dim for s in slots)
+                entries += max(fields[end][COLUMNS], 1) * len(slots)
                 end += 1
             if end - k > 1:
                 rows = max(1, TILE // entries)
@@ -612,8 +614,14 @@ class Assembler:
             self.slots[v.slot].type.dim if self._batched(v) and times == 1 and not each else w for v, w in zip((out, a, b), widths)
         )
         m, n, k = shape
+        views, kernel = [out, a, b], None
+        if m < 0 and turned == (0, 1) and times == 1 and n * k >= LARGE_MATRIX:
+            # For few samples BLAS is faster if it computes the transpose.
+            views.append(self._new(Type(n, True)))
+            self._temporary(views[-1])
+            kernel = TURN
         self._row(
-            PRODUCT, None, (out, a, b), inner=int(each), within=widths, times=times, columns=int(add),
+            PRODUCT, kernel, views, inner=int(each), within=widths, times=times, columns=int(add),
             extra=(turned[0] + 2 * turned[1], m, n, k),
         )  # fmt: skip
 
