@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import GradientError, GraphError
-from .formulas import OPERANDS, formula
+from .formulas import OPERANDS, compiled, formula
 from .graph import Node, Variable, ancestors, run_rule
 from .jacobians import Outer
 from .typing import Array
@@ -178,18 +178,15 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
 
 
 def _entries(text: str, node: Node, values: list[Array], y: Array) -> Array:
-    """Return the value of a formula for each entry, as compiled loops compute it."""
-    names = {**{OPERANDS[k]: OPERANDS[k] for k in range(len(values))}, "y": "y"}
-    entries = []
+    """Return the value of a formula for each entry."""
+    numbers = {k: v for k, v in node.attrs.items() if isinstance(v, (int, float, np.number))}
+    names = {**numbers, **dict(zip(OPERANDS, values)), "y": y}
     try:
-        # The text is the op's own code, like its rules, and comes from its class alone: files hold no formulas.
-        code = compile(formula(text, len(values)).scalar(names, node.attrs), "<formula>", "eval")
-        for j in range(node.dim):
-            entry = {OPERANDS[k]: float(v[j if len(v) > 1 else 0]) for k, v in enumerate(values)}
-            entries.append(float(eval(code, {"np": np, "F": float, **entry, "y": float(y[j])})))
+        formula(text, len(values))  # the op's own code, like its rules: files hold no formulas
+        entries = compiled("entries", ", ".join(names), text, "")(**names)
+        return np.broadcast_to(np.asarray(entries, float), (node.dim,))
     except Exception as error:
         raise GradientError(f"the formula {text!r} of {node} failed: {type(error).__name__}: {error}") from error
-    return np.array(entries)
 
 
 def check_tangents(node: Node, rtol: float, atol: float) -> None:

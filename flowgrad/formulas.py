@@ -1,10 +1,9 @@
-"""Formulas that elementwise ops are stated in: one text, for NumPy's arrays and for the single numbers of compiled loops."""
+"""Formulas that elementwise ops are stated in: one text, for NumPy and for compiled loops."""
 
 from __future__ import annotations
 
 import ast
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -57,31 +56,6 @@ class Formula:
     def writes(self) -> bool:
         """Whether its last operation can write into an array."""
         return self.numpy(into=True) != self.text
-
-    def scalar(self, entries: Mapping[str, str], attrs: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> str:
-        """Return the formula as text for single numbers, constants as ``F(0.5)``.
-
-        Parameters
-        ----------
-        entries : dict
-            What stands for an operand, or for ``y``.
-        attrs : dict
-            Attributes of the node; those that are numbers stand for themselves.
-
-        Raises
-        ------
-        KeyError
-            If the formula names something else.
-
-        Examples
-        --------
-        >>> formula("where(a > 0, a, c * a)", 1, ("c",)).scalar({"a": "x[j]"}, {"c": -0.5})
-        '(x[j] if (x[j] > F(0)) else (F((-0.5)) * x[j]))'
-        """
-        numbers = {k: v for k, v in dict(attrs).items() if isinstance(v, (int, float, np.number))}
-        text = _scalar(self.tree, {**{k: f"F({_literal(v)})" for k, v in numbers.items()}, **entries})
-        # A mask stands for ones and zeros.
-        return f"(F(1) if {text} else F(0))" if isinstance(self.tree, (ast.Compare, ast.BoolOp)) else text
 
 
 @lru_cache(maxsize=1024)
@@ -141,39 +115,6 @@ def _check(tree: ast.expr, text: str, names: set[str]) -> None:
             f"{text!r}: {ast.unparse(tree)!r} cannot be in a formula; it may have numbers, names, + - * / **, one comparison at a "
             f"time, and {', '.join(FUNCTIONS)}"
         )
-
-
-def _scalar(tree: ast.expr, names: Mapping[str, str]) -> str:
-    def of(part: ast.expr) -> str:
-        return _scalar(part, names)
-
-    if isinstance(tree, ast.Name):
-        return names[tree.id]
-    if isinstance(tree, ast.Constant):
-        return f"F({tree.value!r})"
-    if isinstance(tree, ast.BinOp):
-        whole = isinstance(tree.op, ast.Pow) and isinstance(tree.right, ast.Constant) and type(tree.right.value) is int
-        right = str(tree.right.value) if whole else of(tree.right)  # type: ignore[attr-defined]
-        return f"({of(tree.left)} {OPERATORS[type(tree.op)]} {right})"
-    if isinstance(tree, ast.UnaryOp):
-        return f"(-{of(tree.operand)})"
-    if isinstance(tree, ast.Compare):
-        return f"({of(tree.left)} {COMPARISONS[type(tree.ops[0])]} {of(tree.comparators[0])})"
-    assert isinstance(tree, ast.Call)
-    assert isinstance(tree.func, ast.Name)
-    name, args = tree.func.id, [of(arg) for arg in tree.args]
-    if name == "where":
-        return f"({args[1]} if {args[0]} else {args[2]})"
-    if name in ("maximum", "minimum"):
-        return f"({args[0]} if {args[0]} {'>' if name == 'maximum' else '<'} {args[1]} else {args[1]})"
-    return f"{'' if name == 'abs' else 'np.'}{name}({args[0]})"
-
-
-def _literal(value: Any) -> str:
-    number = int(value) if isinstance(value, (int, np.integer)) else float(value)
-    if isinstance(number, float) and not math.isfinite(number):
-        return "np.nan" if math.isnan(number) else f"({'-' if number < 0 else ''}np.inf)"
-    return repr(number) if number >= 0 else f"({number!r})"
 
 
 def compiled(name: str, head: str, body: str, doc: str, **more: Any) -> Callable[..., Any]:

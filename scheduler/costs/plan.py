@@ -19,8 +19,6 @@ WINDOW_TASKS = 1500
 LEAST_HOPS = 2
 # A task per shard has to promise less than this share of the time of rounds: predictions are no surer than that.
 SURE = 0.93
-# Operations of a whole run from which on compiling pays; below, NumPy is done before the compiler.
-COMPILE_FROM = 2e10
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
 SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (4e6, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
@@ -85,15 +83,13 @@ def choose_shards(grain: str, shards: int | None, batch_size: int, step_flops: f
     return min(shards or 1, batch_size)
 
 
-def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) -> tuple[str, str]:
+def choose_kernel(asked: str, grain: str, unsupported: str) -> tuple[str, str]:
     """Return which kernel runs the steps, and why.
 
     Parameters
     ----------
     asked : str
         ``"auto"``, ``"numba"`` or ``"numpy"``.
-    run_flops : float
-        Operations of the whole run.
     unsupported : str
         Why it cannot be compiled, or empty.
     """
@@ -103,8 +99,6 @@ def choose_kernel(asked: str, grain: str, run_flops: float, unsupported: str) ->
         if asked == "numba":
             raise GraphError(f"no compiled kernel: {unsupported}; use kernel='numpy'")
         return "numpy", unsupported
-    if asked == "auto" and run_flops < COMPILE_FROM:
-        return "numpy", f"compiling does not pay for {run_flops:.1e} operations"
     return ("numpy", "asked for") if asked == "numpy" else ("numba", "compiled")
 
 

@@ -78,10 +78,11 @@ class Code:
 
     def walk(self, ctx: Array) -> None:
         """Walk to the end, or until it is told to stop. What no kernel does, Python does on the way."""
-        run = walker()
-        while run(self.code.ctypes.data, ctx.ctypes.data) == w.CALL:
-            instr, out, args = self.table.calls[self.code[ctx[w.ROW] - 1, EXTRA]]
-            self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args))
+        run, code, context = walker(), self.code.ctypes.data, ctx.ctypes.data
+        while (why := run(code, context)) in (w.CALL, w.PAUSE):
+            if why == w.CALL:
+                instr, out, args = self.table.calls[self.code[ctx[w.ROW] - 1, EXTRA]]
+                self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args))
 
 
 class _Lent:
@@ -100,10 +101,7 @@ def lay(ctx: Array, arrays: dict[int, Array]) -> None:
 
 
 def run_threads(work: Callable[[int], None], threads: int, sync: Array) -> None:
-    """Run ``work(k)`` in `threads` threads; an error in one of them, or a signal, ends them all.
-
-    A signal reaches Python only in the main thread, and there only between two calls: so that one waits.
-    """
+    """Run ``work(k)`` in `threads` threads, this one among them; an error in one of them, or a signal, ends them all."""
     errors: list[BaseException] = []
 
     @without_subnormals
@@ -114,26 +112,12 @@ def run_threads(work: Callable[[int], None], threads: int, sync: Array) -> None:
             sync[1] = 1
             errors.append(error)
 
-    waits = threading.current_thread() is threading.main_thread()
-    helpers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(not waits, threads)]
+    helpers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(1, threads)]
     with one_thread():
         for helper in helpers:
             helper.start()
-        try:
-            if not waits:
-                guarded(0)
-        finally:
-            _join(helpers, sync)
+        guarded(0)
+        for helper in helpers:
+            helper.join()
     if errors:
         raise errors[0]
-
-
-def _join(helpers: list[threading.Thread], sync: Array) -> None:
-    try:
-        for helper in helpers:
-            helper.join()
-    except BaseException:
-        sync[1] = 1
-        for helper in helpers:
-            helper.join()
-        raise

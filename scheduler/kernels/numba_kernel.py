@@ -82,7 +82,9 @@ class CompiledRound:
         self.prepare = [PREPARE] * prepares + [SQUARES] * self.clips
         began = time.perf_counter()
         gradient = names[0] if names else None
-        self.rounds = Assembler(program, gradient).write_round(update_kernel(type(rule)), self.prepare, len(rule.constants(1)))
+        self.rounds = Assembler(program, gradient).write_round(
+            update_kernel(type(rule)), self.prepare, len(rule.constants(1))
+        )
         self.shards = Assembler(program, gradient).write_shards()
         with compiling() as compiled:
             addresses_of([*self.rounds.kernels, *self.shards.kernels], self.dtype)

@@ -161,7 +161,9 @@ def _module(kernels: Sequence[Kernel], dtype: str) -> ModuleType:
             text = f"f{at}"
             if named:
                 owner, *rest = f.__qualname__.split(".")
-                imports.append(f"from {f.__module__} import {owner} as c{at}; f{at} = {'.'.join([f'c{at}', *rest])}  # {code_token(f)}")
+                imports.append(
+                    f"from {f.__module__} import {owner} as c{at}; f{at} = {'.'.join([f'c{at}', *rest])}  # {code_token(f)}"
+                )
         texts.append(f"Kernel({kernel.text!r}, {kernel.operands!r}, {kernel.attributes!r}, {text}, {kernel.slot!r})")
     body = _TEMPLATE.format(
         token=OWN_CODE, imports="\n".join(imports), kernels=",\n    ".join(texts), dtype=dtype, cache=named
@@ -279,7 +281,9 @@ def _python(kernel: Kernel, dtype: Any) -> Callable[..., None]:
 
         return update
     count = len(kernel.operands)
-    given = ", ".join([*([str(kernel.slot)] if kernel.slot is not None else []), *(f"array(p{k}, d{k})" for k in range(count))])
+    given = ", ".join(
+        [*([str(kernel.slot)] if kernel.slot is not None else []), *(f"array(p{k}, d{k})" for k in range(count))]
+    )
     head = ", ".join([*(f"p{k}" for k in range(5)), *(f"d{k}" for k in range(5))])
     scope: dict[str, Any] = {"array": array, "inner": inner}
     exec(f"def rows({head}):\n    inner({given})", scope)

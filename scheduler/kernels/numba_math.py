@@ -5,6 +5,7 @@ A formula is run once on `Number`s that write down what is done to them. No grap
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ class Number:
 
     @property
     def type(self) -> Any:
+        """LLVM's type of it."""
         return self.value.type
 
     def of(self, other: Any) -> Number:
@@ -95,9 +97,7 @@ for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "
 
 def where(mask: Number, a: Any, b: Any) -> Number:
     """Return one or the other."""
-    like = next((x for x in (a, b) if isinstance(x, Number)), None)
-    if like is None:
-        like = mask.new(ir.Constant(mask.builder.real, 0.0))
+    like = a if isinstance(a, Number) else b
     return like.new(like.builder.select(mask.value, like.of(a).value, like.of(b).value))
 
 
@@ -107,6 +107,7 @@ def maximum(a: Number, b: Any) -> Number:
 
 
 def minimum(a: Number, b: Any) -> Number:
+    """Return the smaller; what is not a number goes through, as in NumPy."""
     return where(a != a, a, where(a < b, a, b))
 
 
@@ -126,7 +127,9 @@ class _Format:
         self.mantissa, self.bias = (52, 1023) if self.double else (23, 127)
         self.magic = 1.5 * 2.0**self.mantissa
         # ln 2 in two parts, the first with so few bits that a multiple of it is exact.
-        self.high, self.low = (0.6931471803691238, 1.9082149292705877e-10) if self.double else (0.693359375, -2.12194440e-4)
+        self.high, self.low = (
+            (0.6931471803691238, 1.9082149292705877e-10) if self.double else (0.693359375, -2.12194440e-4)
+        )
         self.terms = 13 if self.double else 7
 
 
@@ -140,8 +143,10 @@ def _power_of_two(k: Number) -> Number:
 
 
 def _reduced(x: Number) -> tuple[Number, Number, Number]:
-    """Return k, r and ``(exp(r) - 1 - r) / r**2`` for ``x = k ln 2 + r``: W. J. Cody and W. Waite, *Software Manual for the
-    Elementary Functions*, Prentice-Hall 1980, chapter 6; with the terms of the series."""
+    """Return k, r and ``(exp(r) - 1 - r) / r**2`` for ``x = k ln 2 + r``, by the terms of the series.
+
+    See W. J. Cody and W. Waite, *Software Manual for the Elementary Functions*, Prentice-Hall 1980, chapter 6.
+    """
     f = _Format(x)
     k = (x * (1 / math.log(2)) + f.magic) - f.magic
     r = k.call("fma", -f.high, x)
@@ -172,7 +177,10 @@ def expm1(x: Number) -> Number:
     return where(k == 0.0, m, scaled + (first * second - 1.0))
 
 
-LOG = (0.6666666666666735130, 0.3999999999940941908, 0.2857142874366239149, 0.2222219843214978396, 0.1818357216161805012, 0.1531383769920937332, 0.1479819860511658591)  # fmt: skip
+LOG = (
+    0.6666666666666735130, 0.3999999999940941908, 0.2857142874366239149, 0.2222219843214978396,
+    0.1818357216161805012, 0.1531383769920937332, 0.1479819860511658591,
+)  # fmt: skip
 
 
 def log(x: Number) -> Number:
@@ -212,17 +220,20 @@ def tanh(x: Number) -> Number:
 
 
 def sinh(x: Number) -> Number:
+    """Return the hyperbolic sine."""
     a = x.call("fabs")
     e = expm1(a)
     return (0.5 * where(e == math.inf, e, e + e / (e + 1.0))).call("copysign", x)
 
 
 def cosh(x: Number) -> Number:
+    """Return the hyperbolic cosine."""
     e = exp(x.call("fabs"))
     return 0.5 * e + 0.5 / e
 
 
 def sign(x: Number) -> Number:
+    """Return 1, 0 or -1."""
     return where(x > 0.0, 1.0, where(x < 0.0, -1.0, x))
 
 
@@ -230,9 +241,16 @@ def _libm(name: str) -> Callable[[Number], Number]:
     return lambda x: x.call(name)
 
 
+def arctan(x: Number) -> Number:
+    """Return the inverse tangent, by the C library."""
+    name, module = "atan" if _Format(x).double else "atanf", x.builder.module
+    function = module.globals.get(name) or ir.Function(module, ir.FunctionType(x.type, [x.type]), name)
+    return x.new(x.builder.call(function, [x.value]))
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "exp": exp, "expm1": expm1, "log": log, "log1p": log1p, "tanh": tanh, "sinh": sinh, "cosh": cosh, "sign": sign,
-    "abs": _libm("fabs"), "sqrt": _libm("sqrt"), "sin": _libm("sin"), "cos": _libm("cos"),
+    "abs": _libm("fabs"), "sqrt": _libm("sqrt"), "sin": _libm("sin"), "cos": _libm("cos"), "arctan": arctan,
     "maximum": maximum, "minimum": minimum, "where": where,
 }  # fmt: skip
 
@@ -243,7 +261,21 @@ VECTORS = ("exp", "expm1", "log", "log1p", "tanh", "sinh", "cosh")
 LOOPS = (":dot", ":gather", ":scatter", ":loss", ":turn")
 
 
-def write_loop(module: ir.Module, name: str, text: str, operands: Sequence[str], attributes: Sequence[str], dtype: Any) -> Any:
+class _Constants(ast.NodeTransformer):
+    """Makes numbers of constants; exponents stay what they are."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        if isinstance(node.op, ast.Pow) and isinstance(node.right, ast.Constant):
+            return ast.BinOp(self.visit(node.left), node.op, node.right)
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Call(ast.Name("number", ast.Load()), [node], [])
+
+
+def write_loop(
+    module: ir.Module, name: str, text: str, operands: Sequence[str], attributes: Sequence[str], dtype: Any
+) -> Any:
     """Write ``void name(T* out, T* x0 .. x4, T* attributes, i64 n)``: ``out[j] = text`` for each j, or one of `LOOPS`.
 
     A formula may name ``out``, what was there before.
@@ -254,7 +286,6 @@ def write_loop(module: ir.Module, name: str, text: str, operands: Sequence[str],
     out, *inputs, constants, n = function.args
     start, loop, end = (function.append_basic_block(x) for x in ("start", "loop", "end"))
     b = ir.IRBuilder(start)
-    b.real = real
     zero, one = ir.Constant(LONG, 0), ir.Constant(LONG, 1)
     read = [Number(b, b.load(b.gep(constants, [ir.Constant(LONG, k)]))) for k in range(len(attributes))]
     b.cbranch(b.icmp_signed(">", n, zero), loop, end)
@@ -287,7 +318,9 @@ def write_loop(module: ir.Module, name: str, text: str, operands: Sequence[str],
     else:
         names = dict(zip(attributes, read)) | {a: entry(k) for k, a in enumerate(operands)}
         names["out"] = Number(b, b.load(b.gep(out, [j])))
-        value = eval(compile(text, f"<formula {text}>", "eval"), {"__builtins__": {}}, {**FUNCTIONS, **names})
+        names["number"] = lambda x: Number(b, ir.Constant(real, x))
+        code = compile(ast.fix_missing_locations(_Constants().visit(ast.parse(text, mode="eval"))), "<formula>", "eval")
+        value = eval(code, {"__builtins__": {}}, {**FUNCTIONS, **names})
         b.store(names["out"].of(value).value, b.gep(out, [j]))
     after = b.add(j, one)
     j.add_incoming(after, loop)

@@ -17,8 +17,32 @@ from flowgrad.ops.linear import FEW_SAMPLES
 
 from ..tasks import FAN_IN
 from .table import (
-    BATCHED, COLUMNS, EXTRA, FIELDS, FIRST, GRAD, INNER, KERNEL, LOOP, LOSS, MOVES, NEXT_SHARD, NEXT_STEP, NEXT_WAVE,
-    NORMS, OPCODE, OPERAND, PRODUCT, PYTHON, SEED, STOP, TAKE, TILES, TIMES, TREE, UPDATE, WIDTH,
+    BATCHED,
+    COLUMNS,
+    EXTRA,
+    FIELDS,
+    FIRST,
+    GRAD,
+    INNER,
+    KERNEL,
+    LOOP,
+    LOSS,
+    MOVES,
+    NEXT_SHARD,
+    NEXT_STEP,
+    NORMS,
+    OPCODE,
+    OPERAND,
+    PRODUCT,
+    PYTHON,
+    SEED,
+    STOP,
+    TAKE,
+    TILES,
+    TIMES,
+    TREE,
+    UPDATE,
+    WIDTH,
 )  # fmt: skip
 
 # Places in the context. What is shared by threads is an address.
@@ -28,7 +52,9 @@ from .table import (
     STEPS, SHARDS, WAVE, LEVELS, ENTRIES, BEGIN, END,  # of a round; this thread's part of the parameters
     ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, SQUARES, SEEDS, WEIGHTS, _V, _S, CONSTANTS, UPDATES, SCALE, ADD, COPY_ROW, BASES,
 ) = range(38)  # fmt: skip
-DONE, CALL, ENDED = -1, -2, -3
+DONE, CALL, PAUSE, ENDED = -1, -2, -3, -4
+# Cycles after which a walk lets Python look for signals: some hundredths of a second.
+SLICE = 100_000_000
 # How often a waiting thread looks before it lets another one run.
 SPINS = 2000
 LONG, BYTE = ir.IntType(64), ir.IntType(8)
@@ -191,7 +217,11 @@ def product(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
     rows, each, size, o = (last - first) * code[at + TIMES], code[at + INNER], ctx[SIZE], at + OPERAND
     shape = (code[at + EXTRA + 1], code[at + EXTRA + 2], code[at + EXTRA + 3])
     if not each:
-        shape = (rows if shape[0] < 0 else shape[0], rows if shape[1] < 0 else shape[1], rows if shape[2] < 0 else shape[2])
+        shape = (
+            rows if shape[0] < 0 else shape[0],
+            rows if shape[1] < 0 else shape[1],
+            rows if shape[2] < 0 else shape[2],
+        )
     widths = (code[o + 4] // size, code[o + 9] // size, code[o + 14] // size)
     if code[at + KERNEL] and rows <= FEW_SAMPLES:
         out, a, b = place(code, at, ctx, 0, 0, first), place(code, at, ctx, 1, 0, first), place(code, at, ctx, 2, 0, 0)
@@ -228,6 +258,7 @@ def barrier(ctx: Any) -> bool:
 
 @_compiled
 def add(kernel: int, target: int, source: int, count: int) -> None:
+    """Run a kernel of one operand."""
     run(kernel, (target, source, source, source, source, source, source, count))
 
 
@@ -316,10 +347,22 @@ def tree(ctx: Any) -> int:
     return 1
 
 
+@intrinsic
+def cycles(typingctx: Any) -> Any:
+    """Return the processor's count of cycles."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(
+            builder.module.declare_intrinsic("llvm.readcyclecounter", fnty=ir.FunctionType(LONG, [])), []
+        )
+
+    return types.int64(), codegen
+
+
 @_compiled
 def walk(code: Any, ctx: Any) -> int:
-    """Walk from where the context stands to the end, to a row that Python runs, or until it is to stop; say which."""
-    row = ctx[ROW]
+    """Walk from where the context stands to the end, to a row that Python runs, or as long as a slice lasts; say which."""
+    row, began = ctx[ROW], cycles()
     while True:
         at = row * WIDTH
         opcode, samples = code[at + OPCODE], ctx[SAMPLES]
@@ -334,7 +377,7 @@ def walk(code: Any, ctx: Any) -> int:
                 for k in range(count):
                     loop(code, at + (k + 1) * WIDTH, ctx, first, min(first + step, samples))
             row += count
-        elif opcode == PYTHON or opcode == STOP:
+        elif opcode in (PYTHON, STOP):
             ctx[ROW] = row
             return CALL if opcode == PYTHON else DONE
         elif opcode == NEXT_STEP:
@@ -377,3 +420,6 @@ def walk(code: Any, ctx: Any) -> int:
             row = code[at + EXTRA]
         if atomic_load(ctx[SYNC] + 8):
             return ENDED
+        if cycles() - began > SLICE:
+            ctx[ROW] = row
+            return PAUSE

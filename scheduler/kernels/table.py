@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowgrad.formulas import OPERANDS, formula
-from flowgrad.jacobians import Dense, Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
+from flowgrad.jacobians import Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import LARGE_MATRIX
 from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
 # What the loop can do by itself; the rest is kernels.
-LOOP, PRODUCT, PYTHON, TILES, STOP, NEXT_STEP, NEXT_WAVE, NEXT_SHARD, TAKE, LOSS, BARRIER, TREE, NORMS, UPDATE = range(14)
+LOOP, PRODUCT, PYTHON, TILES, STOP, NEXT_STEP, NEXT_WAVE, NEXT_SHARD, TAKE, LOSS, BARRIER, TREE, NORMS, UPDATE = range(
+    14
+)
 # Fields of a row.
 OPCODE, KERNEL, FIRST, BATCHED, TIMES, COLUMNS, INNER, MOVES, EXTRA, OPERAND, WIDTH = 0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 48
 # Fields of an operand: space, offset, and strides by row, by row of a cotangent, and within a row.
@@ -111,7 +113,7 @@ class Table:
         return t.dim * (samples if t.batched else 1) * (directions if t.cotangent else 1) * size
 
     def numbered(self, samples: int, directions: int, size: int, addresses: Sequence[int]) -> tuple[Array, int]:
-        """Return the table as numbers, for at most so many samples, rows of a cotangent and bytes of a number; and the frame's bytes."""
+        """Return the table as numbers, and the bytes of a frame, for at most so many samples and rows of a cotangent."""
         offsets, frame = self.offsets(samples, directions, size)
         out = np.zeros((len(self.fields), WIDTH), np.int64)
         out[:, :OPERAND] = self.fields
@@ -290,7 +292,7 @@ class Assembler:
         self.operands += operands
 
     def _tile(self) -> None:
-        """Let neighbouring loops over the samples run together, some samples at a time, so that what they share stays in a cache."""
+        """Let neighbouring loops run together, some samples at a time, so that what they share stays in a cache."""
         fields, operands = self.fields, self.operands
         self.fields, self.operands = [], []
         k = 0
@@ -382,7 +384,12 @@ class Assembler:
         maker = self.makers.get(var)
         if maker is None or self.uses[var] > 1 or var in self.outputs or maker.verb != "pull_sum":
             return False
-        return maker.op in (MatVec, Dot) and maker.slot == 0 and self.types[maker.args[0]].batched and not self.types[var].batched
+        return (
+            maker.op in (MatVec, Dot)
+            and maker.slot == 0
+            and self.types[maker.args[0]].batched
+            and not self.types[var].batched
+        )
 
     def _is_alias(self, i: Instr) -> bool:
         summed = i.verb == "pull_sum" and self.types[i.args[0]].batched
@@ -411,13 +418,19 @@ class Assembler:
             batched = any(self.slots[v.slot].type.batched for v in given)
         moves = any(self.slots[v.slot].type.cotangent for v in given)
         numbers = [-1 if k is None else self.kernels.setdefault(k, len(self.kernels)) for k in (kernel, first)]
-        self.fields.append([opcode, *numbers, batched, times, columns, inner, moves, *extra, *[0] * (OPERAND - EXTRA - len(extra))])
+        self.fields.append(
+            [opcode, *numbers, batched, times, columns, inner, moves, *extra, *[0] * (OPERAND - EXTRA - len(extra))]
+        )
         places = [(-1, 0, 0)] * SLOTS
         for k, v in enumerate(views):
             if v is not None:
                 places[k] = (v.slot, v.start, within[k] if k < len(within) else 0)
         if attributes is not None:
-            places[ATTRIBUTES] = (attributes.slot, attributes.start, within[ATTRIBUTES] if len(within) > ATTRIBUTES else 0)
+            places[ATTRIBUTES] = (
+                attributes.slot,
+                attributes.start,
+                within[ATTRIBUTES] if len(within) > ATTRIBUTES else 0,
+            )
         self.operands.append(places)
 
     def _loop(self, kernel: Kernel, *views: View, **more: Any) -> None:
@@ -519,7 +532,7 @@ class Assembler:
         tiles = self.program.tiles(i)
         if not tiles:
             self._loop(FILL, out)
-        for a, view, start in zip(i.args, args, starts):
+        for view, start in zip(args, starts):
             part = View(out.slot, out.start + start, view.dim)
             if not (tiles and view == part):
                 self._loop(COPY if tiles else SUM, part, view)
@@ -529,7 +542,11 @@ class Assembler:
         """Add a loop by a formula; False if it names what no loop is given."""
         stated = formula(text, i.arity)
         attrs = {k: v for k, v in sorted(i.attrs) if isinstance(v, (int, float, np.number)) and k in stated.names}
-        if stated.names - set(attrs) - set(operands) or len(operands) > MOST or any(v.dim != out.dim for v in operands.values()):
+        if (
+            stated.names - set(attrs) - set(operands)
+            or len(operands) > MOST
+            or any(v.dim != out.dim for v in operands.values())
+        ):
             return False
         numbers = self._numbers(list(attrs.values())) if attrs else None
         self._loop(Kernel(text, tuple(operands), tuple(attrs)), out, *operands.values(), attributes=numbers)
@@ -611,7 +628,8 @@ class Assembler:
         `widths` of what has a row per sample are those of its slot.
         """
         widths = tuple(  # type: ignore[assignment]
-            self.slots[v.slot].type.dim if self._batched(v) and times == 1 and not each else w for v, w in zip((out, a, b), widths)
+            self.slots[v.slot].type.dim if self._batched(v) and times == 1 and not each else w
+            for v, w in zip((out, a, b), widths)
         )
         m, n, k = shape
         views, kernel = [out, a, b], None
@@ -659,7 +677,10 @@ class Assembler:
                 return False
             names = [("y", *OPERANDS)[need + 1] for need in i.op.needs(i.slot, i.arity)]
             return self._summed(
-                summed, out, g, lambda to: self._element(i, f"g * ({i.op.slopes[i.slot]})", to, {"g": g, **dict(zip(names, args[1:]))})
+                summed,
+                out,
+                g,
+                lambda to: self._element(i, f"g * ({i.op.slopes[i.slot]})", to, {"g": g, **dict(zip(names, args[1:]))}),
             )
         elif kind is Outer:
             row = args[1] if i.op in (MatVec, Dot, RowDot) else self._factor(i, args)
@@ -672,8 +693,12 @@ class Assembler:
         elif i.op is MatVec:
             k, n = g.dim, out.dim
             if not self._batched(args[1]):
-                return self._summed(summed, out, g, lambda to: self._product(to, g, args[1], (-1, n, k), (0, 0), (n, k, n)))
-            self._summed(summed, out, g, lambda to: self._product(to, g, args[1], (1, n, k), (0, 0), (n, k, n), each=True))
+                return self._summed(
+                    summed, out, g, lambda to: self._product(to, g, args[1], (-1, n, k), (0, 0), (n, k, n))
+                )
+            self._summed(
+                summed, out, g, lambda to: self._product(to, g, args[1], (1, n, k), (0, 0), (n, k, n), each=True)
+            )
         elif i.op is BatchMatVec:
             self._pull_batch(i, out, g, args[1], summed)
         elif kind is Selection and i.op in (Slice, Gather):
@@ -733,6 +758,7 @@ class Assembler:
         k = g.dim // count
         g, other = self._contiguous(g), self._contiguous(other)
         if i.slot:  # each stretch of the cotangent times the matrix
+
             def write(to: View) -> None:
                 if self._batched(other):
                     self._product(to, g, other, (count, n, k), (0, 0), (n, k, n), each=True)
@@ -748,7 +774,9 @@ class Assembler:
         elif summed and self._batched(other):
             self._product(out, g, other, (k, n, -1), (1, 0), (n, k, n), times=count)
         else:
-            self._summed(summed, out, g, lambda to: self._product(to, g, other, (k, n, count), (1, 0), (n, k, n), each=True))
+            self._summed(
+                summed, out, g, lambda to: self._product(to, g, other, (k, n, count), (1, 0), (n, k, n), each=True)
+            )
 
     def _pull_selection(self, i: Instr, out: View, g: View, summed: bool) -> None:
         attrs = dict(i.attrs)

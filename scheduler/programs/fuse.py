@@ -214,7 +214,9 @@ class _Fusion:
                 continue
             left = len(by_operand)
             others = tuple(s != slot for s in range(len(first.args)))
-            if stacked.op.stack(2, others, dims, **stacked.attrs) is not None:  # those of one group stack with those of another
+            if (
+                stacked.op.stack(2, others, dims, **stacked.attrs) is not None
+            ):  # those of one group stack with those of another
                 left = len({self._others(part, slot) for part in by_operand.values()})
             if left < fewest:
                 # The operands of the longest lie end to end in the flat vector, for they are laid first.
@@ -241,7 +243,8 @@ class _Fusion:
         """Stack wide nodes of one kind that share an operand: one matrix for several vectors (shared weights)."""
         first = wide[0]
         columns: list[list[Segments]] = [
-            [self.sources.get(w.args[slot], (self._whole(w.args[slot]),)) for w in wide] for slot in range(len(first.args))
+            [self.sources.get(w.args[slot], (self._whole(w.args[slot]),)) for w in wide]
+            for slot in range(len(first.args))
         ]
         shared = [all(o == column[0] for o in column) for column in columns]
         if len(wide) == 1 or not any(shared):
@@ -270,7 +273,9 @@ class _Fusion:
         copies = 0
         for column, same in zip(columns, shared):
             segments = [s for o in column for s in o]
-            new = [s.base < 0 and s.base not in self.placed for s in segments]  # parameters, to be laid as they are wanted
+            new = [
+                s.base < 0 and s.base not in self.placed for s in segments
+            ]  # parameters, to be laid as they are wanted
             placed = [s if new_ else self._place(s) for s, new_ in zip(segments, new)]
             pieces = 1 if same or all(new) else len(_merge(placed))
             copies += pieces if pieces > 1 else 0

@@ -73,10 +73,9 @@ class Trial:
         settings = job.settings
         optimizer, engine, counts = settings.optimizer, settings.engine, counts_of(job.step.program)
         work = counts.flops(optimizer.batch_size)
-        updates = job.epochs * -(-job.feeds.samples // optimizer.batch_size)
         why_not = "gradients are clipped per sample" if optimizer.privacy is not None else ""
         why_not = why_not or why_not_compiled()
-        self.kernel = choose_kernel(engine.kernel, engine.grain, work * updates, why_not)
+        self.kernel = choose_kernel(engine.kernel, engine.grain, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
         shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
         samples, slots = job.feeds.samples, len(optimizer.rule.slots)

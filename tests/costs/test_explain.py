@@ -308,4 +308,4 @@ def test_train_and_explain_share_their_options():
 
 
 def test_choose_kernel_is_told():
-    assert choose_kernel("auto", "auto", 1e12, "numba is not installed")[1] == "numba is not installed"
+    assert choose_kernel("auto", "auto", "numba is not installed")[1] == "numba is not installed"

@@ -204,8 +204,8 @@ def test_shards_and_kernel_follow_from_the_work_alone():
     found = [choose_shards("auto", None, batch, 1e10, "numba") for batch in (8192, 8193, 32_768, 10**6)]
     assert found == [8, 16, 32, 1024]
     assert choose_shards("auto", None, 10**6, 5e8, "numba") == 4
-    assert choose_kernel("auto", "auto", 1e8, "")[0] == "numpy"
-    assert choose_kernel("auto", "auto", 1e12, "")[0] == "numba"
+    assert choose_kernel("auto", "auto", "") == ("numba", "compiled")
+    assert choose_kernel("auto", "node", "")[0] == choose_kernel("numpy", "auto", "")[0] == "numpy"
 
 
 def test_a_grain_that_is_asked_for_stays():

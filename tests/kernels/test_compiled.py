@@ -1,18 +1,20 @@
 """Compiled kernels: tables of instructions against NumPy on random graphs, and each loop against what it stands for."""
 
+import ctypes
 import re
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import reference
 import strategies
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 import flowgrad as fg
+from flowgrad.formulas import FUNCTIONS, formula
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.kernels import compiled_round, kernel_of
 from flowgrad.scheduler.programs.compile import compile_gradient, flat_values
@@ -23,7 +25,7 @@ from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 numba = pytest.importorskip("numba")
 pytest.importorskip("scipy")
 
-from flowgrad.scheduler.kernels import numba_code, numba_kernel, numba_library, table  # noqa: E402
+from flowgrad.scheduler.kernels import numba_kernel, numba_library, table  # noqa: E402
 from flowgrad.scheduler.kernels.numba_program import CompiledProgram  # noqa: E402
 
 RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
@@ -115,7 +117,7 @@ def test_a_wrong_kernel_is_found(monkeypatch):
         same(Setting(loss, feeds).run(STEPS), expected)
 
 
-FUNCTIONS = {
+EXACT = {
     "exp(a)": np.exp, "log(abs(a))": lambda a: np.log(abs(a)), "tanh(a)": np.tanh, "expm1(a)": np.expm1,
     "log1p(abs(a))": lambda a: np.log1p(abs(a)), "sinh(a)": np.sinh, "cosh(a)": np.cosh, "sqrt(abs(a))": lambda a: np.sqrt(abs(a)),
     "where(a >= 0, 1, exp(-abs(a))) / (1 + exp(-abs(a)))": lambda a: 1 / (1 + np.exp(-a)),
@@ -130,27 +132,60 @@ def numbers(dtype):
     return np.concatenate([*wide, small, [0.0, -0.0, np.inf, -np.inf, np.nan, 1000, -1000] * 3]).astype(dtype)
 
 
-def loop(text, a, attributes=()):
+def loop(text, a):
     (address,) = numba_library.addresses_of([table.Kernel(text, ("a",), ())], a.dtype)
     out = np.empty_like(a)
-    import ctypes
-
-    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64)(address)(out.ctypes.data, *[a.ctypes.data] * 6, len(a))
+    call(address, out, a)
     return out
 
 
+def call(address, out, *operands):
+    places = [x.ctypes.data for x in (out, *operands, *[out] * (6 - len(operands)))]
+    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64)(int(address))(*places, len(out))
+
+
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
-@pytest.mark.parametrize("text", FUNCTIONS)
+@pytest.mark.parametrize("text", EXACT)
 def test_functions_are_right_to_the_last_bits(text, dtype):
     a = numbers(dtype)
     got = loop(text, a)
     with np.errstate(all="ignore"):
-        exact = FUNCTIONS[text](a.astype(np.longdouble))
+        exact = EXACT[text](a.astype(np.longdouble))
         near = exact.astype(dtype)
     normal = np.isfinite(near) & (abs(near) > np.finfo(dtype).tiny)
     ulp = abs(got[normal].astype(np.longdouble) - exact[normal]) / np.spacing(abs(near[normal]))
     assert ulp.max() <= (2.5 if dtype == "f8" else 4)
     np.testing.assert_array_equal(got[~np.isfinite(near)], near[~np.isfinite(near)])
+
+
+@st.composite
+def formulas(draw, depth=3):
+    """A formula of a and b."""
+    if depth == 0 or draw(st.booleans()):
+        return draw(st.sampled_from(["a", "b", "2", "0.5", "(-a)", "a**3"]))
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(sorted(set(FUNCTIONS) - {"log", "log1p", "sqrt"})))
+        operands = [draw(formulas(depth - 1)) for _ in range(FUNCTIONS[name][1])]
+        if name == "where":
+            operands[0] += " > 0"
+        return f"{name}({', '.join(operands)})"
+    return f"({draw(formulas(depth - 1))} {draw(st.sampled_from('+-*'))} {draw(formulas(depth - 1))})"
+
+
+@settings(max_examples=5, phases=[Phase.generate])
+@given(texts=st.lists(formulas(), min_size=20, max_size=30))
+def test_formulas_are_those_of_numpy(texts):
+    a, b = (np.random.default_rng(k).uniform(0.1, 3.0, 50) * np.sign(np.sin(np.arange(50) * (k + 1))) for k in (1, 2))
+    write = numba_library.writer([table.Kernel(text, ("a", "b")) for text in texts], "float64")
+    addresses = np.zeros(len(texts), np.int64)
+    numba.njit(lambda out: write(out))(addresses)
+    scope = {name: function for name, (function, _) in FUNCTIONS.items()}
+    for text, address in zip(texts, addresses):
+        out = np.empty(50)
+        call(address, out, a, b)
+        with np.errstate(all="ignore"):
+            expected = np.broadcast_to(eval(formula(text, 2).numpy(), {**scope, "a": a, "b": b}), 50)
+        np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-13, err_msg=text)
 
 
 def test_what_is_not_a_number_goes_through_as_in_numpy():
@@ -161,7 +196,9 @@ def test_what_is_not_a_number_goes_through_as_in_numpy():
 
 
 @pytest.mark.parametrize("make", RULES)
-@pytest.mark.parametrize("more", [{}, {"clip_norm": 0.1}, {"weight_decay": 0.3}, {"clip_norm": 0.1, "weight_decay": 0.3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"clip_norm": 0.1}, {"weight_decay": 0.3}, {"clip_norm": 0.1, "weight_decay": 0.3}]
+)
 def test_updates_are_those_of_the_rules(make, more):
     with fg.Graph(seed=0) as graph:
         x = fg.Variable(300, trainable=False)
@@ -385,4 +422,3 @@ def test_a_table_is_made_once_and_steps_of_few_samples_use_it():
     assert compiled_round(here.step.program, here.step.names, here.step.rule, np.dtype("f8")) is compiled_round(
         here.step.program, here.step.names, here.step.rule, np.dtype("f8")
     )
-    assert time and numba_code

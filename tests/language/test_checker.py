@@ -179,7 +179,7 @@ class Elementwise(fg.Op):
     [
         ("formula", "a * a", r"formula of Elementwise .*, entry \[0, 1\]: formula says 4, the rule says 7.75"),
         ("slopes", ("2 * a * a",), r"slopes\[0\] of Elementwise .* says 8, the rule says 12"),
-        ("formula", "a * to", r"the formula '.*to' of Elementwise .* failed: KeyError: 'to'"),
+        ("formula", "a * to", r"the formula '.*to' of Elementwise .* failed: NameError: name 'to' is not defined"),
         ("formula", "a *", "is no expression"),
     ],
 )

@@ -4,12 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import flowgrad as fg
 from flowgrad.errors import GradientError, GraphError
-from flowgrad.formulas import FUNCTIONS, formula
 
 BUILT_IN = {
     "Add": "ab", "Subtract": "ab", "Multiply": "ab", "Negative": "a", "Exp": "a", "Log": "a", "Reciprocal": "a",
@@ -143,36 +140,6 @@ def test_the_checker_finds_each_part_that_is_slightly_wrong(part, wrong, said):
     assert fg.check_gradients(node_of(made(**RIGHT), *values)) < 1e-8
     with pytest.raises(GradientError, match=said):
         fg.check_gradients(node_of(made(**{**RIGHT, part: wrong}), *values))
-
-
-numbers = st.floats(-3.0, 3.0).filter(lambda x: abs(x) > 0.1)
-
-
-@st.composite
-def texts(draw, depth=3):
-    """A formula of a and b."""
-    if depth == 0 or draw(st.booleans()):
-        return draw(st.sampled_from(["a", "b", "2", "0.5", "(-a)"]))
-    if draw(st.booleans()):
-        name = draw(st.sampled_from(sorted(set(FUNCTIONS) - {"log", "log1p", "sqrt"})))
-        operands = [draw(texts(depth - 1)) for _ in range(FUNCTIONS[name][1])]
-        if name == "where":
-            operands[0] += " > 0"
-        return f"{name}({', '.join(operands)})"
-    return f"({draw(texts(depth - 1))} {draw(st.sampled_from('+-*'))} {draw(texts(depth - 1))})"
-
-
-@given(text=texts(), a=numbers, b=numbers)
-def test_numbers_and_arrays_agree(text, a, b):
-    """What compiled loops compute for single numbers is what NumPy computes for arrays."""
-    parsed = formula(text, 2)
-    scope = {name: function for name, (function, _) in FUNCTIONS.items()}
-    with np.errstate(all="ignore"):
-        by_numpy = eval(parsed.numpy(), {**scope, "a": np.array([a]), "b": np.array([b])})
-        by_number = eval(
-            parsed.scalar({"a": "a", "b": "b"}), {"np": np, "F": float, "a": np.float64(a), "b": np.float64(b)}
-        )
-    np.testing.assert_allclose(by_number, np.broadcast_to(by_numpy, 1)[0], rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
