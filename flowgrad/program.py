@@ -72,6 +72,8 @@ class Program:
         Program variable by name.
     layout : dict
         Where each graph variable (by index) lies in its flat vector: role, start, stop.
+    compiled : bool
+        Whether machine code runs it, or NumPy: the last digits differ.
     """
 
     types: tuple[Type, ...]
@@ -79,6 +81,7 @@ class Program:
     instrs: tuple[Instr, ...]
     outputs: dict[str, int]
     layout: dict[int, tuple[Role, int, int]] = field(default_factory=dict)
+    compiled: bool = False
 
     def tiles(self, i: Instr) -> bool:
         """Return whether the pieces of a ``scatter`` lie end to end and fill it, so that nothing is added up."""

@@ -44,7 +44,8 @@ class Engine:
     cache_bytes : int
         Bytes of intermediate values and cotangents of Jacobians that are kept for later calls; 0 keeps nothing.
     kernel : str
-        What runs optimizer steps: ``"numba"`` (compiled), ``"numpy"``, or ``"auto"``: compiled where it pays.
+        What runs steps, values and gradients: ``"numba"`` (compiled), ``"numpy"``, or ``"auto"``: compiled if numba is
+        installed; values and gradients of small graphs by NumPy.
 
     Raises
     ------
@@ -76,13 +77,12 @@ class Engine:
     ):
         if kernel not in ("auto", "numba", "numpy"):
             raise GraphError(f"unknown kernel {kernel!r}: choose auto, numba or numpy")
-        self.kernel = kernel
         if dtype is not None and dtype not in (np.float32, np.float64, "float32", "float64", "f4", "f8", float):
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
         check_grain(grain)
         shards = shards if shards is None else integer(shards, "shards")
         executor = where if isinstance(where, Executor) else _executor(where)
-        self.session = Session(executor, dtype, grain, shards, cache_bytes)
+        self.session = Session(executor, dtype, grain, shards, kernel, cache_bytes)
 
     @property
     def executor(self) -> Executor:
@@ -98,6 +98,11 @@ class Engine:
     def grain(self) -> str:
         """How much goes into a task."""
         return self.session.grain
+
+    @property
+    def kernel(self) -> str:
+        """What runs programs."""
+        return self.session.kernel
 
     @property
     def shards(self) -> int | None:

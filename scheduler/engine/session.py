@@ -34,8 +34,8 @@ class Session:
         Bytes of values that are kept for later calls; 0 keeps nothing.
     """
 
-    def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, cache_bytes: int):
-        self.executor, self.dtype, self.grain, self.shards = executor, dtype, grain, shards
+    def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, kernel: str, cache_bytes: int):
+        self.executor, self.dtype, self.grain, self.shards, self.kernel = executor, dtype, grain, shards, kernel
         self.cache = ValueCache(executor, integer(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
         self.recipes = lru_cache(REMEMBERED)(Recipe)

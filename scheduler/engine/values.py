@@ -24,14 +24,14 @@ def grain_of(session: Session, grain: str | None) -> str:
 
 def forward_of(session: Session, targets: list[Node], graph: Graph, feeds: Feeds) -> list[Array]:
     """Compute values from feeds that are checked."""
-    return run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards))
+    return run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards, session.kernel))
 
 
 def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = None) -> Computation:
     """Check nodes and feeds, and lower the values: of a single node one array, else a list."""
     graph, targets = check_nodes(nodes, "forward")
     checked = check_feeds(graph, feeds, session.dtype)
-    job = lower_forward(targets, graph, checked, grain_of(session, grain), session.shards)
+    job = lower_forward(targets, graph, checked, grain_of(session, grain), session.shards, session.kernel)
     return replace(job, finish=lambda values: job.finish(values)[0]) if isinstance(nodes, Node) else job
 
 
@@ -48,7 +48,7 @@ def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, gra
             raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
         variables.append(v)
     warn_independent(target, variables)
-    return lower_gradient(target, graph, checked, variables, grain_of(session, grain), session.shards)
+    return lower_gradient(target, graph, checked, variables, grain_of(session, grain), session.shards, session.kernel)
 
 
 def run(session: Session, job: Computation) -> Any:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowgrad.errors import FlowgradError
 from flowgrad.optim import Rule
 from flowgrad.program import Program
+from flowgrad.typing import Array
+
+from .numpy_kernel import Kernel
 
 if TYPE_CHECKING:
     from .numba_kernel import CompiledRound
@@ -23,9 +29,29 @@ def why_not_compiled() -> str:
     return f"{missing[0]} is not installed (pip install 'flowgrad[fast]')" if missing else ""
 
 
+@lru_cache(maxsize=256)
+def run_by(program: Program, kernel: str) -> Program:
+    """Return a program as a kernel runs it, ``"numba"`` or ``"numpy"``; the same one for the same program."""
+    compiled = kernel == "numba"
+    return program if program.compiled == compiled else replace(program, compiled=compiled)
+
+
+def _room(name: str) -> Any:
+    if why_not_compiled():
+        raise FlowgradError(f"the plan uses compiled kernels, but {why_not_compiled()}")
+    return importlib.import_module(f".{name}", __package__)
+
+
 @lru_cache(maxsize=32)
 def compiled_round(program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]) -> CompiledRound:
     """Return the compiled step of a program; made once per process."""
-    room = importlib.import_module(".numba_kernel", __package__)
-    made: CompiledRound = room.CompiledRound(program, names, rule, dtype)
+    made: CompiledRound = _room("numba_kernel").CompiledRound(program, names, rule, dtype)
+    return made
+
+
+@lru_cache(maxsize=256)
+def kernel_of(program: Program) -> Callable[..., dict[str, Array]]:
+    """Return what runs a program, compiled or by NumPy; made once per process."""
+    made: Callable[..., dict[str, Array]]
+    made = _room("numba_kernel").CompiledProgram(program) if program.compiled else Kernel(program)
     return made

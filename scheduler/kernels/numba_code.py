@@ -76,10 +76,12 @@ class Code:
             strides = (self.samples if batched else 1) * strides[0], *strides
         return np.asarray(_Lent(start, shape, strides, self.dtype))
 
-    def walk(self, ctx: Array) -> None:
-        """Walk to the end, or until it is told to stop. What no kernel does, Python does on the way."""
+    def walk(self, ctx: Array, measure: Callable[[], None] | None = None) -> None:
+        """Walk to the end, or until it is told to stop; what no kernel does, Python does on the way, and `measure` the norm."""
         run, code, context = walker(), self.code.ctypes.data, ctx.ctypes.data
-        while (why := run(code, context)) in (w.CALL, w.PAUSE):
+        while (why := run(code, context)) in (w.CALL, w.PAUSE, w.MEASURE):
+            if why == w.MEASURE and measure is not None:
+                measure()
             if why == w.CALL:
                 instr, out, args = self.table.calls[self.code[ctx[w.ROW] - 1, EXTRA]]
                 self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args))

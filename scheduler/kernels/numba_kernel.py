@@ -1,4 +1,4 @@
-"""Rounds of whole steps as walks of one table, by several threads.
+"""Programs as walks of a table, and rounds of whole steps by several threads.
 
 Each thread takes every so many shards and a slice of the parameters, so that the bits do not depend on how many there are.
 """
@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from flowgrad.optim import NORM_BLOCK, Rule, State
+from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..tasks import FAN_IN, SIDE_BY_SIDE, levels, reduce_tree
 from . import numba_walk as w
 from .numba_code import Code, aligned_bytes, lay, run_threads
-from .numba_library import PREPARE, SQUARES, addresses_of, compiling, update_kernel
-from .table import CONST, FEEDS, PARAM, Assembler
+from .numba_library import addresses_of, compiling, update_kernel
+from .table import CONST, FEEDS, PARAM, ROLES, Assembler
 
 # Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.
 CACHE_LINE = 64
@@ -78,12 +78,11 @@ class CompiledRound:
         self.rule, self.dtype, self.size = rule, np.dtype(dtype), program.size("param")
         self.apart = program.types[program.inputs[-1].var].batched
         self.clips = rule.clip_norm is not None
-        prepares = self.clips or rule.weight_decay != 0
-        self.prepare = [PREPARE] * prepares + [SQUARES] * self.clips
         began = time.perf_counter()
         gradient = names[0] if names else None
+        constants = len(rule.constants(1))
         self.rounds = Assembler(program, gradient).write_round(
-            update_kernel(type(rule)), self.prepare, len(rule.constants(1))
+            update_kernel(type(rule)), self.clips, rule.weight_decay != 0, constants
         )
         self.shards = Assembler(program, gradient).write_shards()
         with compiling() as compiled:
@@ -102,10 +101,10 @@ class CompiledRound:
         threads = max(1, min(threads, shards))
         wave = FAN_IN ** levels(max(SIDE_BY_SIDE, threads))
         depth = levels(-(-shards // wave))
-        scale = np.array([self.rule.clip_norm or 0.0, self.rule.weight_decay])
+        scale = np.array([1.0, self.rule.weight_decay], self.dtype)
         arrays = {
             w.SHARES: self._gradients(min(shards, wave)), w.FOLDED: self._gradients(depth), w.SCALE: scale,
-            w.SQUARES: np.empty(-(-self.size // NORM_BLOCK)), w.WEIGHTS: new["w"], w.WEIGHTS + 1: new.get("v", new["w"]),
+            w.WEIGHTS: new["w"], w.WEIGHTS + 1: new.get("v", new["w"]),
             w.WEIGHTS + 2: new.get("s", new["w"]), w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"],
         }  # fmt: skip
         numbers = {w.THREADS: threads, w.WAVE: wave, w.LEVELS: depth, w.UPDATES: t}
@@ -145,7 +144,7 @@ class CompiledRound:
         numbers: dict[int, int],
     ) -> Array:
         """Walk with some threads; return the losses of all shards, as shares of the mean."""
-        threads, item = numbers[w.THREADS], self.dtype.itemsize
+        threads = numbers[w.THREADS]
         parts = np.ones(plan.cuts[:, 1:].shape) if self.apart else np.diff(plan.cuts)
         seeds = (parts / plan.batches[:, None]).astype(self.dtype)
         losses, sync = np.zeros(parts.shape), np.zeros(2, np.int64)
@@ -156,18 +155,21 @@ class CompiledRound:
         arrays |= {w.BASES + FEEDS + len(feeds) + k: feed for k, feed in enumerate(feeds)}
         if const is not None:
             arrays[w.BASES + CONST] = const
-        numbers |= {w.STEPS: len(losses), w.SHARDS: losses.shape[1], w.ENTRIES: self.size}
-        line = NORM_BLOCK if self.clips else CACHE_LINE
-        cuts = [min(-(-self.size // line) * k // threads * line, self.size) for k in range(threads + 1)]
+        numbers |= {w.STEPS: len(losses), w.SHARDS: len(losses[0]), w.ENTRIES: self.size}
+        lines = -(-self.size // CACHE_LINE)
+        cuts = [min(lines * k // threads * CACHE_LINE, self.size) for k in range(threads + 1)]
 
         def work(k: int) -> None:
             frame = aligned_bytes(code.frame)
-            taken = {w.BASES + FEEDS + f: aligned_bytes(plan.samples * x.shape[1] * item) for f, x in enumerate(feeds)}
+            taken = {w.BASES + FEEDS + f: aligned_bytes(plan.samples * x[0].nbytes) for f, x in enumerate(feeds)}
             ctx = code.context(frame, sync)
             lay(ctx, arrays | taken)
             ctx[list(numbers)] = list(numbers.values())
             ctx[[w.THREAD, w.SHARD, w.BEGIN, w.END]] = k, k - threads, cuts[k], cuts[k + 1]
-            code.walk(ctx)
+            code.walk(ctx, measure)
+
+        def measure() -> None:
+            arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][: self.size])
 
         run_threads(work, threads, sync)
         return losses / plan.batches[:, None]
@@ -180,3 +182,48 @@ class CompiledRound:
         if callable(self.rule.learning_rate) or getattr(self.rule, "bias_correction", False):
             return np.array([self.rule.constants(t + k) for k in range(1, steps + 1)], self.dtype)
         return np.tile(np.array(self.rule.constants(t + 1), self.dtype), (steps, 1))
+
+
+class CompiledProgram:
+    """A program made ready to run; called as `Kernel` is."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self._table = lru_cache(maxsize=2)(lambda seeds: Assembler(program, seeds=seeds).write())
+        self._code = lru_cache(maxsize=8)(lambda seeds, *key: Code(self._table(seeds), *key))
+        feeds = 0
+        self.spaces = []
+        for i in program.inputs:
+            self.spaces.append(ROLES.get(i.role, FEEDS + feeds))
+            feeds += i.role == "feed"
+
+    def __call__(self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run on the inputs, in the order of ``program.inputs``; return the outputs by name, some of them `into` arrays."""
+        program, types = self.program, self.program.types
+        dtype = np.dtype(np.result_type(*inputs)) if inputs else np.dtype(float)
+        samples = max((len(x) if i.role != "seed" else x.shape[1] for i, x in zip(program.inputs, inputs)), default=1)
+        directions = max((len(x) for i, x in zip(program.inputs, inputs) if i.role == "seed"), default=1)
+        seeds = any(x.shape[1] > 1 for i, x in zip(program.inputs, inputs) if i.role == "seed")
+        code: Code = self._code(seeds, dtype, samples, directions)
+        given = {w.BASES + s: np.ascontiguousarray(x, dtype) for s, x in zip(self.spaces, inputs)}
+        outputs: dict[str, Array] = {}
+        made: dict[int, Array] = {}
+        for name, var in program.outputs.items():
+            type_ = types[var]
+            shape = (directions,) * type_.cotangent + (samples if type_.batched else 1, type_.dim)
+            if var not in made:
+                made[var] = _fitting((into or {}).get(name), shape, dtype)
+                given[w.BASES + FEEDS + code.table.feeds + len(made) - 1] = made[var]
+            outputs[name] = made[var]
+        frame, sync = aligned_bytes(code.frame), np.zeros(2, np.int64)
+        ctx = code.context(frame, sync)
+        lay(ctx, given)
+        run_threads(lambda _: code.walk(ctx), 1, sync)
+        return outputs
+
+
+def _fitting(array: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return the array, if it is one to write to, or another."""
+    if array is not None and array.shape == shape and array.dtype == dtype and array.flags.c_contiguous:
+        return array
+    return np.empty(shape, dtype)

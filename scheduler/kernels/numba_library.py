@@ -30,19 +30,19 @@ from flowgrad.errors import FlowgradError
 from flowgrad.formulas import OPERANDS, formula
 from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
-from flowgrad.optim import NORM_BLOCK, NORM_LANES, Rule
+from flowgrad.optim import Rule
 
 from ..machine import COMPILED_BLAS, cache_folder
 from ..tasks import code_token, is_named, token
 from . import numba_math, numba_walk, table
-from .table import COPY, DOT, FILL, GATHER, PLUS, SCALED, SCATTER, SUM, TURN, Kernel
+from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, PLUS, SCALED, SCATTER, SUM, TURN, Kernel
 
-LOSS, SQUARES, PREPARE, WALK = Kernel(":loss"), Kernel(":squares"), Kernel(":prepare"), Kernel(":walk")
+LOSS, WALK = Kernel(":loss"), Kernel(":walk")
 LONG = ir.IntType(64)
 # Stands for the code that libraries are made by, as it was when it was imported: numba would not notice that it changed.
 OWN_CODE = token(
     *(Path(name).read_text() for name in (__file__, *(str(m.__file__) for m in (numba_math, numba_walk, table)))),
-    NORM_BLOCK, NORM_LANES, numba_walk.FAN_IN,
+    numba_walk.FAN_IN,
 )  # fmt: skip
 _loading = threading.RLock()
 
@@ -85,7 +85,7 @@ def compiling() -> Iterator[list[int]]:
 @cache
 def built_in() -> tuple[Kernel, ...]:
     """Return the kernels that every library begins with: loops of flowgrad's own ops; what numba compiles takes longer."""
-    kernels = dict.fromkeys([FILL, COPY, SUM, PLUS, SCALED, DOT, GATHER, SCATTER, TURN, LOSS])
+    kernels = dict.fromkeys([FILL, COPY, SUM, PLUS, SCALED, DOT, GATHER, SCATTER, TURN, LOSS, CLIP, DECAY])
     for op in vars(ops).values():
         if isinstance(op, type) and issubclass(op, Elementwise) and op.formula is not None:
             kernels |= dict.fromkeys(_kernels_of(op))
@@ -252,26 +252,6 @@ def _python(kernel: Kernel, dtype: Any) -> Callable[..., None]:
     def array(address: int, size: int) -> Any:
         return carray(at(address, T(0)), (size,))
 
-    @njit
-    def doubles(address: int, size: int) -> Any:
-        return carray(at(address, 0.0), (size,))
-
-    if kernel.text == ":squares":
-
-        def squares(g: int, start: int, stop: int, norms: int, a: int, b: int, c: int, d: int) -> None:
-            block_squares(array(g, stop), start, stop, doubles(norms, (stop + NORM_BLOCK - 1) // NORM_BLOCK))
-
-        return squares
-    if kernel.text == ":prepare":
-
-        def prepare(w: int, g: int, count: int, norms: int, entries: int, numbers: int, a: int, b: int) -> None:
-            clip, decay = doubles(numbers, 2)
-            scale = 1.0
-            if clip > 0.0:
-                scale = scale_of(doubles(norms, (entries + NORM_BLOCK - 1) // NORM_BLOCK), clip)
-            prepare_gradient(array(w, count), array(g, count), T(scale), T(decay))
-
-        return prepare
     assert kernel.function is not None
     inner = njit(error_model="numpy")(_with_vectors(kernel.function))
     if kernel.text == ":update":
@@ -321,46 +301,3 @@ def _function_of(name: str) -> Any:
         return (x if isinstance(x, types.Float) else types.float64)(x), codegen
 
     return intrinsic(function)
-
-
-@njit(error_model="numpy")
-def block_squares(g: Any, start: int, stop: int, norms: Any) -> None:
-    """Write `block_norms` of entries ``start:stop`` of `g` into their places in `norms`; the same bits."""
-    sums = np.empty(NORM_LANES)
-    for block in range(start // NORM_BLOCK, (stop + NORM_BLOCK - 1) // NORM_BLOCK):
-        sums[:] = 0.0
-        end = min((block + 1) * NORM_BLOCK, stop)
-        for i in range(block * NORM_BLOCK, end, NORM_LANES):
-            part = g[i : min(i + NORM_LANES, end)]
-            for j in range(len(part)):
-                x = np.float64(part[j])
-                sums[j] += x * x
-        half = NORM_LANES
-        while half > 1:
-            half //= 2
-            for j in range(half):
-                sums[j] += sums[j + half]
-        norms[block] = sums[0]
-
-
-@njit(error_model="numpy")
-def scale_of(norms: Any, clip_norm: float) -> float:
-    """Return what `flowgrad.optim.norms.scale_of` returns; the same bits."""
-    total = 0.0
-    for k in range(len(norms)):
-        total += norms[k]
-    norm = np.sqrt(total)
-    if not np.isfinite(norm):
-        return np.nan
-    return clip_norm / norm if norm > clip_norm else 1.0
-
-
-@njit(error_model="numpy")
-def prepare_gradient(w: Any, g: Any, scale: Any, decay: Any) -> None:
-    """Do to the gradient itself what `Rule.prepare` does; the same bits."""
-    if scale != 1.0:
-        for j in range(len(g)):
-            g[j] = scale * g[j]
-    if decay != 0.0:
-        for j in range(len(g)):
-            g[j] = g[j] + decay * w[j]

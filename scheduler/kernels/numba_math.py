@@ -18,6 +18,22 @@ OPERANDS = 5
 LONG, BYTE = ir.IntType(64), ir.IntType(8)
 
 
+def _operators(name: str) -> tuple[Any, Any]:
+    def do(a: Any, b: Any, whose: Any) -> Any:
+        like = next((x for x in (a, b) if isinstance(x, Number) and x.type != ir.IntType(1)), whose.real())
+        return whose.new(getattr(whose.builder, name)(like.of(a).value, like.of(b).value))
+
+    return lambda a, b: do(a, b, a), lambda b, a: do(a, b, b)
+
+
+def _comparison(sign: str) -> Any:
+    def compare(a: Any, b: Any) -> Any:
+        write = a.builder.fcmp_unordered if sign == "!=" else a.builder.fcmp_ordered
+        return a.new(write(sign, a.value, a.of(b).value))
+
+    return compare
+
+
 class Number:
     """A number, or a mask of one bit, of a loop that is being written."""
 
@@ -51,8 +67,21 @@ class Number:
         """Return the bits as an integer."""
         return self.builder.bitcast(self.value, ir.IntType(64 if self.type == ir.DoubleType() else 32))
 
+    def real(self) -> Number:
+        """Return a mask as ones and zeros."""
+        if self.type != ir.IntType(1):
+            return self
+        return self.new(self.builder.uitofp(self.value, self.builder.function.args[0].type.pointee))
+
+    __add__, __radd__ = _operators("fadd")
+    __sub__, __rsub__ = _operators("fsub")
+    __mul__, __rmul__ = _operators("fmul")
+    __truediv__, __rtruediv__ = _operators("fdiv")
+    __lt__, __le__, __gt__, __ge__ = map(_comparison, ("<", "<=", ">", ">="))
+    __eq__, __ne__ = map(_comparison, ("==", "!="))
+
     def __neg__(self) -> Number:
-        return self.new(self.builder.fneg(self.value))
+        return self.new(self.builder.fneg(self.real().value))
 
     def __pow__(self, power: Any) -> Number:
         if isinstance(power, int) and 0 < power <= 8:
@@ -64,35 +93,6 @@ class Number:
 
     def __rpow__(self, base: Any) -> Number:
         return self.of(base).call("pow", self)
-
-
-def _operator(name: str) -> Any:
-    def forward(a: Number, b: Any) -> Number:
-        if a.type == ir.IntType(1):  # a mask times a number
-            a = b.of(a)
-        return a.new(getattr(a.builder, name)(a.value, a.of(b).value))
-
-    def backward(b: Number, a: Any) -> Number:
-        return b.new(getattr(b.builder, name)(b.of(a).value, b.value))
-
-    return forward, backward
-
-
-def _comparison(sign: str) -> Any:
-    ordered = "fcmp_unordered" if sign == "!=" else "fcmp_ordered"
-
-    def compare(a: Number, b: Any) -> Number:
-        return a.new(getattr(a.builder, ordered)(sign, a.value, a.of(b).value))
-
-    return compare
-
-
-for _name, _llvm in {"add": "fadd", "sub": "fsub", "mul": "fmul", "truediv": "fdiv"}.items():
-    _forward, _backward = _operator(_llvm)
-    setattr(Number, f"__{_name}__", _forward)
-    setattr(Number, f"__r{_name}__", _backward)
-for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items():
-    setattr(Number, f"__{_name}__", _comparison(_sign))
 
 
 def where(mask: Number, a: Any, b: Any) -> Number:
@@ -318,9 +318,10 @@ def write_loop(
     else:
         names = dict(zip(attributes, read)) | {a: entry(k) for k, a in enumerate(operands)}
         names["out"] = Number(b, b.load(b.gep(out, [j])))
-        names["number"] = lambda x: Number(b, ir.Constant(real, x))
         code = compile(ast.fix_missing_locations(_Constants().visit(ast.parse(text, mode="eval"))), "<formula>", "eval")
-        value = eval(code, {"__builtins__": {}}, {**FUNCTIONS, **names})
+        value = eval(
+            code, {"__builtins__": {}}, {**FUNCTIONS, **names, "number": lambda x: Number(b, ir.Constant(real, x))}
+        )
         b.store(names["out"].of(value).value, b.gep(out, [j]))
     after = b.add(j, one)
     j.add_incoming(after, loop)

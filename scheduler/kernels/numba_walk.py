@@ -30,7 +30,7 @@ from .table import (
     MOVES,
     NEXT_SHARD,
     NEXT_STEP,
-    NORMS,
+    NORM,
     OPCODE,
     OPERAND,
     PRODUCT,
@@ -50,9 +50,9 @@ from .table import (
     SAMPLES, DIRECTIONS, BLAS, SIZE, ONE, ZERO, SYNC, ROW,  # samples of this walk, rows of a cotangent; BLAS; bytes of a number
     STEP, SHARD, WAVE_START, THREAD, THREADS, MET,  # where this thread is
     STEPS, SHARDS, WAVE, LEVELS, ENTRIES, BEGIN, END,  # of a round; this thread's part of the parameters
-    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, SQUARES, SEEDS, WEIGHTS, _V, _S, CONSTANTS, UPDATES, SCALE, ADD, COPY_ROW, BASES,
+    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, WEIGHTS, _V, _S, CONSTANTS, UPDATES, SCALE, ADD, COPY_ROW, BASES,
 ) = range(38)  # fmt: skip
-DONE, CALL, PAUSE, ENDED = -1, -2, -3, -4
+DONE, CALL, PAUSE, MEASURE, ENDED = -1, -2, -3, -4, -5
 # Cycles after which a walk lets Python look for signals: some hundredths of a second.
 SLICE = 100_000_000
 # How often a waiting thread looks before it lets another one run.
@@ -400,15 +400,23 @@ def walk(code: Any, ctx: Any) -> int:
                 return ENDED
             if more == 0:
                 row = code[at + EXTRA]
-        elif opcode == NORMS:  # every thread adds up the squares of its part, then all of them
-            run_update(code[at + KERNEL], (ctx[SHARES], ctx[BEGIN], ctx[END], ctx[SQUARES], 0, 0, 0, 0))
+        elif opcode == NORM:  # twice: before and after the first thread's Python computes the norm, of all
             if not barrier(ctx):
                 return ENDED
+            ctx[NORMED] = 1 - ctx[NORMED]
+            if ctx[NORMED]:
+                row -= 1
+                if ctx[THREAD] == 0:
+                    ctx[ROW] = row
+                    return MEASURE
+            else:
+                g = share(ctx, 0)
+                run(code[at + KERNEL], (g, g, g, g, g, g, ctx[SCALE], ctx[END] - ctx[BEGIN]))
         elif opcode == UPDATE:
             k, skip, count = ctx[STEP], ctx[BEGIN] * ctx[SIZE], ctx[END] - ctx[BEGIN]
             g, w = share(ctx, 0), ctx[WEIGHTS] + skip
             if code[at + FIRST]:
-                run_update(code[at + FIRST], (w, g, count, ctx[SQUARES], ctx[ENTRIES], ctx[SCALE], 0, 0))
+                run(code[at + FIRST], (g, w, g, g, g, g, ctx[SCALE] + ctx[SIZE], count))
             run_update(
                 code[at + KERNEL],
                 (w, g, ctx[WEIGHTS + 1] + skip, ctx[WEIGHTS + 2] + skip, count, ctx[UPDATES] + k + 1,

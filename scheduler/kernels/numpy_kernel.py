@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from types import TracebackType
 from typing import Any
 
@@ -53,12 +53,6 @@ def _run(i: Instr, args: list[Array]) -> Array:
 
 def _named(i: Instr, error: Exception) -> NodeFailed:
     return NodeFailed(f"{i.verb} of {i.op.__name__} {i.label!r} failed: {type(error).__name__}: {error}")
-
-
-@lru_cache(maxsize=256)
-def kernel_of(program: Program) -> Kernel:
-    """Return the kernel of a program; made once per process."""
-    return Kernel(program)
 
 
 class Kernel:

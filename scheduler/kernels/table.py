@@ -22,9 +22,7 @@ from flowgrad.program import Instr, Program, Type
 from flowgrad.typing import Array
 
 # What the loop can do by itself; the rest is kernels.
-LOOP, PRODUCT, PYTHON, TILES, STOP, NEXT_STEP, NEXT_WAVE, NEXT_SHARD, TAKE, LOSS, BARRIER, TREE, NORMS, UPDATE = range(
-    14
-)
+LOOP, PRODUCT, PYTHON, TILES, STOP, NEXT_STEP, NEXT_SHARD, TAKE, LOSS, TREE, NORM, UPDATE = range(12)
 # Fields of a row.
 OPCODE, KERNEL, FIRST, BATCHED, TIMES, COLUMNS, INNER, MOVES, EXTRA, OPERAND, WIDTH = 0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 48
 # Fields of an operand: space, offset, and strides by row, by row of a cotangent, and within a row.
@@ -53,6 +51,8 @@ FILL, COPY, SUM = Kernel("0.0"), Kernel("a", ("a",)), Kernel("out + a", ("a",))
 PLUS, SCALED = Kernel("a + b", ("a", "b")), Kernel("k * a", ("a",), ("k",))
 DOT, GATHER, SCATTER = Kernel(":dot", ("a", "b")), Kernel(":gather", ("a", "b")), Kernel(":scatter", ("a", "b"))
 TURN = Kernel(":turn", ("a", "b"))
+# What comes between the mean gradient and the update.
+CLIP, DECAY = Kernel("k * out", (), ("k",)), Kernel("out + k * a", ("a",), ("k",))
 
 
 class View(NamedTuple):
@@ -222,26 +222,24 @@ class Assembler:
         self._row(STOP, None, ())
         return self._table()
 
-    def write_round(self, rule: Kernel, prepare: Sequence[Kernel], constants: int) -> Table:
+    def write_round(self, rule: Kernel, clips: bool, decays: bool, constants: int) -> Table:
         """Return the table of a round of whole steps.
 
         Parameters
         ----------
         rule : Kernel
-            What updates the parameters.
-        prepare : list of Kernel
-            What clips and decays; what adds up squares before, if the gradient is clipped.
-        constants : int
-            How many numbers the rule reads.
+            What updates the parameters, of so many `constants`.
+        clips, decays : bool
+            Whether gradients are clipped by their norm, which Python computes; whether weights decay.
         """
         self._write()
         self._close_shards(1)
         self.fields.insert(0, [NEXT_STEP, -1, -1, *[0] * (OPERAND - 3)])
         self.operands.insert(0, [(-1, 0, 0)] * SLOTS)
         self._row(TREE, None, (), extra=(1,))
-        if len(prepare) > 1:
-            self._row(NORMS, prepare[1], ())
-        self._row(UPDATE, rule, (), first=prepare[0] if prepare else None, extra=(0, constants))
+        if clips:
+            self._row(NORM, CLIP, ())
+        self._row(UPDATE, rule, (), first=DECAY if decays else None, extra=(0, constants))
         return self._table()
 
     def _write(self) -> None:
@@ -297,7 +295,8 @@ class Assembler:
         self.fields, self.operands = [], []
         k = 0
         while k < len(fields):
-            end, sums, entries = k, set(), 0
+            end, entries = k, 0
+            sums: set[int] = set()
             while end < len(fields) and fields[end][OPCODE] == LOOP and fields[end][BATCHED]:
                 slots = {slot for slot, _, _ in operands[end] if slot >= 0}
                 if slots & sums:
@@ -548,7 +547,7 @@ class Assembler:
             or any(v.dim != out.dim for v in operands.values())
         ):
             return False
-        numbers = self._numbers(list(attrs.values())) if attrs else None
+        numbers = self._numbers(list(map(float, attrs.values()))) if attrs else None
         self._loop(Kernel(text, tuple(operands), tuple(attrs)), out, *operands.values(), attributes=numbers)
         return True
 
@@ -573,7 +572,7 @@ class Assembler:
                 matrix, vector = vector, matrix
             self._matvec(out, matrix, vector, out.dim, attrs.get("n", matrix.dim))
         elif i.op is BatchMatVec:
-            self._products(out, *args, attrs["count"], attrs["n"])
+            self._products(out, args[0], args[1], attrs["count"], attrs["n"])
         elif i.op is RowDot:
             n = args[0].dim // attrs["rows"]
             self._loop(DOT, out, *args, columns=n, inner=attrs["rows"], within=(1, n, n))

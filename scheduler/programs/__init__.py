@@ -12,7 +12,16 @@ from .compile import (
 )
 from .counts import Counts, counts_of, instr_flops
 from .fuse import Layout
-from .lower import SHARD_SAMPLES, Computation, JobInputs, cut_samples, lower_forward, lower_gradient, lower_share
+from .lower import (
+    SHARD_SAMPLES,
+    Computation,
+    JobInputs,
+    choose_by_size,
+    cut_samples,
+    lower_forward,
+    lower_gradient,
+    lower_share,
+)
 from .work import (
     Gradient,
     add_gradients,

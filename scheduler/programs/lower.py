@@ -13,7 +13,7 @@ from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
 from ..feeds import Feeds
-from ..kernels import run_instr
+from ..kernels import run_by, run_instr, why_not_compiled
 from ..tasks import Data, Ref, TaskGraph, bounds, prefix_of, reduce_tree
 from .compile import compile_forward, compile_gradient, flat_values
 from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
@@ -21,6 +21,17 @@ from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_p
 # Without a given number of shards, samples are cut into shards of about this many, so many at most.
 SHARD_SAMPLES = 4096
 MAX_SHARDS = 16
+
+
+# Instructions from which on values and gradients are compiled if nothing is asked for: NumPy takes microseconds for each.
+MANY = 100
+
+
+def choose_by_size(program: Program, grain: str, kernel: str) -> Program:
+    """Return a program as a kernel runs it; ``"auto"``: compiled where NumPy's calls would take longer than loading a kernel."""
+    if grain == "node" or kernel == "numpy" or why_not_compiled():
+        return program
+    return run_by(program, "numba" if kernel == "numba" or len(program.instrs) >= MANY else "numpy")
 
 
 def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:
@@ -89,9 +100,11 @@ def lower_nodes(graph: TaskGraph, instrs: Sequence[Instr], inputs: dict[int, Ref
     return refs
 
 
-def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None) -> Computation:
+def lower_forward(
+    targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None, kernel: str = "numpy"
+) -> Computation:
     """Lower values of `targets` for every sample; the result is a list of arrays ``(N, dim)``."""
-    program = compile_forward(targets, feeds, (), grain)
+    program = choose_by_size(compile_forward(targets, feeds, (), grain), grain, kernel)
     placed = JobInputs(program, owner, feeds, grain, shards)
     graph = placed.graph
     names = tuple(str(k) for k in range(len(targets)))
@@ -120,10 +133,17 @@ def lower_forward(targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: st
 
 
 def lower_gradient(
-    target: Node, owner: Graph, feeds: Feeds, wrt: Sequence[Variable], grain: str, shards: int | None
+    target: Node,
+    owner: Graph,
+    feeds: Feeds,
+    wrt: Sequence[Variable],
+    grain: str,
+    shards: int | None,
+    kernel: str = "numpy",
 ) -> Computation:
     """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``."""
     program, named = compile_gradient(target, feeds, wrt, grain)
+    program = choose_by_size(program, grain, kernel)
     placed = JobInputs(program, owner, feeds, grain, shards)
     graph = placed.graph
     names = tuple(name for name, _ in named)

@@ -18,6 +18,7 @@ from flowgrad.typing import Array
 
 from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
 from ..feeds import Feeds
+from ..kernels import run_by
 from ..machine import canonical
 from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, run_passes, weights_of
 
@@ -76,8 +77,6 @@ class Step:
         The output that is the gradient of the flat parameter vector; empty if the loss depends on no parameter.
     fed : tuple of int
         The variables that are fed, by index, in the order of the program's inputs.
-    compiled : bool
-        Whether machine code runs it, or NumPy; the bits of the results differ, so it belongs to the plan.
     private : PrivateStep, optional
         What clips each sample's gradient and adds noise, if that is asked for.
     rule : Rule
@@ -87,9 +86,12 @@ class Step:
     program: Program
     names: tuple[str, ...]
     fed: tuple[int, ...]
-    compiled: bool = False
     private: PrivateStep | None = None
     rule: Rule = field(default_factory=Rule)
+
+    def by(self, kernel: str) -> Step:
+        """Return the step as a kernel runs it."""
+        return replace(self, program=run_by(self.program, kernel))
 
     def reads(self, graph: Graph, feeds: Feeds) -> tuple[Array | None, list[Any]]:
         """Return what its tasks read: the flat vector of constants, None where there are none, and the feeds in its order."""

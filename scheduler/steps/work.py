@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import FlowgradError
 from flowgrad.ops.loss import sample_sum
 from flowgrad.optim import WORK, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..kernels import compiled_round, kernel_of, why_not_compiled
+from ..kernels import compiled_round, kernel_of
 from ..machine import canonical, each_side_by_side, without_subnormals
 from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
@@ -75,7 +74,7 @@ def shard_step(
 
     With `scratch` the rows and the gradient are written into its arrays.
     """
-    if step.compiled:
+    if step.program.compiled:
         return _compiled(step, state).gradient(state, const, feeds, rows, batch)
     if scratch is None:
         scratch = Scratch()
@@ -90,8 +89,6 @@ def shard_step(
 
 
 def _compiled(step: Step, state: State) -> Any:
-    if why_not_compiled():
-        raise FlowgradError(f"the plan uses compiled kernels, but {why_not_compiled()}")
     return compiled_round(step.program, step.names, step.rule, state["w"].dtype)
 
 
@@ -99,7 +96,7 @@ def _compiled(step: Step, state: State) -> Any:
 def update(step: Step, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
     state = {k: canonical(v) for k, v in state.items()}
-    if step.compiled:
+    if step.program.compiled:
         return _compiled(step, state).update(state, canonical(mean[0]))
     state = {k: v.copy() for k, v in state.items()}
     _update(step, state, canonical(mean[0]), Scratch())
@@ -127,7 +124,7 @@ def run_round(
     `threads` share the work; the result does not depend on how many.
     """
     state = {k: canonical(v) for k, v in before[0].items()}
-    if step.compiled:
+    if step.program.compiled:
         return _compiled(step, state).run(state, const, feeds, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
     scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]

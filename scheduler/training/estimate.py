@@ -95,7 +95,8 @@ class Trial:
             self.shared = self._step(parts, threads)
         kernel, why = self.kernel
         if kernel == "numba":
-            why = compiled_round(self.job.step.program, self.job.step.names, self.job.rule, self.job.feeds.dtype).told
+            step = self.job.step.by(kernel)
+            why = compiled_round(step.program, step.names, self.job.rule, self.job.feeds.dtype).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         return make_plan(
@@ -148,7 +149,7 @@ class Trial:
     def _run(self, parts: list[tuple[int, int]], threads: int, repetitions: int, kernel: str) -> None:
         rows = self._rows
         shards = [rows[start % len(rows) :][: stop - start] for start, stop in parts]
-        step = replace(self.job.step, compiled=kernel == "numba")
+        step = self.job.step.by(kernel)
         with one_thread():
             run_round(step, (self.job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from flowgrad.graph import Node, Variable
 from flowgrad.typing import Array
 
-from ..executors import Executor, Handle, Recovery, Worker
+from ..engine import Engine
+from ..executors import Handle, Recovery, Worker
 from ..feeds import Chunked, Feeds, Placement
-from ..programs import Layout
+from ..programs import Layout, choose_by_size
 from ..steps import compile_evaluation, evaluate_shard
 from ..tasks import Ref, TaskGraph, bounds, token
 
@@ -39,16 +41,17 @@ class Evaluation:
 
     def __init__(
         self,
-        executor: Executor,
+        engine: Engine,
         target: Node,
         feeds: Feeds,
         variables: Sequence[Variable] = (),
         layout: Layout | None = None,
     ):
-        self.executor = executor
+        self.executor = engine.executor
         self.samples = feeds.samples
         step = compile_evaluation(target, feeds, variables, layout)
-        self.placement = Placement(executor, step.program, *step.reads(target.graph, feeds))
+        step = replace(step, program=choose_by_size(step.program, "shard", engine.kernel))
+        self.placement = Placement(self.executor, step.program, *step.reads(target.graph, feeds))
         self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
         self.recovery = Recovery()
 

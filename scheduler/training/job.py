@@ -110,7 +110,7 @@ class TrainingJob:
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
         step = self.by_nodes() if plan.grain == "node" else self.step
-        self.step = replace(step, compiled=plan.kernel == "numba")
+        self.step = step.by(plan.kernel)
 
     def by_nodes(self) -> Step:
         """Return the step with an instruction for each node and edge; its parameters lie as they do in the fused one."""

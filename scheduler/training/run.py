@@ -65,7 +65,9 @@ class Run:
         job.follow(self.plan)
         self.steps_per_epoch = self._batches(1).epoch.steps
         self.placement = Placement(job.executor, job.step, *job.reads())
-        self.evaluation = None if checked is None else Evaluation(job.executor, target, checked, job.variables, layout)
+        self.evaluation = (
+            None if checked is None else Evaluation(job.settings.engine, target, checked, job.variables, layout)
+        )
         # Made last: it holds the state that moves on.
         self.windows = Windows(self.placement, self.plan, job.step, state, self._report, self._recovered)
 

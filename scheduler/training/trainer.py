@@ -213,7 +213,7 @@ class Trainer:
         """
         target = self.optimizer.target
         checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True)
-        with closing(Evaluation(self.engine.executor, target, checked)) as evaluation:
+        with closing(Evaluation(self.engine, target, checked)) as evaluation:
             return evaluation.scores(None)
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:

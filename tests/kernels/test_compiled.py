@@ -26,7 +26,7 @@ numba = pytest.importorskip("numba")
 pytest.importorskip("scipy")
 
 from flowgrad.scheduler.kernels import numba_kernel, numba_library, table  # noqa: E402
-from flowgrad.scheduler.kernels.numba_program import CompiledProgram  # noqa: E402
+from flowgrad.scheduler.kernels.numba_kernel import CompiledProgram  # noqa: E402
 
 RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
 
