@@ -21,7 +21,7 @@ second derivative of its own is differentiated once more by central differences.
 """
 # What compiled kernels write by itself, and how.
 PRODUCTS = {MatVec: "matrix product", Dot: "matrix product", BatchMatVec: "matrix product", RowDot: "loops"}
-COPIES = {Slice: "a copy, or a view", Vectorize: "copies", Gather: "up to 4,096 entries"}
+COPIES = {Slice: "a view", Vectorize: "written in place", Gather: "a loop"}
 
 
 def rows() -> list[str]:

@@ -119,8 +119,8 @@ class Op(Node):
     row_value, row_factor, row_both : static methods, optional
         For compiled kernels, where each sample is for itself: ``row_value(y, *parents)`` writes the value of one sample,
         ``row_factor(slot, f, *used)`` the row of an `Outer` from the values that `uses` lists; plain loops over 1-d arrays.
-        ``row_both(y, f, *parents)`` may write the value and the row of slot 0 at once. An op that states none of these runs
-        with NumPy.
+        ``row_both(y, f, *parents)`` may write the value and the row of slot 0 at once. An op that states none of these is
+        called in Python, while the rest of a step stays compiled.
 
     Rules (static methods; axis 0 is the samples)
     ---------------------------------------------
