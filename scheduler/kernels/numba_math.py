@@ -143,15 +143,17 @@ def _power_of_two(k: Number) -> Number:
 
 
 def _reduced(x: Number) -> tuple[Number, Number, Number]:
-    """Return k, r and ``(exp(r) - 1 - r) / r**2`` for ``x = k ln 2 + r``, by the terms of the series.
+    """Return k, r and ``exp(r) - 1 - r`` for ``x = k ln 2 + r``, by the terms of the series, with what r lost to rounding.
 
     See W. J. Cody and W. Waite, *Software Manual for the Elementary Functions*, Prentice-Hall 1980, chapter 6.
     """
     f = _Format(x)
     k = (x * (1 / math.log(2)) + f.magic) - f.magic
-    r = k.call("fma", -f.high, x)
-    r = k.call("fma", -f.low, r)
-    return k, r, polynomial(r, [1 / math.factorial(n + 2) for n in range(f.terms - 1)])
+    high = k.call("fma", -f.high, x)
+    r = k.call("fma", -f.low, high)
+    lost = k.call("fma", -f.low, high - r)
+    p = polynomial(r, [1 / math.factorial(n + 2) for n in range(f.terms - 1)])
+    return k, r, (r * r).call("fma", p, lost)
 
 
 def _clamped(x: Number) -> Number:
@@ -161,20 +163,24 @@ def _clamped(x: Number) -> Number:
 
 def exp(x: Number) -> Number:
     """Return the exponential function."""
-    k, r, p = _reduced(_clamped(x))
+    k, r, rest = _reduced(_clamped(x))
+    first = 1.0 + r
+    mantissa = first + (rest + (r - (first - 1.0)))
     half = (k * 0.5 + _Format(x).magic) - _Format(x).magic  # in two steps: 2**k itself may not be a normal number
-    return ((r * r).call("fma", p, r) + 1.0) * _power_of_two(half) * _power_of_two(k - half)
+    return mantissa * _power_of_two(half) * _power_of_two(k - half)
 
 
 def expm1(x: Number) -> Number:
     """Return ``exp(x) - 1``, exact near 0."""
-    k, r, p = _reduced(_clamped(x))
+    k, r, rest = _reduced(_clamped(x))
     half = (k * 0.5 + _Format(x).magic) - _Format(x).magic
     first, second = _power_of_two(half), _power_of_two(k - half)
-    m = (r * r).call("fma", p, r)
-    scaled = m * first * second
-    # 2**k m + (2**k - 1), with the larger part last
-    return where(k == 0.0, m, scaled + (first * second - 1.0))
+    power = first * second
+    whole, part = power - 1.0, power * r  # both exact
+    total = whole + part
+    near = total + (power * rest + (part - (total - whole)))
+    large = (r + rest) * first * second + whole
+    return where(k.call("fabs") < 32.0, near, large)
 
 
 LOG = (
@@ -214,9 +220,13 @@ def log1p(x: Number) -> Number:
 
 def tanh(x: Number) -> Number:
     """Return the hyperbolic tangent."""
-    a = x.call("fabs")
-    e = expm1(2.0 * where(a > 20.0, 20.0, a))
-    return (e / (e + 2.0)).call("copysign", x)
+    e = expm1(2.0 * minimum(x.call("fabs"), 20.0))
+    below = e + 2.0
+    y = e / below
+    if _Format(x).double:  # what the sum lost, and the quotient
+        lost = where(e < 2.0, (2.0 - below) + e, (e - below) + 2.0)
+        y = y + ((-y).call("fma", below, e) - y * lost) / below
+    return y.call("copysign", x)
 
 
 def sinh(x: Number) -> Number:
