@@ -204,6 +204,7 @@ class Assembler:
                 self.owners[self.views[entry.var].slot] += 1
             feeds += entry.role == "feed"
         self.feeds = feeds
+        self.gradient = gradient
         if gradient is not None:
             self._lay(program.outputs[gradient], GRAD)
 
@@ -274,6 +275,9 @@ class Assembler:
 
     def _close_shards(self, first: int) -> None:
         """Put around the rows what goes to the next shard, whose row is number `first`, and takes its samples."""
+        if self.gradient is None and self.program.size("param"):  # no parameter reaches the loss
+            type_ = Type(self.program.size("param"), False, True)
+            self._loop(FILL, View(self._given(type_, GRAD), 0, type_.dim))
         loss = self.views[self.program.outputs["0"]]
         if not self._batched(loss) or self.slots[loss.slot].type.dim != 1:
             whole = self._new(Type(1, True))

@@ -202,23 +202,6 @@ def test_block_norms_in_slices_at_any_address(size, dtype, seed, offset):
     assert np.concatenate(cuts).tobytes() == whole.tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_compiled_norms_have_the_same_bits(dtype):
-    native = pytest.importorskip("flowgrad.scheduler.kernels.numba_native")
-    g = np.random.default_rng(0).normal(size=2 * NORM_BLOCK + 100).astype(dtype)
-    w = np.random.default_rng(1).normal(size=len(g)).astype(dtype)
-    norms = np.zeros(3)
-    native.square_sums(g, NORM_BLOCK, len(g), norms)
-    native.square_sums(g, 0, NORM_BLOCK, norms)
-    assert norms.tobytes() == block_norms(g).tobytes()
-    assert native.scale_of(norms, 3.0) == scale_of(norms, 3.0) < 1.0
-    assert native.scale_of(norms, 1e9) == scale_of(norms, 1e9) == 1.0
-    rule = Model(weight_decay=0.1).optimizer.rule
-    expected, cast = rule.prepare(w, g, 0.3), np.dtype(dtype).type
-    native.prepare(w, g, cast(0.3), cast(0.1))
-    assert g.tobytes() == expected.tobytes()
-
-
 def test_an_update_in_slices_has_the_same_bits():
     rng = np.random.default_rng(0)
     w, g = rng.normal(size=(2, 3 * NORM_BLOCK + 5))

@@ -29,6 +29,8 @@ WINGS = (
     "training",
 )
 FILES, LINES = range(4, 10), 2100
+# Wings with a budget of their own: two ways to run a program, each with all ops.
+LARGER = {"kernels": 2750}
 # Rooms of flowgrad/ likewise. Files and folders of one tuple stand side by side.
 ROOMS = (
     ("typing", "errors"),
@@ -170,7 +172,7 @@ def test_what_crosses_wings_goes_through_their_doors():
 def test_a_wing_keeps_to_its_budget(wing):
     files = [file for file in source_files() if wing_of(file) == wing and not file.endswith("__init__.py")]
     assert len(files) in FILES
-    assert sum(len((ROOT / file).read_text().splitlines()) for file in files) <= LINES
+    assert sum(len((ROOT / file).read_text().splitlines()) for file in files) <= LARGER.get(wing, LINES)
 
 
 def test_the_language_knows_neither_dask_nor_the_scheduler():
