@@ -207,7 +207,7 @@ def writer(kernels: Sequence[Kernel], dtype: str) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
         for at, kernel in enumerate(kernels):
-            function = _function(context, builder.module, kernel, f"flowgrad_kernel_{at}", np.dtype(dtype))
+            function = _function(context, builder.module, kernel, np.dtype(dtype))
             place = builder.gep(array.data, [ir.Constant(LONG, at)])
             builder.store(builder.ptrtoint(function, LONG), place)
         return context.get_dummy_value()
@@ -218,9 +218,13 @@ def writer(kernels: Sequence[Kernel], dtype: str) -> Any:
     return intrinsic(write)
 
 
-def _function(context: Any, module: ir.Module, kernel: Kernel, name: str, dtype: Any) -> Any:
+def _function(context: Any, module: ir.Module, kernel: Kernel, dtype: Any) -> Any:
     """Return the function of a kernel: written as LLVM, or compiled by numba."""
     if not kernel.text.startswith(":") or kernel.text in numba_math.LOOPS:
+        # All machine code of a process shares its names.
+        name = f"flowgrad_{dtype.name}_{token(*kernel[:3], OWN_CODE)}"
+        if name in module.globals:
+            return module.globals[name]
         return numba_math.write_loop(module, name, kernel.text, kernel.operands, kernel.attributes, dtype)
     if kernel == WALK:
         function, returns, takes = numba_walk.walk, types.int64, [numba_walk.INTEGERS] * 2
