@@ -21,7 +21,7 @@ LEAST_HOPS = 2
 SURE = 0.93
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
-SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (4e6, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
+SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (2e7, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
 # Samples of a shard of a large step, at most: what lies between its instructions should stay in a processor's cache.
 MOST_ROWS = 1024
 # Seconds of a step from which on the threads of a round may belong to several workers of one machine: they wait for each other

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from flowgrad.typing import Array
 
-from ..machine import one_thread, without_subnormals
+from ..machine import frames, one_thread, without_subnormals
 from . import numba_walk as w
 from .numba_library import addresses_of, blas_address, walker
 from .numpy_kernel import run_instr
@@ -22,6 +23,15 @@ def aligned_bytes(size: int) -> Array:
     room = np.empty(size + ALIGNED, np.uint8)
     start = -room.ctypes.data % ALIGNED
     return room[start : start + size]
+
+
+@contextmanager
+def room(sizes: Sequence[int]) -> Iterator[list[Array]]:
+    """Lend memory of so many bytes each, which is kept for the next walk that needs as much."""
+    key = ("walk", *sizes)
+    arrays = frames.take(key) or [aligned_bytes(size) for size in sizes]
+    yield arrays
+    frames.give(key, arrays)
 
 
 class Code:

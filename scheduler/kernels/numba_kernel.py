@@ -6,8 +6,10 @@ Each thread takes every so many shards and a slice of the parameters, so that th
 from __future__ import annotations
 
 import ctypes
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,12 +22,14 @@ from flowgrad.typing import Array
 
 from ..tasks import FAN_IN, SIDE_BY_SIDE, levels, reduce_tree
 from . import numba_walk as w
-from .numba_code import Code, aligned_bytes, lay, run_threads
+from .numba_code import Code, aligned_bytes, lay, room, run_threads
 from .numba_library import addresses_of, compiling, update_kernel
 from .table import CONST, FEEDS, PARAM, ROLES, Assembler
 
 # Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.
 CACHE_LINE = 64
+# Seconds after which it is looked again whether one thread is faster than all.
+LOOK = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,37 @@ class Schedule:
         return int(np.diff(self.cuts).max())
 
 
+class Pace:
+    """Which number of threads is the faster one, all or one: looked at while steps run, again every few seconds.
+
+    Threads that wait for each other at every step may be slower than one where something else has a processor; they change no bit.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+        self.looked = -LOOK
+
+    def segments(self, steps: int, threads: int) -> Iterator[tuple[int, int, int]]:
+        """Give ranges of steps, each with a number of threads."""
+        first, tries = 0, (threads, 1, threads, 1)
+        if threads > 1 and steps > len(tries) and time.monotonic() - self.looked > LOOK:
+            self.looked, self.seconds = time.monotonic(), {}
+            for count in tries:
+                last = first + max(1, steps // 12)
+                yield first, last, count
+                first = last
+        known = {1, threads} <= self.seconds.keys()
+        yield first, steps, min(threads, 1, key=self.seconds.__getitem__) if known else threads
+
+    @contextmanager
+    def measure(self, steps: int, threads: int) -> Iterator[None]:
+        """Measure steps that run in the block; what is slower than before may have been disturbed."""
+        began = time.perf_counter()
+        yield
+        seconds = (time.perf_counter() - began) / steps
+        self.seconds[threads] = min(seconds, self.seconds.get(threads, math.inf))
+
+
 class CompiledRound:
     """Steps of a training as walks.
 
@@ -85,6 +120,7 @@ class CompiledRound:
             update_kernel(type(rule)), self.clips, rule.weight_decay != 0, constants
         )
         self.shards = Assembler(program, gradient).write_shards()
+        self.pace = Pace()
         with compiling() as compiled:
             addresses_of([*self.rounds.kernels, *self.shards.kernels], self.dtype)
         self.told = f"{'compiled' if compiled else 'loaded'} in {time.perf_counter() - began:.1f} s"
@@ -108,7 +144,11 @@ class CompiledRound:
             w.WEIGHTS + 2: new.get("s", new["w"]), w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"],
         }  # fmt: skip
         numbers = {w.THREADS: threads, w.WAVE: wave, w.LEVELS: depth, w.UPDATES: t}
-        losses = self._walk(self._rounds(plan.samples), plan, const, feeds, arrays, numbers)
+        code, losses = self._rounds(plan.samples), np.zeros((len(steps), shards))
+        for first, last, count in self.pace.segments(len(steps), threads):
+            with self.pace.measure(last - first, count):
+                numbers |= {w.THREADS: count, w.STEP: first, w.STEPS: last}
+                losses[first:last] = self._walk(code, plan, const, feeds, arrays, numbers)[first:last]
         new["t"] += len(steps)
         return new, [float(reduce_tree(list(row[:n]), sum)) for row, n in zip(losses, plan.counts)]
 
@@ -155,18 +195,19 @@ class CompiledRound:
         arrays |= {w.BASES + FEEDS + len(feeds) + k: feed for k, feed in enumerate(feeds)}
         if const is not None:
             arrays[w.BASES + CONST] = const
-        numbers |= {w.STEPS: len(losses), w.SHARDS: len(losses[0]), w.ENTRIES: self.size}
+        numbers = {w.STEPS: len(losses), w.SHARDS: len(losses[0]), w.ENTRIES: self.size, **numbers}
         lines = -(-self.size // CACHE_LINE)
         cuts = [min(lines * k // threads * CACHE_LINE, self.size) for k in range(threads + 1)]
 
+        sizes = [code.frame, *(plan.samples * x[0].nbytes for x in feeds)]
+
         def work(k: int) -> None:
-            frame = aligned_bytes(code.frame)
-            taken = {w.BASES + FEEDS + f: aligned_bytes(plan.samples * x[0].nbytes) for f, x in enumerate(feeds)}
-            ctx = code.context(frame, sync)
-            lay(ctx, arrays | taken)
-            ctx[list(numbers)] = list(numbers.values())
-            ctx[[w.THREAD, w.SHARD, w.BEGIN, w.END]] = k, k - threads, cuts[k], cuts[k + 1]
-            code.walk(ctx, measure)
+            with room(sizes) as (frame, *taken):
+                ctx = code.context(frame, sync)
+                lay(ctx, arrays | {w.BASES + FEEDS + f: place for f, place in enumerate(taken)})
+                ctx[list(numbers)] = list(numbers.values())
+                ctx[[w.THREAD, w.SHARD, w.BEGIN, w.END]] = k, k - threads, cuts[k], cuts[k + 1]
+                code.walk(ctx, measure)
 
         def measure() -> None:
             arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][: self.size])
@@ -215,10 +256,11 @@ class CompiledProgram:
                 made[var] = _fitting((into or {}).get(name), shape, dtype)
                 given[w.BASES + FEEDS + code.table.feeds + len(made) - 1] = made[var]
             outputs[name] = made[var]
-        frame, sync = aligned_bytes(code.frame), np.zeros(2, np.int64)
-        ctx = code.context(frame, sync)
-        lay(ctx, given)
-        run_threads(lambda _: code.walk(ctx), 1, sync)
+        sync = np.zeros(2, np.int64)
+        with room([code.frame]) as (frame,):
+            ctx = code.context(frame, sync)
+            lay(ctx, given)
+            run_threads(lambda _: code.walk(ctx), 1, sync)
         return outputs
 
 
