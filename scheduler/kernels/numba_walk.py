@@ -17,42 +17,75 @@ from flowgrad.ops.linear import FEW_SAMPLES
 
 from ..tasks import FAN_IN
 from .table import (
+    ADD,
+    BASES,
     BATCHED,
+    BEGIN,
+    BLAS,
+    CALL,
     COLUMNS,
+    CONSTANTS,
+    COPY_ROW,
+    COUNTS,
+    CUTS,
+    DIRECTIONS,
+    DONE,
+    END,
+    ENDED,
+    ENTRIES,
     EXTRA,
     FIELDS,
     FIRST,
+    FOLDED,
     GRAD,
     INNER,
     KERNEL,
+    LEVELS,
     LOOP,
     LOSS,
+    LOSSES,
+    MEASURE,
+    MET,
     MOVES,
     NEXT_SHARD,
     NEXT_STEP,
     NORM,
+    NORMED,
+    ONE,
     OPCODE,
     OPERAND,
+    ORDER,
+    PAUSE,
     PRODUCT,
     PYTHON,
+    ROW,
+    SAMPLES,
+    SCALE,
     SEED,
+    SEEDS,
+    SHARD,
+    SHARDS,
+    SHARES,
+    SIZE,
+    STEP,
+    STEPS,
     STOP,
+    SYNC,
     TAKE,
+    THREAD,
+    THREADS,
     TILES,
     TIMES,
     TREE,
     UPDATE,
+    UPDATES,
+    WAVE,
+    WAVE_START,
+    WEIGHTS,
     WIDTH,
+    ZERO,
 )  # fmt: skip
 
-# Places in the context. What is shared by threads is an address.
-(
-    SAMPLES, DIRECTIONS, BLAS, SIZE, ONE, ZERO, SYNC, ROW,  # samples of this walk, rows of a cotangent; BLAS; bytes of a number
-    STEP, SHARD, WAVE_START, THREAD, THREADS, MET,  # where this thread is
-    STEPS, SHARDS, WAVE, LEVELS, ENTRIES, BEGIN, END,  # of a round; this thread's part of the parameters
-    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, WEIGHTS, _V, _S, CONSTANTS, UPDATES, SCALE, ADD, COPY_ROW, BASES,
-) = range(38)  # fmt: skip
-DONE, CALL, PAUSE, MEASURE, ENDED = -1, -2, -3, -4, -5
 # Cycles after which a walk lets Python look for signals: some hundredths of a second.
 SLICE = 100_000_000
 # How often a waiting thread looks before it lets another one run.
@@ -165,7 +198,8 @@ def multiply(typingctx: Any, blas: Any, turned: Any, shape: Any, places: Any, wi
 
 
 INTEGERS = types.CPointer(types.int64)
-_compiled = njit(nogil=True, error_model="numpy")
+# What is called by its address needs no way in for Python.
+_compiled = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 @_compiled

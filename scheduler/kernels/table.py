@@ -37,6 +37,16 @@ TILE = 8192
 ALIGNED = 64
 
 
+# Places in the context. What is shared by threads is an address.
+(
+    SAMPLES, DIRECTIONS, BLAS, SIZE, ONE, ZERO, SYNC, ROW,  # samples of this walk, rows of a cotangent; BLAS; bytes of a number
+    STEP, SHARD, WAVE_START, THREAD, THREADS, MET,  # where this thread is
+    STEPS, SHARDS, WAVE, LEVELS, ENTRIES, BEGIN, END,  # of a round; this thread's part of the parameters
+    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, WEIGHTS, _V, _S, CONSTANTS, UPDATES, SCALE, ADD, COPY_ROW, BASES,
+) = range(38)  # fmt: skip
+DONE, CALL, PAUSE, MEASURE, ENDED = -1, -2, -3, -4, -5
+
+
 class Kernel(NamedTuple):
     """A loop that rows of the table call: a formula, one of a few others by name, or a function of a sample's vectors."""
 
@@ -51,6 +61,7 @@ FILL, COPY, SUM = Kernel("0.0"), Kernel("a", ("a",)), Kernel("out + a", ("a",))
 PLUS, SCALED = Kernel("a + b", ("a", "b")), Kernel("k * a", ("a",), ("k",))
 DOT, GATHER, SCATTER = Kernel(":dot", ("a", "b")), Kernel(":gather", ("a", "b")), Kernel(":scatter", ("a", "b"))
 TURN = Kernel(":turn", ("a", "b"))
+LOSS_SUM, WALK = Kernel(":loss"), Kernel(":walk")
 # What comes between the mean gradient and the update.
 CLIP, DECAY = Kernel("k * out", (), ("k",)), Kernel("out + k * a", ("a",), ("k",))
 
@@ -283,7 +294,7 @@ class Assembler:
             whole = self._new(Type(1, True))
             self._copy(loss, whole)
             loss = whole
-        self._row(LOSS, Kernel(":loss"), (loss,), extra=(first,))
+        self._row(LOSS, LOSS_SUM, (loss,), extra=(first,))
         fields, operands = self.fields, self.operands
         self.fields, self.operands = [], []
         feeds = [self.types[i.var].dim for i in self.program.inputs if i.role == "feed"]

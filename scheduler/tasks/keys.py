@@ -73,7 +73,7 @@ def program_token(program: Program) -> str:
     ops = {op: named_token(op) for op in {i.op for i in program.instrs}}
     rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot} {i.arity}" for i in program.instrs]
     types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]
-    return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs)
+    return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs, program.compiled)
 
 
 def combine(*parts: str) -> str:

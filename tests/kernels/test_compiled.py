@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import resource
 import signal
 import threading
 from dataclasses import replace
@@ -25,7 +26,7 @@ from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 numba = pytest.importorskip("numba")
 pytest.importorskip("scipy")
 
-from flowgrad.scheduler.kernels import numba_kernel, numba_library, table  # noqa: E402
+from flowgrad.scheduler.kernels import numba_compile, numba_kernel, numba_library, table  # noqa: E402
 from flowgrad.scheduler.kernels.numba_kernel import CompiledProgram  # noqa: E402
 
 RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
@@ -176,13 +177,13 @@ def formulas(draw, depth=3):
 @given(texts=st.lists(formulas(), min_size=20, max_size=30))
 def test_formulas_are_those_of_numpy(texts):
     a, b = (np.random.default_rng(k).uniform(0.1, 3.0, 50) * np.sign(np.sin(np.arange(50) * (k + 1))) for k in (1, 2))
-    write = numba_library.writer([table.Kernel(text, ("a", "b")) for text in texts], "float64")
-    addresses = np.zeros(len(texts), np.int64)
-    numba.njit(lambda out: write(out))(addresses)
+    kernels = [table.Kernel(text, ("a", "b")) for text in texts]
+    names = {numba_library.symbol_of(kernel, "float64"): kernel for kernel in kernels}
+    places = numba_library.places_of(numba_compile.object_of(names, np.dtype("f8")), names)
     scope = {name: function for name, (function, _) in FUNCTIONS.items()}
-    for text, address in zip(texts, addresses):
+    for text, kernel in zip(texts, kernels):
         out = np.empty(50)
-        call(address, out, a, b)
+        call(places[kernel], out, a, b)
         with np.errstate(all="ignore"):
             expected = np.broadcast_to(eval(formula(text, 2).numpy(), {**scope, "a": a, "b": b}), 50)
         np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-13, err_msg=text)
@@ -335,6 +336,36 @@ def test_ops_of_functions_and_scripts_are_compiled_too():
     here = Setting(loss, {x: np.random.default_rng(0).normal(size=(4, 2))})
     assert not here.compiled.rounds.calls
     same(here.run(STEPS), here.expected(STEPS))
+
+
+def test_a_function_that_makes_arrays_gives_them_back():
+    def value(y, a):
+        room = np.zeros(1000)
+        for k in range(1000):
+            room[k] = a[0]
+        y[0] = room.sum()
+
+    (address,) = numba_library.addresses_of([numba_library.row_kernel(value, 2)], "float64")
+    y, a = np.zeros(1), np.full(1, 2.0)
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 10)(address)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20_000):
+        run(y.ctypes.data, a.ctypes.data, 0, 0, 0, 1, 1, 0, 0, 0)
+    assert y[0] == 2000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; all of them are 160 MB
+
+
+def test_machine_code_that_was_cut_off_is_made_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOWGRAD_CACHE_DIR", str(tmp_path))
+    kernel = table.Kernel("a + 12345", ("a",))
+    a = np.arange(3.0)
+    for damage in (None, lambda text: text[: len(text) // 2], lambda text: b"", lambda text: text[:-1] + b"x"):
+        for file in tmp_path.rglob("*.o"):
+            file.write_bytes(damage(file.read_bytes()))
+        out = np.zeros(3)
+        call(numba_library._load([kernel], "float64")[kernel], out, a)
+        assert out.tolist() == [12345, 12346, 12347]
+        assert len(list(tmp_path.rglob("*.o"))) == 1
 
 
 def test_an_error_in_python_ends_all_threads_and_names_the_node():
