@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from dask.system import CPU_COUNT
 from ..data import DataSet, load
 from ..errors import DataError
 from ..scheduler import executors
+from ..scheduler.kernels import load_kernels
 from .models import Model, multilayer_perceptron
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def load_data(options: dict[str, Any]) -> DataSet:
 @contextmanager
 def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
     """Start or find the cluster of a command, and say what it is."""
+    # Workers take a second to start; what they and this process need compiled, the first time, takes several.
+    Thread(target=load_kernels, args=(options["dtype"], click.echo), daemon=True).start()
     address, workers, threads = options["scheduler"], options["workers"], options["threads_per_worker"]
     if address is None:
         workers = workers or min(2, CPU_COUNT)

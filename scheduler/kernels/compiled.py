@@ -55,3 +55,13 @@ def kernel_of(program: Program) -> Callable[..., dict[str, Array]]:
     made: Callable[..., dict[str, Array]]
     made = _room("numba_kernel").CompiledProgram(program) if program.compiled else Kernel(program)
     return made
+
+
+def load_kernels(dtype: Any, tell: Callable[[str], object]) -> None:
+    """Load what every compiled step needs, or compile it, which is told: once per machine and precision."""
+    if not why_not_compiled():
+        library = _room("numba_library")
+        if not library.is_kept(np.dtype(dtype).name):
+            tell("kernels: compiled for this machine, once; that takes some seconds")
+        library.walker()
+        library.addresses_of([], dtype)

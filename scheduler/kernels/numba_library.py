@@ -116,10 +116,19 @@ def blas_address(dtype: Any) -> int:
     return address
 
 
+def is_kept(dtype: str) -> bool:
+    """Return whether this machine has the walk and the built-in kernels."""
+    return all(_path(kernels, t).exists() for kernels, t in (([WALK], "int64"), (built_in(), dtype)))
+
+
+def _path(kernels: Sequence[Kernel], dtype: str) -> Path:
+    return cache_folder() / f"flowgrad_{token(*(symbol_of(k, dtype) for k in kernels), _machine())}.o"
+
+
 def _load(kernels: Sequence[Kernel], dtype: str) -> dict[Kernel, int]:
     names = {symbol_of(kernel, dtype): kernel for kernel in kernels}
     kept = all(k.function is None or is_named(k.function) for k in kernels)
-    path = cache_folder() / f"flowgrad_{token(*names, _machine())}.o"
+    path = _path(kernels, dtype)
     with _loading:  # two tasks of one worker may want the same kernel at once
         machine_code = _read(path) if kept else None
         if machine_code is None:
