@@ -18,6 +18,7 @@ from benchmarks.fusion import fusion_report
 from benchmarks.lowering import lowering_report
 from benchmarks.machine import load_of_others, machine_report
 from benchmarks.mainjob import mainjob_report
+from benchmarks.nets import nets_report
 from benchmarks.own import OWN
 from benchmarks.peers import PEERS
 from benchmarks.prediction import prediction_report
@@ -29,6 +30,7 @@ from flowgrad.scheduler.machine.facts import read_facts
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADS = {
     "training": "Training",
+    "nets": "Other nets",
     "lowering": "Lowering",
     "fusion": "Fusion",
     "prediction": "Prediction",
@@ -42,6 +44,7 @@ TITLE = """\
 
 Written by `python -m benchmarks --write`, part by part: each tells on which processor it was measured. The latest one's machine:"""
 ABOUT = {
+    "nets": "float32, Adam, samples in a new order every epoch; graphs that flowgrad was not tuned for.",
     "lowering": "From nodes to dask task graph, gradient included.",
     "fusion": "Steps at batch 32 by the NumPy kernel, one thread.",
     "prediction": "Time per step of 784-n-10 nets, Adam, float32.",
@@ -50,6 +53,7 @@ ABOUT = {
     "cluster": "Worker processes on this machine.",
 }
 REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
+    "nets": nets_report,
     "lowering": lowering_report,
     "fusion": fusion_report,
     "prediction": prediction_report,

@@ -140,7 +140,9 @@ class Builder:
         """Add an instruction of another program on variables of this one; return its variable."""
         self.types.append(type_)
         out = len(self.types) - 1
-        self.instrs.append(instr._replace(out=out, args=tuple(args)))
+        # Written out: there are many, and `_replace` takes three times as long.
+        verb, _, _, op, attrs, slot, arity, label = instr
+        self.instrs.append(Instr(verb, out, tuple(args), op, attrs, slot, arity, label))
         return out
 
     def apply(self, op: type[Op], args: Sequence[int], attrs: dict[str, Any], label: str = "") -> int:

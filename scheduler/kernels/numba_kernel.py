@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -253,13 +253,13 @@ class CompiledRound:
         self.rounds = Assembler(program, gradient).write_round(
             update_kernel(type(rule)), self.clips, rule.weight_decay != 0, constants
         )
-        self.shards = Assembler(program, gradient).write_shards()
         self.pace = Pace()
         with compiling() as compiled:
-            addresses_of([*self.rounds.kernels, *self.shards.kernels], self.dtype)
+            addresses_of(self.rounds.kernels, self.dtype)
         self.told = f"{'compiled' if compiled else 'loaded'} in {time.perf_counter() - began:.1f} s"
+        shards = cache(lambda: Assembler(program, gradient).write_shards())
         self._rounds = lru_cache(maxsize=8)(lambda samples: Code(self.rounds, self.dtype, samples))
-        self._shards = lru_cache(maxsize=8)(lambda samples: Code(self.shards, self.dtype, samples))
+        self._shards = lru_cache(maxsize=8)(lambda samples: Code(shards(), self.dtype, samples))
 
     def run(
         self, state: State, const: Array | None, feeds: list[Array], steps: Sequence[Sequence[Array]], threads: int = 1

@@ -19,6 +19,8 @@ from ..tasks import attrs_tokens
 from .fuse import Layout, fuse, pack
 
 Pass = Callable[[Program], Program]
+# Instructions from which on a program is verified once.
+LARGE = 5000
 GRAINS = ("node", "sample", "shard", "round", "auto")
 
 
@@ -35,11 +37,12 @@ def backward_passes(grain: str) -> list[Pass]:
 
 
 def run_passes(program: Program, passes: Sequence[Pass]) -> Program:
-    """Run passes one after the other, and verify the program after each."""
-    verify(program)
+    """Run passes one after the other, and verify the program after each; a large one at the end."""
     for run in passes:
-        program = verify(run(program))
-    return program
+        if len(program.instrs) < LARGE:
+            verify(program)
+        program = run(program)
+    return verify(program)
 
 
 def common(program: Program) -> Program:

@@ -14,7 +14,7 @@ from flowgrad.op import Op
 from flowgrad.ops import Gather, Slice, Vectorize
 from flowgrad.program import Builder, Instr, Program, Role, Type
 
-from ..tasks import token
+from ..tasks import attrs_token, token
 
 # From this many pieces of one variable on, one indexed read beats joining the pieces.
 GATHER_FROM = 4
@@ -320,7 +320,7 @@ def _levels(program: Program) -> list[_Level]:
 def _siblings(instrs: list[Instr], program: Program) -> dict[Any, list[Instr]]:
     groups: dict[Any, list[Instr]] = defaultdict(list)
     for i in instrs:
-        groups[(i.op, token(i.attrs) if i.attrs else "", tuple(program.types[a] for a in i.args))].append(i)
+        groups[(i.op, attrs_token(i.attrs), tuple(program.types[a] for a in i.args))].append(i)
     return groups
 
 

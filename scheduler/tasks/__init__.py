@@ -2,6 +2,6 @@
 
 from .daskgraph import Load, row_chunks, to_dask
 from .identity import code_token, is_named
-from .keys import Ref, attrs_tokens, combine, token
+from .keys import Ref, attrs_token, attrs_tokens, combine, token
 from .records import Data, Record, Task, TaskGraph, prefix_of, references
 from .tree import FAN_IN, SIDE_BY_SIDE, bounds, fold_tree, levels, reduce_some, reduce_tree

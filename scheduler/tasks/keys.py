@@ -63,7 +63,12 @@ def _feed(digest: Any, part: Any) -> None:
 def attrs_tokens(instrs: Iterable[Instr]) -> dict[int, str]:
     """Return tokens of attributes, by their id: pulls share those of their node, which may name many, so each is hashed once."""
     attrs = {id(i.attrs): i.attrs for i in instrs}
-    return {key: token(value) for key, value in attrs.items()}
+    return {key: attrs_token(value) for key, value in attrs.items()}
+
+
+def attrs_token(attrs: tuple[tuple[str, Any], ...]) -> str:
+    """Return what stands for attributes: themselves, if they are short and plain."""
+    return repr(attrs) if all([type(value) in PLAIN for _, value in attrs]) else token(attrs)
 
 
 @lru_cache(maxsize=256)
