@@ -198,7 +198,7 @@ def test_a_crowd_takes_longer():
 
 def test_shards_and_kernel_follow_from_the_work_alone():
     """They fix the bits; neither a clock nor who is there is asked."""
-    assert [choose_shards("auto", None, 4096, work, "numba") for work in (1e5, 1e7, 5e8, 1e10)] == [1, 2, 4, 8]
+    assert [choose_shards("auto", None, 4096, work, "numba") for work in (1e5, 1e7, 3e7, 5e8, 1e10)] == [1, 1, 2, 4, 8]
     assert [choose_shards("auto", None, 4096, work, "numpy") for work in (1e5, 1e7, 5e8, 1e10)] == [1, 1, 4, 8]
     assert choose_shards("auto", None, 3, 1e10, "numba") == 3
     found = [choose_shards("auto", None, batch, 1e10, "numba") for batch in (8192, 8193, 32_768, 10**6)]
