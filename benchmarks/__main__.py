@@ -63,8 +63,8 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
 ABOUT_TRAINING = """\
 784-90-10 net, float32, Adam, every epoch in a new order. flowgrad: `Trainer` on threads, grain `round`, the rate from its
 history; peers: the loop that their own users would write for speed, the better of one and two threads. All take turns, A B C
-A B C, in one run, each in its own process. Rates are those of the best epoch, in brackets the median over the turns; ratios
-are flowgrad / peer, in brackets the median of the ratios turn by turn. PyTorch and scikit-learn correct Adam's bias, the
+A B C, in one run, each in its own process. Rates are medians over the turns, in brackets the best epoch; ratios are those of
+medians, flowgrad / peer, in brackets the median of the ratios turn by turn. PyTorch and scikit-learn correct Adam's bias, the
 others do not."""
 
 

@@ -68,7 +68,7 @@ class Contender:
     clock : str
         ``"wall"``, or ``"cpu"``: time of the processor, which others on a busy machine do not stretch.
     rates : list of float
-        Samples per second, best epoch of each turn.
+        Samples per second, the median epoch of each turn.
     problem : str
         Why it has no rates.
     about : dict
@@ -123,7 +123,7 @@ class _Process:
             self.process.stdin.flush()
         rates = self.answer().get("rates")
         if rates:
-            self.of.rates.append(max(rates[self.of.clock]))
+            self.of.rates.append(statistics.median(rates[self.of.clock]))
 
     def end(self) -> None:
         """Ask how it was, and wait until it is gone."""

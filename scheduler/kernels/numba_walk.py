@@ -16,75 +16,7 @@ from numba.extending import intrinsic
 from flowgrad.ops.linear import FEW_SAMPLES
 
 from ..tasks import FAN_IN
-from .table import (
-    ADD,
-    BASES,
-    BATCHED,
-    BEGIN,
-    BLAS,
-    CALL,
-    COLUMNS,
-    CONSTANTS,
-    COPY_ROW,
-    COUNTS,
-    CUTS,
-    DIRECTIONS,
-    DONE,
-    END,
-    ENDED,
-    ENTRIES,
-    EXTRA,
-    FIELDS,
-    FIRST,
-    FOLDED,
-    GRAD,
-    INNER,
-    KERNEL,
-    LEVELS,
-    LOOP,
-    LOSS,
-    LOSSES,
-    MEASURE,
-    MET,
-    MOVES,
-    NEXT_SHARD,
-    NEXT_STEP,
-    NORM,
-    NORMED,
-    ONE,
-    OPCODE,
-    OPERAND,
-    ORDER,
-    PAUSE,
-    PRODUCT,
-    PYTHON,
-    ROW,
-    SAMPLES,
-    SCALE,
-    SEED,
-    SEEDS,
-    SHARD,
-    SHARDS,
-    SHARES,
-    SIZE,
-    STEP,
-    STEPS,
-    STOP,
-    SYNC,
-    TAKE,
-    THREAD,
-    THREADS,
-    TILES,
-    TIMES,
-    TREE,
-    UPDATE,
-    UPDATES,
-    WAVE,
-    WAVE_START,
-    WEIGHTS,
-    WIDTH,
-    ZERO,
-)  # fmt: skip
+from . import table as t
 
 # Cycles after which a walk lets Python look for signals: some hundredths of a second.
 SLICE = 100_000_000
@@ -205,32 +137,32 @@ _compiled = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cf
 @_compiled
 def place(code: Any, at: int, ctx: Any, k: int, v: int, row: int) -> int:
     """Return the address of an operand."""
-    at += OPERAND + k * FIELDS
-    return ctx[BASES + code[at]] + code[at + 1] + row * code[at + 2] + v * code[at + 3]
+    at += t.OPERAND + k * t.FIELDS
+    return ctx[t.BASES + code[at]] + code[at + 1] + row * code[at + 2] + v * code[at + 3]
 
 
 @_compiled
 def loop(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
     """Run a kernel over rows `first` to `last`."""
-    times, columns, inner, kernel = code[at + TIMES], code[at + COLUMNS], code[at + INNER], code[at + KERNEL]
+    times, columns, inner, kernel = code[at + t.TIMES], code[at + t.COLUMNS], code[at + t.INNER], code[at + t.KERNEL]
     first *= times
     last *= times
-    for v in range(ctx[DIRECTIONS] if code[at + MOVES] else 1):
-        if first == 0 and code[at + FIRST]:
+    for v in range(ctx[t.DIRECTIONS] if code[at + t.MOVES] else 1):
+        if first == 0 and code[at + t.FIRST]:
             a = place(code, at, ctx, 0, v, 0)
-            run(code[at + FIRST], (a, a, a, a, a, a, a, columns))
+            run(code[at + t.FIRST], (a, a, a, a, a, a, a, columns))
         a, b, c, d, e, f, g = (
             place(code, at, ctx, 0, v, first), place(code, at, ctx, 1, v, first), place(code, at, ctx, 2, v, first),
             place(code, at, ctx, 3, v, first), place(code, at, ctx, 4, v, first), place(code, at, ctx, 5, v, first),
             place(code, at, ctx, 6, v, first),
         )  # fmt: skip
-        if code[at + EXTRA]:
+        if code[at + t.EXTRA]:
             run(kernel, (a, b, c, d, e, f, g, columns * (last - first)))
             continue
-        o = at + OPERAND
+        o = at + t.OPERAND
         for _ in range(first, last):
             if inner == 0:
-                size = ctx[SIZE]
+                size = ctx[t.SIZE]
                 run_rows(kernel, (a, b, c, d, e, code[o + 4] // size, code[o + 9] // size, code[o + 14] // size,
                                   code[o + 19] // size, code[o + 24] // size))  # fmt: skip
             for i in range(inner):
@@ -248,8 +180,8 @@ def loop(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
 @_compiled
 def product(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
     """Multiply matrices: of all rows at once, or of each."""
-    rows, each, size, o = (last - first) * code[at + TIMES], code[at + INNER], ctx[SIZE], at + OPERAND
-    shape = (code[at + EXTRA + 1], code[at + EXTRA + 2], code[at + EXTRA + 3])
+    rows, each, size, o = (last - first) * code[at + t.TIMES], code[at + t.INNER], ctx[t.SIZE], at + t.OPERAND
+    shape = (code[at + t.EXTRA + 1], code[at + t.EXTRA + 2], code[at + t.EXTRA + 3])
     if not each:
         shape = (
             rows if shape[0] < 0 else shape[0],
@@ -257,30 +189,32 @@ def product(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
             rows if shape[2] < 0 else shape[2],
         )
     widths = (code[o + 4] // size, code[o + 9] // size, code[o + 14] // size)
-    if code[at + KERNEL] and rows <= FEW_SAMPLES:
+    if code[at + t.KERNEL] and rows <= FEW_SAMPLES:
         out, a, b = place(code, at, ctx, 0, 0, first), place(code, at, ctx, 1, 0, first), place(code, at, ctx, 2, 0, 0)
         room, n = place(code, at, ctx, 3, 0, 0), shape[1]
-        multiply(ctx[BLAS], 2, (n, rows, shape[2]), (room, b, a), (rows, widths[2], widths[1]), (ctx[ONE], ctx[ZERO]))
+        multiply(
+            ctx[t.BLAS], 2, (n, rows, shape[2]), (room, b, a), (rows, widths[2], widths[1]), (ctx[t.ONE], ctx[t.ZERO])
+        )
         for r in range(rows):
-            run(code[at + KERNEL], (out + r * code[o + 2], room + r * size, rows, 0, 0, 0, 0, n))
+            run(code[at + t.KERNEL], (out + r * code[o + 2], room + r * size, rows, 0, 0, 0, 0, n))
         return
-    beta = ctx[ONE] if code[at + COLUMNS] else ctx[ZERO]
-    for v in range(ctx[DIRECTIONS] if code[at + MOVES] else 1):
+    beta = ctx[t.ONE] if code[at + t.COLUMNS] else ctx[t.ZERO]
+    for v in range(ctx[t.DIRECTIONS] if code[at + t.MOVES] else 1):
         for r in range(first, last if each else first + 1):
             where = (place(code, at, ctx, 0, v, r), place(code, at, ctx, 1, v, r), place(code, at, ctx, 2, v, r))
-            multiply(ctx[BLAS], code[at + EXTRA], shape, where, widths, (ctx[ONE], beta))
+            multiply(ctx[t.BLAS], code[at + t.EXTRA], shape, where, widths, (ctx[t.ONE], beta))
 
 
 @_compiled
 def barrier(ctx: Any) -> bool:
     """Wait until all threads came here as often; False if one of them failed."""
-    ctx[MET] += 1
-    if ctx[THREADS] == 1:
+    ctx[t.MET] += 1
+    if ctx[t.THREADS] == 1:
         return True
-    sync = ctx[SYNC]
+    sync = ctx[t.SYNC]
     atomic_add(sync, 1)
     spins = 0
-    while atomic_load(sync) < ctx[MET] * ctx[THREADS]:
+    while atomic_load(sync) < ctx[t.MET] * ctx[t.THREADS]:
         spins += 1
         if spins >= SPINS:
             spins = 0
@@ -299,28 +233,28 @@ def add(kernel: int, target: int, source: int, count: int) -> None:
 @_compiled
 def share(ctx: Any, k: int) -> int:
     """Return the address of this thread's part of a shard's gradient."""
-    return ctx[SHARES] + (k * ctx[ENTRIES] + ctx[BEGIN]) * ctx[SIZE]
+    return ctx[t.SHARES] + (k * ctx[t.ENTRIES] + ctx[t.BEGIN]) * ctx[t.SIZE]
 
 
 @_compiled
 def tree_sum(ctx: Any, shards: int) -> None:
     """Add up the gradients of a wave into the first, in the order of `reduce_tree`."""
-    stride, count = 1, ctx[END] - ctx[BEGIN]
+    stride, count = 1, ctx[t.END] - ctx[t.BEGIN]
     while stride < shards:
         for first in range(0, shards, stride * FAN_IN):
             for k in range(first + stride, min(first + stride * FAN_IN, shards), stride):
-                add(ctx[ADD], share(ctx, first), share(ctx, k), count)
+                add(ctx[t.ADD], share(ctx, first), share(ctx, k), count)
         stride *= FAN_IN
 
 
 @_compiled
 def fold(ctx: Any, node: int) -> None:
     """Add the first gradient to what `fold_tree` keeps of a tree, as its `node`-th item; a complete group moves up a level."""
-    item, count = share(ctx, 0), ctx[END] - ctx[BEGIN]
-    for level in range(ctx[LEVELS]):
+    item, count = share(ctx, 0), ctx[t.END] - ctx[t.BEGIN]
+    for level in range(ctx[t.LEVELS]):
         place_, node = node % FAN_IN, node // FAN_IN
-        target = ctx[FOLDED] + (level * ctx[ENTRIES] + ctx[BEGIN]) * ctx[SIZE]
-        add(ctx[COPY_ROW] if place_ == 0 else ctx[ADD], target, item, count)
+        target = ctx[t.FOLDED] + (level * ctx[t.ENTRIES] + ctx[t.BEGIN]) * ctx[t.SIZE]
+        add(ctx[t.COPY_ROW] if place_ == 0 else ctx[t.ADD], target, item, count)
         if place_ < FAN_IN - 1:
             break
         item = target
@@ -329,11 +263,11 @@ def fold(ctx: Any, node: int) -> None:
 @_compiled
 def unfold(ctx: Any, nodes: int) -> None:
     """Write the sum of a tree of `nodes` items, of which the open groups are kept, into the first gradient."""
-    started, left, count = False, nodes, ctx[END] - ctx[BEGIN]
-    for level in range(ctx[LEVELS]):
-        if left % FAN_IN or (level == ctx[LEVELS] - 1 and not started):
-            source = ctx[FOLDED] + (level * ctx[ENTRIES] + ctx[BEGIN]) * ctx[SIZE]
-            add(ctx[ADD] if started else ctx[COPY_ROW], share(ctx, 0), source, count)
+    started, left, count = False, nodes, ctx[t.END] - ctx[t.BEGIN]
+    for level in range(ctx[t.LEVELS]):
+        if left % FAN_IN or (level == ctx[t.LEVELS] - 1 and not started):
+            source = ctx[t.FOLDED] + (level * ctx[t.ENTRIES] + ctx[t.BEGIN]) * ctx[t.SIZE]
+            add(ctx[t.ADD] if started else ctx[t.COPY_ROW], share(ctx, 0), source, count)
             started = True
         left //= FAN_IN
 
@@ -341,23 +275,27 @@ def unfold(ctx: Any, nodes: int) -> None:
 @_compiled
 def next_shard(ctx: Any) -> bool:
     """Go to this thread's next shard of a wave; False if there is none."""
-    ctx[SHARD] += ctx[THREADS]
-    step, shard = ctx[STEP], ctx[SHARD]
-    if shard >= min(ctx[WAVE_START] + ctx[WAVE], load(ctx[COUNTS] + 8 * step)):
+    ctx[t.SHARD] += ctx[t.THREADS]
+    step, shard = ctx[t.STEP], ctx[t.SHARD]
+    if shard >= min(ctx[t.WAVE_START] + ctx[t.WAVE], load(ctx[t.COUNTS] + 8 * step)):
         return False
-    cut = ctx[CUTS] + 8 * (step * (ctx[SHARDS] + 1) + shard)
-    ctx[SAMPLES] = load(cut + 8) - load(cut)
-    ctx[BASES + SEED] = ctx[SEEDS] + (step * ctx[SHARDS] + shard) * ctx[SIZE]
-    ctx[BASES + GRAD] = ctx[SHARES] + (shard - ctx[WAVE_START]) * ctx[ENTRIES] * ctx[SIZE]
+    cut = ctx[t.CUTS] + 8 * (step * (ctx[t.SHARDS] + 1) + shard)
+    ctx[t.SAMPLES] = load(cut + 8) - load(cut)
+    ctx[t.BASES + t.SEED] = ctx[t.SEEDS] + (step * ctx[t.SHARDS] + shard) * ctx[t.SIZE]
+    ctx[t.BASES + t.GRAD] = ctx[t.SHARES] + (shard - ctx[t.WAVE_START]) * ctx[t.ENTRIES] * ctx[t.SIZE]
     return True
 
 
 @_compiled
 def take(code: Any, at: int, ctx: Any) -> None:
     """Copy a shard's rows of a feed into its frame."""
-    width, target, source = code[at + EXTRA], ctx[BASES + code[at + EXTRA + 1]], ctx[BASES + code[at + EXTRA + 2]]
-    rows = ctx[ORDER] + 8 * load(ctx[CUTS] + 8 * (ctx[STEP] * (ctx[SHARDS] + 1) + ctx[SHARD]))
-    for i in range(ctx[SAMPLES]):
+    width, target, source = (
+        code[at + t.EXTRA],
+        ctx[t.BASES + code[at + t.EXTRA + 1]],
+        ctx[t.BASES + code[at + t.EXTRA + 2]],
+    )
+    rows = ctx[t.ORDER] + 8 * load(ctx[t.CUTS] + 8 * (ctx[t.STEP] * (ctx[t.SHARDS] + 1) + ctx[t.SHARD]))
+    for i in range(ctx[t.SAMPLES]):
         copy_bytes(target + i * width, source + load(rows + 8 * i) * width, width)
 
 
@@ -366,18 +304,18 @@ def tree(ctx: Any) -> int:
     """Add up a wave's gradients: 0 if another wave follows, 1 if not, -1 if a thread failed."""
     if not barrier(ctx):
         return -1
-    count, first = load(ctx[COUNTS] + 8 * ctx[STEP]), ctx[WAVE_START]
-    tree_sum(ctx, min(count - first, ctx[WAVE]))
-    if count > ctx[WAVE]:
-        fold(ctx, first // ctx[WAVE])
+    count, first = load(ctx[t.COUNTS] + 8 * ctx[t.STEP]), ctx[t.WAVE_START]
+    tree_sum(ctx, min(count - first, ctx[t.WAVE]))
+    if count > ctx[t.WAVE]:
+        fold(ctx, first // ctx[t.WAVE])
         if not barrier(ctx):
             return -1
-    ctx[WAVE_START] = first + ctx[WAVE]
-    ctx[SHARD] = ctx[WAVE_START] + ctx[THREAD] - ctx[THREADS]
-    if ctx[WAVE_START] < count:
+    ctx[t.WAVE_START] = first + ctx[t.WAVE]
+    ctx[t.SHARD] = ctx[t.WAVE_START] + ctx[t.THREAD] - ctx[t.THREADS]
+    if ctx[t.WAVE_START] < count:
         return 0
-    if count > ctx[WAVE]:
-        unfold(ctx, (count + ctx[WAVE] - 1) // ctx[WAVE])
+    if count > ctx[t.WAVE]:
+        unfold(ctx, (count + ctx[t.WAVE] - 1) // ctx[t.WAVE])
     return 1
 
 
@@ -396,72 +334,72 @@ def cycles(typingctx: Any) -> Any:
 @_compiled
 def walk(code: Any, ctx: Any) -> int:
     """Walk from where the context stands to the end, to a row that Python runs, or as long as a slice lasts; say which."""
-    row, began = ctx[ROW], cycles()
+    row, began = ctx[t.ROW], cycles()
     while True:
-        at = row * WIDTH
-        opcode, samples = code[at + OPCODE], ctx[SAMPLES]
+        at = row * t.WIDTH
+        opcode, samples = code[at + t.OPCODE], ctx[t.SAMPLES]
         row += 1
-        if opcode == LOOP:
-            loop(code, at, ctx, 0, samples if code[at + BATCHED] else 1)
-        elif opcode == PRODUCT:
-            product(code, at, ctx, 0, samples if code[at + BATCHED] else 1)
-        elif opcode == TILES:
-            count, step = code[at + EXTRA + 1], code[at + EXTRA]
+        if opcode == t.LOOP:
+            loop(code, at, ctx, 0, samples if code[at + t.BATCHED] else 1)
+        elif opcode == t.PRODUCT:
+            product(code, at, ctx, 0, samples if code[at + t.BATCHED] else 1)
+        elif opcode == t.TILES:
+            count, step = code[at + t.EXTRA + 1], code[at + t.EXTRA]
             for first in range(0, samples, step):
                 for k in range(count):
-                    loop(code, at + (k + 1) * WIDTH, ctx, first, min(first + step, samples))
+                    loop(code, at + (k + 1) * t.WIDTH, ctx, first, min(first + step, samples))
             row += count
-        elif opcode in (PYTHON, STOP):
-            ctx[ROW] = row
-            return CALL if opcode == PYTHON else DONE
-        elif opcode == NEXT_STEP:
-            if ctx[STEP] >= ctx[STEPS]:
-                return DONE
-            ctx[WAVE_START], ctx[SHARD] = 0, ctx[THREAD] - ctx[THREADS]
-        elif opcode == NEXT_SHARD:
+        elif opcode in (t.PYTHON, t.STOP):
+            ctx[t.ROW] = row
+            return t.CALL if opcode == t.PYTHON else t.DONE
+        elif opcode == t.NEXT_STEP:
+            if ctx[t.STEP] >= ctx[t.STEPS]:
+                return t.DONE
+            ctx[t.WAVE_START], ctx[t.SHARD] = 0, ctx[t.THREAD] - ctx[t.THREADS]
+        elif opcode == t.NEXT_SHARD:
             if not next_shard(ctx):
-                row = code[at + EXTRA]
-        elif opcode == TAKE:
+                row = code[at + t.EXTRA]
+        elif opcode == t.TAKE:
             take(code, at, ctx)
-        elif opcode == LOSS:
-            a, k = place(code, at, ctx, 0, 0, 0), ctx[STEP]
-            out = ctx[LOSSES] + 8 * (k * ctx[SHARDS] + ctx[SHARD])
-            run(code[at + KERNEL], (out, a, a, a, a, a, a, samples))
-            row = code[at + EXTRA]
-        elif opcode == TREE:
+        elif opcode == t.LOSS:
+            a, k = place(code, at, ctx, 0, 0, 0), ctx[t.STEP]
+            out = ctx[t.LOSSES] + 8 * (k * ctx[t.SHARDS] + ctx[t.SHARD])
+            run(code[at + t.KERNEL], (out, a, a, a, a, a, a, samples))
+            row = code[at + t.EXTRA]
+        elif opcode == t.TREE:
             more = tree(ctx)
             if more < 0:
-                return ENDED
+                return t.ENDED
             if more == 0:
-                row = code[at + EXTRA]
-        elif opcode == NORM:  # twice: before and after the first thread's Python computes the norm, of all
+                row = code[at + t.EXTRA]
+        elif opcode == t.NORM:  # twice: before and after the first thread's Python computes the norm, of all
             if not barrier(ctx):
-                return ENDED
-            ctx[NORMED] = 1 - ctx[NORMED]
-            if ctx[NORMED]:
+                return t.ENDED
+            ctx[t.NORMED] = 1 - ctx[t.NORMED]
+            if ctx[t.NORMED]:
                 row -= 1
-                if ctx[THREAD] == 0:
-                    ctx[ROW] = row
-                    return MEASURE
+                if ctx[t.THREAD] == 0:
+                    ctx[t.ROW] = row
+                    return t.MEASURE
             else:
                 g = share(ctx, 0)
-                run(code[at + KERNEL], (g, g, g, g, g, g, ctx[SCALE], ctx[END] - ctx[BEGIN]))
-        elif opcode == UPDATE:
-            k, skip, count = ctx[STEP], ctx[BEGIN] * ctx[SIZE], ctx[END] - ctx[BEGIN]
-            g, w = share(ctx, 0), ctx[WEIGHTS] + skip
-            if code[at + FIRST]:
-                run(code[at + FIRST], (g, w, g, g, g, g, ctx[SCALE] + ctx[SIZE], count))
+                run(code[at + t.KERNEL], (g, g, g, g, g, g, ctx[t.SCALE], ctx[t.END] - ctx[t.BEGIN]))
+        elif opcode == t.UPDATE:
+            k, skip, count = ctx[t.STEP], ctx[t.BEGIN] * ctx[t.SIZE], ctx[t.END] - ctx[t.BEGIN]
+            g, w = share(ctx, 0), ctx[t.WEIGHTS] + skip
+            if code[at + t.FIRST]:
+                run(code[at + t.FIRST], (g, w, g, g, g, g, ctx[t.SCALE] + ctx[t.SIZE], count))
             run_update(
-                code[at + KERNEL],
-                (w, g, ctx[WEIGHTS + 1] + skip, ctx[WEIGHTS + 2] + skip, count, ctx[UPDATES] + k + 1,
-                 ctx[CONSTANTS] + k * code[at + EXTRA + 1] * ctx[SIZE], code[at + EXTRA + 1]),
+                code[at + t.KERNEL],
+                (w, g, ctx[t.WEIGHTS + 1] + skip, ctx[t.WEIGHTS + 2] + skip, count, ctx[t.UPDATES] + k + 1,
+                 ctx[t.CONSTANTS] + k * code[at + t.EXTRA + 1] * ctx[t.SIZE], code[at + t.EXTRA + 1]),
             )  # fmt: skip
             if not barrier(ctx):
-                return ENDED
-            ctx[STEP] = k + 1
-            row = code[at + EXTRA]
-        if atomic_load(ctx[SYNC] + 8):
-            return ENDED
+                return t.ENDED
+            ctx[t.STEP] = k + 1
+            row = code[at + t.EXTRA]
+        if atomic_load(ctx[t.SYNC] + 8):
+            return t.ENDED
         if cycles() - began > SLICE:
-            ctx[ROW] = row
-            return PAUSE
+            ctx[t.ROW] = row
+            return t.PAUSE
