@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.setting import Array
 from benchmarks.turns import answer_of
 
-EPOCHS, TURNS = 4, 5
+EPOCHS, TURNS = 3, 3
 STEPS, INPUTS, UNITS = 96, 12, 16
 # Contender: label, whether PyTorch, threads (0: flowgrad's own choice) or kernel.
 CONTENDERS: dict[str, tuple[str, bool, Any]] = {
@@ -143,12 +143,12 @@ def torch_net(name: str) -> Any:
 
 # Label, net, length of a sample, classes (0: one number), batch size, samples.
 NETS: dict[str, tuple[str, Callable[[Any, Any], Any], int, int, int, int]] = {
-    "deep32": ("784-256-128-10, batch 32", deep, 784, 10, 32, 16_384),
-    "deep256": ("784-256-128-10, batch 256", deep, 784, 10, 256, 32_768),
+    "deep32": ("784-256-128-10, batch 32", deep, 784, 10, 32, 8_192),
+    "deep256": ("784-256-128-10, batch 256", deep, 784, 10, 256, 16_384),
     "lstm": ("LSTM, 96 steps of 12, 16 units, batch 16", lstm, STEPS * INPUTS, 0, 16, 2_048),
     "rnn": ("RNN, the same", rnn, STEPS * INPUTS, 0, 16, 4_096),
     "lenet": ("LeNet-like, batch 32", lenet, 784, 10, 32, 4_096),
-    "chain": ("chain of 1,200 ops, batch 32", chain, 32, 0, 32, 2_048),
+    "chain": ("chain of 1,200 ops, batch 32", chain, 32, 0, 32, 1_024),
 }
 
 
