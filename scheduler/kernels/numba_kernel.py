@@ -85,7 +85,8 @@ class Code:
         self.code, self.frame = table.numbered(samples, directions, size, addresses_of(table.kernels, dtype))
         self.offsets, _ = table.offsets(samples, directions, size)
         self.numbers, self.units = table.numbers.astype(dtype), np.array([0.0, 1.0], dtype)
-        self.common = addresses_of([SUM, COPY], dtype)
+        # The BLAS is loaded here, before somebody limits its threads.
+        self.common = [*addresses_of([SUM, COPY], dtype), blas_address(dtype)]
 
     def context(self, frame: Array, sync: Array) -> Array:
         """Return a context that stands at the first row, without the places of what is given.
@@ -99,7 +100,7 @@ class Code:
         """
         ctx = np.zeros(w.BASES + FEEDS + self.table.feeds + max(self.table.feeds, len(self.table.outputs)), np.int64)
         ctx[[w.SAMPLES, w.DIRECTIONS, w.SIZE, w.THREADS]] = self.samples, self.directions, self.dtype.itemsize, 1
-        ctx[[w.ADD, w.COPY_ROW, w.BLAS]] = *self.common, blas_address(self.dtype)
+        ctx[[w.ADD, w.COPY_ROW, w.BLAS]] = self.common
         ctx[[w.ZERO, w.ONE]] = self.units.ctypes.data, self.units.ctypes.data + self.dtype.itemsize
         lay(ctx, {w.SYNC: sync})
         lay(ctx, {w.BASES + FRAME: frame, w.BASES + NUMBERS: self.numbers, w.BASES + INDICES: self.table.indices})
@@ -156,12 +157,11 @@ def run_threads(work: Callable[[int], None], threads: int, sync: Array) -> None:
             errors.append(error)
 
     helpers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(1, threads)]
-    with one_thread():
-        for helper in helpers:
-            helper.start()
-        guarded(0)
-        for helper in helpers:
-            helper.join()
+    for helper in helpers:
+        helper.start()
+    guarded(0)
+    for helper in helpers:
+        helper.join()
     if errors:
         raise errors[0]
 
@@ -253,7 +253,7 @@ class CompiledRound:
         self.rounds = Assembler(program, gradient).write_round(
             update_kernel(type(rule)), self.clips, rule.weight_decay != 0, constants
         )
-        self.pace = Pace()
+        self.paces: dict[tuple[int, int], Pace] = {}  # by samples of the largest shard, and threads
         with compiling() as compiled:
             addresses_of(self.rounds.kernels, self.dtype)
         self.told = f"{'compiled' if compiled else 'loaded'} in {time.perf_counter() - began:.1f} s"
@@ -279,8 +279,9 @@ class CompiledRound:
         }  # fmt: skip
         numbers = {w.THREADS: threads, w.WAVE: wave, w.LEVELS: depth, w.UPDATES: t}
         code, losses = self._rounds(plan.samples), np.zeros((len(steps), shards))
-        for first, last, count in self.pace.segments(len(steps), threads):
-            with self.pace.measure(last - first, count):
+        pace = self.paces.setdefault((plan.samples, threads), Pace())
+        for first, last, count in pace.segments(len(steps), threads):
+            with pace.measure(last - first, count):
                 numbers |= {w.THREADS: count, w.STEP: first, w.STEPS: last}
                 losses[first:last] = self._walk(code, plan, const, feeds, arrays, numbers)[first:last]
         new["t"] += len(steps)
@@ -346,7 +347,8 @@ class CompiledRound:
         def measure() -> None:
             arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][: self.size])
 
-        run_threads(work, threads, sync)
+        with one_thread():
+            run_threads(work, threads, sync)
         return losses / plan.batches[:, None]
 
     def _gradients(self, count: int) -> Array:
