@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
 from ..costs import (
@@ -74,6 +75,8 @@ class Trial:
         optimizer, engine, counts = settings.optimizer, settings.engine, counts_of(job.step.program)
         work = counts.flops(optimizer.batch_size)
         why_not = "gradients are clipped per sample" if optimizer.privacy is not None else ""
+        if type(optimizer.rule).loop is Rule.loop:
+            why_not = f"the rule {type(optimizer.rule).__name__} states no loop"
         why_not = why_not or why_not_compiled()
         self.kernel = choose_kernel(engine.kernel, engine.grain, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])

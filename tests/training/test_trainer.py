@@ -11,7 +11,7 @@ from dask import array as da
 from models import GRAINS, Model, N
 
 import flowgrad as fg
-from flowgrad.errors import FlowgradError
+from flowgrad.errors import FlowgradError, GraphError
 
 # -- the arithmetic --
 
@@ -305,3 +305,24 @@ def test_a_parameter_whose_every_entry_is_cut_away(grain, kernel):
     history = fg.Trainer(fg.Adam(graph, loss, batch_size=2), engine).fit({x: [[1.0], [2.0], [3.0]]}, epochs=1)
     assert w.value.tolist() == [1.0, 2.0]
     assert history.epochs[-1]["loss"] == pytest.approx(2.0)
+
+
+class SignDescent(fg.optim.Rule):
+    """A rule that states no loop for compiled kernels."""
+
+    def step(self, g, state, t, a, b):
+        return np.multiply(np.sign(g, out=a), self.rate(t), out=a)
+
+
+def test_a_rule_without_a_loop_runs_with_numpy():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(1, trainable=False), fg.Variable(1, [1.0])
+        optimizer = fg.Optimizer(graph, fg.Dot(x, w), SignDescent(0.25), batch_size=2)
+    history = fg.Trainer(optimizer, fg.Engine("sync")).fit({x: np.ones((4, 1))}, epochs=1)
+    assert w.value.tolist() == [0.5]
+    assert history.plan["kernel"] == "numpy"
+    if fg.scheduler.kernels.why_not_compiled():
+        return
+    assert "SignDescent states no loop" in history.plan["reason"]
+    with pytest.raises(GraphError, match="SignDescent states no loop"):
+        fg.Trainer(optimizer, fg.Engine("sync", kernel="numba")).fit({x: np.ones((4, 1))}, epochs=1)
