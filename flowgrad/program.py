@@ -147,9 +147,12 @@ class Builder:
 
     def apply(self, op: type[Op], args: Sequence[int], attrs: dict[str, Any], label: str = "") -> int:
         """Add ``op.apply``; its type follows from the arguments."""
-        dims = [self.types[a].dim for a in args]
-        type_ = Type(op.shape(*dims, **attrs), any(self.types[a].batched for a in args))
-        return self.emit("apply", type_, args, op=op, attrs=tuple(attrs.items()), arity=len(args), label=label)
+        given = [self.types[a] for a in args]
+        dim, batched = op.shape(*[t.dim for t in given], **attrs), any([t.batched for t in given])
+        self.types.append(Type(dim, batched))
+        out = len(self.types) - 1
+        self.instrs.append(Instr("apply", out, tuple(args), op, tuple(attrs.items()), 0, len(given), label))
+        return out
 
     def build(self, outputs: dict[str, int]) -> Program:
         """Return the program, without verification."""
