@@ -47,6 +47,8 @@ from .table import (
 CACHE_LINE = 64
 # Seconds after which it is looked again whether one thread is faster than all.
 LOOK = 3.0
+# Seconds of steps that tell how fast so many threads are.
+TRY = 0.02
 
 
 def aligned_bytes(size: int) -> Array:
@@ -215,13 +217,14 @@ class Pace:
 
     def segments(self, steps: int, threads: int) -> Iterator[tuple[int, int, int]]:
         """Give ranges of steps, each with a number of threads."""
-        first, tries = 0, (threads, 1, threads, 1)
-        if threads > 1 and steps > len(tries) and time.monotonic() - self.looked > LOOK:
+        first, tries = 0, (1, threads, 1, threads)
+        # So many steps that threads which start are not all that is seen; what a step takes is known from the round before.
+        length = math.ceil(TRY / self.seconds.get(threads, math.inf)) or steps
+        if threads > 1 and 2 * len(tries) * length <= steps and time.monotonic() - self.looked > LOOK:
             self.looked, self.seconds = time.monotonic(), {}
             for count in tries:
-                last = first + max(1, steps // 12)
-                yield first, last, count
-                first = last
+                yield first, first + length, count
+                first += length
         known = {1, threads} <= self.seconds.keys()
         yield first, steps, min(threads, 1, key=self.seconds.__getitem__) if known else threads
 
