@@ -37,11 +37,6 @@ OWN_CODE = token(*(path.read_text() for path in sorted(Path(__file__).parent.glo
 _loading = threading.RLock()
 
 
-def row_kernel(function: Callable[..., None], count: int, slot: int | None = None) -> Kernel:
-    """Return the kernel that calls a function of a sample's vectors."""
-    return Kernel(":rows", tuple("abcdefgh"[:count]), (), function, slot)
-
-
 def update_kernel(rule: type[Rule]) -> Kernel:
     """Return the kernel that updates by a rule."""
     return Kernel(":update", (), (), rule.loop)

@@ -66,6 +66,11 @@ LOSS_SUM, WALK = Kernel(":loss"), Kernel(":walk")
 CLIP, DECAY = Kernel("k * out", (), ("k",)), Kernel("out + k * a", ("a",), ("k",))
 
 
+def row_kernel(function: Callable[..., None], count: int, slot: int | None = None) -> Kernel:
+    """Return the kernel that calls a function of so many vectors of a sample."""
+    return Kernel(":rows", tuple("abcdefgh"[:count]), (), function, slot)
+
+
 class View(NamedTuple):
     """Where entries lie: part of each row of a slot."""
 
@@ -424,28 +429,17 @@ class Assembler:
         first: Kernel | None = None,
         extra: Sequence[int] = (),
         attributes: View | None = None,
-        batched: bool | None = None,
     ) -> None:
         """Add a row; it runs over the samples if its result does, or if one of its operands does that it adds up."""
-        given = [v for v in (*views, attributes) if v is not None]
-        if batched is None:
-            batched = any(self.slots[v.slot].type.batched for v in given)
-        moves = any(self.slots[v.slot].type.cotangent for v in given)
+        views = [*views, *[None] * (ATTRIBUTES - len(views)), attributes]
+        types = [self.slots[v.slot].type for v in views if v is not None]
+        batched, moves = any([t.batched for t in types]), any([t.cotangent for t in types])
         numbers = [-1 if k is None else self.kernels.setdefault(k, len(self.kernels)) for k in (kernel, first)]
         self.fields.append(
             [opcode, *numbers, batched, times, columns, inner, moves, *extra, *[0] * (OPERAND - EXTRA - len(extra))]
         )
-        places = [(-1, 0, 0)] * SLOTS
-        for k, v in enumerate(views):
-            if v is not None:
-                places[k] = (v.slot, v.start, within[k] if k < len(within) else 0)
-        if attributes is not None:
-            places[ATTRIBUTES] = (
-                attributes.slot,
-                attributes.start,
-                within[ATTRIBUTES] if len(within) > ATTRIBUTES else 0,
-            )
-        self.operands.append(places)
+        strides = [*within, *[0] * (SLOTS - len(within))]
+        self.operands.append([(-1, 0, 0) if v is None else (v.slot, v.start, k) for v, k in zip(views, strides)])
 
     def _loop(self, kernel: Kernel, *views: View, **more: Any) -> None:
         more.setdefault("columns", views[0].dim)
@@ -454,9 +448,9 @@ class Assembler:
     def _copy(self, source: View, target: View) -> None:
         self._loop(COPY, target, source)
 
-    def _sum(self, source: View, target: View, more: bool = False) -> None:
+    def _sum(self, source: View, target: View) -> None:
         """Add up the samples."""
-        self._loop(SUM, target, source, first=None if more else FILL)
+        self._loop(SUM, target, source, first=FILL)
 
     def _numbers(self, values: Sequence[float]) -> View:
         key = tuple(map(float, values))
@@ -476,13 +470,21 @@ class Assembler:
         type_ = self.slots[view.slot].type
         if not type_.batched or view.dim == type_.dim:
             return view
-        whole = self._new(type_._replace(dim=view.dim))
+        whole = self._room(type_._replace(dim=view.dim))
         self._copy(view, whole)
-        self._temporary(whole)
         return whole
 
-    def _temporary(self, view: View) -> None:
+    def _room(self, type_: Type) -> View:
+        """Return room for the length of an instruction."""
+        view = self._new(type_)
         self.spare.append(view.slot)
+        return view
+
+    def _total(self, g: View) -> View:
+        """Return the sum of the samples of a cotangent."""
+        total = self._room(Type(g.dim, False, True))
+        self._sum(g, total)
+        return total
 
     def _batched(self, view: View) -> bool:
         return self.slots[view.slot].type.batched
@@ -617,9 +619,7 @@ class Assembler:
         type_ = self.slots[out.slot].type
         if not type_.batched or out.dim == type_.dim:
             return out
-        whole = self._new(type_._replace(dim=out.dim))
-        self._temporary(whole)
-        return whole
+        return self._room(type_._replace(dim=out.dim))
 
     def _back(self, whole: View, out: View) -> None:
         if whole != out:
@@ -649,8 +649,7 @@ class Assembler:
         views, kernel = [out, a, b], None
         if m < 0 and turned == (0, 1) and times == 1 and n * k >= LARGE_MATRIX:
             # For few samples BLAS is faster if it computes the transpose.
-            views.append(self._new(Type(n, True)))
-            self._temporary(views[-1])
+            views.append(self._room(Type(n, True)))
             kernel = TURN
         self._row(
             PRODUCT, kernel, views, inner=int(each), within=widths, times=times, columns=int(add),
@@ -672,9 +671,7 @@ class Assembler:
         return True
 
     def _function(self, function: Callable[..., None], slot: int | None, views: Sequence[View]) -> None:
-        names = tuple("abcdefgh"[: len(views)])
-        dims = [v.dim for v in views]
-        self._row(LOOP, Kernel(":rows", names, (), function, slot), views, within=dims, inner=0)
+        self._row(LOOP, row_kernel(function, len(views), slot), views, within=[v.dim for v in views], inner=0)
 
     # -- cotangents ---------------------------------------------------------------------------------------------
 
@@ -727,8 +724,7 @@ class Assembler:
         """Let what is to be summed be written into a place of its own, and add it up."""
         if not summed:
             return write(out) is not False
-        each = self._new(Type(out.dim, True, True))
-        self._temporary(each)
+        each = self._room(Type(out.dim, True, True))
         if write(each) is False:
             return False
         self._sum(each, out)
@@ -742,8 +738,7 @@ class Assembler:
         if i.op.row_factor is None or len(used) > MOST - 1 or (i.attrs and not _own(i.op)):
             return None
         width = self.types[i.out].dim // self.types[i.args[0]].dim
-        factor = self._new(Type(width, any(map(self._batched, args[1:]))))
-        self._temporary(factor)
+        factor = self._room(Type(width, any(map(self._batched, args[1:]))))
         self._function(i.op.row_factor, i.slot, [factor, *args[1:]])
         return factor
 
@@ -756,10 +751,7 @@ class Assembler:
                 self.begun.add(whole)
             return
         if summed:
-            total = self._new(Type(k, False, True))
-            self._temporary(total)
-            self._sum(g, total)
-            g = total
+            g = self._total(g)
         self._scaled(out, row, g, n, 0)
 
     def _scaled(self, out: View, row: View, g: View, n: int, step: int) -> None:
@@ -800,10 +792,7 @@ class Assembler:
             (self._sum if summed else self._copy)(g, part)
             return
         if summed:
-            total = self._new(Type(g.dim, False, True))
-            self._temporary(total)
-            self._sum(g, total)
-            g = total
+            g = self._total(g)
         self._loop(FILL, out)
         self._loop(SCATTER, out, g, self._indices(attrs["index"]), columns=g.dim)
 

@@ -185,8 +185,14 @@ def test_formulas_are_those_of_numpy(texts):
         out = np.empty(50)
         call(places[kernel], out, a, b)
         with np.errstate(all="ignore"):
-            expected = np.broadcast_to(eval(formula(text, 2).numpy(), {**scope, "a": a, "b": b}), 50)
-        np.testing.assert_allclose(out, expected, rtol=1e-11, atol=1e-13, err_msg=text)
+            # Where the last digits of an operand are many digits of the result, nobody is right.
+            near = [
+                eval(formula(text, 2).numpy(), {**scope, "a": a * x, "b": b * x}) for x in (1, 1 + 1e-14, 1 - 1e-14)
+            ]
+            expected, more, less = (np.broadcast_to(np.asarray(x, float), 50) for x in near)
+            allowed = 1e-11 * abs(expected) + 1e-13 + 10 * (abs(more - expected) + abs(less - expected))
+        right = (abs(out - expected) <= allowed) | (out == expected) | (np.isnan(out) & np.isnan(expected))
+        assert np.all(right | ~np.isfinite(allowed)), text
 
 
 def test_what_is_not_a_number_goes_through_as_in_numpy():
@@ -345,7 +351,7 @@ def test_a_function_that_makes_arrays_gives_them_back():
             room[k] = a[0]
         y[0] = room.sum()
 
-    (address,) = numba_library.addresses_of([numba_library.row_kernel(value, 2)], "float64")
+    (address,) = numba_library.addresses_of([table.row_kernel(value, 2)], "float64")
     y, a = np.zeros(1), np.full(1, 2.0)
     run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 10)(address)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

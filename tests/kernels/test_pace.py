@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("numba")
 pytest.importorskip("scipy")
 
-from flowgrad.scheduler.kernels import numba_kernel  # noqa: E402
+from flowgrad.scheduler.kernels import numba_kernel
 
 
 @pytest.fixture
