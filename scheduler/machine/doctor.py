@@ -149,7 +149,7 @@ def _numba(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "numba threads", "ok", f"threading layer {layer}, {threads} threads; flowgrad's kernels use neither of them"
     )
-    kept = f"{facts.cache_files} kernel{'s' * (facts.cache_files != 1)} in {facts.cache}"
+    kept = f"{facts.cache_files} set{'s' * (facts.cache_files != 1)} of kernels in {facts.cache}"
     advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
     yield _unless(bool(facts.cache_problem), "kernel cache", "change", facts.cache_problem or kept, advice)
 

@@ -88,7 +88,7 @@ def read_facts() -> Facts:
         numba=_read_numba() if numba else {},
         cache=str(folder),
         cache_problem=_cache_problem(folder),
-        cache_files=len(list(folder.glob("flowgrad_kernel_*.py"))),
+        cache_files=len(list(folder.glob("flowgrad_*.o"))),
     )
 
 
