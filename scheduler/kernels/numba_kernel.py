@@ -84,8 +84,8 @@ class Code:
     def __init__(self, table: Table, dtype: np.dtype[Any], samples: int, directions: int = 1):
         self.table, self.dtype, self.samples, self.directions = table, dtype, samples, directions
         size = dtype.itemsize
-        self.code, self.frame = table.numbered(samples, directions, size, addresses_of(table.kernels, dtype))
-        self.offsets, _ = table.offsets(samples, directions, size)
+        self.offsets, self.frame = table.offsets(samples, directions, size)
+        self.code = table.numbered(samples, self.offsets, size, addresses_of(table.kernels, dtype))
         self.numbers, self.units = table.numbers.astype(dtype), np.array([0.0, 1.0], dtype)
         # The BLAS is loaded here, before somebody limits its threads.
         self.common = [*addresses_of([SUM, COPY], dtype), blas_address(dtype)]
@@ -159,11 +159,15 @@ def run_threads(work: Callable[[int], None], threads: int, sync: Array) -> None:
             errors.append(error)
 
     helpers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(1, threads)]
-    for helper in helpers:
-        helper.start()
-    guarded(0)
-    for helper in helpers:
-        helper.join()
+    try:
+        for helper in helpers:
+            helper.start()
+        guarded(0)
+        for helper in helpers:
+            helper.join()
+    except BaseException:  # a signal that came outside of the walk: nobody waits at a barrier for this thread
+        sync[1] = 1
+        raise
     if errors:
         raise errors[0]
 

@@ -328,6 +328,7 @@ def write_loop(
     else:
         names = dict(zip(attributes, read)) | {a: entry(k) for k, a in enumerate(operands)}
         names["out"] = Number(b, b.load(b.gep(out, [j])))
+        # A formula comes from an op's class, which `formulas.formula` has checked; no file holds any.
         code = compile(ast.fix_missing_locations(_Constants().visit(ast.parse(text, mode="eval"))), "<formula>", "eval")
         value = eval(
             code, {"__builtins__": {}}, {**FUNCTIONS, **names, "number": lambda x: Number(b, ir.Constant(real, x))}

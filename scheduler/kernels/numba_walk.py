@@ -38,17 +38,6 @@ def load(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def store(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write an integer to an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], LONG))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
 def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
     """Add to the integer at an address."""
 

@@ -128,9 +128,8 @@ class Table:
     def _bytes(t: Type, samples: int, directions: int, size: int) -> int:
         return t.dim * (samples if t.batched else 1) * (directions if t.cotangent else 1) * size
 
-    def numbered(self, samples: int, directions: int, size: int, addresses: Sequence[int]) -> tuple[Array, int]:
-        """Return the table as numbers, and the bytes of a frame, for at most so many samples and rows of a cotangent."""
-        offsets, frame = self.offsets(samples, directions, size)
+    def numbered(self, samples: int, offsets: Array, size: int, addresses: Sequence[int]) -> Array:
+        """Return the table as numbers, for at most so many samples, slots at these offsets, and numbers of so many bytes."""
         out = np.zeros((len(self.fields), WIDTH), np.int64)
         out[:, :OPERAND] = self.fields
         where = np.array([*addresses, 0], np.int64)
@@ -162,7 +161,7 @@ class Table:
         flat = (~given | (operands[:, :, 2] == wanted)).all(axis=1) & (self.fields[:, INNER] == 1) & formulas
         out[:, EXTRA] = np.where(out[:, OPCODE] == LOOP, flat, out[:, EXTRA])
         out[:, EXTRA] *= np.where(out[:, OPCODE] == TAKE, size, 1)
-        return out, frame
+        return out
 
 
 def softmax_pull(out: Array, g: Array, p: Array) -> None:

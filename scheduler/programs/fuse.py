@@ -214,9 +214,8 @@ class _Fusion:
                 continue
             left = len(by_operand)
             others = tuple(s != slot for s in range(len(first.args)))
-            if (
-                stacked.op.stack(2, others, dims, **stacked.attrs) is not None
-            ):  # those of one group stack with those of another
+            # Those of one group may stack with those of another.
+            if stacked.op.stack(2, others, dims, **stacked.attrs) is not None:
                 left = len({self._others(part, slot) for part in by_operand.values()})
             if left < fewest:
                 # The operands of the longest lie end to end in the flat vector, for they are laid first.
@@ -273,9 +272,8 @@ class _Fusion:
         copies = 0
         for column, same in zip(columns, shared):
             segments = [s for o in column for s in o]
-            new = [
-                s.base < 0 and s.base not in self.placed for s in segments
-            ]  # parameters, to be laid as they are wanted
+            # New parameters are laid as they are wanted.
+            new = [s.base < 0 and s.base not in self.placed for s in segments]
             placed = [s if new_ else self._place(s) for s, new_ in zip(segments, new)]
             pieces = 1 if same or all(new) else len(_merge(placed))
             copies += pieces if pieces > 1 else 0
