@@ -7,6 +7,7 @@ import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import Cube
 from oracles import Shared, explicit, one_op, same
 
 import flowgrad as fg
@@ -110,15 +111,6 @@ def test_a_wrong_second_rule_is_noticed():
 
 
 def test_an_op_without_a_second_rule_is_differentiated_by_differences():
-    class Cube(fg.Op):
-        @staticmethod
-        def apply(a):
-            return a**3
-
-        @staticmethod
-        def jacobian(slot, y, a):
-            return fg.Diagonal(3 * a * a)
-
     with fg.Graph():
         x, w = fg.Variable(3, trainable=False), fg.Variable(3, [1.0, -2.0, 0.5])
         loss = fg.Sum(Cube(w * x))

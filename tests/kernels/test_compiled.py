@@ -13,6 +13,7 @@ import reference
 import strategies
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from models import Cube
 
 import flowgrad as fg
 from flowgrad.formulas import FUNCTIONS, formula
@@ -272,18 +273,6 @@ def test_threads_and_grains_give_the_same_bits():
     first = train("sync", "round")
     assert train("threads", "round") == first
     assert train("threads", "shard") == first
-
-
-class Cube(fg.Op):
-    """An op with no form that could be compiled."""
-
-    @staticmethod
-    def apply(a):
-        return a**3
-
-    @staticmethod
-    def jacobian(slot, y, a):
-        return fg.Diagonal(3 * a * a)
 
 
 class Square(fg.Op):

@@ -4,23 +4,12 @@ import numpy as np
 import pytest
 import strategies
 from hypothesis import given
+from models import Cube
 
 import flowgrad as fg
 from flowgrad.errors import GradientError
 
 FACTOR = 1.001
-
-
-class Cube(fg.Op):
-    """``a³`` with the right rule."""
-
-    @staticmethod
-    def apply(a):
-        return a**3
-
-    @staticmethod
-    def jacobian(slot, y, a):
-        return fg.Diagonal(3 * a**2)
 
 
 class CubeWrong(Cube):
