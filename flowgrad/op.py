@@ -89,6 +89,7 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
 FOLLOWS = {
     "apply": ("formula", "row_value", "row_both", "both"),
     "jacobian": ("slopes", "row_factor", "row_both", "both", "jacobian_tangent"),
+    "jacobian_tangent": ("bends",),
 }
 
 
@@ -159,6 +160,7 @@ class Op(Node):
     uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
     formula: ClassVar[str | None] = None
     slopes: ClassVar[tuple[str, ...]] = ()
+    bends: ClassVar[dict[tuple[int, int], str] | None] = None
     row_value: ClassVar[Callable[..., None] | None] = None
     row_factor: ClassVar[Callable[..., None] | None] = None
     row_both: ClassVar[Callable[..., None] | None] = None

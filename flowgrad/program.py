@@ -1,7 +1,7 @@
 """Programs: straight-line, single-assignment lists of instructions; the only thing that passes transform and kernels run.
 
 A program variable is an integer; its type says what it holds: a value ``(N, dim)`` or a cotangent ``(V, N, dim)``, batched
-(``N`` samples) or shared (``N == 1``).
+(``N`` samples) or shared (``N == 1``). Tangents are held as cotangents are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .graph import Node, Variable, ancestors
 from .inputs import brief
 from .op import Op
 
-Verb = Literal["apply", "pull", "pull_sum", "add", "scatter"]
-Role = Literal["param", "const", "feed", "seed"]
+Verb = Literal["apply", "pull", "pull_sum", "add", "scatter", "push", "bend", "bend_sum"]
+Role = Literal["param", "const", "feed", "seed", "tangent"]
 
 
 class Type(NamedTuple):
@@ -36,7 +36,9 @@ class Instr(NamedTuple):
 
     ``apply``: ``out = op.apply(*args)``. ``pull``/``pull_sum``: `args` are the cotangent, then the forward values that
     ``op.needs(slot, arity)`` lists. ``add``: the sum of the arguments, in their order. ``scatter``: each argument is added
-    into a zero cotangent at its start in ``attrs["starts"]``.
+    into a zero cotangent at its start in ``attrs["starts"]``. ``push``: a tangent, then the same values. ``bend``/``bend_sum``:
+    the pull of a cotangent by the tangent of the local Jacobian; then come values, and as many tangents, see
+    `tangents.bent_slots`.
     """
 
     verb: Verb
@@ -66,7 +68,7 @@ class Program:
     types : tuple of Type
         By program variable.
     inputs : tuple of Input
-        What must be given: a flat vector of parameters, one of constants, feeds, a seed cotangent.
+        What must be given: a flat vector of parameters, one of constants, feeds, a seed cotangent, tangents.
     instrs : tuple of Instr
     outputs : dict
         Program variable by name.
@@ -101,7 +103,7 @@ class Program:
         ]
         for i in self.instrs:
             what = i.verb if i.verb in ("add", "scatter") else i.op.__name__
-            if i.verb.startswith("pull"):
+            if i.verb not in ("apply", "add", "scatter"):
                 what = f"{i.verb} {what}[{i.slot}]"
             args = ", ".join(f"%{a}" for a in i.args[:8]) + (f", ... {len(i.args)}" if len(i.args) > 8 else "")
             attrs = "".join(f" {k}={brief(v, 24)}" for k, v in i.attrs)
@@ -231,17 +233,20 @@ def _type_error(i: Instr, types: tuple[Type, ...]) -> str:
         return (
             "" if out == wanted and not any([t.cotangent for t in args]) else f"has type {out}, its op gives {wanted}"
         )
-    first = types[i.args[0]]
-    if not out.cotangent or not first.cotangent:
-        return "is no cotangent"
-    if i.verb == "pull_sum" and out.batched:
-        return "sums over the samples, but its result is batched"
-    if i.verb == "pull" and out.batched != first.batched:
-        return "keeps samples apart, but its result is batched otherwise"
-    if i.verb in ("pull", "pull_sum"):
-        needs = len(i.op.needs(i.slot, i.arity))
-        return "" if len(i.args) == 1 + needs else f"has {len(i.args) - 1} forward values, its rule uses {needs}"
     args = [types[a] for a in i.args]
+    if not out.cotangent or not all([t.cotangent for t in args[:1]]):
+        return "is no cotangent"
+    if i.verb in ("pull_sum", "bend_sum") and out.batched:
+        return "sums over the samples, but its result is batched"
+    if i.verb in ("pull", "bend") and out.batched != args[0].batched:
+        return "keeps samples apart, but its result is batched otherwise"
+    if i.verb == "push" and out.batched != any([t.batched for t in args]):
+        return "is batched otherwise than what it reads"
+    if i.verb not in ("add", "scatter"):
+        needs = len(i.op.needs(i.slot, i.arity))
+        given = len(i.args) - 1
+        fits = given in (2 * needs, 2 * (1 + i.arity)) if i.verb.startswith("bend") else given == needs
+        return "" if fits else f"has {given} forward values, its rule uses {needs}"
     if i.verb == "add":
         fits = all([t.dim == out.dim and t.cotangent for t in args]) and any([t.batched for t in args]) == out.batched
         return "" if fits else f"adds {', '.join(map(str, args))} into {out}"

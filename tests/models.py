@@ -63,10 +63,10 @@ class Model:
                 v.set_value(v.value - 0.1 * g)
         return losses
 
-    def fit(self, executor="sync", grain="auto", shards=None, epochs=1, dtype=None, **settings):
+    def fit(self, executor="sync", grain="auto", shards=None, epochs=1, dtype=None, kernel="auto", **settings):
         names = ("validation", "checkpoint", "resume")
         to_fit = {name: settings.pop(name) for name in names if name in settings}
-        engine = fg.Engine(executor, grain=grain, shards=shards, dtype=dtype)
+        engine = fg.Engine(executor, grain=grain, shards=shards, dtype=dtype, kernel=kernel)
         return fg.Trainer(self.optimizer, engine, **settings).fit(self.feeds, epochs=epochs, **to_fit)
 
 

@@ -51,8 +51,6 @@ class Elementwise(Op):
     ([1.0, 0.607], True)
     """
 
-    bends: ClassVar[dict[tuple[int, int], str]] = {}
-
     def __init_subclass__(cls, **kwargs: Any):
         """Make the rules of the formulas that the class states."""
         if {"formula", "slopes", "bends"} & set(vars(cls)):
@@ -77,13 +75,13 @@ def _make_rules(cls: type[Elementwise]) -> None:
         raise GraphError(
             f"{cls.__name__} states {twice[0]} beside the slopes and bends from which it follows: leave one out"
         )
-    cls.bends = own.get("bends", {})
+    cls.bends = stated = own.get("bends", {})
     arity = len(cls.slopes)
     try:
         value = formula(own["formula"], arity)
         attributes = tuple(sorted(value.names - {*OPERANDS[:arity], "y"}))
         slopes = [formula(text, arity, attributes) for text in cls.slopes]
-        bends = {_pair(*pair): formula(text, arity, attributes) for pair, text in cls.bends.items()}
+        bends = {_pair(*pair): formula(text, arity, attributes) for pair, text in stated.items()}
     except GraphError as error:
         raise GraphError(f"{cls.__name__}: {error}") from None
     if "y" in value.names:

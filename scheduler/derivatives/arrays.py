@@ -12,7 +12,7 @@ from dask import delayed
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.jacobians import Factors
-from flowgrad.program import Instr
+from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..feeds import (
@@ -68,13 +68,13 @@ def _as_chunks(value: Any) -> Any:
     )
 
 
-def _plan(recipe: Recipe, feeds: Feeds, rows: int) -> tuple[list[tuple[int, Any]], tuple[tuple[Instr, ...], LastEdges]]:
-    """Return everything as one task: what it reads, with delayed values of what is set; instructions and last edges."""
+def _plan(recipe: Recipe, feeds: Feeds, rows: int) -> tuple[list[tuple[int, Any]], tuple[Program, LastEdges]]:
+    """Return everything as one task: what it reads, with delayed values of what is set; a program and last edges."""
     task, statics = recipe.as_one_task(), recipe.values_now(feeds)
     own = {k: delayed(value, name=f"value-{name}") for k, (name, value) in statics.items() if k in task.leaves}
-    identity = token([i._replace(label="") for i in task.instrs], bare(task.edges), recipe.sizes, rows, feeds.dtype.str)
+    identity = token(task.program, bare(task.edges), recipe.sizes, rows, feeds.dtype.str)
     ends = LastEdges(task.edges, tuple(recipe.sizes), rows, feeds.dtype, identity)
-    return [(k, own.get(k)) for k in task.leaves], (task.instrs, ends)
+    return [(k, own.get(k)) for k in task.leaves], (task.program, ends)
 
 
 def chunked_factors(recipe: Recipe, feeds: Feeds, lengths: Sequence[int]) -> list[Any]:
@@ -93,12 +93,12 @@ def chunked_factors(recipe: Recipe, feeds: Feeds, lengths: Sequence[int]) -> lis
 
 
 def read_factors(
-    plan: tuple[tuple[Instr, ...], LastEdges], forms: list[Shape | None], first: int, samples: int, *leaves: Array
+    plan: tuple[Program, LastEdges], forms: list[Shape | None], first: int, samples: int, *leaves: Array
 ) -> list[Factors]:
     """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
-    instrs, ends = plan
+    program, ends = plan
     arrays = [leaf if form is None else check_array(form, leaf, form.dtype, first) for form, leaf in zip(forms, leaves)]
-    return factors_block(ends, samples, *run_all(instrs, *arrays, np.ones((1, 1, 1), ends.dtype)))
+    return factors_block(ends, samples, *run_all(program, samples, *arrays, np.ones((1, 1, 1), ends.dtype)))
 
 
 def rows(

@@ -15,7 +15,7 @@ from ..tasks import Data, Record, Ref, Task, combine, token
 from .cache import ValueCache
 from .recipe import Recipe
 from .units import Unit
-from .work import factors_block, jacobian_block, run_spread, run_unit
+from .work import factors_block, jacobian_block, run_block, run_spread, run_unit
 
 # What the client gives and is larger stays on a worker like a computed value.
 PLACED = 1 << 20
@@ -96,10 +96,13 @@ class Request:
         """Add the record of a unit."""
         key = keys[unit.writes[0]]
         args = [Ref(keys[var]) for var in unit.holders]
-        if self.threads > 1 and unit.flops and unit.flops * len(self.seed) * samples >= SPREAD_FLOPS:
+        if unit.program is not None:
+            block = (unit.token, unit.program)
+            self.records[key] = Task(run_block, (block, samples, unit.where, unit.results is not None, *args))
+        elif self.threads > 1 and unit.flops and unit.flops * len(self.seed) * samples >= SPREAD_FLOPS:
             self.records[key] = Task(run_spread, (self.threads, samples, unit.instrs[0], unit.where, *args))
         else:
-            self.records[key] = Task(run_unit, (unit.instrs, unit.where, len(unit.writes) > 1, *args))
+            self.records[key] = Task(run_unit, (unit.instrs, unit.where, unit.results, *args))
         self.sizes[key] = unit.entries(samples, len(self.seed)) * self.feeds.dtype.itemsize
         if self.names[unit.writes[0]].feeds:
             self.fed.add(key)

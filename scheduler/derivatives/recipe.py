@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -17,13 +18,13 @@ from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.jacobians import Identity
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
-from flowgrad.program import Instr, Program, trace, verify
+from flowgrad.program import Builder, Instr, Program, trace, verify
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
-from ..programs import flat_values, forward_passes, input_var, run_passes
+from ..programs import choose_by_size, flat_values, forward_passes, input_var, run_passes
 from ..tasks import token
-from .units import ValueName, cut_up, name_values, renumber
+from .units import ValueName, cut_up, name_values
 from .work import LastEdges, Span, bare
 
 
@@ -33,17 +34,17 @@ class OneTask:
 
     Attributes
     ----------
-    instrs : tuple of Instr
-        Read ``leaves``, in their order, then the seed.
+    program : Program
+        Its inputs are ``leaves``, in their order, then the seed.
     leaves : tuple of int
-        Program variables: values that are set, then feeds.
+        The recipe's variables: values that are set, then feeds.
     edges : tuple of Edge
-        Numbered by the unit's variables.
+        They read the outputs, by their number.
     result : int
-        The result's value, numbered so too.
+        Which of the outputs is the result's value.
     """
 
-    instrs: tuple[Instr, ...]
+    program: Program
     leaves: tuple[int, ...]
     edges: tuple[Edge, ...]
     result: int
@@ -56,9 +57,14 @@ class Recipe:
     ----------
     grain : str
         At ``"node"`` every node and every edge is a unit.
+    kernel : str
+        What runs its programs, ``"auto"`` by their size.
     """
 
-    def __init__(self, result: Node, wrt: Sequence[Node], fed: frozenset[Variable], grain: str):
+    def __init__(
+        self, result: Node, wrt: Sequence[Node], fed: frozenset[Variable], grain: str, kernel: str = "numpy"
+    ):
+        self.choose = partial(choose_by_size, grain=grain, kernel=kernel)
         self.result, self.wrt, self.graph = result, tuple(wrt), result.graph
         upstream = ancestors(result)
         self.needed = [v for v in upstream if isinstance(v, Variable)]
@@ -66,7 +72,7 @@ class Recipe:
         marks: dict[Node, type[Op]] = {n: Mark for n in wrt if isinstance(n, Op) and n in upstream}
         traced = trace([result], fed, params, marks)
         program = run_passes(traced, forward_passes(grain))
-        self.target = program.outputs["0"]
+        self.forward, self.target = program, program.outputs["0"]
         found = [self._find(program, node, fed) for node in wrt]
         self.variables = list(dict.fromkeys(var for var, _, _ in found if var is not None))
         numbers = {var: k for k, var in enumerate(self.variables)}
@@ -82,7 +88,7 @@ class Recipe:
         self.sizes = [program.types[var].dim for var in self.variables]
         self.sizes += [absent] if absent or not self.sizes else []
         self.derivation: Derivation = derive(program, self.target, self.variables)
-        self.program = verify(self.derivation.program)
+        self.program = self.choose(verify(self.derivation.program))
         # What cuts ranges out of the flat vectors.
         flat = {i.var for i in self.program.inputs if i.role in ("param", "const")}
         self.cuts = [
@@ -90,7 +96,9 @@ class Recipe:
         ]
         self.same = {i.out: i.args[0] for i in self.program.instrs if _passes_on(i, grain)}
         self.edges = self.derivation.edges
-        self.units, self._holders = cut_up(self.program, self.cuts, self.same, self.through, grain)
+        self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
+        wanted = (self.target, *self.end_reads)
+        self.units, self._holders = cut_up(self.program, self.cuts, self.same, self.through, grain, wanted)
         # By the first variable that a unit writes: its number.
         self.made_by = {unit.writes[0]: number for number, unit in enumerate(self.units)}
         nodes = self.graph.nodes
@@ -98,7 +106,6 @@ class Recipe:
         reached = {e.wrt for e in self.edges}
         # Nodes that the result does not depend on.
         self.independent = [n for n, (k, _, _) in zip(wrt, self.spans) if k not in reached]
-        self.end_reads = tuple(dict.fromkeys(a for e in self.edges for a in e.reads))
         self._ends: dict[Any, LastEdges] = {}
         # Filled in by `forward`.
         self.pushes: Any = None
@@ -193,14 +200,16 @@ class Recipe:
                 kept.append(i._replace(args=tuple(map(self.through, i.args))))
                 wanted.update(kept[-1].args)
         kept.reverse()
-        own = {i.out for i in kept}
-        seed = self.derivation.seed
+        own, seed = {i.out for i in kept}, self.derivation.seed
         leaves = tuple(sorted(var for var in wanted if var not in own and var != seed))
-        reads = (*leaves, seed)
-        numbered = renumber(kept, reads)
-        at = {var: k for k, var in enumerate((*reads, *(i.out for i in kept)))}
-        edges = [e.renamed(at.__getitem__) for e in edges]
-        return OneTask(numbered, leaves, tuple(edges), at[target])
+        types, builder = self.program.types, Builder()
+        at = {var: builder.input(types[var], "feed", var) for var in leaves}
+        at[seed] = builder.input(types[seed], "seed")
+        for i in kept:
+            at[i.out] = builder.copy(i, types[i.out], [at[a] for a in i.args])
+        outputs = list(dict.fromkeys([target, *(a for e in edges for a in e.reads)]))
+        program = self.choose(builder.build({str(k): at[var] for k, var in enumerate(outputs)}))
+        return OneTask(program, leaves, tuple(e.renamed(outputs.index) for e in edges), 0)
 
 
 class _Set(NamedTuple):

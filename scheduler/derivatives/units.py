@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from flowgrad.program import Instr, Program
+from flowgrad.program import Builder, Instr, Program, Type
 
 from ..programs import instr_flops
 from ..tasks import attrs_tokens, combine, prefix_of, token
 
-# Programs of more instructions are cut into so many units; each unit is a task, and what is cached.
+# Programs of more instructions are cut into so many units; each unit is a task, and what is cached. Compiled units are few: to
+# enter one takes longer than most instructions.
 MAX_UNITS = 256
-UNITS = 64
+UNITS, COMPILED_UNITS = 64, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,12 @@ class Unit:
 
     Attributes
     ----------
+    program : Program, optional
+        The instructions of a unit that is compiled; outputs are `results`.
+    results : tuple of int, or None
+        Of several instructions, which of the numbered variables are read elsewhere.
+    writes : tuple of int
+        The program's own numbers of those.
     holders : tuple of int
         Whose results it reads: what is given, and of each other unit the first variable that it writes.
     where : tuple of (int, int or None)
@@ -35,6 +42,8 @@ class Unit:
     prefix: str
     token: str
     instrs: tuple[Instr, ...]
+    program: Program | None
+    results: tuple[int, ...] | None
     writes: tuple[int, ...]
     holders: tuple[int, ...]
     where: tuple[tuple[int, int | None], ...]
@@ -86,9 +95,19 @@ def renumber(instrs: Sequence[Instr], reads: Sequence[int]) -> tuple[Instr, ...]
 
 
 def cut_up(
-    program: Program, cuts: Iterable[Instr], same: Container[int], through: Callable[[int], int], grain: str
+    program: Program,
+    cuts: Iterable[Instr],
+    same: Container[int],
+    through: Callable[[int], int],
+    grain: str,
+    wanted: Iterable[int],
 ) -> tuple[list[Unit], dict[int, tuple[int, int | None]]]:
-    """Cut a program into units: single instructions, or runs of them where there are very many.
+    """Cut a program into units: single instructions, or runs of them where there are very many, or where they are compiled.
+
+    Parameters
+    ----------
+    wanted : iterable of int
+        What is read besides what the instructions read.
 
     Returns
     -------
@@ -98,8 +117,13 @@ def cut_up(
     """
     given = {i.out for i in cuts}
     instrs = [i for i in program.instrs if i.out not in same and i.out not in given]
-    size = 1 if grain == "node" or len(instrs) <= MAX_UNITS else -(-len(instrs) // UNITS)
-    units = []
+    count = COMPILED_UNITS if program.compiled else UNITS
+    alone = grain == "node" or (len(instrs) <= MAX_UNITS and not program.compiled)
+    size = 1 if alone else -(-len(instrs) // count)
+    # By variable: the last run that reads it.
+    readers = {through(a): k // size for k, i in enumerate(instrs) for a in i.args}
+    readers |= dict.fromkeys(map(through, wanted), len(instrs))
+    units: list[Unit] = []
     tokens = attrs_tokens(instrs)
     holder: dict[int, tuple[int, int | None]] = {}
     for start in range(0, len(instrs), size):
@@ -110,12 +134,34 @@ def cut_up(
         rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
         flops = instr_flops(run[0], program) if apart else 0.0
-        writes = tuple(i.out for i in run)
+        results = tuple(k for k, i in enumerate(run, len(reads)) if readers.get(i.out, -1) > start // size)
+        if not results:
+            continue
+        writes = tuple(run[k - len(reads)].out for k in results)
         read = [holder.get(a, (a, None)) for a in reads]
         holders = tuple(dict.fromkeys(var for var, _ in read))
         where = tuple((holders.index(var), number) for var, number in read)
-        holder.update((var, (writes[0], number if len(run) > 1 else None)) for number, var in enumerate(writes))
+        holder.update((var, (writes[0], number if size > 1 else None)) for number, var in enumerate(writes))
         sizes = tuple((t.dim, t.batched, t.cotangent) for t in (program.types[var] for var in writes))
-        name, identity = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows)
-        units.append(Unit(name, identity, numbered, writes, holders, where, sizes, flops))
+        name, identity = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows, repr(results))
+        block = None
+        if program.compiled:
+            block = _block(program, numbered, [program.types[i.out] for i in run], reads, results)
+            identity = combine(identity, "compiled")
+        kept = results if size > 1 else None
+        units.append(Unit(name, identity, numbered, block, kept, writes, holders, where, sizes, flops))
     return units, holder
+
+
+def _block(
+    program: Program, numbered: Sequence[Instr], types: Sequence[Type], reads: Sequence[int], results: Sequence[int]
+) -> Program:
+    """Return numbered instructions as a program; a seed may have one row for all samples, other cotangents have what they should."""
+    seeds = {i.var for i in program.inputs if i.role == "seed"}
+    builder = Builder()
+    for var in reads:
+        type_ = program.types[var]
+        builder.input(type_, "seed" if var in seeds else "tangent" if type_.cotangent else "feed", var)
+    for i, type_ in zip(numbered, types):
+        builder.copy(i, type_, i.args)
+    return replace(builder.build({str(k): var for k, var in enumerate(results)}), compiled=True)

@@ -14,10 +14,10 @@ import numpy as np
 from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
 from flowgrad.jacobians import Factors, LocalJacobian, OuterShare
-from flowgrad.program import Instr
+from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
-from ..kernels import run_instr
+from ..kernels import kernel_named, kernel_of, run_instr
 from ..machine import canonical, each_side_by_side, empty_array, spread
 
 # By variable.
@@ -28,8 +28,10 @@ Span = tuple[int, int, int]
 THREADED = 1 << 20
 
 
-def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any) -> Any:
-    """Run instructions on what they read; return the result of the only one, or a list of all results.
+def run_unit(
+    instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]], results: Sequence[int] | None, *args: Any
+) -> Any:
+    """Run instructions on what they read; return the result of the only one, or a list of those that are wanted.
 
     Parameters
     ----------
@@ -39,13 +41,21 @@ def run_unit(instrs: tuple[Instr, ...], reads: Sequence[tuple[int, int | None]],
     env = _given(reads, args)
     for i in instrs:
         env.append(run_instr(i, *(env[a] for a in i.args)))
-    return env[len(reads) :] if many else env[-1]
+    return env[-1] if results is None else [env[k] for k in results]
+
+
+def run_block(
+    block: tuple[str, Program], samples: int, reads: Sequence[tuple[int, int | None]], many: bool, *args: Any
+) -> Any:
+    """Run compiled instructions, a name and a program, as `run_unit` does."""
+    outputs = list(kernel_named(*block)(_given(reads, args), samples=samples).values())
+    return outputs if many else outputs[0]
 
 
 def run_spread(threads: int, samples: int, instr: Instr, reads: Sequence[tuple[int, int | None]], *args: Any) -> Array:
     """Run a single instruction as `run_unit` does, its samples dealt out to threads."""
     if samples < 2 * threads:
-        return run_unit((instr,), reads, False, *args)
+        return run_unit((instr,), reads, None, *args)
     env = _given(reads, args)
 
     def run(start: int, stop: int) -> Array:
@@ -167,18 +177,23 @@ def factors_block(ends: LastEdges, samples: int, *args: Array) -> list[Factors]:
 
 
 def jacobian_chunk(
-    plan: tuple[tuple[Instr, ...], LastEdges], span: Span, rows: tuple[int, int], samples: int, *leaves: Array
+    plan: tuple[Program, LastEdges], span: Span, rows: tuple[int, int], samples: int, *leaves: Array
 ) -> Array:
-    """Return rows of the Jacobians of some samples, from what is given on; the last edges read all that `plan` computes."""
-    instrs, ends = plan
+    """Return rows of the Jacobians of some samples, from what is given on; the last edges read the outputs of `plan`."""
+    program, ends = plan
     first, last = rows
     seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
-    return jacobian_block(replace(ends, rows=last - first), [span], samples, *run_all(instrs, *leaves, seed))[0]
+    return jacobian_block(replace(ends, rows=last - first), [span], samples, *run_all(program, samples, *leaves, seed))[0]
 
 
-def run_all(instrs: tuple[Instr, ...], *inputs: Array) -> list[Array]:
-    """Return what is given and the results of all instructions."""
-    return [*inputs, *run_unit(instrs, [(k, None) for k in range(len(inputs))], True, *inputs)]
+def run_all(program: Program, samples: int, *inputs: Array) -> list[Array]:
+    """Return the outputs of a program, in their order."""
+    env = list(map(canonical, inputs))
+    if program.compiled:
+        return list(kernel_of(program)(env, samples=samples).values())
+    for i in program.instrs:  # one by one: a seed may have one row for all samples, which buffers have not
+        env.append(run_instr(i, *(env[a] for a in i.args)))
+    return [env[var] for var in program.outputs.values()]
 
 
 def join(parts: list[list[Array]], k: int) -> Array:

@@ -13,12 +13,13 @@ from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import real_array
 from flowgrad.ops import MeanSquaredError
 from flowgrad.ops.loss import softmax
-from flowgrad.program import Program
+from flowgrad.program import Program, verify
+from flowgrad.tangents import linearize
 from flowgrad.typing import Array
 
 from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
-from ..programs import JobInputs, compile_forward, compile_gradient, input_var
+from ..programs import JobInputs, choose_by_size, compile_forward, compile_gradient, input_var, prune
 from .session import Session
 from .values import check_scalar
 
@@ -29,7 +30,10 @@ def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds:
     checked = session.check(graph, feeds)
     moved = tangents_of(graph, tangents, checked)
     program = compile_forward([result], checked, [v for v in moved if v not in checked.arrays], session.grain)
-    return np.concatenate(_swept(session, program, graph, checked, moved, "jvp", jvp_block))
+    moving, flat = _linear(session, program, moved, "0", checked.dtype)
+    if moving is None:
+        return np.zeros((checked.samples, result.dim), checked.dtype)
+    return np.concatenate(_swept(session, moving, graph, checked, flat, "jvp", jvp_block))
 
 
 def hvp(
@@ -45,32 +49,37 @@ def hvp(
         raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
     program, named = compile_gradient(loss, checked, list(moved), "shard")
     out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
-    if named:
-        shares = _swept(session, program, graph, checked, moved, "hvp", hvp_block, named[0][0], checked.samples)
+    moving, flat = _linear(session, program, moved, named[0][0], checked.dtype) if named else (None, {})
+    if moving is not None:
+        shares = _swept(session, moving, graph, checked, flat, "hvp", hvp_block, named[0][0], checked.samples)
         total = reduce(np.add, shares)
         out |= {v: total[slice(*program.layout[v.index][1:])].copy() for v in moved if v.index in program.layout}
     return out
 
 
+def _linear(
+    session: Session, program: Program, moved: Mapping[Variable, Array], output: str, dtype: Any
+) -> tuple[Program | None, list[Array]]:
+    """Return the program of an output's tangent, None if it is zero, and the tangents that it is given."""
+    flat = flat_tangents(program, moved, dtype)
+    moving = linearize(program, {var: len(t) > 1 for var, t in flat.items()}, [output])
+    if not moving.outputs:
+        return None, []
+    return choose_by_size(verify(prune(moving)), session.grain, session.kernel), list(flat.values())
+
+
 def _swept(
-    session: Session,
-    program: Program,
-    graph: Graph,
-    feeds: Feeds,
-    moved: Mapping[Variable, Array],
-    prefix: str,
-    *work: Any,
+    session: Session, program: Program, graph: Graph, feeds: Feeds, tangents: list[Array], prefix: str, *work: Any
 ) -> list[Array]:
-    """Push tangents through a program, and return what ``work``, a function and its first arguments, makes of each shard."""
+    """Run a program of tangents, and return what ``work``, a function and its arguments, makes of each shard."""
     placed = JobInputs(program, graph, feeds, session.grain, session.shards)
-    flat = flat_tangents(program, moved, feeds.dtype)
+    held = placed.graph.data("program", program)
     func, *args = work
     keys = []
     for start, stop in placed.bounds:
-        inputs = placed.inputs(start, stop)
-        values = [inputs[i.var] for i in program.inputs if i.role != "seed"]
-        directions = {var: t[start:stop] if len(t) == feeds.samples > 1 else t for var, t in flat.items()}
-        keys.append(placed.graph.task(prefix, func, program, *args, stop - start, directions, *values).key)
+        values = placed.inputs(start, stop).values()
+        moving = [t[None, start:stop] if len(t) == feeds.samples > 1 else t[None] for t in tangents]
+        keys.append(placed.graph.task(prefix, func, held, *args, stop - start, len(values), *values, *moving).key)
     return session.executor.run(placed.graph.records, keys, line=len(keys) == 1)
 
 

@@ -14,7 +14,7 @@ from flowgrad.inputs import integer
 from ..derivatives import Recipe, Request, ValueCache
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, RememberedFeeds, check_nodes
-from ..kernels import kernel_of
+from ..kernels import forget_kernels
 from ..machine import clear_room
 from ..programs import cut_samples
 from ..tasks import Ref
@@ -49,7 +49,7 @@ class Session:
             self.memory.clear()
             self.recipes.cache_clear()
         clear_room()
-        kernel_of.cache_clear()
+        forget_kernels()
 
     def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""
@@ -78,7 +78,7 @@ class Session:
     def recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
         """Return how the derivative is computed; warn of nodes that the result does not depend on."""
         with self.cache.lock:
-            recipe = self.recipes(result, tuple(nodes), frozenset(fed), self.grain)
+            recipe = self.recipes(result, tuple(nodes), frozenset(fed), self.grain, self.kernel)
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])
             more = ", ..." if len(recipe.independent) > 5 else ""

@@ -128,7 +128,7 @@ class Code:
                 measure()
             if why == w.CALL:
                 instr, out, args = self.table.calls[self.code[ctx[w.ROW] - 1, EXTRA]]
-                self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args))
+                self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args), dim=out.dim)
 
 
 class _Lent:
@@ -379,14 +379,20 @@ class CompiledProgram:
         self.spaces = []
         for i in program.inputs:
             self.spaces.append(ROLES.get(i.role, FEEDS + feeds))
-            feeds += i.role == "feed"
+            feeds += i.role not in ROLES
 
-    def __call__(self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Run on the inputs, in the order of ``program.inputs``; return the outputs by name, some of them `into` arrays."""
+    def __call__(
+        self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None, samples: int = 1
+    ) -> dict[str, Array]:
+        """Run on the inputs, in the order of ``program.inputs``; return the outputs by name, some of them `into` arrays.
+
+        `samples` are those of the outputs, where it may be that all inputs have one row.
+        """
         program, types = self.program, self.program.types
         dtype = np.dtype(np.result_type(*inputs)) if inputs else np.dtype(float)
-        samples = max((len(x) if i.role != "seed" else x.shape[1] for i, x in zip(program.inputs, inputs)), default=1)
-        directions = max((len(x) for i, x in zip(program.inputs, inputs) if i.role == "seed"), default=1)
+        moving = [types[i.var].cotangent for i in program.inputs]
+        samples = max(samples, *(x.shape[1] if moves else len(x) for moves, x in zip(moving, inputs)))
+        directions = max((len(x) for moves, x in zip(moving, inputs) if moves), default=1)
         seeds = any(x.shape[1] > 1 for i, x in zip(program.inputs, inputs) if i.role == "seed")
         code: Code = self._code(seeds, dtype, samples, directions)
         given = {w.BASES + s: np.ascontiguousarray(x, dtype) for s, x in zip(self.spaces, inputs)}

@@ -55,7 +55,7 @@ class KernelWriter:
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.left = Counter(self.uses)
         self.outputs = set(program.outputs.values())
-        self.wanted = {_applied(i) for i in program.instrs if i.verb.startswith("pull") and not i.slot}
+        self.wanted = {_applied(i) for i in program.instrs if i.verb in ("pull", "pull_sum") and not i.slot}
         self.known: dict[Any, str] = {}
         self.takes_out: dict[type[Op], bool] = {}
         self.place: dict[int, str] = {}
@@ -110,9 +110,9 @@ class KernelWriter:
             if i.op not in self.takes_out:
                 self.takes_out[i.op] = "out" in inspect.signature(i.op.apply).parameters
             return self.takes_out[i.op]
-        if i.verb.startswith("pull"):
+        if i.verb in ("pull", "pull_sum"):
             return _own(i.op) and not self._is_alias(i) and not (i.op is Vectorize and i.verb == "pull")
-        return True
+        return i.verb in ("add", "scatter")
 
     def _is_alias(self, i: Instr) -> bool:
         return i.verb == "pull" and _own(i.op) and i.op.kind(i.slot) is Identity
@@ -155,6 +155,9 @@ class KernelWriter:
             return self._scatter(i, out)
         if self._is_alias(i):
             return f"v{i.out} = v{i.args[0]}"
+        if i.verb not in ("apply", "pull", "pull_sum"):
+            self.text.names[f"i{i.out}"] = i
+            return f"v{i.out} = run_one(i{i.out}, ({''.join(f'v{a}, ' for a in i.args)}), {self.program.types[i.out].dim})"
         if i.op is Vectorize and i.verb != "apply":  # it may have very many operands: do not list them once per operand
             start, stop = stretch(i)
             part = f"v{i.args[0]}[:, :, {start}:{stop}]"
@@ -215,7 +218,8 @@ def like(result: Array, array: Array) -> Array:
 def join(pieces: Sequence[Array], starts: tuple[int, ...], dim: int, out: Array | None = None) -> Array:
     """Add cotangents of ranges into a zero cotangent of length `dim`."""
     if out is None:
-        out = np.empty((len(pieces[0]), max(p.shape[1] for p in pieces), dim), pieces[0].dtype)
+        rows, samples = (max([p.shape[k] for p in pieces], default=1) for k in (0, 1))
+        out = np.empty((rows, samples, dim), pieces[0].dtype if pieces else np.float32)
     ends = [start + p.shape[2] for start, p in zip(starts, pieces)]
     if [0, *ends] == [*starts, dim]:  # the pieces tile the vector: nothing to add up
         for start, end, piece in zip(starts, ends, pieces):

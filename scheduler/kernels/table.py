@@ -19,6 +19,7 @@ from flowgrad.jacobians import Diagonal, Identity, Outer, Rows, Selection, SoftM
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import LARGE_MATRIX
 from flowgrad.program import Instr, Program, Type
+from flowgrad.tangents import bent_slots
 from flowgrad.typing import Array
 
 # What the loop can do by itself; the rest is kernels.
@@ -29,7 +30,9 @@ OPCODE, KERNEL, FIRST, BATCHED, TIMES, COLUMNS, INNER, MOVES, EXTRA, OPERAND, WI
 FIELDS, SLOTS = 5, 7
 # Operands beside the result that a loop over numbers reads, and the place of its attributes.
 MOST, ATTRIBUTES = 5, 6
-# Spaces that are given; those after them are feeds.
+# Verbs that read the local Jacobian itself.
+FIRST_ORDER = ("pull", "pull_sum", "push")
+# Spaces that are given; those after them are feeds, and tangents.
 FRAME, PARAM, CONST, GRAD, SEED, NUMBERS, INDICES, FEEDS = range(8)
 ROLES = {"param": PARAM, "const": CONST, "seed": SEED}
 # Entries of all operands of a tile: they stay in the first cache.
@@ -203,7 +206,7 @@ class Assembler:
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.outputs = set(program.outputs.values())
         self.makers = {i.out: i for i in program.instrs}
-        self.wanted = {(i.op, i.args[1:]) for i in program.instrs if i.verb.startswith("pull") and not i.slot}
+        self.wanted = {(i.op, i.args[1:]) for i in program.instrs if i.verb in FIRST_ORDER and not i.slot}
         self.factors: dict[Any, View] = {}
         self.known_numbers: dict[tuple[float, ...], View] = {}
         self.known_indices: dict[tuple[int, ...], View] = {}
@@ -217,7 +220,7 @@ class Assembler:
                 self.views[entry.var] = self._new(type_)
                 self._copy(view, self.views[entry.var])
                 self.owners[self.views[entry.var].slot] += 1
-            feeds += entry.role == "feed"
+            feeds += entry.role not in ROLES
         self.feeds = feeds
         self.gradient = gradient
         if gradient is not None:
@@ -410,8 +413,9 @@ class Assembler:
         )
 
     def _is_alias(self, i: Instr) -> bool:
-        summed = i.verb == "pull_sum" and self.types[i.args[0]].batched
-        return i.verb in ("pull", "pull_sum") and not summed and (i.op.kind(i.slot) is Identity or i.op is Vectorize)
+        if i.verb not in FIRST_ORDER or (i.verb == "pull_sum" and self.types[i.args[0]].batched):
+            return False
+        return i.op.kind(i.slot) is Identity or i.op is Vectorize
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -507,7 +511,7 @@ class Assembler:
 
     def _alias(self, i: Instr) -> View | None:
         """Return the view that an instruction only is."""
-        if i.verb == "apply" and i.op is Slice:
+        if i.verb in ("apply", "push") and i.op is Slice:
             a, attrs = self.views[i.args[0]], dict(i.attrs)
             return View(a.slot, a.start + attrs["start"], attrs["stop"] - attrs["start"])
         if not self._is_alias(i):
@@ -531,6 +535,10 @@ class Assembler:
             return self._add(i, out, args)
         if i.verb == "scatter":
             return self._scatter(i, out, args)
+        if i.verb == "push":
+            return self._push(i, out, args)
+        if i.verb.startswith("bend"):
+            return self._bend(i, out, args)
         return self._pull(i, out, args)
 
     def _add(self, i: Instr, out: View, args: list[View]) -> bool:
@@ -646,7 +654,8 @@ class Assembler:
         )
         m, n, k = shape
         views, kernel = [out, a, b], None
-        if m < 0 and turned == (0, 1) and times == 1 and n * k >= LARGE_MATRIX:
+        moves = any([self.slots[v.slot].type.cotangent for v in views])
+        if m < 0 and turned == (0, 1) and times == 1 and n * k >= LARGE_MATRIX and not moves:
             # For few samples BLAS is faster if it computes the transpose.
             views.append(self._room(Type(n, True)))
             kernel = TURN
@@ -736,8 +745,8 @@ class Assembler:
             return self.factors[i.op, used]
         if i.op.row_factor is None or len(used) > MOST - 1 or (i.attrs and not _own(i.op)):
             return None
-        width = self.types[i.out].dim // self.types[i.args[0]].dim
-        factor = self._room(Type(width, any(map(self._batched, args[1:]))))
+        dims = self.types[i.out].dim, self.types[i.args[0]].dim
+        factor = self._room(Type(max(dims) // min(dims), any(map(self._batched, args[1:]))))
         self._function(i.op.row_factor, i.slot, [factor, *args[1:]])
         return factor
 
@@ -756,6 +765,56 @@ class Assembler:
     def _scaled(self, out: View, row: View, g: View, n: int, step: int) -> None:
         """Add ``out[a, j] = g[a] * row[a, j]``."""
         self._loop(SCALED, out, row, columns=n, inner=g.dim, within=(n, step, 0, 0, 0, 0, 1), attributes=g)
+
+    # -- tangents -----------------------------------------------------------------------------------------------
+
+    def _push(self, i: Instr, out: View, args: list[View]) -> bool:
+        kind, t, attrs = i.op.kind(i.slot), args[0], dict(i.attrs)
+        if kind in (Diagonal, SoftMaxJacobian):  # its own transpose
+            return self._pull(i, out, args)
+        if i.op is Gather:
+            self._loop(GATHER, out, t, self._indices(attrs["index"]))
+        elif i.op is BatchMatVec:
+            matrix, xs = (args[1], t) if i.slot else (t, args[1])
+            self._products(out, matrix, xs, attrs["count"], attrs["n"])
+        elif i.op is MatVec and i.slot:
+            self._matvec(out, args[1], t, out.dim, t.dim)
+        elif kind is Rows:
+            n = t.dim // out.dim
+            self._loop(DOT, out, t, args[1], columns=n, inner=out.dim, within=(1, n, n))
+        elif kind is Outer:
+            row = args[1] if i.op in (MatVec, Dot) else self._factor(i, args)
+            if row is None:
+                return False
+            self._matvec(out, t, row, out.dim, row.dim)
+        else:
+            return False
+        return True
+
+    def _bend(self, i: Instr, out: View, args: list[View]) -> bool:
+        slots = bent_slots(i)
+        values, tangents = dict(zip(slots, args[1:])), dict(zip(slots, zip(i.args[1 + len(slots) :], args[1 + len(slots) :])))
+        moved = {slot: view for slot, (var, view) in tangents.items() if not self._is_zero(var)}
+        if i.op in (MatVec, Dot, RowDot, BatchMatVec) and moved:  # the factor is the other operand
+            return self._pull(i, out, [args[0], *moved.values()])
+        if i.op.bends:
+            pairs = {k: i.op.bends.get((min(k, i.slot), max(k, i.slot)), "0") for k in moved if k >= 0}
+            bends = {OPERANDS[k]: bend for k, bend in pairs.items() if bend != "0"}
+        elif moved:
+            return False
+        if not moved or not bends:
+            self._loop(FILL, out)
+            return True
+        names = {"g": args[0]} | {("y", *OPERANDS)[k + 1]: v for k, v in values.items()}
+        names |= {f"moved_{OPERANDS[k]}": view for k, view in moved.items() if k >= 0}
+        text = f"g * ({' + '.join(f'({bend}) * moved_{a}' for a, bend in bends.items())})"
+        used = formula(text, i.arity).names
+        names = {name: view for name, view in names.items() if name in used}
+        summed = self._batched(args[0]) and not self.types[i.out].batched
+        return self._summed(summed, out, args[0], lambda to: self._element(i, text, to, names))
+
+    def _is_zero(self, var: int) -> bool:
+        return var in self.makers and self.makers[var].verb == "scatter" and not self.makers[var].args
 
     def _pull_batch(self, i: Instr, out: View, g: View, other: View, summed: bool) -> None:
         attrs = dict(i.attrs)

@@ -8,6 +8,7 @@ from .compile import (
     flat_values,
     forward_passes,
     input_var,
+    prune,
     run_passes,
 )
 from .counts import Counts, counts_of, instr_flops
@@ -29,6 +30,7 @@ from .work import (
     cut_rows,
     flat_gradient,
     pick,
+    run_program,
     run_seeded,
     seed_of,
     take_rows,

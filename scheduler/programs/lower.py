@@ -51,14 +51,14 @@ class JobInputs:
         for i in program.inputs:
             if i.role == "feed":
                 self.whole[i.var] = self.graph.data("feed", feeds.arrays[cast(Variable, nodes[i.node])])
-            elif i.role != "seed":
+            elif i.role in ("param", "const"):
                 self.whole[i.var] = self.graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype))
 
     def arrays(self, samples: int) -> list[Array]:
         """Return the inputs of the program, but the seed, for so many samples; they are taken again where there are fewer."""
         arrays = []
         for i in self.program.inputs:
-            if i.role != "seed":
+            if i.var in self.whole:
                 value = cast(Data, self.graph.records[self.whole[i.var].key]).value
                 arrays.append(value[np.arange(samples) % len(value)] if i.role == "feed" else value)
         return arrays

@@ -52,8 +52,8 @@ def mean_seed(like: Array, samples: int, batch: int) -> Array:
 
 
 def seed_of(program: Program, dtype: Any, samples: int, batch: int) -> Array:
-    """Return the seed, the last input of a program, of a shard's share of the mean."""
-    batched = program.types[program.inputs[-1].var].batched
+    """Return the seed of a shard's share of the mean."""
+    batched = next(program.types[i.var].batched for i in program.inputs if i.role == "seed")
     return mean_seed(np.empty((samples if batched else 1, 0), dtype), samples, batch)
 
 

@@ -13,7 +13,7 @@ from flowgrad.graph import Graph, Node, Variable
 from flowgrad.ops import CrossEntropyWithSoftMax
 from flowgrad.ops.loss import sample_sum
 from flowgrad.optim import Privacy, Rule, State
-from flowgrad.program import Instr, Program
+from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
@@ -29,8 +29,8 @@ class PrivateStep:
 
     Attributes
     ----------
-    instrs : tuple of Instr
-        Forward and backward up to the last edges, numbered: `leaves`, the seed, their results.
+    program : Program
+        Forward and backward up to the last edges; reads `leaves` and the seed.
     leaves : tuple of int
         Which inputs of the program they read.
     order : int array
@@ -40,7 +40,7 @@ class PrivateStep:
     """
 
     privacy: Privacy
-    instrs: tuple[Instr, ...]
+    program: Program
     ends: LastEdges
     leaves: tuple[int, ...]
     loss: int
@@ -50,7 +50,7 @@ class PrivateStep:
     def gradient(self, inputs: Sequence[Array], samples: int, batch: int) -> tuple[Array, float]:
         """Return a shard's share of the clipped mean gradient, and of the mean loss of `batch` samples."""
         dtype = inputs[0].dtype
-        env = run_all(self.instrs, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
+        env = run_all(self.program, samples, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
         loss = env[self.loss]
         total = sample_sum(loss, samples)
         if not self.ends.edges:
@@ -91,6 +91,9 @@ class Step:
 
     def by(self, kernel: str) -> Step:
         """Return the step as a kernel runs it."""
+        if self.private is not None:  # clipping, noise and update are NumPy's
+            private = replace(self.private, program=run_by(self.private.program, kernel))
+            return replace(self, private=private)
         return replace(self, program=run_by(self.program, kernel))
 
     def reads(self, graph: Graph, feeds: Feeds) -> tuple[Array | None, list[Any]]:
@@ -139,7 +142,7 @@ def compile_private(
     order = places_of(step.program, params)
     ends = LastEdges(task.edges, (len(order),), 1, feeds.dtype, "")
     size = sum(v.dim for v in params)
-    return replace(step, private=PrivateStep(privacy, task.instrs, ends, leaves, task.result, order, size))
+    return replace(step, private=PrivateStep(privacy, task.program, ends, leaves, task.result, order, size))
 
 
 def places_of(program: Program, variables: Sequence[Variable]) -> Array:

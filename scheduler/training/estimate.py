@@ -74,10 +74,9 @@ class Trial:
         settings = job.settings
         optimizer, engine, counts = settings.optimizer, settings.engine, counts_of(job.step.program)
         work = counts.flops(optimizer.batch_size)
-        why_not = "gradients are clipped per sample" if optimizer.privacy is not None else ""
-        if type(optimizer.rule).loop is Rule.loop:
+        why_not = why_not_compiled()
+        if type(optimizer.rule).loop is Rule.loop and optimizer.privacy is None:
             why_not = f"the rule {type(optimizer.rule).__name__} states no loop"
-        why_not = why_not or why_not_compiled()
         self.kernel = choose_kernel(engine.kernel, engine.grain, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
         shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
@@ -97,8 +96,10 @@ class Trial:
         if threads > executor.threads and engine.grain in ("auto", "round"):
             self.shared = self._step(parts, threads)
         kernel, why = self.kernel
-        if kernel == "numba":
-            step = self.job.step.by(kernel)
+        step = self.job.step.by(kernel)
+        if step.private is not None and kernel == "numba":
+            why = "compiled, but for clipping, noise and update"
+        elif kernel == "numba":
             why = compiled_round(step.program, step.names, self.job.rule, self.job.feeds.dtype).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
