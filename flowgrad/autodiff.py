@@ -106,7 +106,7 @@ def derive(program: Program, target: int, wrt: Sequence[int]) -> Derivation:
     """Append the cotangents on the way from `target` to `wrt`, samples kept apart, and list the last edges.
 
     The last edges are where a derivative becomes large: whoever runs them may keep their factors, or write into a result.
-    A seed ``(V, 1, dim)`` serves all samples.
+    A seed ``(V, 1, dim)`` serves all samples; one for each is possible even where the target is the same for all.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ class _Sweep:
             self.active[var] = True
         for i in program.instrs:
             self.active[i.out] = self.active[i.out] or any(self.active[a] for a in i.args)
-        self.seed = self.builder.input(Type(types[target].dim, types[target].batched, True), "seed")
+        self.seed = self.builder.input(Type(types[target].dim, types[target].batched or apart, True), "seed")
         self.parts: dict[int, list[int]] = {target: [self.seed]}
         self.pieces: dict[int, list[tuple[int, int]]] = {}
 

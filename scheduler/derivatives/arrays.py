@@ -98,7 +98,7 @@ def read_factors(
     """Check the feeds of one chunk, whose samples begin with number `first`, and return its factors."""
     program, ends = plan
     arrays = [leaf if form is None else check_array(form, leaf, form.dtype, first) for form, leaf in zip(forms, leaves)]
-    return factors_block(ends, samples, *run_all(program, samples, *arrays, np.ones((1, 1, 1), ends.dtype)))
+    return factors_block(ends, samples, *run_all(program, *arrays, np.ones((1, 1, 1), ends.dtype)))
 
 
 def rows(

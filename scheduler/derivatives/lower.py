@@ -98,13 +98,15 @@ class Request:
         args = [Ref(keys[var]) for var in unit.holders]
         if unit.program is not None:
             block = (unit.token, unit.program)
-            self.records[key] = Task(run_block, (block, samples, unit.where, unit.results is not None, *args))
+            self.records[key] = Task(run_block, (block, unit.where, unit.results is not None, *args))
         elif self.threads > 1 and unit.flops and unit.flops * len(self.seed) * samples >= SPREAD_FLOPS:
             self.records[key] = Task(run_spread, (self.threads, samples, unit.instrs[0], unit.where, *args))
         else:
             self.records[key] = Task(run_unit, (unit.instrs, unit.where, unit.results, *args))
-        self.sizes[key] = unit.entries(samples, len(self.seed)) * self.feeds.dtype.itemsize
-        if self.names[unit.writes[0]].feeds:
+        fed = self.names[unit.writes[0]].feeds
+        # What no feed reaches has one row, whatever its type says.
+        self.sizes[key] = unit.entries(samples if fed else 1, len(self.seed)) * self.feeds.dtype.itemsize
+        if fed:
             self.fed.add(key)
 
     def task(self, prefix: str, func: Any, *args: Any) -> Ref:

@@ -119,7 +119,7 @@ def cut_up(
     instrs = [i for i in program.instrs if i.out not in same and i.out not in given]
     count = COMPILED_UNITS if program.compiled else UNITS
     alone = grain == "node" or (len(instrs) <= MAX_UNITS and not program.compiled)
-    size = 1 if alone else -(-len(instrs) // count)
+    size = 1 if alone else max(1, -(-len(instrs) // count))
     # By variable: the last run that reads it.
     readers = {through(a): k // size for k, i in enumerate(instrs) for a in i.args}
     readers |= dict.fromkeys(map(through, wanted), len(instrs))
@@ -147,7 +147,7 @@ def cut_up(
         block = None
         if program.compiled:
             block = _block(program, numbered, [program.types[i.out] for i in run], reads, results)
-            identity = combine(identity, "compiled")
+            identity = token(block)  # its types too
         kept = results if size > 1 else None
         units.append(Unit(name, identity, numbered, block, kept, writes, holders, where, sizes, flops))
     return units, holder

@@ -45,10 +45,10 @@ def run_unit(
 
 
 def run_block(
-    block: tuple[str, Program], samples: int, reads: Sequence[tuple[int, int | None]], many: bool, *args: Any
+    block: tuple[str, Program], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any
 ) -> Any:
     """Run compiled instructions, a name and a program, as `run_unit` does."""
-    outputs = list(kernel_named(*block)(_given(reads, args), samples=samples).values())
+    outputs = list(kernel_named(*block)(_given(reads, args)).values())
     return outputs if many else outputs[0]
 
 
@@ -183,14 +183,14 @@ def jacobian_chunk(
     program, ends = plan
     first, last = rows
     seed = np.eye(ends.rows, dtype=ends.dtype)[first:last, None, :]
-    return jacobian_block(replace(ends, rows=last - first), [span], samples, *run_all(program, samples, *leaves, seed))[0]
+    return jacobian_block(replace(ends, rows=last - first), [span], samples, *run_all(program, *leaves, seed))[0]
 
 
-def run_all(program: Program, samples: int, *inputs: Array) -> list[Array]:
+def run_all(program: Program, *inputs: Array) -> list[Array]:
     """Return the outputs of a program, in their order."""
     env = list(map(canonical, inputs))
     if program.compiled:
-        return list(kernel_of(program)(env, samples=samples).values())
+        return list(kernel_of(program)(env).values())
     for i in program.instrs:  # one by one: a seed may have one row for all samples, which buffers have not
         env.append(run_instr(i, *(env[a] for a in i.args)))
     return [env[var] for var in program.outputs.values()]

@@ -381,18 +381,20 @@ class CompiledProgram:
             self.spaces.append(ROLES.get(i.role, FEEDS + feeds))
             feeds += i.role not in ROLES
 
-    def __call__(
-        self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None, samples: int = 1
-    ) -> dict[str, Array]:
+    def __call__(self, inputs: Sequence[Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Run on the inputs, in the order of ``program.inputs``; return the outputs by name, some of them `into` arrays.
 
-        `samples` are those of the outputs, where it may be that all inputs have one row.
+        Cotangents may have one row that all samples share, even where their types have one for each.
         """
         program, types = self.program, self.program.types
         dtype = np.dtype(np.result_type(*inputs)) if inputs else np.dtype(float)
         moving = [types[i.var].cotangent for i in program.inputs]
-        samples = max(samples, *(x.shape[1] if moves else len(x) for moves, x in zip(moving, inputs)))
+        samples = max((x.shape[1] if moves else len(x) for moves, x in zip(moving, inputs)), default=1)
         directions = max((len(x) for moves, x in zip(moving, inputs) if moves), default=1)
+        inputs = [
+            np.repeat(x, samples, axis=1) if i.role == "tangent" and types[i.var].batched and x.shape[1] < samples else x
+            for i, x in zip(program.inputs, inputs)
+        ]
         seeds = any(x.shape[1] > 1 for i, x in zip(program.inputs, inputs) if i.role == "seed")
         code: Code = self._code(seeds, dtype, samples, directions)
         given = {w.BASES + s: np.ascontiguousarray(x, dtype) for s, x in zip(self.spaces, inputs)}

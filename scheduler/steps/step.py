@@ -50,7 +50,7 @@ class PrivateStep:
     def gradient(self, inputs: Sequence[Array], samples: int, batch: int) -> tuple[Array, float]:
         """Return a shard's share of the clipped mean gradient, and of the mean loss of `batch` samples."""
         dtype = inputs[0].dtype
-        env = run_all(self.program, samples, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
+        env = run_all(self.program, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
         loss = env[self.loss]
         total = sample_sum(loss, samples)
         if not self.ends.edges:

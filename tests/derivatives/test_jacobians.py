@@ -14,17 +14,20 @@ import flowgrad as fg
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 MODES = ("reverse", "forward", "auto")
-plans = st.tuples(st.sampled_from(("node", "sample", "shard")), st.sampled_from((None, 2)), st.sampled_from(MODES))
+kernels = st.sampled_from(("numpy", "numba"))
+plans = st.tuples(
+    st.sampled_from(("node", "sample", "shard")), st.sampled_from((None, 2)), st.sampled_from(MODES), kernels
+)
 
 
 @settings(max_examples=120)
 @given(made=strategies.graphs(), plan=plans, data=st.data())
 def test_random_graphs_by_any_nodes(made, plan, data):
-    grain, shards, mode = plan
+    grain, shards, mode, kernel = plan
     nodes = [*made.graph.nodes[: made.result.index + 1]]
     wrt = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=4, unique=True))
     result = data.draw(st.sampled_from([made.result, made.loss, *nodes[-3:]]))
-    found = fg.Engine("sync", grain=grain, shards=shards).jacobian(result, wrt, made.feeds, mode=mode)
+    found = fg.Engine("sync", grain=grain, shards=shards, kernel=kernel).jacobian(result, wrt, made.feeds, mode=mode)
     assert list(found) == wrt
     for node in wrt:
         assert found[node].shape == (made.samples, result.dim, node.dim)

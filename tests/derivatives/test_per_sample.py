@@ -24,17 +24,18 @@ from flowgrad.scheduler.derivatives.per_sample import PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor, Lost
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
-plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
+kernels = st.sampled_from(("numpy", "numba"))
+plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)), kernels)
 
 
 @settings(max_examples=100)
 @given(made=strategies.graphs(), plan=plans, data=st.data())
 def test_random_graphs(made, plan, data):
-    grain, shards = plan
+    grain, shards, kernel = plan
     nodes = made.graph.nodes[: made.loss.index + 1]
     wrt = data.draw(st.lists(st.sampled_from([*made.parameters, *nodes]), min_size=1, max_size=4, unique=True))
     agree(
-        fg.Engine("sync", grain=grain, shards=shards).per_sample_gradients(made.loss, made.feeds, wrt),
+        fg.Engine("sync", grain=grain, shards=shards, kernel=kernel).per_sample_gradients(made.loss, made.feeds, wrt),
         explicit(made, wrt),
     )
 

@@ -13,15 +13,16 @@ from oracles import Shared, explicit, one_op, same
 import flowgrad as fg
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
-plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)))
+kernels = st.sampled_from(("numpy", "numba"))
+plans = st.tuples(st.sampled_from(("node", "shard")), st.sampled_from((None, 2)), kernels)
 
 
 @settings(max_examples=80)
 @given(made=strategies.graphs(), plan=plans)
 def test_vjp_and_jvp_of_random_graphs(made, plan):
-    grain, shards = plan
+    grain, shards, kernel = plan
     rng = np.random.default_rng(0)
-    engine = fg.Engine("sync", grain=grain, shards=shards)
+    engine = fg.Engine("sync", grain=grain, shards=shards, kernel=kernel)
     variables = list(made.variables)
     jacobians = {v: oracles.jacobians(made, made.result, v) for v in variables}
     u = rng.normal(size=(made.samples, made.result.dim))
@@ -43,8 +44,8 @@ def test_vjp_and_jvp_of_random_graphs(made, plan):
 @given(made=strategies.graphs(max_moves=5), plan=plans)
 def test_hessian_times_vector_of_random_graphs(made, plan):
     """Exact: against central differences of the engine's own gradient, to fourth order."""
-    grain, shards = plan
-    engine = fg.Engine("sync", grain=grain, shards=shards)
+    grain, shards, kernel = plan
+    engine = fg.Engine("sync", grain=grain, shards=shards, kernel=kernel)
     wrt = [v for v in made.variables if v not in made.feeds]
     rng = np.random.default_rng(1)
     direction = {v: rng.normal(size=v.dim) for v in wrt}
@@ -71,8 +72,9 @@ SECOND = ["Multiply", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "D
 
 
 @pytest.mark.parametrize("fed", ["a", "b", "m", ""])
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
 @pytest.mark.parametrize("op", SECOND)
-def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, monkeypatch):
+def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, kernel, monkeypatch):
     monkeypatch.setitem(oracles.FUNCTIONS, "CrossEntropyWithSoftMax", oracles.plain_cross_entropy)
     made, variables = one_op(op, fed)
     with made.graph:  # squares make the second derivative see the first one too
@@ -86,13 +88,14 @@ def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, monkeypatch):
     hvp = autograd.hessian_vector_product(lambda x: oracles.mean_loss(made, loss, x, wrt))
     starts = np.cumsum([0, *(v.dim for v in wrt)])
     direction = {v: d[a : a + v.dim] for v, a in zip(wrt, starts)}
-    found = fg.Engine("sync").hvp(loss, direction, made.feeds)
+    found = fg.Engine("sync", kernel=kernel).hvp(loss, direction, made.feeds)
     # The cross entropy's Jacobian by the logits leaves the 1e-10 under the logarithm out, HIPS's does not.
     tolerance = 1e-7 if op == "CrossEntropyWithSoftMax" else 1e-10
     same(np.concatenate([found[v] for v in wrt]), hvp(flat, d), tolerance)
 
 
-def test_a_wrong_second_rule_is_noticed():
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_a_wrong_second_rule_is_noticed(kernel):
     """The comparison above is worth something: a rule that is off by one in a thousand fails it."""
     made, variables = one_op("Tanh", "")
 
@@ -104,18 +107,19 @@ def test_a_wrong_second_rule_is_noticed():
     with made.graph:
         loss, right = (fg.Sum(op(variables["a"])) for op in (Bent, fg.Tanh))
     d = {variables["a"]: np.ones(4)}
-    engine = fg.Engine("sync")
+    engine = fg.Engine("sync", kernel=kernel)
     wrong, good = (engine.hvp(node, d)[variables["a"]] for node in (loss, right))
     with pytest.raises(AssertionError):
         same(wrong, good, 1e-5)
 
 
-def test_an_op_without_a_second_rule_is_differentiated_by_differences():
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_an_op_without_a_second_rule_is_differentiated_by_differences(kernel):
     with fg.Graph():
         x, w = fg.Variable(3, trainable=False), fg.Variable(3, [1.0, -2.0, 0.5])
         loss = fg.Sum(Cube(w * x))
     feeds = {x: np.array([[1.0, 2.0, 3.0], [0.5, 0.0, -1.0]])}
-    found = fg.Engine("sync").hvp(loss, {w: [1.0, 2.0, -1.0]}, feeds)[w]
+    found = fg.Engine("sync", kernel=kernel).hvp(loss, {w: [1.0, 2.0, -1.0]}, feeds)[w]
     exact = (6 * w.value * feeds[x] ** 3 * [1.0, 2.0, -1.0]).mean(axis=0)
     same(found, exact, 1e-8)
 
