@@ -13,15 +13,14 @@ from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import real_array
 from flowgrad.ops import MeanSquaredError
 from flowgrad.ops.loss import softmax
-from flowgrad.program import Program, verify
-from flowgrad.tangents import linearize
+from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..derivatives import hvp_block, jvp_block
 from ..feeds import Feeds, check_nodes
-from ..programs import JobInputs, choose_by_size, compile_forward, compile_gradient, input_var, prune
+from ..programs import JobInputs, input_var
 from .session import Session
-from .values import check_scalar
+from .values import check_scalar, grain_of
 
 
 def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None) -> Array:
@@ -29,11 +28,9 @@ def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds:
     graph, _ = check_nodes(result, "jvp")
     checked = session.check(graph, feeds)
     moved = tangents_of(graph, tangents, checked)
-    program = compile_forward([result], checked, [v for v in moved if v not in checked.arrays], session.grain)
-    moving, flat = _linear(session, program, moved, "0", checked.dtype)
-    if moving is None:
-        return np.zeros((checked.samples, result.dim), checked.dtype)
-    return np.concatenate(_swept(session, moving, graph, checked, flat, "jvp", jvp_block))
+    program = session.forward_program([result], checked, grain_of(session, None), [v for v in moved if v not in checked.arrays])
+    shares = _swept(session, program, "0", graph, checked, moved, "jvp", jvp_block)
+    return np.concatenate(shares) if shares else np.zeros((checked.samples, result.dim), checked.dtype)
 
 
 def hvp(
@@ -47,38 +44,37 @@ def hvp(
     fed = [v for v in moved if v in checked.arrays]
     if fed:
         raise GraphError(f"hvp: {fed[0]} is fed; a direction is given for variables that all samples share")
-    program, named = compile_gradient(loss, checked, list(moved), "shard")
+    program, named = session.gradient_program(loss, checked, list(moved), "shard")
     out = {v: np.zeros(v.dim, checked.dtype) for v in moved}
-    moving, flat = _linear(session, program, moved, named[0][0], checked.dtype) if named else (None, {})
-    if moving is not None:
-        shares = _swept(session, moving, graph, checked, flat, "hvp", hvp_block, named[0][0], checked.samples)
-        total = reduce(np.add, shares)
+    for name, _ in named:  # one, of all variables
+        shares = _swept(session, program, name, graph, checked, moved, "hvp", hvp_block, name, checked.samples)
+        total = reduce(np.add, shares) if shares else np.zeros(program.size("param"), checked.dtype)
         out |= {v: total[slice(*program.layout[v.index][1:])].copy() for v in moved if v.index in program.layout}
     return out
 
 
-def _linear(
-    session: Session, program: Program, moved: Mapping[Variable, Array], output: str, dtype: Any
-) -> tuple[Program | None, list[Array]]:
-    """Return the program of an output's tangent, None if it is zero, and the tangents that it is given."""
-    flat = flat_tangents(program, moved, dtype)
-    moving = linearize(program, {var: len(t) > 1 for var, t in flat.items()}, [output])
-    if not moving.outputs:
-        return None, []
-    return choose_by_size(verify(prune(moving)), session.grain, session.kernel), list(flat.values())
-
-
 def _swept(
-    session: Session, program: Program, graph: Graph, feeds: Feeds, tangents: list[Array], prefix: str, *work: Any
+    session: Session,
+    program: Program,
+    output: str,
+    graph: Graph,
+    feeds: Feeds,
+    moved: Mapping[Variable, Array],
+    prefix: str,
+    *work: Any,
 ) -> list[Array]:
-    """Run a program of tangents, and return what ``work``, a function and its arguments, makes of each shard."""
-    placed = JobInputs(program, graph, feeds, session.grain, session.shards)
-    held = placed.graph.data("program", program)
+    """Push tangents to an output, and return what ``work``, a function and its arguments, makes of each shard; none if it is zero."""
+    tangents = flat_tangents(program, moved, feeds.dtype)
+    moving = session.tangent_program(program, {var: len(t) > 1 for var, t in tangents.items()}, output)
+    if moving is None:
+        return []
+    placed = JobInputs(moving, graph, feeds, session.grain, session.shards)
+    held = placed.graph.data("program", moving)
     func, *args = work
     keys = []
     for start, stop in placed.bounds:
         values = placed.inputs(start, stop).values()
-        moving = [t[None, start:stop] if len(t) == feeds.samples > 1 else t[None] for t in tangents]
+        moving = [t[None, start:stop] if len(t) == feeds.samples > 1 else t[None] for t in tangents.values()]
         keys.append(placed.graph.task(prefix, func, held, *args, stop - start, len(values), *values, *moving).key)
     return session.executor.run(placed.graph.records, keys, line=len(keys) == 1)
 

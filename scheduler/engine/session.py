@@ -10,13 +10,22 @@ from weakref import WeakKeyDictionary
 from flowgrad.errors import GraphError, warn
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import integer
+from flowgrad.program import Program, verify
+from flowgrad.tangents import linearize
 
 from ..derivatives import Recipe, Request, ValueCache
 from ..executors import Executor, Handle
-from ..feeds import FeedMemory, RememberedFeeds, check_nodes
+from ..feeds import FeedMemory, Feeds, RememberedFeeds, check_nodes
 from ..kernels import forget_kernels
 from ..machine import clear_room
-from ..programs import cut_samples
+from ..programs import (
+    choose_by_size,
+    compile_forward,
+    compile_gradient,
+    cut_samples,
+    prune,
+    require_inputs,
+)
 from ..tasks import Ref
 
 # Recipes that an engine remembers.
@@ -39,6 +48,9 @@ class Session:
         self.cache = ValueCache(executor, integer(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
         self.recipes = lru_cache(REMEMBERED)(Recipe)
+        self._forward = lru_cache(REMEMBERED)(self._made_forward)
+        self._gradients = lru_cache(REMEMBERED)(self._made_gradient)
+        self._tangents = lru_cache(REMEMBERED)(self._made_tangents)
         # By graph: how many nodes it had, and which of them are variables. Nodes themselves would keep the graph alive.
         self.variables: WeakKeyDictionary[Graph, tuple[int, list[int]]] = WeakKeyDictionary()
 
@@ -47,7 +59,8 @@ class Session:
         with self.cache.lock:
             self.cache.clear()
             self.memory.clear()
-            self.recipes.cache_clear()
+            for programs in (self.recipes, self._forward, self._gradients, self._tangents):
+                programs.cache_clear()
         clear_room()
         forget_kernels()
 
@@ -55,6 +68,43 @@ class Session:
         """Return checked feeds, with what stands for their content."""
         with self.cache.lock:
             return self.memory.check(graph, feeds, self.dtype)
+
+    # -- programs, made once ------------------------------------------------------------------------------------
+
+    def forward_program(
+        self, targets: Sequence[Node], feeds: Feeds, grain: str, params: Sequence[Variable] = ()
+    ) -> Program:
+        """Return what computes the values of nodes; `params` lie in a vector of their own."""
+        program = self._forward(tuple(targets), frozenset(feeds.arrays), tuple(params), grain)
+        return self._known(program, targets[0], feeds)
+
+    def _made_forward(
+        self, targets: tuple[Node, ...], fed: frozenset[Variable], params: tuple[Variable, ...], grain: str
+    ) -> Program:
+        return choose_by_size(compile_forward(targets, fed, params, grain), grain, self.kernel)
+
+    def gradient_program(
+        self, target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
+    ) -> tuple[Program, list[tuple[str, list[Variable]]]]:
+        """Return what computes the mean gradient; see `compile_gradient`."""
+        program, named = self._gradients(target, frozenset(feeds.arrays), tuple(wrt), grain)
+        return self._known(program, target, feeds), named
+
+    def _made_gradient(self, target: Node, fed: frozenset[Variable], wrt: tuple[Variable, ...], grain: str) -> Any:
+        program, named = compile_gradient(target, fed, wrt, grain)
+        return choose_by_size(program, grain, self.kernel), named
+
+    def tangent_program(self, program: Program, moving: Mapping[int, bool], output: str) -> Program | None:
+        """Return what computes the tangent of an output, for tangents of some inputs; None if it is zero."""
+        return self._tangents(program, tuple(moving.items()), output)
+
+    def _made_tangents(self, program: Program, moving: tuple[tuple[int, bool], ...], output: str) -> Program | None:
+        made = linearize(program, dict(moving), [output])
+        return choose_by_size(verify(prune(made)), self.grain, self.kernel) if made.outputs else None
+
+    def _known(self, program: Program, target: Node, feeds: Feeds) -> Program:
+        require_inputs(program, target, feeds)
+        return program
 
     def recipe(self, result: Node, wrt: Any, feeds: Any, what: str) -> tuple[Recipe, RememberedFeeds]:
         """Return how the derivative of a node by others is computed, and the checked feeds; `what` is for messages."""

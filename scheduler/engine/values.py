@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +25,21 @@ def grain_of(session: Session, grain: str | None) -> str:
 
 def forward_of(session: Session, targets: list[Node], graph: Graph, feeds: Feeds) -> list[Array]:
     """Compute values from feeds that are checked."""
-    return run(session, lower_forward(targets, graph, feeds, grain_of(session, None), session.shards, session.kernel))
+    return run(session, _lower_forward(session, targets, graph, feeds, None))
+
+
+def _lower_forward(
+    session: Session, targets: Sequence[Node], graph: Graph, feeds: Feeds, grain: str | None
+) -> Computation:
+    chosen = grain_of(session, grain)
+    return lower_forward(session.forward_program(targets, feeds, chosen), graph, feeds, chosen, session.shards)
 
 
 def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = None) -> Computation:
     """Check nodes and feeds, and lower the values: of a single node one array, else a list."""
     graph, targets = check_nodes(nodes, "forward")
     checked = check_feeds(graph, feeds, session.dtype)
-    job = lower_forward(targets, graph, checked, grain_of(session, grain), session.shards, session.kernel)
+    job = _lower_forward(session, targets, graph, checked, grain)
     return replace(job, finish=lambda values: job.finish(values)[0]) if isinstance(nodes, Node) else job
 
 
@@ -48,7 +56,9 @@ def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, gra
             raise GraphError(f"gradients are by variables; {v} is computed from others: use jacobian")
         variables.append(v)
     warn_independent(target, variables)
-    return lower_gradient(target, graph, checked, variables, grain_of(session, grain), session.shards, session.kernel)
+    chosen = grain_of(session, grain)
+    program, named = session.gradient_program(target, checked, variables, chosen)
+    return lower_gradient(program, named, graph, checked, variables, chosen, session.shards)
 
 
 def run(session: Session, job: Computation) -> Any:

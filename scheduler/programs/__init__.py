@@ -9,6 +9,7 @@ from .compile import (
     forward_passes,
     input_var,
     prune,
+    require_inputs,
     run_passes,
 )
 from .counts import Counts, counts_of, instr_flops

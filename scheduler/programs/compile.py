@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
-from flowgrad.graph import Graph, Node, Variable, ancestors
+from flowgrad.graph import Graph, Node, Variable
 from flowgrad.program import Program, Role, trace, verify
 from flowgrad.typing import Array
 
@@ -82,14 +82,23 @@ def check_grain(grain: str) -> str:
 
 
 def compile_forward(
-    targets: Sequence[Node], feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
+    targets: Sequence[Node],
+    fed: Collection[Variable],
+    params: Sequence[Variable],
+    grain: str,
+    layout: Layout | None = None,
 ) -> Program:
     """Trace `targets` and lay out their program for a grain: fused, or node by node.
 
     With `layout`, parameters lie where they lie in another program over the same parameters.
     """
-    require_values([v for v in ancestors(*targets) if isinstance(v, Variable)], feeds, targets[0])
-    return run_passes(trace(targets, feeds.arrays, params), forward_passes(grain, layout))
+    return run_passes(trace(targets, fed, params), forward_passes(grain, layout))
+
+
+def require_inputs(program: Program, target: Node, feeds: Feeds) -> None:
+    """Raise for the first variable of a program that is neither fed nor set."""
+    nodes = target.graph.nodes
+    require_values([cast(Variable, nodes[k]) for k in program.layout], feeds, target)
 
 
 def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
@@ -109,11 +118,11 @@ def input_var(program: Program, role: Role, node: int = -1) -> int | None:
 
 
 def compile_gradient(
-    target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
+    target: Node, feeds: Collection[Variable], wrt: Sequence[Variable], grain: str
 ) -> tuple[Program, list[tuple[str, list[Variable]]]]:
     """Return forward and backward program, and per output name the variables whose derivatives it holds."""
-    params = [v for v in wrt if v not in feeds.arrays]
-    fed = [v for v in wrt if v in feeds.arrays]
+    params = [v for v in wrt if v not in feeds]
+    fed = [v for v in wrt if v in feeds]
     program = compile_forward([target], feeds, params, grain)
     where = [(input_var(program, "param"), params), *((input_var(program, "feed", v.index), [v]) for v in fed)]
     pairs = [(var, vs) for var, vs in where if var is not None and vs]

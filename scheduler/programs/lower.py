@@ -8,14 +8,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from flowgrad.graph import Graph, Node, Variable
+from flowgrad.graph import Graph, Variable
 from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
 from ..feeds import Feeds
 from ..kernels import run_by, run_instr, why_not_compiled
 from ..tasks import Data, Ref, TaskGraph, bounds, prefix_of, reduce_tree
-from .compile import compile_forward, compile_gradient, flat_values
+from .compile import flat_values
 from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
 
 # Without a given number of shards, samples are cut into shards of about this many, so many at most.
@@ -100,14 +100,11 @@ def lower_nodes(graph: TaskGraph, instrs: Sequence[Instr], inputs: dict[int, Ref
     return refs
 
 
-def lower_forward(
-    targets: Sequence[Node], owner: Graph, feeds: Feeds, grain: str, shards: int | None, kernel: str = "numpy"
-) -> Computation:
-    """Lower values of `targets` for every sample; the result is a list of arrays ``(N, dim)``."""
-    program = choose_by_size(compile_forward(targets, feeds, (), grain), grain, kernel)
+def lower_forward(program: Program, owner: Graph, feeds: Feeds, grain: str, shards: int | None) -> Computation:
+    """Lower the outputs of a forward program for every sample; the result is a list of arrays ``(N, dim)``."""
     placed = JobInputs(program, owner, feeds, grain, shards)
     graph = placed.graph
-    names = tuple(str(k) for k in range(len(targets)))
+    names = tuple(program.outputs)
     keys: list[Ref] = []
     held = None if grain == "node" else graph.data("program", program)
     for start, stop in placed.bounds:
@@ -133,17 +130,21 @@ def lower_forward(
 
 
 def lower_gradient(
-    target: Node,
+    program: Program,
+    named: Sequence[tuple[str, list[Variable]]],
     owner: Graph,
     feeds: Feeds,
     wrt: Sequence[Variable],
     grain: str,
     shards: int | None,
-    kernel: str = "numpy",
 ) -> Computation:
-    """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``."""
-    program, named = compile_gradient(target, feeds, wrt, grain)
-    program = choose_by_size(program, grain, kernel)
+    """Lower the mean gradient of a scalar; the result is a dict ``{variable: (dim,)}``.
+
+    Parameters
+    ----------
+    program, named
+        See `compile_gradient`.
+    """
     placed = JobInputs(program, owner, feeds, grain, shards)
     graph = placed.graph
     names = tuple(name for name, _ in named)

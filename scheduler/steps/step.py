@@ -20,7 +20,7 @@ from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
 from ..feeds import Feeds
 from ..kernels import run_by
 from ..machine import canonical
-from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, run_passes, weights_of
+from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, require_inputs, run_passes, weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,8 @@ def compile_step(
     target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
 ) -> Step:
     """Return forward and backward of the loss by all `params`, fused or node by node."""
-    forward = compile_forward([target], feeds, params, grain, layout)
+    forward = compile_forward([target], feeds.arrays, params, grain, layout)
+    require_inputs(forward, target, feeds)
     flat = input_var(forward, "param")
     wrt = [] if flat is None else [flat]
     program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
@@ -159,7 +160,8 @@ def places_of(program: Program, variables: Sequence[Variable]) -> Array:
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
     """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
     targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
-    program = compile_forward(targets, feeds, params, "shard", layout)
+    program = compile_forward(targets, feeds.arrays, params, "shard", layout)
+    require_inputs(program, target, feeds)
     return Step(program, (), _fed(program))
 
 

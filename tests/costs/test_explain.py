@@ -18,7 +18,7 @@ from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, mak
 from flowgrad.scheduler.costs.times import Times
 from flowgrad.scheduler.costs.words import columns, count, ms, ratio, short
 from flowgrad.scheduler.feeds.placement import Lane
-from flowgrad.scheduler.programs.lower import lower_gradient
+from flowgrad.scheduler.programs import compile_gradient, lower_gradient
 from flowgrad.scheduler.steps.lower import lower_steps
 from flowgrad.scheduler.tasks import Ref, TaskGraph
 from flowgrad.scheduler.training.estimate import Estimate, explain_training, plan_training
@@ -206,7 +206,8 @@ def test_a_single_large_task_may_use_more_blas_threads():
     _, loss, feeds, w, graph = large_job(5000)
 
     def told(shards, threads):
-        job = lower_gradient(loss, graph, check_feeds(graph, feeds), [w], "shard", shards)
+        checked = check_feeds(graph, feeds)
+        job = lower_gradient(*compile_gradient(loss, checked.arrays, [w], "shard"), graph, checked, [w], "shard", shards)
         times = Times("numpy", ((1, 1e-3), (4096, 1.0)), 1e-3)
         return "\n".join(explain_job(job, lambda grain: job, lambda job, blas: times, cluster(1, threads)))
 

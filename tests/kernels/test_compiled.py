@@ -86,7 +86,7 @@ def test_rounds_are_those_of_numpy(made):
 @given(made=strategies.graphs(samples=3))
 def test_programs_are_those_of_numpy(dtype, grain, made):
     feeds = check_feeds(made.graph, made.feeds, np.dtype(dtype))
-    program, _ = compile_gradient(made.result, feeds, [*made.parameters, *made.feeds], grain)
+    program, _ = compile_gradient(made.result, feeds.arrays, [*made.parameters, *made.feeds], grain)
     inputs = []
     for i in program.inputs:
         if i.role == "feed":
