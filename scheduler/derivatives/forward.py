@@ -24,7 +24,7 @@ from .work import Span
 
 @dataclass(frozen=True, eq=False)
 class Pushes:
-    """The forward part of a recipe as programs of tangents alone; values are given.
+    """The forward part of a recipe as programs of tangents; values are given, or computed once more where they are compiled.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Pushes:
 def pushes_of(recipe: Recipe) -> Pushes:
     """Return what forward mode runs; made once per recipe."""
     if recipe.pushes is None:
-        made = [_tangents_alone(recipe, var) for var in recipe.variables]
+        made = [_pushing(recipe, var) for var in recipe.variables]
         reads = tuple(dict.fromkeys(var for _, read in made for var in read))
         places = tuple(tuple(map(reads.index, read)) for _, read in made)
         programs = tuple(recipe.choose(program) if program else None for program, _ in made)
@@ -56,21 +56,25 @@ def pushes_of(recipe: Recipe) -> Pushes:
     return recipe.pushes
 
 
-def _tangents_alone(recipe: Recipe, var: int) -> tuple[Program | None, list[int]]:
+def _pushing(recipe: Recipe, var: int) -> tuple[Program | None, list[int]]:
     """Return the program that pushes the tangent of one variable, and the variables whose values it is given."""
     program = linearize(recipe.forward, {var: False}, ["0"])
     if not program.outputs:
         return None, []
     program = prune(program)
-    types = program.types
-    moved = [i for i in program.instrs if types[i.out].cotangent]
-    reads = list(dict.fromkeys(a for i in moved for a in i.args if not types[a].cotangent))
+    types, tangent = program.types, program.inputs[-1].var
+    # What is left when the rest is given: of a compiled program only what is cut out of the flat vectors.
+    given = {i.out for i in recipe.cuts}
+    run = [i for i in program.instrs if types[i.out].cotangent or (recipe.program.compiled and i.out not in given)]
+    args = [[a if a >= tangent else recipe.through(a) for a in i.args] for i in run]
+    made = {i.out for i in run}
+    reads = list(dict.fromkeys(a for each in args for a in each if a not in made and a != tangent))
     builder = Builder()
     at = {a: builder.input(types[a], "feed", a) for a in reads}
-    at[program.inputs[-1].var] = builder.input(types[program.inputs[-1].var], "tangent")
-    for i in moved:
-        at[i.out] = builder.copy(i, types[i.out], [at[a] for a in i.args])
-    return verify(builder.build({"0": at[program.outputs["0"]]})), reads
+    at[tangent] = builder.input(types[tangent], "tangent")
+    for i, each in zip(run, args):
+        at[i.out] = builder.copy(i, types[i.out], [at[a] for a in each])
+    return verify(prune(builder.build({"0": at[program.outputs["0"]]}))), reads
 
 
 def cheaper_mode(recipe: Recipe) -> str:

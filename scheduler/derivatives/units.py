@@ -11,10 +11,10 @@ from flowgrad.program import Builder, Instr, Program, Type
 from ..programs import instr_flops
 from ..tasks import attrs_tokens, combine, prefix_of, token
 
-# Programs of more instructions are cut into so many units; each unit is a task, and what is cached. Compiled units are few: to
-# enter one takes longer than most instructions.
+# Programs of more instructions are cut into so many units; each unit is a task, and what is cached. A compiled program is one: to
+# hand a value from one to another takes longer than most instructions.
 MAX_UNITS = 256
-UNITS, COMPILED_UNITS = 64, 8
+UNITS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +117,8 @@ def cut_up(
     """
     given = {i.out for i in cuts}
     instrs = [i for i in program.instrs if i.out not in same and i.out not in given]
-    count = COMPILED_UNITS if program.compiled else UNITS
     alone = grain == "node" or (len(instrs) <= MAX_UNITS and not program.compiled)
-    size = 1 if alone else max(1, -(-len(instrs) // count))
+    size = 1 if alone else max(1, len(instrs) if program.compiled else -(-len(instrs) // UNITS))
     # By variable: the last run that reads it.
     readers = {through(a): k // size for k, i in enumerate(instrs) for a in i.args}
     readers |= dict.fromkeys(map(through, wanted), len(instrs))

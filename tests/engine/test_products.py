@@ -94,6 +94,36 @@ def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, kernel, monkey
     same(np.concatenate([found[v] for v in wrt]), hvp(flat, d), tolerance)
 
 
+@settings(max_examples=60)
+@given(made=strategies.graphs(max_moves=6), dtype=st.sampled_from(("f4", "f8")))
+def test_compiled_products_are_those_of_numpy(made, dtype):
+    numpy, compiled = (fg.Engine("sync", dtype=dtype, kernel=kernel) for kernel in ("numpy", "numba"))
+    wrt = [v for v in made.variables if v not in made.feeds]
+    direction = {v: np.cos(np.arange(v.dim)) for v in wrt}
+    moved = direction | {v: np.sin(a) for v, a in made.feeds.items()}
+    tolerance = 1e-10 if dtype == "f8" else 1e-4
+    found, expected = (e.jvp(made.result, moved, made.feeds) for e in (compiled, numpy))
+    assert found.dtype == dtype
+    same(found, expected, tolerance)
+    found, expected = (e.hvp(made.loss, direction, made.feeds) for e in (compiled, numpy))
+    for v in wrt:
+        same(found[v], expected[v], tolerance)
+
+
+def test_a_wrong_bend_in_machine_code_is_noticed():
+    class Bent(fg.Elementwise):
+        formula, slopes, bends = "exp(a)", ("y",), {(0, 0): "1.002 * y"}
+
+    with fg.Graph():
+        x = fg.Variable(3, [0.1, 0.2, 0.3])
+        wrong, right = fg.Sum(Bent(x)), fg.Sum(fg.Exp(x))
+    engine = fg.Engine("sync", kernel="numba")
+    wrong, right = (engine.hvp(node, {x: np.ones(3)})[x] for node in (wrong, right))
+    same(right, np.exp([0.1, 0.2, 0.3]), 1e-12)
+    with pytest.raises(AssertionError):
+        same(wrong, right, 1e-5)
+
+
 @pytest.mark.parametrize("kernel", ["numpy", "numba"])
 def test_a_wrong_second_rule_is_noticed(kernel):
     """The comparison above is worth something: a rule that is off by one in a thousand fails it."""
