@@ -28,7 +28,7 @@ from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
 from flowgrad.optim import Rule
 
-from ..machine import COMPILED_BLAS, cache_folder
+from ..machine import cache_folder, product_address
 from ..tasks import FAN_IN, code_token, is_named, token
 from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
 
@@ -103,12 +103,7 @@ def walker() -> Callable[[int, int], int]:
 @cache
 def blas_address(dtype: Any) -> int:
     """Return where the BLAS has its matrix product."""
-    capsule = importlib.import_module(COMPILED_BLAS).__pyx_capi__["dgemm" if dtype == np.float64 else "sgemm"]
-    name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    address: int = pointer(capsule, name(capsule))
-    return address
+    return product_address("d" if dtype == np.float64 else "s")
 
 
 def is_kept(dtype: str) -> bool:

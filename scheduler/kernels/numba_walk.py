@@ -93,8 +93,6 @@ def multiply(typingctx: Any, blas: Any, turned: Any, shape: Any, places: Any, wi
     """Call BLAS for ``out = a @ b``, all row-major: so it is told the transposes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        small = ir.IntType(32)
-
         def kept(value: Any, type_: Any) -> Any:
             place = cgutils.alloca_once(builder, type_)
             builder.store(value, place)
@@ -107,7 +105,7 @@ def multiply(typingctx: Any, blas: Any, turned: Any, shape: Any, places: Any, wi
                                 ir.Constant(BYTE, ord("T")), ir.Constant(BYTE, ord("N"))), BYTE)
             for bit in (1, 0)
         ]  # fmt: skip
-        numbers = [kept(builder.trunc(x, small), small) for x in (n, m, k, widths[2], widths[1], widths[0])]
+        numbers = [kept(x, LONG) for x in (n, m, k, widths[2], widths[1], widths[0])]
         out, a, b, one, beta = (_pointer(builder, x, BYTE) for x in (*places, one, beta))
         arguments = [*letters, *numbers[:3], one, b, numbers[3], a, numbers[4], beta, out, numbers[5]]
         function = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer()] * len(arguments))

@@ -1,7 +1,7 @@
 """This process and machine: threads, memory, floating point, signals, and what is known of them."""  # noqa: D404
 
 from .arrays import ROOM, aligned, canonical, clear_room, empty_array, frames, room_bytes
-from .blas import COMPILED_BLAS, blas_threads, one_thread
+from .blas import blas_threads, one_thread, product_address
 from .doctor import Finding, examine
 from .facts import cache_folder, read_facts
 from .floats import without_subnormals

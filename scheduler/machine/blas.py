@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,8 +13,10 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-# The BLAS that numba calls; it is loaded late, and must be there to be told.
-COMPILED_BLAS = "scipy.linalg.cython_blas"
+# The BLAS that compiled kernels call where NumPy's cannot be asked for; it is loaded late, and must be there to be told.
+OTHER_BLAS = "scipy.linalg.cython_blas"
+# What Fortran's matrix product may be called, but for the letter of its precision; the first one counts in 64 bits.
+PRODUCTS = ("scipy_{}gemm_64_", "{}gemm_64_", "scipy_{}gemm_", "{}gemm_")
 
 
 class _Limit:
@@ -25,7 +29,7 @@ class _Limit:
 
     def enter(self, count: int) -> None:
         with self.lock:
-            pools = _pools(COMPILED_BLAS in sys.modules)
+            pools = _pools(OTHER_BLAS in sys.modules)
             allowed = 1 if self.users else count
             self.users += 1
             if (allowed, len(pools)) == (self.threads, len(self.before)):
@@ -67,8 +71,26 @@ def blas_threads(count: int) -> Iterator[None]:
         _limit.leave()
 
 
+def product_address(letter: str) -> int:
+    """Return where the BLAS has its matrix product of precision ``"s"`` or ``"d"``: NumPy's, so that there is one, or SciPy's.
+
+    Whole numbers are given to it by address, eight bytes each; one that counts in four reads the lower half.
+    """
+    for pool in _pools(OTHER_BLAS in sys.modules):
+        library = ctypes.CDLL(pool.filepath)  # it is loaded already
+        for name in PRODUCTS:
+            function = getattr(library, name.format(letter), None)
+            if function is not None:
+                return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    capsule = importlib.import_module(OTHER_BLAS).__pyx_capi__[f"{letter}gemm"]
+    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(pointer_of(capsule, name_of(capsule)))
+
+
 @lru_cache(maxsize=2)
-def _pools(compiled: bool) -> list[Any]:
+def _pools(other: bool) -> list[Any]:
     return [pool for pool in ThreadpoolController().lib_controllers if pool.user_api == "blas"]
 
 

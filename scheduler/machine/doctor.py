@@ -112,8 +112,6 @@ def _kernel(pool: dict[str, Any], facts: Facts) -> Finding:
     architecture = pool.get("architecture") or ""
     owner = _owner(str(pool.get("filepath", "")))
     subject = f"BLAS of {owner}" if owner else "BLAS"
-    if owner == "scipy":
-        subject += " (numba)"  # compiled kernels call it through SciPy
     text = f"{pool['internal_api']} {pool.get('version') or ''}".strip()
     if not architecture:
         return Finding(subject, "ok", f"{text}; it does not tell its kernels")

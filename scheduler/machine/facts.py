@@ -16,7 +16,6 @@ import psutil
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
-from .blas import COMPILED_BLAS
 
 PACKAGES = (
     "flowgrad", "numpy", "scipy", "numba", "llvmlite", "dask", "distributed", "bokeh", "safetensors", "threadpoolctl",
@@ -62,13 +61,11 @@ class Facts:
 
 
 def read_facts() -> Facts:
-    """Read all facts; loads SciPy's BLAS and numba if they are installed.
+    """Read all facts; loads numba if it is installed.
 
     dask knows distributed's settings only once that is imported.
     """
     numba = importlib.util.find_spec("numba") is not None
-    if importlib.util.find_spec("scipy") is not None:
-        importlib.import_module(COMPILED_BLAS)
     memory = psutil.virtual_memory()
     model, flags = read_cpu()
     folder = cache_folder()

@@ -105,7 +105,7 @@ def test_a_forced_kernel_is_named_with_its_price_and_the_cure():
 
 
 def test_an_old_blas_is_to_be_updated():
-    found = finding(replace(GOOD, blas=(openblas("Nehalem", "scipy"),)), "BLAS of scipy (numba)")
+    found = finding(replace(GOOD, blas=(openblas("Nehalem", "scipy"),)), "BLAS of scipy")
     assert found.verdict == "change"
     assert "pip install" in found.advice
     assert "1.5x" not in found.text  # nobody measured that pair
