@@ -23,6 +23,7 @@ from benchmarks.own import OWN
 from benchmarks.peers import PEERS
 from benchmarks.prediction import prediction_report
 from benchmarks.setting import BATCHES
+from benchmarks.sizes import sizes_report
 from benchmarks.training import measure_training, own_ratios, same_weights, training_table
 from benchmarks.turns import FORCED
 from flowgrad.scheduler.machine.facts import read_facts
@@ -31,6 +32,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADS = {
     "training": "Training",
     "nets": "Other nets",
+    "sizes": "Whole trainings",
     "lowering": "Lowering",
     "fusion": "Fusion",
     "prediction": "Prediction",
@@ -45,6 +47,7 @@ TITLE = """\
 Written by `python -m benchmarks --write`, part by part: each tells on which processor it was measured. The latest one's machine:"""
 ABOUT = {
     "nets": "float32, Adam, samples in a new order every epoch; graphs that flowgrad was not tuned for.",
+    "sizes": "float32, Adam, batches of 32; random graphs, wide ones and chains.",
     "lowering": "From nodes to dask task graph, gradient included.",
     "fusion": "Steps at batch 32 by the NumPy kernel, one thread.",
     "prediction": "Time per step of 784-n-10 nets, Adam, float32.",
@@ -54,6 +57,7 @@ ABOUT = {
 }
 REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "nets": nets_report,
+    "sizes": sizes_report,
     "lowering": lowering_report,
     "fusion": fusion_report,
     "prediction": prediction_report,

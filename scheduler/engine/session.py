@@ -17,7 +17,7 @@ from ..derivatives import Recipe, Request, ValueCache
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, Feeds, RememberedFeeds, check_nodes
 from ..kernels import forget_kernels
-from ..machine import clear_room
+from ..machine import clear_room, without_collection
 from ..programs import (
     choose_by_size,
     compile_forward,
@@ -47,7 +47,7 @@ class Session:
         self.executor, self.dtype, self.grain, self.shards, self.kernel = executor, dtype, grain, shards, kernel
         self.cache = ValueCache(executor, integer(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
-        self.recipes = lru_cache(REMEMBERED)(Recipe)
+        self.recipes = lru_cache(REMEMBERED)(without_collection(Recipe))
         self._forward = lru_cache(REMEMBERED)(self._made_forward)
         self._gradients = lru_cache(REMEMBERED)(self._made_gradient)
         self._tangents = lru_cache(REMEMBERED)(self._made_tangents)
@@ -78,6 +78,7 @@ class Session:
         program = self._forward(tuple(targets), frozenset(feeds.arrays), tuple(params), grain)
         return self._known(program, targets[0], feeds)
 
+    @without_collection
     def _made_forward(
         self, targets: tuple[Node, ...], fed: frozenset[Variable], params: tuple[Variable, ...], grain: str
     ) -> Program:
@@ -90,6 +91,7 @@ class Session:
         program, named = self._gradients(target, frozenset(feeds.arrays), tuple(wrt), grain)
         return self._known(program, target, feeds), named
 
+    @without_collection
     def _made_gradient(self, target: Node, fed: frozenset[Variable], wrt: tuple[Variable, ...], grain: str) -> Any:
         program, named = compile_gradient(target, fed, wrt, grain)
         return choose_by_size(program, grain, self.kernel), named
@@ -98,6 +100,7 @@ class Session:
         """Return what computes the tangent of an output, for tangents of some inputs; None if it is zero."""
         return self._tangents(program, tuple(moving.items()), output)
 
+    @without_collection
     def _made_tangents(self, program: Program, moving: tuple[tuple[int, bool], ...], output: str) -> Program | None:
         made = linearize(program, dict(moving), [output])
         return choose_by_size(verify(prune(made)), self.grain, self.kernel) if made.outputs else None

@@ -22,6 +22,8 @@ from flowgrad.program import Instr, Program, Type
 from flowgrad.tangents import bent_slots
 from flowgrad.typing import Array
 
+from ..machine import without_collection
+
 # What the loop can do by itself; the rest is kernels.
 LOOP, PRODUCT, PYTHON, TILES, STOP, NEXT_STEP, NEXT_SHARD, TAKE, LOSS, TREE, NORM, UPDATE = range(12)
 # Fields of a row.
@@ -226,6 +228,7 @@ class Assembler:
         if gradient is not None:
             self._lay(program.outputs[gradient], GRAD)
 
+    @without_collection
     def write(self) -> Table:
         """Return the table of the program; its outputs have spaces of their own, after those of the feeds."""
         for k, var in enumerate(dict.fromkeys(self.program.outputs.values())):
@@ -234,6 +237,7 @@ class Assembler:
         self._row(STOP, None, ())
         return self._table()
 
+    @without_collection
     def write_shards(self) -> Table:
         """Return the table that takes one shard's rows after the other, each with a gradient of its own."""
         self._write()
@@ -241,6 +245,7 @@ class Assembler:
         self._row(STOP, None, ())
         return self._table()
 
+    @without_collection
     def write_round(self, rule: Kernel, clips: bool, decays: bool, constants: int) -> Table:
         """Return the table of a round of whole steps.
 

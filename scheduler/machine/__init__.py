@@ -2,6 +2,7 @@
 
 from .arrays import ROOM, aligned, canonical, clear_room, empty_array, frames, room_bytes
 from .blas import blas_threads, one_thread, product_address
+from .collector import without_collection
 from .doctor import Finding, examine
 from .facts import cache_folder, read_facts
 from .floats import without_subnormals

@@ -19,7 +19,7 @@ from flowgrad.typing import Array
 from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
 from ..feeds import Feeds
 from ..kernels import run_by
-from ..machine import canonical
+from ..machine import canonical, without_collection
 from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, require_inputs, run_passes, weights_of
 
 
@@ -115,6 +115,7 @@ def arrange(program: Program, state: State | None, const: Array | None, feeds: l
     return [canonical(x) for x in inputs_of(program, param, const, feeds).values()]
 
 
+@without_collection
 def compile_step(
     target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
 ) -> Step:
@@ -157,6 +158,7 @@ def places_of(program: Program, variables: Sequence[Variable]) -> Array:
     return places
 
 
+@without_collection
 def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
     """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
     targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
