@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -66,7 +65,10 @@ def sizes_report(tell: Callable[[str], None] = print, turns: int = TURNS) -> str
                     f"| {kind} | {nodes:,} | {samples // BATCH} | {epochs} | {told[0]} | {told[1]} | {ratio:.2f} | "
                     f"{'yes' if ratio <= WANTED else 'no'} |"
                 )
-    lines += ["", f"Seconds of `Engine` and `fit` in a new process, the kernels kept: medians of {turns} turns, of one where it takes long."]
+    lines += [
+        "",
+        f"Seconds of `Engine` and `fit` in a new process: medians of {turns} turns, of one where it takes long.",
+    ]
     return "\n".join(lines)
 
 

@@ -38,8 +38,8 @@ def linearize(program: Program, moving: Mapping[int, bool], wanted: Sequence[str
     >>> print(linearize(trace([y], [x], []), {0: True}, ["0"]).pretty())
     in   %0 (N, 2) feed of node 0
     in   %2 (V, N, 2) tangent
-    %1 (N, 2) = Tanh(%0)  # tanh
-    %3 (V, N, 2) = push Tanh[0](%2, %1)  # tanh
+    %1 (N, 2) = Tanh(%0)  # tanh1
+    %3 (V, N, 2) = push Tanh[0](%2, %1)  # tanh1
     out  0 = %3
     """
     sweep = _Sweep(program, moving)

@@ -82,10 +82,10 @@ class Dense(LocalJacobian):
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return ``g @ m``; one plain matrix product when `m` is shared by the samples."""
         if len(self.m) == 1:
-            turned = None if out is None or len(g) == 1 else np.swapaxes(out, 0, 1)
-            if turned is not None and turned.flags.c_contiguous:  # one product is faster than one per row, into strided memory
+            if out is not None and len(g) > 1 and np.swapaxes(out, 0, 1).flags.c_contiguous:
+                # One product is faster than one per row, into strided memory.
                 rows = np.ascontiguousarray(np.swapaxes(g, 0, 1)).reshape(-1, g.shape[2])
-                np.matmul(rows, self.m[0], turned.reshape(len(rows), -1))
+                np.matmul(rows, self.m[0], np.swapaxes(out, 0, 1).reshape(len(rows), -1))
                 return out
             return np.matmul(g, self.m[0], out)
         wide = np.broadcast_to(g, (len(g), len(self.m), g.shape[2]))

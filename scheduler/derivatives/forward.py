@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from flowgrad.jacobians import Dense, Outer
-from flowgrad.program import Builder, Instr, Program, Type, verify
+from flowgrad.program import Builder, Instr, Program, verify
 from flowgrad.tangents import linearize
 from flowgrad.typing import Array
 

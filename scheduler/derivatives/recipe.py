@@ -61,9 +61,7 @@ class Recipe:
         What runs its programs, ``"auto"`` by their size.
     """
 
-    def __init__(
-        self, result: Node, wrt: Sequence[Node], fed: frozenset[Variable], grain: str, kernel: str = "numpy"
-    ):
+    def __init__(self, result: Node, wrt: Sequence[Node], fed: frozenset[Variable], grain: str, kernel: str = "numpy"):
         self.choose = partial(choose_by_size, grain=grain, kernel=kernel)
         self.result, self.wrt, self.graph = result, tuple(wrt), result.graph
         upstream = ancestors(result)

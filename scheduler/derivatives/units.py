@@ -155,7 +155,7 @@ def cut_up(
 def _block(
     program: Program, numbered: Sequence[Instr], types: Sequence[Type], reads: Sequence[int], results: Sequence[int]
 ) -> Program:
-    """Return numbered instructions as a program; a seed may have one row for all samples, other cotangents have what they should."""
+    """Return numbered instructions as a program."""
     seeds = {i.var for i in program.inputs if i.role == "seed"}
     builder = Builder()
     for var in reads:

@@ -44,9 +44,7 @@ def run_unit(
     return env[-1] if results is None else [env[k] for k in results]
 
 
-def run_block(
-    block: tuple[str, Program], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any
-) -> Any:
+def run_block(block: tuple[str, Program], reads: Sequence[tuple[int, int | None]], many: bool, *args: Any) -> Any:
     """Run compiled instructions, a name and a program, as `run_unit` does."""
     outputs = list(kernel_named(*block)(_given(reads, args)).values())
     return outputs if many else outputs[0]

@@ -28,7 +28,9 @@ def jvp(session: Session, result: Node, tangents: Mapping[Variable, Any], feeds:
     graph, _ = check_nodes(result, "jvp")
     checked = session.check(graph, feeds)
     moved = tangents_of(graph, tangents, checked)
-    program = session.forward_program([result], checked, grain_of(session, None), [v for v in moved if v not in checked.arrays])
+    program = session.forward_program(
+        [result], checked, grain_of(session, None), [v for v in moved if v not in checked.arrays]
+    )
     shares = _swept(session, program, "0", graph, checked, moved, "jvp", jvp_block)
     return np.concatenate(shares) if shares else np.zeros((checked.samples, result.dim), checked.dtype)
 
@@ -63,7 +65,7 @@ def _swept(
     prefix: str,
     *work: Any,
 ) -> list[Array]:
-    """Push tangents to an output, and return what ``work``, a function and its arguments, makes of each shard; none if it is zero."""
+    """Push tangents to an output; return what ``work``, a function and its arguments, makes of each shard, none if it is zero."""
     tangents = flat_tangents(program, moved, feeds.dtype)
     moving = session.tangent_program(program, {var: len(t) > 1 for var, t in tangents.items()}, output)
     if moving is None:
@@ -74,8 +76,8 @@ def _swept(
     keys = []
     for start, stop in placed.bounds:
         values = placed.inputs(start, stop).values()
-        moving = [t[None, start:stop] if len(t) == feeds.samples > 1 else t[None] for t in tangents.values()]
-        keys.append(placed.graph.task(prefix, func, held, *args, stop - start, len(values), *values, *moving).key)
+        rows = [t[None, start:stop] if len(t) == feeds.samples > 1 else t[None] for t in tangents.values()]
+        keys.append(placed.graph.task(prefix, func, held, *args, stop - start, len(values), *values, *rows).key)
     return session.executor.run(placed.graph.records, keys, line=len(keys) == 1)
 
 

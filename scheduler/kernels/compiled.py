@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -57,26 +57,16 @@ def kernel_of(program: Program) -> Callable[..., dict[str, Array]]:
     return made
 
 
-@dataclass(frozen=True)
-class _Named:
-    name: str
-    program: Program = field(compare=False)
-
-
 @lru_cache(maxsize=512)
-def _kernel_named(named: _Named) -> Callable[..., dict[str, Array]]:
-    return kernel_of.__wrapped__(named.program)
+def _first_of(name: str) -> list[Program]:
+    return []
 
 
 def kernel_named(name: str, program: Program) -> Callable[..., dict[str, Array]]:
     """Return what runs a program that comes with each task; made once per process and name, which stands for its content."""
-    return _kernel_named(_Named(name, program))
-
-
-def forget_kernels() -> None:
-    """Drop all programs that were made ready to run."""
-    kernel_of.cache_clear()
-    _kernel_named.cache_clear()
+    first = _first_of(name)
+    first[:] = first or [program]
+    return kernel_of(first[0])
 
 
 def load_kernels(dtype: Any, tell: Callable[[str], object]) -> None:

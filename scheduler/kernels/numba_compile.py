@@ -8,6 +8,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import registry
@@ -58,8 +59,13 @@ def _object_of(kernels: Mapping[str, Kernel], dtype: Any, borrows: bool) -> byte
     entry = njit(**BARE)(lambda: write())
     entry.compile(())
     (compiled,) = entry.overloads.values()
-    _, _, (machine_code, _) = compiled.library.serialize_using_object_code()
-    return bytes(machine_code)
+    module = llvm.parse_bitcode(compiled.library._final_module.as_bitcode())
+    # Names within an object count from one in every process: only those that are asked for may meet others'.
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name not in kernels:
+            value.linkage = "internal"
+    machine_code: bytes = compiled.library.codegen._tm.emit_object(module)
+    return machine_code
 
 
 def _write_call(context: Any, module: ir.Module, name: str, kernel: Kernel, dtype: Any) -> None:

@@ -392,7 +392,9 @@ class CompiledProgram:
         samples = max((x.shape[1] if moves else len(x) for moves, x in zip(moving, inputs)), default=1)
         directions = max((len(x) for moves, x in zip(moving, inputs) if moves), default=1)
         inputs = [
-            np.repeat(x, samples, axis=1) if i.role == "tangent" and types[i.var].batched and x.shape[1] < samples else x
+            np.repeat(x, samples, axis=1)
+            if i.role == "tangent" and types[i.var].batched and x.shape[1] < samples
+            else x
             for i, x in zip(program.inputs, inputs)
         ]
         seeds = any(x.shape[1] > 1 for i, x in zip(program.inputs, inputs) if i.role == "seed")

@@ -157,7 +157,9 @@ class KernelWriter:
             return f"v{i.out} = v{i.args[0]}"
         if i.verb not in ("apply", "pull", "pull_sum"):
             self.text.names[f"i{i.out}"] = i
-            return f"v{i.out} = run_one(i{i.out}, ({''.join(f'v{a}, ' for a in i.args)}), {self.program.types[i.out].dim})"
+            return (
+                f"v{i.out} = run_one(i{i.out}, ({''.join(f'v{a}, ' for a in i.args)}), {self.program.types[i.out].dim})"
+            )
         if i.op is Vectorize and i.verb != "apply":  # it may have very many operands: do not list them once per operand
             start, stop = stretch(i)
             part = f"v{i.args[0]}[:, :, {start}:{stop}]"

@@ -208,6 +208,7 @@ class Assembler:
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.outputs = set(program.outputs.values())
         self.makers = {i.out: i for i in program.instrs}
+        self.zeros = {i.out for i in program.instrs if not i.args}
         self.wanted = {(i.op, i.args[1:]) for i in program.instrs if i.verb in FIRST_ORDER and not i.slot}
         self.factors: dict[Any, View] = {}
         self.known_numbers: dict[tuple[float, ...], View] = {}
@@ -624,7 +625,8 @@ class Assembler:
             self._product(whole, xs, matrix, (count, k, n), (0, 1), (k, n, n), each=True)
         else:
             self._product(whole, xs, matrix, (-1, k, n), (0, 1), (k, n, n), times=count)
-        self._back(whole, out)
+        if whole != out:
+            self._copy(whole, out)
 
     def _whole(self, out: View) -> View:
         """Return a place of its own for a result that must lie end to end."""
@@ -632,10 +634,6 @@ class Assembler:
         if not type_.batched or out.dim == type_.dim:
             return out
         return self._room(type_._replace(dim=out.dim))
-
-    def _back(self, whole: View, out: View) -> None:
-        if whole != out:
-            self._copy(whole, out)
 
     def _product(
         self,
@@ -798,8 +796,11 @@ class Assembler:
 
     def _bend(self, i: Instr, out: View, args: list[View]) -> bool:
         slots = bent_slots(i)
-        values, tangents = dict(zip(slots, args[1:])), dict(zip(slots, zip(i.args[1 + len(slots) :], args[1 + len(slots) :])))
-        moved = {slot: view for slot, (var, view) in tangents.items() if not self._is_zero(var)}
+        values, tangents = (
+            dict(zip(slots, args[1:])),
+            dict(zip(slots, zip(i.args[1 + len(slots) :], args[1 + len(slots) :]))),
+        )
+        moved = {slot: view for slot, (var, view) in tangents.items() if var not in self.zeros}
         if i.op in (MatVec, Dot, RowDot, BatchMatVec) and moved:  # the factor is the other operand
             return self._pull(i, out, [args[0], *moved.values()])
         if i.op.bends:
@@ -818,9 +819,6 @@ class Assembler:
         summed = self._batched(args[0]) and not self.types[i.out].batched
         return self._summed(summed, out, args[0], lambda to: self._element(i, text, to, names))
 
-    def _is_zero(self, var: int) -> bool:
-        return var in self.makers and self.makers[var].verb == "scatter" and not self.makers[var].args
-
     def _pull_batch(self, i: Instr, out: View, g: View, other: View, summed: bool) -> None:
         attrs = dict(i.attrs)
         count, n = attrs["count"], attrs["n"]
@@ -834,12 +832,10 @@ class Assembler:
                 else:
                     self._product(to, g, other, (-1, n, k), (0, 0), (n, k, n), times=count)
 
-            if summed or out.dim == self.slots[out.slot].type.dim:
-                self._summed(summed, out, g, write)
-            else:
-                whole = self._whole(out)
-                write(whole)
-                self._back(whole, out)
+            whole = out if summed else self._whole(out)
+            self._summed(summed, whole, g, write)
+            if whole != out:
+                self._copy(whole, out)
         elif summed and self._batched(other):
             self._product(out, g, other, (k, n, -1), (1, 0), (n, k, n), times=count)
         else:

@@ -16,7 +16,6 @@ import psutil
 from dask.system import CPU_COUNT
 from threadpoolctl import threadpool_info
 
-
 PACKAGES = (
     "flowgrad", "numpy", "scipy", "numba", "llvmlite", "dask", "distributed", "bokeh", "safetensors", "threadpoolctl",
     "scikit-learn", "rich", "matplotlib", "networkx", "uvloop",

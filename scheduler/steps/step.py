@@ -20,7 +20,16 @@ from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
 from ..feeds import Feeds
 from ..kernels import run_by
 from ..machine import canonical, without_collection
-from ..programs import Layout, backward_passes, compile_forward, flat_values, input_var, require_inputs, run_passes, weights_of
+from ..programs import (
+    Layout,
+    backward_passes,
+    compile_forward,
+    flat_values,
+    input_var,
+    require_inputs,
+    run_passes,
+    weights_of,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -207,7 +207,9 @@ def test_a_single_large_task_may_use_more_blas_threads():
 
     def told(shards, threads):
         checked = check_feeds(graph, feeds)
-        job = lower_gradient(*compile_gradient(loss, checked.arrays, [w], "shard"), graph, checked, [w], "shard", shards)
+        job = lower_gradient(
+            *compile_gradient(loss, checked.arrays, [w], "shard"), graph, checked, [w], "shard", shards
+        )
         times = Times("numpy", ((1, 1e-3), (4096, 1.0)), 1e-3)
         return "\n".join(explain_job(job, lambda grain: job, lambda job, blas: times, cluster(1, threads)))
 

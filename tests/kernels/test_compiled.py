@@ -1,9 +1,12 @@
 """Compiled kernels: tables of instructions against NumPy on random graphs, and each loop against what it stands for."""
 
 import ctypes
+import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -361,6 +364,31 @@ def test_machine_code_that_was_cut_off_is_made_again(monkeypatch, tmp_path):
         call(numba_library._load([kernel], "float64")[kernel], out, a)
         assert out.tolist() == [12345, 12346, 12347]
         assert len(list(tmp_path.rglob("*.o"))) == 1
+
+
+def test_kernels_that_other_processes_compiled_do_not_meet(tmp_path):
+    """Names within machine code count from one in every process: two objects may have functions of one name."""
+    script = """
+import sys, numpy as np, flowgrad as fg
+for name, dtype in [word.split(":") for word in sys.argv[1:]]:
+    with fg.Graph():
+        x = fg.Variable(3, trainable=False)
+        y = getattr(fg, name)(*[x] * (1 + ("E" in name)))
+    feeds = {x: np.array([[1.0, 2.0, 4.0]])}
+    found, wanted = (fg.Engine("sync", dtype=dtype, kernel=k).forward(y, feeds) for k in ("numba", "numpy"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+"""
+    environment = os.environ | {"FLOWGRAD_CACHE_DIR": str(tmp_path)}
+
+    def run(*which):
+        subprocess.run([sys.executable, "-c", script, *which], env=environment, check=True, timeout=120)
+
+    run("Tanh:f8", "Tanh:f4")  # what every process needs is there
+    every = ["MeanSquaredError:f8", "Sum:f4"]
+    for one in every:
+        run(one)
+    run(*every)
+    run(*reversed(every))
 
 
 def test_an_error_in_python_ends_all_threads_and_names_the_node():

@@ -39,7 +39,7 @@ ROOMS = (
     ("op",),
     ("ops", "check"),
     ("program",),
-    ("autodiff",),
+    ("autodiff", "tangents"),
     ("optim",),
     ("data", "files"),
 )
