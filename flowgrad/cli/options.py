@@ -11,7 +11,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIMIZERS = ("Adam", "RMSProp", "AdaGrad", "Momentum", "GradientDescent")
-GRAINS = ("auto", "node", "sample", "shard", "round")
+GRAINS = ("auto", "node", "sample", "shard", "round", "collective")
 
 
 def hidden_sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ def make_plan(
     The graph has so many `nodes`; so many `threads` share the shards of a round.
     """
     reason = f"{grain[1]}; the work of a step takes {step_seconds * 1e3:.2f} ms; kernel {kernel[0]}: {kernel[1]}"
-    if grain[0] == "round":
+    if grain[0] in ("round", "collective"):
         steps = steps_per_round(step_seconds)
         return Plan(grain[0], shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason, threads=threads)
     per_step = tasks_per_step(grain[0], shards, nodes)

@@ -38,7 +38,7 @@ class Engine:
     dtype : optional
         float32 or float64; by default that of the feeds.
     grain : str
-        How much goes into a task: ``"node"``, ``"sample"``, ``"shard"``, ``"round"`` or ``"auto"``.
+        How much goes into a task: ``"node"``, ``"sample"``, ``"shard"``, ``"round"``, ``"collective"`` or ``"auto"``.
     shards : int, optional
         Into how many parts samples are cut; a property of the plan, never of how many workers there are.
     cache_bytes : int

@@ -20,7 +20,7 @@ from .session import Session
 def grain_of(session: Session, grain: str | None) -> str:
     """Return the grain of a computation that is no training: a round is of optimizer steps."""
     chosen = check_grain(grain or session.grain)
-    return "shard" if chosen in ("auto", "round") else chosen
+    return "shard" if chosen in ("auto", "round", "collective") else chosen
 
 
 def forward_of(session: Session, targets: list[Node], graph: Graph, feeds: Feeds) -> list[Array]:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from .base import Executor, Handle, Lost, Worker
+from .base import Executor, Handle, Lost, TaskFailed, Worker
 from .local import LocalExecutor
 from .recovery import Recovery, describe_failure
 

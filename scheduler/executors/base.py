@@ -112,6 +112,7 @@ class Executor(ABC):
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,
+        pinned: bool = False,
     ) -> list[Handle]:
         """Start computing `keys`. References may name keys in `records` or keys that are held.
 
@@ -123,6 +124,8 @@ class Executor(ABC):
             Whether tasks must run on one of `workers`, whichever it is.
         blas_threads : int
             Threads that each matrix product of tasks in this process may use.
+        pinned : bool
+            Whether tasks run on their own worker or not at all.
         """
 
     def submit_line(

@@ -155,6 +155,7 @@ class DistributedExecutor(Executor):
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,
+        pinned: bool = False,
     ) -> list[Handle]:
         """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
         self._check_open()
@@ -166,7 +167,7 @@ class DistributedExecutor(Executor):
         placed = {h.key: h for h in self.put(large)} if large else {}
         graph = to_dask({key: r for key, r in records.items() if key not in large}, run_task)
         wanted = [key for key in keys if key not in placed]
-        with dask.annotate(**_where(records, workers, only)):
+        with dask.annotate(**_where(records, workers, only, pinned)):
             futures = dict(zip(wanted, self.client.get(graph, wanted, sync=False)))
         # The scheduler keeps what its tasks wait for; the placed values may go when the tasks are done.
         needs = list(placed.values())
@@ -275,7 +276,7 @@ def run_task(func: Callable[..., Any], *args: Any) -> Any:
         raise
 
 
-def _where(records: dict[str, Record], workers: Sequence[str], only: bool) -> dict[str, Any]:
+def _where(records: dict[str, Record], workers: Sequence[str], only: bool, pinned: bool) -> dict[str, Any]:
     """Return annotations: preferred workers by key; with `only`, any of `workers` and no other."""
     if not workers:
         return {}
@@ -286,7 +287,7 @@ def _where(records: dict[str, Record], workers: Sequence[str], only: bool) -> di
         for k, r in records.items()
         if isinstance(r, Task) and r.worker is not None
     }
-    return {"workers": lambda key: wanted.get(key, []), "allow_other_workers": True} if wanted else {}
+    return {"workers": lambda key: wanted.get(key, []), "allow_other_workers": not pinned} if wanted else {}
 
 
 def _own_copy(value: Any) -> Any:

@@ -44,6 +44,7 @@ class LocalExecutor(Executor):
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,
+        pinned: bool = False,
     ) -> list[Handle]:
         """Compute `keys` now."""
         known = {key: Data(self._held[key]) for key in references(records.values()) if key in self._held}

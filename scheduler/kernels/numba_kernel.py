@@ -298,10 +298,30 @@ class CompiledRound:
         self, state: State, const: Array | None, feeds: list[Array], rows: Array, batch: int
     ) -> tuple[Array, float]:
         """Return one shard's share of the mean gradient and loss."""
-        plan, shares = Schedule.of([[rows]], batch), self._gradients(1)
-        arrays = {w.SHARES: shares, w.BASES + PARAM: np.ascontiguousarray(state["w"])}
-        losses = self._walk(self._shards(plan.samples), plan, const, feeds, arrays, {w.THREADS: 1, w.WAVE: 1})
-        return shares, float(losses[0, 0])
+        shares = self.gradient_room(1)
+        (loss,) = self.gradients(state, const, feeds, [rows], batch, 1, shares)
+        return shares[0], loss
+
+    def gradients(
+        self,
+        state: State,
+        const: Array | None,
+        feeds: list[Array],
+        shards: Sequence[Array],
+        batch: int,
+        threads: int,
+        out: Array,
+    ) -> list[float]:
+        """Write the shares of some shards of a step into `out` ``(shards, P)``, see `gradient_room`; return their losses."""
+        plan = Schedule.of([shards], batch)
+        arrays = {w.SHARES: out, w.BASES + PARAM: np.ascontiguousarray(state["w"])}
+        numbers = {w.THREADS: max(1, min(threads, len(shards))), w.WAVE: len(shards)}
+        losses: list[float] = self._walk(self._shards(plan.samples), plan, const, feeds, arrays, numbers)[0].tolist()
+        return losses
+
+    def gradient_room(self, shards: int) -> Array:
+        """Return memory for the gradients of so many shards."""
+        return self._gradients(shards).reshape(shards, self.size)
 
     def update(self, state: State, gradient: Array) -> State:
         """Return the state after one update by the mean gradient."""

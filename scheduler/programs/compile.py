@@ -21,7 +21,7 @@ from .fuse import Layout, fuse, pack
 Pass = Callable[[Program], Program]
 # Instructions from which on a program is verified once.
 LARGE = 5000
-GRAINS = ("node", "sample", "shard", "round", "auto")
+GRAINS = ("node", "sample", "shard", "round", "collective", "auto")
 
 
 def forward_passes(grain: str, layout: Layout | None = None) -> list[Pass]:

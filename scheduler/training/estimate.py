@@ -103,8 +103,11 @@ class Trial:
             why = compiled_round(step.program, step.names, self.job.rule, self.job.feeds.dtype).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
+        grain = choose_grain(engine.grain, costs)
+        if engine.grain == "collective" and not executor.remote:
+            grain = "round", "collective rounds were asked for, but this engine has no workers"
         return make_plan(
-            choose_grain(engine.grain, costs), self.case.shards, (kernel, why), self.shared, self.nodes, threads
+            grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads
         )
 
     @cached_property

@@ -21,7 +21,7 @@ from .estimate import plan_training
 from .evaluation import Evaluation
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
-from .windows import Windows
+from .windows import SharedWindows, Windows
 
 
 class Run:
@@ -69,7 +69,8 @@ class Run:
             None if checked is None else Evaluation(job.settings.engine, target, checked, job.variables, layout)
         )
         # Made last: it holds the state that moves on.
-        self.windows = Windows(self.placement, self.plan, job.step, state, self._report, self._recovered)
+        kind = SharedWindows if self.plan.grain == "collective" else Windows
+        self.windows = kind(self.placement, self.plan, job.step, state, self._report, self._recovered)
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings

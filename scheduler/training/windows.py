@@ -1,4 +1,4 @@
-"""Windows of steps: submitted ahead in pieces, ended by a state that the client has, done again where a worker got lost."""
+"""Windows of steps: submitted ahead in pieces or run by a gang, ended by a state that the client has, done again after a loss."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
+from .. import collective
 from ..costs import Links, Plan, choose_way, task_links
 from ..executors import Handle, Recovery, Worker, describe_failure
 from ..feeds import ORDER_BYTES, Batches, Lane, Placement
 from ..programs import pick
-from ..steps import Done, StateAway, Step, cut_state, join_state, lower_steps
+from ..steps import Done, LaneInputs, StateAway, Step, cut_state, join_state, lower_steps, shared_steps
 from ..tasks import Ref, TaskGraph, token
 
 # Pieces of a window; of these so many are submitted before the first of them is waited for.
@@ -218,6 +220,84 @@ class Windows:
     def _drop(self, handles: Sequence[Handle]) -> None:
         self._held.difference_update(handles)
         self.executor.release(handles)
+
+
+class SharedWindows:
+    """Runs windows of steps that all lanes share: one task per lane for a whole window, a gang.
+
+    Parameters and attributes are those of `Windows`; the exchange is ``"collective"``.
+    """
+
+    ahead = None
+
+    def __init__(
+        self,
+        placement: Placement,
+        plan: Plan,
+        step: Step,
+        state: State,
+        report: Callable[[Batches, list[float]], None],
+        recovered: Callable[[dict[str, Any]], None],
+    ):
+        self.executor, self.placement, self.plan = placement.executor, placement, plan
+        self.state, self.report, self.recovered = state, report, recovered
+        self.recovery = Recovery()
+        row = placement.row_bytes + ORDER_BYTES
+        held = sum(v.nbytes for v in state.values())
+        bytes_ = placement.samples * row + 2 * held + 2 * plan.shards * state["w"].nbytes
+        self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": bytes_, "exchange": "collective"}
+
+    def run(self, batches: Batches, following: Batches | None = None) -> None:
+        """Do a window of steps, from its beginning wherever a member was lost; see `Windows.run`."""
+        workers = self.executor.workers(self.recovery.avoid)
+        size = len(batches)
+        if self.placement.bucketed(workers):
+            size = max(1, min(size, self.placement.bucket_rows(workers, len(workers)) // batches.largest))
+
+        def again(failure: Exception) -> None:
+            self.placement.doubt()
+            self.recovered({"again": 0, "cause": describe_failure(failure)})
+
+        for k in range(0, len(batches), size):
+            piece = batches[k : k + size]
+            self.state, losses = self.recovery.persist(partial(self._attempt, piece), self.executor, again)
+            self.report(piece, losses)
+        self.bounds["steps"] = max(self.bounds["steps"], size)
+
+    def close(self) -> None:
+        """Nothing stays on the executor between windows."""
+
+    def _attempt(self, batches: Batches) -> Done:
+        workers = self.executor.workers(self.recovery.avoid)
+        alone = max(min(w.threads for w in workers), min(self.plan.threads, self.executor.machine_threads(workers)))
+        lanes = self.placement.lanes(workers, self.plan.shards, False, alone)
+        spans = [(lane.first, lane.stop) for lane in lanes]
+        addresses = [w.address for w in workers]
+        kept: list[Handle] = []
+        for lane in lanes:
+            name = f"state-{token(uuid.uuid4().hex, lane.worker)}"
+            kept += self.executor.put({name: self.state}, addresses[lane.worker])
+
+        def submit(spec: Any) -> list[Handle]:
+            graph = TaskGraph()
+            steps: Sequence[Sequence[Array]] = batches
+            mine = lanes
+            if self.placement.bucketed(workers):
+                mine, steps, sent = self.placement.bucket(graph, lanes, workers, steps, spec.name)
+                kept.extend(sent)
+            keys = []
+            for rank, (lane, state) in enumerate(zip(mine, kept)):
+                reads = graph.task("inputs", LaneInputs, lane.step, lane.const, lane.feeds, worker=lane.worker)
+                args = (spec, rank, shared_steps, reads, Ref(state.key), steps, spans, lane.threads)
+                keys.append(graph.task("collective", collective.run_member, *args, worker=lane.worker).key)
+            self.bounds["tasks"] = max(self.bounds["tasks"], len(graph.records))
+            return self.executor.submit(graph.records, keys, addresses, pinned=True)
+
+        try:
+            done: Done = collective.run_gang(self.executor, [addresses[lane.worker] for lane in lanes], submit)[0]
+            return done
+        finally:
+            self.executor.release(kept)
 
 
 @dataclass

@@ -19,6 +19,7 @@ WINGS = (
     "tasks",
     "machine",
     "executors",
+    "collective",
     "kernels",
     "feeds",
     "programs",

@@ -1,0 +1,226 @@
+"""The client's side of a gang: one order for all of its workers, a task for each member, and again where not all of them met."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+from distributed import Client, Future, Semaphore, wait
+from distributed.scheduler import KilledWorker
+
+from flowgrad.errors import ClusterError
+
+from ..executors import Handle, Lost, TaskFailed
+from .group import GangBroken
+from .mailbox import MailPlugin
+from .member import Absent, Spec, run_member
+
+# Seconds between looks at whether the workers are still there, and that one may be gone before it counts as lost.
+LOOK, GONE = 1.0, 3.0
+_prepared: WeakSet[Client] = WeakSet()
+
+
+class Call(NamedTuple):
+    """What one member does: a function, which gets the `Group` first, and its other arguments."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def gang(
+    client: Client,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    workers: Sequence[str] | None = None,
+    timeout: float | None = None,
+) -> list[Any]:
+    """Call a function once on each of several workers, all at the same time, and return the answers in order.
+
+    The function is called as ``function(group, *arguments[i])`` on the worker of rank ``i``. By ``group.all_reduce(a)``,
+    ``reduce_scatter(a)``, ``all_gather(a)`` and ``barrier()`` the members exchange arrays; ``group.rank`` and ``group.size`` tell
+    which one it is. All members run at the same time or none: two gangs on the same workers never wait for each other's halves.
+
+    Nothing is run again: if a member is lost or raises an exception, all of them end, and that error is raised here.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of any cluster whose workers have flowgrad installed.
+    function : callable
+    arguments : sequence
+        For each member a tuple of arguments; anything else is its only one.
+    workers : sequence of str, optional
+        Their addresses, by rank; any that there are if not given.
+    timeout : float, optional
+        Seconds after which it is given up.
+
+    Raises
+    ------
+    ClusterError
+        If there are fewer workers than arguments, a worker is lost, or time is over.
+
+    Examples
+    --------
+    >>> import flowgrad as fg, numpy as np
+    >>> from distributed import Client, LocalCluster
+    >>> def mean(group, part):
+    ...     return float(group.all_reduce(np.array([part.sum(), len(part)])).tolist()[0] / 6)
+    >>> cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None)
+    >>> with cluster, Client(cluster) as client:
+    ...     fg.gang(client, mean, [np.arange(4.0), np.arange(4.0, 6.0)])
+    [2.5, 2.5]
+    """
+    calls = [Call(function, a if isinstance(a, tuple) else (a,)) for a in arguments]
+    known = client.scheduler_info(n_workers=-1)["workers"]
+    places = list(known) if workers is None else list(workers)
+    if not calls or len(calls) > len(places):
+        raise ClusterError(
+            f"a gang of {len(calls)} needs as many workers, and there are {len(places)}: give fewer arguments or start workers"
+        )
+    strange = [address for address in places if address not in known]
+    if strange or len(set(places)) < len(places):
+        raise ClusterError(f"workers are given by their addresses, each once: {strange[0] if strange else places} is none")
+    places = places[: len(calls)]
+
+    def submit(spec: Spec) -> list[Future]:
+        return [
+            client.submit(
+                run_member, spec, rank, call.function, *call.arguments, key=f"gang-{spec.name}-{rank}", workers=[address],
+                allow_other_workers=False, pure=False, retries=0,
+            )
+            for rank, (call, address) in enumerate(zip(calls, places))
+        ]  # fmt: skip
+
+    return run_together(client, places, submit, timeout)
+
+
+def run_together(
+    client: Client, addresses: Sequence[str], submit: Callable[[Spec], list[Future]], timeout: float | None = None
+) -> list[Any]:
+    """Run a gang's tasks and return their values.
+
+    Parameters
+    ----------
+    addresses : sequence of str
+        The workers, by rank.
+    submit : callable
+        Submits a task for each rank, which runs `run_member` on its worker and nowhere else; is called once for each attempt.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    _prepare(client)
+    with _order(client, addresses, end):
+        while True:
+            spec = Spec(uuid.uuid4().hex, tuple(addresses))
+            values = _outcome(client, submit(spec), addresses, end)
+            if not any(isinstance(value, Absent) for value in values):
+                return values
+            if not all(isinstance(value, Absent) for value in values):
+                raise GangBroken("a member was lost while the gang met")
+            absent = sorted({rank for value in values for rank in value.ranks})
+            _wait_for_threads(client, [addresses[rank] for rank in absent], end)
+
+
+def run_gang(executor: Any, addresses: Sequence[str], submit: Callable[[Spec], list[Handle]]) -> list[Any]:
+    """Run a gang of an executor's tasks, see `run_together`; a broken one may be run again.
+
+    Raises
+    ------
+    Lost
+        If a member is gone.
+    TaskFailed
+        If one raised an exception.
+    """
+    held: list[Handle] = []
+
+    def futures(spec: Spec) -> list[Future]:
+        held[:] = submit(spec)
+        return [handle.future for handle in held]
+
+    try:
+        return run_together(executor.client, addresses, futures)
+    except GangBroken as error:
+        failure: Exception = Lost(str(error))
+    except KilledWorker as error:
+        failure = Lost(str(error), killed=str(error.task))
+    except ClusterError:
+        raise
+    except Exception as error:
+        failure = TaskFailed(error, getattr(error, "flowgrad_worker", ""))
+    finally:
+        executor.release(held)
+    raise failure
+
+
+def _prepare(client: Client) -> None:
+    """Give all workers a mailbox, once."""
+    if client not in _prepared:
+        client.register_plugin(MailPlugin())
+        _prepared.add(client)
+
+
+@contextmanager
+def _order(client: Client, addresses: Sequence[str], end: float | None) -> Iterator[None]:
+    """Hold a thread of each worker, so that no other gang waits on one of them for half of its members.
+
+    Leases are asked for in one order, so that two gangs never wait for each other. Those of a client that died end by themselves.
+    """
+    threads = {address: int(w["nthreads"]) for address, w in client.scheduler_info(n_workers=-1)["workers"].items()}
+    with ExitStack() as held:
+        for address in sorted(addresses):
+            lease = Semaphore(
+                threads.get(address, 1), f"flowgrad-gang-{address}", scheduler_rpc=client.scheduler, loop=client.loop
+            )
+            while not lease.acquire(timeout=LOOK):
+                _check(client, addresses, end)
+            held.callback(lease.release)
+        yield
+
+
+def _check(client: Client, addresses: Sequence[str], end: float | None) -> set[str]:
+    """Return workers that are gone; raise if time is over."""
+    if end is not None and time.monotonic() > end:
+        raise ClusterError("the gang has not ended in the time that it was given: give it more, or look at what workers do")
+    return set(addresses) - set(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], end: float | None) -> list[Any]:
+    """Wait for all members; raise what the first to fail raised."""
+    try:
+        since: float | None = None
+        pending = futures
+        while pending:
+            try:
+                wait(pending, timeout=LOOK)
+            except TimeoutError:
+                gone = _check(client, addresses, end)
+                since = (since or time.monotonic()) if gone else None
+                if since is not None and time.monotonic() - since > GONE:
+                    raise GangBroken(f"worker {min(gone)} went away") from None
+            pending = [f for f in pending if f.status == "pending"]
+        errors = [error for error in (f.exception() for f in futures if f.status == "error") if error is not None]
+        if errors:
+            # What broke the gang was raised by one member; the others only noticed that it was gone.
+            raise next((e for e in errors if not isinstance(e, GangBroken)), errors[0])
+        if any(f.status != "finished" for f in futures):
+            raise GangBroken("a member was lost with its worker")
+        return client.gather(futures)
+    except BaseException:
+        client.cancel(futures)
+        raise
+
+
+def _wait_for_threads(client: Client, addresses: Sequence[str], end: float | None) -> None:
+    """Wait until each of these workers has a thread for us: something of its own may keep it for as long as it likes."""
+    asked = [
+        client.submit(_nothing, key=f"gang-thread-{uuid.uuid4().hex}", workers=[a], allow_other_workers=False, pure=False)
+        for a in addresses
+    ]
+    _outcome(client, asked, addresses, end)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,143 @@
+"""What the members of a gang do together: sums and exchanges of arrays, in an order that never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from flowgrad.errors import ClusterError
+from flowgrad.typing import Array
+
+from ..tasks import bounds, reduce_tree
+
+if TYPE_CHECKING:
+    from .mailbox import Box, Line
+
+# Bytes from which on an array is summed slice by slice: every member adds up a part, and sends the sum.
+SLICED = 1 << 19
+
+
+class Letter(NamedTuple):
+    """What a member sent: which of its letters it is, what it is about, and an array, a list of them, or nothing."""
+
+    number: int
+    about: Any
+    data: Any
+
+
+class GangBroken(ClusterError):
+    """A member is gone, or does something else than the others."""
+
+
+class Group:
+    """A member's view of its gang.
+
+    Every verb is called by all members, in the same order. Sums are taken in a tree by rank, so that all get the same bits,
+    always.
+
+    Attributes
+    ----------
+    rank, size : int
+        This member's number, and how many there are.
+    """
+
+    def __init__(self, rank: int, addresses: Sequence[str], box: Box, lines: Mapping[int, Line]):
+        self.rank, self.size, self.addresses = rank, len(addresses), addresses
+        self._box, self._lines, self._number = box, lines, 0
+
+    def exchange(self, about: Any, parts: Sequence[Any]) -> list[Any]:
+        """Send each member its part, an array, a list of them or nothing; return what came from each, and the own one in its place.
+
+        An array that is sent must not change before the exchange after this one has ended: then the others have read it. What
+        came may be the sender's very array, and must not change either.
+
+        Parameters
+        ----------
+        about : tuple of (str, ...)
+            The verb, and what else all members must agree in.
+        """
+        number, self._number = self._number, self._number + 1
+        others = [(self.rank + k) % self.size for k in range(1, self.size)]
+        for peer in others:
+            self._lines[peer].send(Letter(number, about, parts[peer]))
+        came: list[Any] = list(parts)
+        for peer in others:
+            letter = self._box.take(peer, number)
+            if isinstance(letter, str):
+                raise GangBroken(f"rank {peer} ({self.addresses[peer]}) {letter}, while rank {self.rank} was in {_told(about)}")
+            theirs = _plain(letter.about)
+            if theirs != _plain(about):
+                (a, x), (b, y) = sorted([(self.rank, about), (peer, theirs)])
+                raise GangBroken(f"rank {a} is in {_told(x)}, rank {b} in {_told(y)}: all members call the same verbs in the same order")
+            came[peer] = letter.data
+        return came
+
+    def all_reduce(self, a: Any) -> Array:
+        """Return the sum of all members' arrays.
+
+        Parameters
+        ----------
+        a : array
+            Of the same shape and dtype on all members.
+        """
+        mine = np.array(a, order="C")
+        if mine.nbytes >= SLICED and self.size > 2:
+            return self.all_gather(self.reduce_scatter(mine.reshape(-1))).reshape(mine.shape)
+        came = self.exchange(("all_reduce", str(mine.dtype), mine.shape), [mine] * self.size)
+        return np.array(reduce_tree([np.asarray(x) for x in came], _sum))
+
+    def reduce_scatter(self, a: Any) -> Array:
+        """Return this member's slice, along axis 0, of the sum of all members' arrays.
+
+        Slice ``k`` of ``n`` is that of ``np.array_split``: the first ones are one longer where they cannot be equal.
+        """
+        mine = np.array(a, order="C", ndmin=1)
+        cuts = slices(len(mine), self.size)
+        about = ("reduce_scatter", str(mine.dtype), mine.shape)
+        came = self.exchange(about, [mine[start:stop] for start, stop in cuts])
+        return np.array(reduce_tree([np.asarray(x) for x in came], _sum))
+
+    def all_gather(self, a: Any) -> Array:
+        """Return all members' arrays, end to end along axis 0, where their lengths may differ."""
+        mine = np.array(a, order="C", ndmin=1)
+        came = self.exchange(("all_gather", str(mine.dtype), mine.shape[1:]), [mine] * self.size)
+        return np.concatenate([np.asarray(x) for x in came])
+
+    def barrier(self) -> None:
+        """Wait until all members are here."""
+        self.exchange(("barrier",), [None] * self.size)
+
+    def __repr__(self) -> str:
+        return f"<Group: rank {self.rank} of {self.size}>"
+
+
+def slices(length: int, size: int) -> list[tuple[int, int]]:
+    """Return start and stop of each member's slice.
+
+    Examples
+    --------
+    >>> slices(5, 2), slices(1, 2)
+    ([(0, 3), (3, 5)], [(0, 1), (1, 1)])
+    """
+    cuts = bounds(length, size) if length else []
+    return [*cuts, *[(length, length)] * (size - len(cuts))]
+
+
+def _sum(group: list[Array]) -> Array:
+    total = group[0]
+    for more in group[1:]:
+        total = np.add(total, more)
+    return total
+
+
+def _plain(about: Any) -> Any:
+    """Return what travelled as it was sent: tuples arrive as lists."""
+    return tuple(_plain(x) for x in about) if isinstance(about, (list, tuple)) else about
+
+
+def _told(about: Any) -> str:
+    verb, *rest = _plain(about)
+    dtype, shape = (*rest, "", "")[:2]
+    return f"{verb}({dtype} {shape})" if rest else f"{verb}()"

@@ -1,0 +1,67 @@
+"""What each task of a gang runs: it meets the others, runs the function with them, and leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import get_worker
+
+from .group import GangBroken, Group
+from .mailbox import Line, Mailbox
+
+# Seconds that a member waits for the others before it gives its thread back.
+PATIENCE = 1.0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A gang: its name, which no other attempt has, and the addresses of its workers, by rank."""
+
+    name: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What a member returns that did not meet all others: the ranks that were not there."""
+
+    ranks: tuple[int, ...]
+
+
+@contextmanager
+def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
+    """Meet the other members for the length of a block; or find out that not all of them come."""
+    mailbox = Mailbox.of(get_worker())
+    box = mailbox.enter(spec.name)
+    lines = {
+        k: Line(mailbox, box, spec.name, rank, k, address) for k, address in enumerate(spec.addresses) if k != rank
+    }
+
+    def away() -> set[int]:
+        return {k for k, line in lines.items() if not line.open or k not in box.heard or k in box.lost}
+
+    try:
+        box.wait_for(lambda: not away() or bool(box.lost), PATIENCE)
+        if away():
+            yield Absent(tuple(sorted(away())))
+            return
+        group = Group(rank, spec.addresses, box, lines)
+        try:
+            group.barrier()  # who comes through knows that everybody is committed
+        except GangBroken:
+            yield Absent(tuple(sorted(box.lost)))
+            return
+        yield group
+    finally:
+        for line in lines.values():
+            line.close()
+        mailbox.leave(spec.name)
+
+
+def run_member(spec: Spec, rank: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function as a member of a gang; return what it returns, or `Absent` where the gang did not meet."""
+    with joined(spec, rank) as group:
+        return group if isinstance(group, Absent) else function(group, *args)
