@@ -326,15 +326,20 @@ class CompiledRound:
     def update(self, state: State, gradient: Array) -> State:
         """Return the state after one update by the mean gradient."""
         new = {k: np.array(v, order="C") for k, v in state.items()}
-        t = int(new["t"][0])
-        new["t"] += 1
-        gradient = np.ascontiguousarray(self.rule.prepare(new["w"], gradient, self.rule.scale(gradient)))
+        self.advance(new, gradient)
+        return new
+
+    def advance(self, state: State, gradient: Array, lo: int = 0, hi: int | None = None) -> None:
+        """Update entries ``lo:hi`` of a state, of which `gradient` is that part, in place; ``t`` is counted once."""
+        parts = {k: v[lo:hi] for k, v in state.items() if k != "t"}
+        t = int(state["t"][0])
+        state["t"] += 1
+        gradient = np.ascontiguousarray(self.rule.prepare(parts["w"], gradient, self.rule.scale(gradient)))
         constants = self._constants(t, 1)
         (address,) = addresses_of([update_kernel(type(self.rule))], self.dtype)
-        places = [a.ctypes.data for a in (new["w"], gradient, new.get("v", new["w"]), new.get("s", new["w"]))]
+        places = [a.ctypes.data for a in (parts["w"], gradient, parts.get("v", parts["w"]), parts.get("s", parts["w"]))]
         run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(address)
         run(*places, len(gradient), t + 1, constants.ctypes.data, constants.size)
-        return new
 
     def _walk(
         self,

@@ -6,8 +6,9 @@ parameters; where there are many of them, each lane adds up and updates a slice,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import cycle
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from ..machine import canonical, empty_array, without_subnormals
 from ..programs import Gradient
 from ..tasks import reduce_some
 from .lanes import LaneBatch, LaneInputs, Subtotals, gradients
-from .step import Step
 from .work import Done, update
 
 # Bytes of a parameter vector from which on each lane updates a slice.
@@ -50,20 +50,24 @@ def shared_steps(
     state = {k: np.array(canonical(v)) for k, v in before.items()}
     step = lane.step
     whole = step.private is not None or step.rule.clip_norm is not None or state["w"].nbytes < SLICED
+    cuts = _cuts(len(state["w"]), group.size)
+    lo, hi = cuts[group.rank]
+    own, advance = _worker(group, lane, state, spans, threads)
     losses: list[float] = []
-    own = _own_gradients(group, lane, state, spans, threads)
     for shards in steps:
-        mine = own(shards)
+        nodes = _exchanged(group, own(shards), spans, len(shards), None if whole else cuts)
+        gradient, loss = _total(nodes, len(shards))
         if whole:
-            mean = _total(_exchanged(group, mine, spans, len(shards), None), len(shards))
-            state |= update(step, state, mean)
+            advance(gradient, 0, len(state["w"]))
         else:
-            cuts = _cuts(len(state["w"]), group.size)
-            mean = _total(_exchanged(group, mine, spans, len(shards), cuts), len(shards))
-            _update_slice(group, step, state, mean[0], cuts)
-        losses.append(mean[1])
+            advance(gradient, lo, hi)
+            came = group.exchange(("weights",), [state["w"][lo:hi]] * group.size)
+            for rank, weights in enumerate(came):
+                if rank != group.rank:
+                    state["w"][slice(*cuts[rank])] = weights
+        losses.append(loss)
     if not whole:
-        _gather_slots(group, state)
+        _gather_slots(group, state, cuts)
     return (state, losses) if group.rank == 0 else None
 
 
@@ -73,33 +77,39 @@ def _cuts(entries: int, size: int) -> list[tuple[int, int]]:
     return [(min(a * CACHE_LINE, entries), min(b * CACHE_LINE, entries)) for a, b in slices(lines, size)]
 
 
-def _own_gradients(
-    group: Group, lane: LaneInputs, state: State, spans: Sequence[tuple[int, int]], threads: int
-) -> Any:
-    """Return what computes the gradients of this lane's shards, added up as far as the tree allows, in one of two buffers.
+Compute = Callable[[Sequence[Array]], Subtotals]
+Advance = Callable[[Array, int, int], None]
 
-    What was sent in one step is read by the others when the next exchange has ended: so it is written to again in the one after.
-    """
+
+def _worker(
+    group: Group, lane: LaneInputs, state: State, spans: Sequence[tuple[int, int]], threads: int
+) -> tuple[Compute, Advance]:
+    """Return what computes the gradients of this lane's shards, added up as far as the tree allows, and what updates the state."""
     first, stop = spans[group.rank]
-    step, turn = lane.step, 0
+    step = lane.step
     if not step.program.compiled or step.private is not None:
+
         def compute(shards: Sequence[Array]) -> Subtotals:
-            batch = sum(map(len, shards))
-            part = LaneBatch(shards[first:stop], first, len(shards), batch, threads)
+            part = LaneBatch(shards[first:stop], first, len(shards), sum(map(len, shards)), threads)
             return gradients(lane, state, part)
-        return compute
+
+        def advance(gradient: Array, lo: int, hi: int) -> None:
+            part = {k: v if k == "t" else v[lo:hi] for k, v in state.items()}
+            for k, v in update(step, part, (gradient, 0.0)).items():
+                part[k][...] = v
+
+        return compute, advance
     run = compiled_round(step.program, step.names, step.rule, state["w"].dtype)
-    buffers = [run.gradient_room(stop - first) for _ in range(2)]
+    # What was sent in one step has been read by the others when the next exchange has ended: so there are two buffers in turn.
+    buffers = cycle([run.gradient_room(stop - first) for _ in range(2)])
 
     def compute_in_place(shards: Sequence[Array]) -> Subtotals:
-        nonlocal turn
-        turn = 1 - turn
-        batch, rows = sum(map(len, shards)), shards[first:stop]
-        losses = run.gradients(state, lane.const, lane.feeds, rows, batch, threads, buffers[turn])
-        shares = {(0, first + k): (buffers[turn][k], losses[k]) for k in range(len(rows))}
+        batch, rows, out = sum(map(len, shards)), shards[first:stop], next(buffers)
+        losses = run.gradients(state, lane.const, lane.feeds, rows, batch, threads, out) if rows else []
+        shares = {(0, first + k): (out[k], loss) for k, loss in enumerate(losses)}
         return reduce_some(shares, len(shards), _add_in_place)
 
-    return compute_in_place
+    return compute_in_place, partial(run.advance, state)
 
 
 def _add_in_place(pair: list[Gradient]) -> Gradient:
@@ -137,22 +147,8 @@ def _nodes(first: int, stop: int, shards: int) -> Iterator[tuple[int, int]]:
     return iter(reduce_some({(0, k): None for k in range(first, min(stop, shards))}, shards, lambda group: None))
 
 
-def _update_slice(group: Group, step: Step, state: State, gradient: Array, cuts: Sequence[tuple[int, int]]) -> None:
-    """Update this lane's slice of the state, and bring the others' weights here."""
-    lo, hi = cuts[group.rank]
-    part = {k: v if k == "t" else v[lo:hi] for k, v in state.items()}
-    for k, v in update(step, part, (gradient, 0.0)).items():
-        part[k][...] = v
-    mine = state["w"][lo:hi]
-    came = group.exchange(("weights",), [mine] * group.size)
-    for rank, weights in enumerate(came):
-        if rank != group.rank:
-            state["w"][slice(*cuts[rank])] = weights
-
-
-def _gather_slots(group: Group, state: State) -> None:
+def _gather_slots(group: Group, state: State, cuts: Sequence[tuple[int, int]]) -> None:
     """Bring the slices of everything but the weights to rank 0."""
-    cuts = _cuts(len(state["w"]), group.size)
     for name in sorted(set(state) - {"w", "t"}):
         mine = state[name][slice(*cuts[group.rank])]
         came = group.exchange((f"slot {name}",), [mine if rank == 0 else None for rank in range(group.size)])
