@@ -54,6 +54,7 @@ from .optim import (
 
 if TYPE_CHECKING:
     from .files import load, save
+    from .scheduler.collective.gang import gang
     from .scheduler.engine import Engine
     from .scheduler.training import KEEP, STOP, Callback, Checkpoints, EarlyStopping, Trainer
 
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     ".files": ("load", "save"),
+    ".scheduler.collective": ("gang",),
     ".scheduler.engine": ("Engine",),
     ".scheduler.training": ("KEEP", "STOP", "Callback", "Checkpoints", "EarlyStopping", "Trainer"),
 }
@@ -76,6 +78,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "gang",
     "KEEP",
     "STOP",
     "AdaGrad",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from distributed import Client, Future, Semaphore, wait
+from distributed import Client, Future, Semaphore
 from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
@@ -190,17 +192,21 @@ def _check(client: Client, addresses: Sequence[str], end: float | None) -> set[s
 def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], end: float | None) -> list[Any]:
     """Wait for all members; raise what the first to fail raised."""
     try:
-        since: float | None = None
-        pending = futures
-        while pending:
+        gone_since = failed_since = math.inf
+        while pending := [f for f in futures if f.status == "pending"]:
             try:
-                wait(pending, timeout=LOOK)
+                with suppress(CancelledError):  # its status tells
+                    pending[-1].exception(timeout=LOOK)
+                continue
             except TimeoutError:
-                gone = _check(client, addresses, end)
-                since = (since or time.monotonic()) if gone else None
-                if since is not None and time.monotonic() - since > GONE:
-                    raise GangBroken(f"worker {min(gone)} went away") from None
-            pending = [f for f in pending if f.status == "pending"]
+                now = time.monotonic()
+            if any(f.status == "error" for f in futures):
+                failed_since = min(failed_since, now)
+            if now - failed_since > GONE:  # the others, who notice as fast as they can, may be stopped
+                break
+            gone_since = min(gone_since, now) if _check(client, addresses, end) else math.inf
+            if now - gone_since > GONE:
+                raise GangBroken("a worker went away")
         errors = [error for error in (f.exception() for f in futures if f.status == "error") if error is not None]
         if errors:
             # What broke the gang was raised by one member; the others only noticed that it was gone.

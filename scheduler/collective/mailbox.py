@@ -136,7 +136,8 @@ class Line:
         self.mailbox, self.box, self.peer, self.address = mailbox, box, peer, address
         self.comm: Any = None
         self.open = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._beating: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         mailbox.run(self._open(gang, rank))
 
     async def _open(self, gang: str, rank: int) -> None:
@@ -146,7 +147,7 @@ class Line:
         except GONE as error:
             self.box.lose(self.peer, f"cannot be reached ({type(error).__name__})")
             return
-        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch())]
+        self._beating, self._watching = asyncio.create_task(self._beat()), asyncio.create_task(self._watch())
         self.open = True
         with self.box.changed:
             self.box.changed.notify_all()
@@ -184,13 +185,12 @@ class Line:
         self.mailbox.run(self._close())
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._beating is not None:
+            self._beating.cancel()
         if self.comm is not None:
             with suppress(*GONE):
                 await self.comm.write(None)
-                await self.comm.close()
+                await self.comm.close()  # ends the watch, too; who cancels a read aborts the connection
             self.mailbox.worker.rpc.reuse(self.address, self.comm)
 
 

@@ -11,7 +11,7 @@ from flowgrad.errors import GraphError
 
 # A round should last about this long: long against the cost of its task, short enough to watch.
 ROUND_SECONDS = 0.25
-# Rounds from one state that the client has to the next.
+# Rounds from one state that the client has to the next; of a gang twice as many, for it takes a while to meet.
 ROUNDS_PER_WINDOW = 8
 # Tasks in one submission to the scheduler.
 WINDOW_TASKS = 1500
@@ -170,6 +170,7 @@ def make_plan(
     reason = f"{grain[1]}; the work of a step takes {step_seconds * 1e3:.2f} ms; kernel {kernel[0]}: {kernel[1]}"
     if grain[0] in ("round", "collective"):
         steps = steps_per_round(step_seconds)
-        return Plan(grain[0], shards, kernel[0], steps, steps * ROUNDS_PER_WINDOW, reason, threads=threads)
+        window = steps * ROUNDS_PER_WINDOW * (1 + (grain[0] == "collective"))
+        return Plan(grain[0], shards, kernel[0], steps, window, reason, threads=threads)
     per_step = tasks_per_step(grain[0], shards, nodes)
     return Plan(grain[0], shards, kernel[0], 1, max(1, WINDOW_TASKS // (per_step + 2)), reason)

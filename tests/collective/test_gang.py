@@ -1,0 +1,191 @@
+"""Gangs: verbs against NumPy, one order for all, and what happens when members are late, wrong or gone."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import local_cluster
+from distributed import Client, LocalCluster, get_worker
+
+import flowgrad as fg
+from flowgrad.scheduler.collective import slices
+from flowgrad.scheduler.collective.mailbox import Mailbox
+from flowgrad.scheduler.tasks.tree import reduce_tree
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def threads():
+    """Four workers in this process, whose connections hand over the very arrays."""
+    with LocalCluster(n_workers=4, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        with Client(cluster, set_as_default=False) as client:
+            yield client
+
+
+def verbs(group, arrays):
+    mine = arrays[group.rank]
+    before = mine.copy()
+    done = group.all_reduce(mine), group.reduce_scatter(mine), group.all_gather(mine[: group.rank + 1])
+    group.barrier()
+    again = group.all_reduce(mine)
+    assert (mine == before).all()
+    assert again.tobytes() == done[0].tobytes()
+    done[0][...] = 7  # they are the caller's own
+    return (again, *done[1:], (group.rank, group.size))
+
+
+def check(client, size, arrays):
+    found = fg.gang(client, verbs, [(arrays,)] * size)
+    total = reduce_tree(arrays[:size], lambda pair: pair[0] + pair[1])
+    gathered = np.concatenate([a[: rank + 1] for rank, a in enumerate(arrays[:size])])
+    for rank, ((lo, hi), (whole, part, ends, where)) in enumerate(zip(slices(len(total), size), found)):
+        assert where == (rank, size)
+        assert whole.tobytes() == total.tobytes()
+        assert part.tobytes() == total[lo:hi].tobytes()
+        assert ends.tobytes() == gathered.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8"])
+@pytest.mark.parametrize("shape", [(5,), (6, 3), (200_000,)])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_verbs_are_those_of_numpy(threads, size, shape, dtype):
+    rng = np.random.default_rng(size)
+    check(threads, size, [(100 * rng.normal(size=shape)).astype(dtype) for _ in range(4)])
+
+
+@pytest.mark.parametrize("shape", [(5,), (300_000,)])
+def test_verbs_between_processes(client, shape):
+    rng = np.random.default_rng(0)
+    check(client, 2, [rng.normal(size=shape) for _ in range(2)])
+
+
+def test_members_that_do_other_things_are_told_at_once(client):
+    def differ(group, what):
+        if group.rank and what == "verb":
+            group.barrier()
+        group.all_reduce(np.zeros(3 + (group.rank if what == "shape" else 0), "f4" if group.rank and what == "dtype" else "f8"))
+
+    for what, told in {
+        "verb": r"rank 0 is in all_reduce\(float64 \(3,\)\), rank 1 in barrier\(\)",
+        "shape": r"float64 \(3,\)\), rank 1 in all_reduce\(float64 \(4,\)\)",
+        "dtype": r"float64 \(3,\)\), rank 1 in all_reduce\(float32 \(3,\)\)",
+    }.items():
+        start = time.monotonic()
+        with pytest.raises(fg.FlowgradError, match=told):
+            fg.gang(client, differ, [what] * 2)
+        assert time.monotonic() - start < 5
+
+
+def test_the_exception_of_one_ends_all(client):
+    def fail(group):
+        if group.rank:
+            raise ValueError("no such thing")
+        group.barrier()
+
+    with pytest.raises(ValueError, match="no such thing"):
+        fg.gang(client, fail, [()] * 2)
+
+    def leave(group):
+        if not group.rank:
+            group.barrier()
+
+    with pytest.raises(fg.FlowgradError, match=r"rank 1 .* has ended, while rank 0 was in barrier\(\)"):
+        fg.gang(client, leave, [()] * 2)
+
+
+def test_what_cannot_be_is_refused(client):
+    with pytest.raises(fg.FlowgradError, match="a gang of 3 needs as many workers, and there are 2"):
+        fg.gang(client, verbs, [()] * 3)
+    with pytest.raises(fg.FlowgradError, match="a gang of 0"):
+        fg.gang(client, verbs, [])
+    with pytest.raises(fg.FlowgradError, match="tcp://nowhere:1 is none"):
+        fg.gang(client, verbs, [()], workers=["tcp://nowhere:1"])
+
+
+def test_workers_may_be_chosen(client):
+    addresses = list(client.scheduler_info(n_workers=-1)["workers"])[::-1]
+    assert fg.gang(client, lambda group: get_worker().address, [()] * 2, workers=addresses) == addresses
+
+
+def test_time_may_be_limited(client):
+    def sleep(group):
+        if group.rank:
+            time.sleep(4)
+        group.barrier()
+
+    start = time.monotonic()
+    with pytest.raises(fg.FlowgradError, match="in the time that it was given"):
+        fg.gang(client, sleep, [()] * 2, timeout=1)
+    assert time.monotonic() - start < 4
+    assert fg.gang(client, lambda group: group.rank, [()] * 2) == [0, 1]  # when the first one has ended
+
+
+def total(group, times):
+    for _ in range(times):
+        found = group.all_reduce(np.array([group.rank + 1.0]))
+    return float(found[0])
+
+
+def test_gangs_at_once_do_not_wait_for_each_others_halves(client):
+    found = []
+
+    def run():
+        found.extend(fg.gang(client, total, [(20,)] * 2) for _ in range(5))
+
+    several = [threading.Thread(target=run, daemon=True) for _ in range(4)]
+    for one in several:
+        one.start()
+    for one in several:
+        one.join(60)
+    assert found == [[3.0, 3.0]] * 20
+
+
+def test_a_member_whose_partner_is_busy_gives_its_thread_back(client):
+    busy, free = client.scheduler_info(n_workers=-1)["workers"]
+    blocker = client.submit(time.sleep, 4, workers=[busy], pure=False)
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(fg.gang(client, total, [(1,)] * 2)), daemon=True)
+    waiting.start()
+    time.sleep(1.7)
+    start = time.monotonic()
+    assert client.submit(len, "abc", workers=[free], pure=False).result(3) == 3
+    assert time.monotonic() - start < 1.5
+    assert not found
+    waiting.join(10)
+    assert found == [[3.0, 3.0]]
+    del blocker
+
+
+def test_nothing_is_left(client):
+    for _ in range(20):
+        fg.gang(client, total, [(3,)] * 2)
+    time.sleep(0.5)
+    assert set(client.run(lambda dask_worker: len(Mailbox.of(dask_worker).boxes)).values()) == {0}
+    assert not [key for keys in client.has_what().values() for key in keys if "gang" in key]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_member_ends_the_gang(how):
+    def suicide(group):
+        group.barrier()
+        if group.rank:
+            os.kill(os.getpid(), how)
+        group.barrier()
+
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
+        start = time.monotonic()
+        stopped = client.run(os.getpid)
+        with pytest.raises(fg.FlowgradError, match=r"is gone|went away|no sign of life|lost"):
+            fg.gang(client, suicide, [()] * 2)
+        took = time.monotonic() - start
+        for pid in stopped.values():
+            with_signal = signal.SIGCONT
+            try:
+                os.kill(pid, with_signal)
+            except ProcessLookupError:
+                pass
+        assert took < (6 if how == signal.SIGKILL else 25)
