@@ -54,7 +54,7 @@ from .optim import (
 
 if TYPE_CHECKING:
     from .files import load, save
-    from .scheduler.collective.gang import gang
+    from .scheduler.collective import gang
     from .scheduler.engine import Engine
     from .scheduler.training import KEEP, STOP, Callback, Checkpoints, EarlyStopping, Trainer
 
@@ -78,7 +78,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "gang",
     "KEEP",
     "STOP",
     "AdaGrad",
@@ -137,6 +136,7 @@ __all__ = [
     "check_gradients",
     "default_graph",
     "errors",
+    "gang",
     "load",
     "save",
 ]

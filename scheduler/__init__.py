@@ -9,6 +9,8 @@ Each wing imports only those above it, and of those only what their doors (``__i
     This process and machine: threads, memory, floating point, signals, and what is known of them.
 ``executors/``
     Where tasks run, and what to do when they fail.
+``collective/``
+    Workers that run a function together and exchange arrays over the cluster's own connections.
 ``kernels/``
     A program as something that runs: NumPy calls on kept buffers, or compiled.
 ``feeds/``

@@ -66,11 +66,14 @@ class Group:
         for peer in others:
             letter = self._box.take(peer, number)
             if isinstance(letter, str):
-                raise GangBroken(f"rank {peer} ({self.addresses[peer]}) {letter}, while rank {self.rank} was in {_told(about)}")
+                where = f"rank {peer} ({self.addresses[peer]})"
+                raise GangBroken(f"{where} {letter}, while rank {self.rank} was in {_told(about)}")
             theirs = _plain(letter.about)
             if theirs != _plain(about):
                 (a, x), (b, y) = sorted([(self.rank, about), (peer, theirs)])
-                raise GangBroken(f"rank {a} is in {_told(x)}, rank {b} in {_told(y)}: all members call the same verbs in the same order")
+                raise GangBroken(
+                    f"rank {a} is in {_told(x)}, rank {b} in {_told(y)}: all members call the same verbs in the same order"
+                )
             came[peer] = letter.data
         return came
 

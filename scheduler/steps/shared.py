@@ -133,9 +133,7 @@ def _exchanged(
     """Return the nodes of the tree that all lanes have; with `cuts` only this lane's slice of them."""
     arrays = [gradient for gradient, _ in mine.values()]
     losses = np.array([loss for _, loss in mine.values()])
-    parts = [
-        [*(a if cuts is None else a[slice(*cuts[rank])] for a in arrays), losses] for rank in range(group.size)
-    ]
+    parts = [[*(a if cuts is None else a[slice(*cuts[rank])] for a in arrays), losses] for rank in range(group.size)]
     nodes: Subtotals = {}
     for (first, stop), (*came, each) in zip(spans, group.exchange(("gradients",), parts)):
         nodes |= zip(_nodes(first, stop, shards), zip(came, each.tolist()))

@@ -106,9 +106,7 @@ class Trial:
         grain = choose_grain(engine.grain, costs)
         if engine.grain == "collective" and not executor.remote:
             grain = "round", "collective rounds were asked for, but this engine has no workers"
-        return make_plan(
-            grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads
-        )
+        return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads)
 
     @cached_property
     def fixed(self) -> float:

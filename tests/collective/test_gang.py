@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def threads():
     """Four workers in this process, whose connections hand over the very arrays."""
-    with LocalCluster(n_workers=4, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
-        with Client(cluster, set_as_default=False) as client:
-            yield client
+    cluster = LocalCluster(n_workers=4, threads_per_worker=1, processes=False, dashboard_address=None)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield client
 
 
 def verbs(group, arrays):
@@ -67,7 +68,9 @@ def test_members_that_do_other_things_are_told_at_once(client):
     def differ(group, what):
         if group.rank and what == "verb":
             group.barrier()
-        group.all_reduce(np.zeros(3 + (group.rank if what == "shape" else 0), "f4" if group.rank and what == "dtype" else "f8"))
+        group.all_reduce(
+            np.zeros(3 + (group.rank if what == "shape" else 0), "f4" if group.rank and what == "dtype" else "f8")
+        )
 
     for what, told in {
         "verb": r"rank 0 is in all_reduce\(float64 \(3,\)\), rank 1 in barrier\(\)",
@@ -183,9 +186,6 @@ def test_a_lost_member_ends_the_gang(how):
             fg.gang(client, suicide, [()] * 2)
         took = time.monotonic() - start
         for pid in stopped.values():
-            with_signal = signal.SIGCONT
-            try:
-                os.kill(pid, with_signal)
-            except ProcessLookupError:
-                pass
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         assert took < (6 if how == signal.SIGKILL else 25)

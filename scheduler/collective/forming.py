@@ -85,7 +85,9 @@ def gang(
         )
     strange = [address for address in places if address not in known]
     if strange or len(set(places)) < len(places):
-        raise ClusterError(f"workers are given by their addresses, each once: {strange[0] if strange else places} is none")
+        raise ClusterError(
+            f"workers are given by their addresses, each once: {strange[0] if strange else places} is none"
+        )
     places = places[: len(calls)]
 
     def submit(spec: Spec) -> list[Future]:
@@ -185,7 +187,9 @@ def _order(client: Client, addresses: Sequence[str], end: float | None) -> Itera
 def _check(client: Client, addresses: Sequence[str], end: float | None) -> set[str]:
     """Return workers that are gone; raise if time is over."""
     if end is not None and time.monotonic() > end:
-        raise ClusterError("the gang has not ended in the time that it was given: give it more, or look at what workers do")
+        raise ClusterError(
+            "the gang has not ended in the time that it was given: give it more, or look at what workers do"
+        )
     return set(addresses) - set(client.scheduler_info(n_workers=-1)["workers"])
 
 
@@ -222,7 +226,9 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
 def _wait_for_threads(client: Client, addresses: Sequence[str], end: float | None) -> None:
     """Wait until each of these workers has a thread for us: something of its own may keep it for as long as it likes."""
     asked = [
-        client.submit(_nothing, key=f"gang-thread-{uuid.uuid4().hex}", workers=[a], allow_other_workers=False, pure=False)
+        client.submit(
+            _nothing, key=f"gang-thread-{uuid.uuid4().hex}", workers=[a], allow_other_workers=False, pure=False
+        )
         for a in addresses
     ]
     _outcome(client, asked, addresses, end)

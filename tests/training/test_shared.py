@@ -1,0 +1,175 @@
+"""Collective rounds: the bits of one worker's rounds, on any workers, whatever happens to them."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import dask
+import faults
+import numpy as np
+import pytest
+from conftest import local_cluster
+from distributed import Client, LocalCluster
+
+import flowgrad as fg
+from flowgrad.scheduler.executors.cluster import MARK
+from flowgrad.scheduler.steps import shared
+
+pytestmark = pytest.mark.distributed
+
+
+@contextmanager
+def threads_cluster(workers, threads=1):
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=threads, processes=False, dashboard_address=None)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+class Net(faults.Net):
+    """With an optimizer, kernel and shards of the test's choice."""
+
+    def fit(self, where, grain="collective", shards=8, kernel="numba", epochs=2, feeds=None, accumulate=1, **rule):
+        engine = fg.Engine(where, grain=grain, shards=shards, kernel=kernel)
+        optimizer = fg.Adam(self.graph, self.loss, batch_size=64 // accumulate, **rule)
+        trainer = fg.Trainer(optimizer, engine, seed=5, accumulate=accumulate)
+        history = trainer.fit(feeds or self.feeds, epochs=epochs)
+        return trainer.fingerprint(), list(history.steps), history
+
+
+def same(where, **settings):
+    """Compare with rounds in this process; return the history."""
+    found, losses, history = Net().fit(where, **settings)
+    expected, wanted, _ = Net().fit("sync", grain="round", **settings)
+    assert history.plan["grain"] == "collective"
+    assert found == expected
+    assert losses == wanted
+    return history
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_bits_on_any_number_of_workers(workers, kernel, sliced, monkeypatch):
+    monkeypatch.setattr(shared, "SLICED", 0 if sliced else 1 << 30)
+    with threads_cluster(workers) as client:
+        history = same(client, kernel=kernel)
+        same(client, kernel=kernel, shards=3)
+    assert history.window["exchange"] == "collective"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weight_decay": 0.01},
+        {"clip_norm": 0.1},
+        {"accumulate": 2},
+        {"learning_rate": fg.CosineDecay(0.01, 20)},
+        {"per_sample_clip": 0.5, "noise_multiplier": 0.3, "noise_seed": 3},
+        {"shards": None},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_bits_of_all_kinds_of_steps(client, settings):
+    same(client, **settings)
+
+
+def test_memory_that_is_believed_free_may_be_overwritten(monkeypatch):
+    """Workers of one process hand over the very arrays: who writes to one that is still read changes the bits."""
+    monkeypatch.setattr(shared, "SLICED", 0)
+    add = shared._add_in_place
+    monkeypatch.setattr(shared, "_add_in_place", lambda pair: (time.sleep(0.001), add(pair))[1])
+    with threads_cluster(2) as client:
+        for shards in (2, 5, 8):
+            same(client, shards=shards)
+
+
+def test_workers_with_several_threads_and_more_workers_than_shards():
+    with threads_cluster(3, threads=2) as client:
+        same(client, shards=8)
+        same(client, shards=2)
+
+
+def test_feeds_in_chunks(client):
+    da = pytest.importorskip("dask.array")
+    net = Net()
+    lazy = {v: da.from_array(a, chunks=100) for v, a in net.feeds.items()}
+    found, *_ = net.fit(client, feeds=lazy)
+    assert found == Net().fit("sync", grain="round")[0]
+
+
+def test_an_engine_without_workers_runs_rounds_and_says_so():
+    found, _, history = Net().fit("threads")
+    assert history.plan["grain"] == "round"
+    assert "no workers" in history.plan["reason"]
+    assert found == Net().fit("sync", grain="round")[0]
+
+
+def test_two_trainings_at_once_beside_gangs_and_other_tasks(client):
+    expected = Net().fit("sync", grain="round", epochs=6)[0]
+    found, sums = [], []
+
+    def train():
+        found.append(Net().fit(client, epochs=6)[0])
+
+    def add():
+        for _ in range(10):
+            sums.extend(fg.gang(client, lambda group: float(group.all_reduce(np.ones(1))[0]), [()] * 2))
+
+    several = [threading.Thread(target=f, daemon=True) for f in (train, train, add)]
+    blocker = client.submit(
+        time.sleep, 3, workers=[next(iter(client.scheduler_info(n_workers=-1)["workers"]))], pure=False
+    )
+    for one in several:
+        one.start()
+    for one in several:
+        one.join(60)
+    assert found == [expected] * 2
+    assert sums == [2.0] * 20
+    del blocker
+
+
+class Slow(fg.Op):
+    """The identity, but a step takes some hundredths of a second: there is time for what happens in the middle."""
+
+    kinds = (fg.Identity,)
+
+    @staticmethod
+    def apply(a):
+        time.sleep(0.005)
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Identity()
+
+
+def hurt(kills, epochs, pause=0.0):
+    """Train while workers are killed, or one is stopped; compare bits and losses."""
+    expected, losses, _ = Net(Slow).fit("sync", grain="round", epochs=epochs)
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        local_cluster(2) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.set_metadata(MARK, True)  # what comes back too late for its nanny is started again
+        if pause:
+            threading.Timer(1.0, faults.pause, (client, pause)).start()
+        with faults.Killer(client, kills, seed=1):
+            found, steps, history = Net(Slow).fit(client, epochs=epochs)
+    assert found == expected
+    assert steps == losses
+    return history
+
+
+def test_killed_workers_change_no_bit():
+    assert hurt(kills=2, epochs=25).recoveries
+
+
+def test_a_worker_that_is_stopped_for_a_while_changes_no_bit():
+    assert hurt(kills=0, epochs=25, pause=14.0).recoveries
+
+
+@pytest.mark.slow
+def test_ten_killed_workers_and_one_that_is_stopped_change_no_bit():
+    hurt(kills=10, epochs=300)
+    hurt(kills=0, epochs=100, pause=20.0)
