@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from .group import GangBroken, Group, slices
+from .group import Group, slices
 
 _LAZY = {"gang": "forming", "run_gang": "forming", "Spec": "member", "run_member": "member"}
 
