@@ -109,7 +109,9 @@ def both_ranks(hidden: int, batch: int, samples: int) -> list[float]:
 def collective_report(tell: Callable[[str], None] = print, turns: int = TURNS) -> str:
     """Let all take turns; return a table of medians over epochs, then over turns."""
     lines = [
-        "| net | batch | " + " | ".join(label for label, *_ in CONTENDERS.values()) + " | DDP / two | one / two | best / auto |",
+        "| net | batch | "
+        + " | ".join(label for label, *_ in CONTENDERS.values())
+        + " | DDP / two | one / two | best / auto |",
         "|---|---:|" + "---:|" * len(CONTENDERS) + "---|---|---|",
     ]
     for hidden, batch, shards, samples in CASES:
@@ -124,7 +126,11 @@ def collective_report(tell: Callable[[str], None] = print, turns: int = TURNS) -
         ratios = [ms["ddp"] / ms["two"], ms["one"] / ms["two"], min(ms["ddp"], ms["one"], ms["two"]) / ms["auto"]]
         words = [f"{ratio:.2f}" + (f", wanted {least:.2f}: {'yes' if ratio >= least else 'no'}" if least else "")
                  for ratio, least in zip(ratios, (against, speed, 0.95))]  # fmt: skip
-        lines.append(f"| 784-{hidden}-10 | {batch} | " + " | ".join(f"{t:.2f}" for t in ms.values()) + f" | {' | '.join(words)} |")
+        lines.append(
+            f"| 784-{hidden}-10 | {batch} | "
+            + " | ".join(f"{t:.2f}" for t in ms.values())
+            + f" | {' | '.join(words)} |"
+        )
     lines += ["", f"ms per step on a stock `LocalCluster`, workers of one thread: medians of {EPOCHS} epochs and {turns} turns; "
               "float32, Adam. The step of 784-90-10 at batch 32 is forced into two shards: by itself it is one."]  # fmt: skip
     return "\n".join(lines)
@@ -137,7 +143,9 @@ def main(name: str, *numbers: Any) -> list[float]:
         return ddp(hidden, batch, samples, 1, port)
     hidden, batch, shards, samples = map(int, numbers)
     _, workers, grain = CONTENDERS[name]
-    return own(hidden, batch, shards or None, samples, workers, grain) if workers else both_ranks(hidden, batch, samples)
+    return (
+        own(hidden, batch, shards or None, samples, workers, grain) if workers else both_ranks(hidden, batch, samples)
+    )
 
 
 if __name__ == "__main__":

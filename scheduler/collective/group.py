@@ -20,11 +20,12 @@ SLICED = 1 << 19
 
 
 class Letter(NamedTuple):
-    """What a member sent: which of its letters it is, what it is about, and an array, a list of them, or nothing."""
+    """What a member sent: which of its letters it is, what it is about, and an array, a list of them, or nothing; and a note."""
 
     number: int
     about: Any
     data: Any
+    note: Any = None
 
 
 class GangBroken(ClusterError):
@@ -47,8 +48,8 @@ class Group:
         self.rank, self.size, self.addresses = rank, len(addresses), addresses
         self._box, self._lines, self._number = box, lines, 0
 
-    def exchange(self, about: Any, parts: Sequence[Any]) -> list[Any]:
-        """Send each member its part, an array, a list of them or nothing; return what came from each, and the own one in its place.
+    def exchange(self, about: Any, parts: Sequence[Any], note: Any = None) -> list[Letter]:
+        """Send each member its part, an array, a list of them or nothing; return what came from each, and the own in its place.
 
         An array that is sent must not change before the exchange after this one has ended: then the others have read it. What
         came may be the sender's very array, and must not change either.
@@ -57,12 +58,14 @@ class Group:
         ----------
         about : tuple of (str, ...)
             The verb, and what else all members must agree in.
+        note : any plain value, optional
+            Sent along to all; for a few numbers this is faster than an array.
         """
         number, self._number = self._number, self._number + 1
         others = [(self.rank + k) % self.size for k in range(1, self.size)]
         for peer in others:
-            self._lines[peer].send(Letter(number, about, parts[peer]))
-        came: list[Any] = list(parts)
+            self._lines[peer].send(Letter(number, about, parts[peer], note))
+        came = [Letter(number, about, part, note) for part in parts]
         for peer in others:
             letter = self._box.take(peer, number)
             if isinstance(letter, str):
@@ -74,7 +77,7 @@ class Group:
                 raise GangBroken(
                     f"rank {a} is in {_told(x)}, rank {b} in {_told(y)}: all members call the same verbs in the same order"
                 )
-            came[peer] = letter.data
+            came[peer] = letter
         return came
 
     def all_reduce(self, a: Any) -> Array:
@@ -89,7 +92,7 @@ class Group:
         if mine.nbytes >= SLICED and self.size > 2:
             return self.all_gather(self.reduce_scatter(mine.reshape(-1))).reshape(mine.shape)
         came = self.exchange(("all_reduce", str(mine.dtype), mine.shape), [mine] * self.size)
-        return np.array(reduce_tree([np.asarray(x) for x in came], _sum))
+        return np.array(reduce_tree([np.asarray(x.data) for x in came], _sum))
 
     def reduce_scatter(self, a: Any) -> Array:
         """Return this member's slice, along axis 0, of the sum of all members' arrays.
@@ -100,13 +103,13 @@ class Group:
         cuts = slices(len(mine), self.size)
         about = ("reduce_scatter", str(mine.dtype), mine.shape)
         came = self.exchange(about, [mine[start:stop] for start, stop in cuts])
-        return np.array(reduce_tree([np.asarray(x) for x in came], _sum))
+        return np.array(reduce_tree([np.asarray(x.data) for x in came], _sum))
 
     def all_gather(self, a: Any) -> Array:
         """Return all members' arrays, end to end along axis 0, where their lengths may differ."""
         mine = np.array(a, order="C", ndmin=1)
         came = self.exchange(("all_gather", str(mine.dtype), mine.shape[1:]), [mine] * self.size)
-        return np.concatenate([np.asarray(x) for x in came])
+        return np.concatenate([np.asarray(x.data) for x in came])
 
     def barrier(self) -> None:
         """Wait until all members are here."""

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -192,8 +192,8 @@ class Schedule:
     batches: Array
 
     @classmethod
-    def of(cls, steps: Sequence[Sequence[Array]], batch: int | None = None) -> Schedule:
-        """Return the schedule of steps, each a list of its shards' rows; `batch` if a step has more shards elsewhere."""
+    def of(cls, steps: Sequence[Sequence[Array]], batches: Sequence[int] | None = None) -> Schedule:
+        """Return the schedule of steps, each a list of its shards' rows; `batches` if steps have more shards elsewhere."""
         counts = np.array([len(shards) for shards in steps], np.int64)
         lengths = np.zeros((len(steps), int(counts.max())), np.int64)
         for k, shards in enumerate(steps):
@@ -201,7 +201,7 @@ class Schedule:
         ends = np.cumsum(lengths).reshape(lengths.shape)
         cuts = np.column_stack([ends[:, 0] - lengths[:, 0], ends])
         order = np.concatenate([rows for shards in steps for rows in shards]).astype(np.int64)
-        return cls(order, cuts, counts, lengths.sum(axis=1) if batch is None else np.array([batch]))
+        return cls(order, cuts, counts, lengths.sum(axis=1) if batches is None else np.array(batches))
 
     @property
     def samples(self) -> int:
@@ -289,8 +289,9 @@ class CompiledRound:
         pace = self.paces.setdefault((plan.samples, threads), Pace())
         for first, last, count in pace.segments(len(steps), threads):
             with pace.measure(last - first, count):
-                numbers |= {w.THREADS: count, w.STEP: first, w.STEPS: last}
-                losses[first:last] = self._walk(code, plan, const, feeds, arrays, numbers)[first:last]
+                numbers |= {w.THREADS: count}
+                with self._walks(code, plan, const, feeds, arrays, numbers) as walk:
+                    losses[first:last] = walk(first, last)
         new["t"] += len(steps)
         return new, [float(reduce_tree(list(row[:n]), sum)) for row, n in zip(losses, plan.counts)]
 
@@ -299,25 +300,35 @@ class CompiledRound:
     ) -> tuple[Array, float]:
         """Return one shard's share of the mean gradient and loss."""
         shares = self.gradient_room(1)
-        (loss,) = self.gradients(state, const, feeds, [rows], batch, 1, shares)
-        return shares[0], loss
+        with self.gradients(state, const, feeds, [[rows]], [batch], 1) as gradients:
+            return shares[0], gradients(0, shares)[0]
 
+    @contextmanager
     def gradients(
         self,
         state: State,
         const: Array | None,
         feeds: list[Array],
-        shards: Sequence[Array],
-        batch: int,
+        steps: Sequence[Sequence[Array]],
+        batches: Sequence[int],
         threads: int,
-        out: Array,
-    ) -> list[float]:
-        """Write the shares of some shards of a step into `out` ``(shards, P)``, see `gradient_room`; return their losses."""
-        plan = Schedule.of([shards], batch)
-        arrays = {w.SHARES: out, w.BASES + PARAM: np.ascontiguousarray(state["w"])}
-        numbers = {w.THREADS: max(1, min(threads, len(shards))), w.WAVE: len(shards)}
-        losses: list[float] = self._walk(self._shards(plan.samples), plan, const, feeds, arrays, numbers)[0].tolist()
-        return losses
+    ) -> Iterator[Callable[[int, Array], list[float]]]:
+        """Give a function of a step's number that computes the gradients of some of its shards at the state as it is then.
+
+        They are written into an array ``(shards, P)``, see `gradient_room`; the losses are returned. Both are shares of the
+        means over `batches` samples.
+        """
+        plan = Schedule.of(steps, batches)
+        most = int(plan.counts.max())
+        numbers = {w.THREADS: max(1, min(threads, most)), w.WAVE: most}
+        arrays = {w.BASES + PARAM: np.ascontiguousarray(state["w"])}
+        with self._walks(self._shards(plan.samples), plan, const, feeds, arrays, numbers) as walk:
+
+            def gradients(k: int, out: Array) -> list[float]:
+                losses: list[float] = walk(k, k + 1, {w.SHARES: out})[0, : plan.counts[k]].tolist()
+                return losses
+
+            yield gradients
 
     def gradient_room(self, shards: int) -> Array:
         """Return memory for the gradients of so many shards."""
@@ -341,7 +352,8 @@ class CompiledRound:
         run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(address)
         run(*places, len(gradient), t + 1, constants.ctypes.data, constants.size)
 
-    def _walk(
+    @contextmanager
+    def _walks(
         self,
         code: Code,
         plan: Schedule,
@@ -349,8 +361,8 @@ class CompiledRound:
         feeds: list[Array],
         arrays: dict[int, Array],
         numbers: dict[int, int],
-    ) -> Array:
-        """Walk with some threads; return the losses of all shards, as shares of the mean."""
+    ) -> Iterator[Callable[..., Array]]:
+        """Give a function that walks some steps, with some threads, and returns the losses of all shards, as shares of the mean."""
         threads = numbers[w.THREADS]
         parts = np.ones(plan.cuts[:, 1:].shape) if self.apart else np.diff(plan.cuts)
         seeds = (parts / plan.batches[:, None]).astype(self.dtype)
@@ -362,26 +374,35 @@ class CompiledRound:
         arrays |= {w.BASES + FEEDS + len(feeds) + k: feed for k, feed in enumerate(feeds)}
         if const is not None:
             arrays[w.BASES + CONST] = const
-        numbers = {w.STEPS: len(losses), w.SHARDS: len(losses[0]), w.ENTRIES: self.size, **numbers}
+        numbers = {w.SHARDS: len(losses[0]), w.ENTRIES: self.size, **numbers}
         lines = -(-self.size // CACHE_LINE)
         cuts = [min(lines * k // threads * CACHE_LINE, self.size) for k in range(threads + 1)]
-
         sizes = [code.frame, *(plan.samples * x[0].nbytes for x in feeds)]
-
-        def work(k: int) -> None:
-            with room(sizes) as (frame, *taken):
+        with ExitStack() as held:
+            contexts = []
+            for k in range(threads):
+                frame, *taken = held.enter_context(room(sizes))
                 ctx = code.context(frame, sync)
                 lay(ctx, arrays | {w.BASES + FEEDS + f: place for f, place in enumerate(taken)})
                 ctx[list(numbers)] = list(numbers.values())
                 ctx[[w.THREAD, w.SHARD, w.BEGIN, w.END]] = k, k - threads, cuts[k], cuts[k + 1]
-                code.walk(ctx, measure)
+                contexts.append(ctx)
+            begun = [ctx.copy() for ctx in contexts]
+            held.enter_context(one_thread())
 
-        def measure() -> None:
-            arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][: self.size])
+            def measure() -> None:
+                arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][: self.size])
 
-        with one_thread():
-            run_threads(work, threads, sync)
-        return losses / plan.batches[:, None]
+            def walk(first: int, last: int, more: dict[int, Array] | None = None) -> Array:
+                sync[:] = 0
+                for ctx, start in zip(contexts, begun):
+                    ctx[:] = start
+                    ctx[[w.STEP, w.STEPS]] = first, last
+                    lay(ctx, more or {})
+                run_threads(lambda k: code.walk(contexts[k], measure), threads, sync)
+                return losses[first:last] / plan.batches[first:last, None]
+
+            yield walk
 
     def _gradients(self, count: int) -> Array:
         return aligned_bytes(count * self.size * self.dtype.itemsize).view(self.dtype)

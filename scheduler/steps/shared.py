@@ -7,8 +7,8 @@ parameters; where there are many of them, each lane adds up and updates a slice,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from itertools import cycle
 
 import numpy as np
 
@@ -52,22 +52,22 @@ def shared_steps(
     whole = step.private is not None or step.rule.clip_norm is not None or state["w"].nbytes < SLICED
     cuts = _cuts(len(state["w"]), group.size)
     lo, hi = cuts[group.rank]
-    own, advance = _worker(group, lane, state, spans, threads)
     losses: list[float] = []
-    for shards in steps:
-        nodes = _exchanged(group, own(shards), spans, len(shards), None if whole else cuts)
-        gradient, loss = _total(nodes, len(shards))
-        if whole:
-            advance(gradient, 0, len(state["w"]))
-        else:
+    with _worker(group, lane, state, steps, spans, threads) as (compute, advance):
+        for k, shards in enumerate(steps):
+            nodes = _exchanged(group, compute(k), spans, len(shards), None if whole else cuts)
+            gradient, loss = _total(nodes, len(shards))
+            losses.append(loss)
+            if whole:
+                advance(gradient, 0, len(state["w"]))
+                continue
             advance(gradient, lo, hi)
-            came = group.exchange(("weights",), [state["w"][lo:hi]] * group.size)
-            for rank, weights in enumerate(came):
-                if rank != group.rank:
-                    state["w"][slice(*cuts[rank])] = weights
-        losses.append(loss)
-    if not whole:
-        _gather_slots(group, state, cuts)
+            letters = group.exchange(("weights",), [state["w"][lo:hi]] * group.size)
+            for (start, stop), letter in zip(cuts, letters):
+                if start != lo:
+                    state["w"][start:stop] = letter.data
+        if not whole:
+            _gather_slots(group, state, cuts)
     return (state, losses) if group.rank == 0 else None
 
 
@@ -77,20 +77,27 @@ def _cuts(entries: int, size: int) -> list[tuple[int, int]]:
     return [(min(a * CACHE_LINE, entries), min(b * CACHE_LINE, entries)) for a, b in slices(lines, size)]
 
 
-Compute = Callable[[Sequence[Array]], Subtotals]
+Compute = Callable[[int], Subtotals]
 Advance = Callable[[Array, int, int], None]
 
 
+@contextmanager
 def _worker(
-    group: Group, lane: LaneInputs, state: State, spans: Sequence[tuple[int, int]], threads: int
-) -> tuple[Compute, Advance]:
-    """Return what computes the gradients of this lane's shards, added up as far as the tree allows, and what updates the state."""
+    group: Group,
+    lane: LaneInputs,
+    state: State,
+    steps: Sequence[Sequence[Array]],
+    spans: Sequence[tuple[int, int]],
+    threads: int,
+) -> Iterator[tuple[Compute, Advance]]:
+    """Give what computes a step's gradients of this lane's shards, added up as far as can be, and what updates the state."""
     first, stop = spans[group.rank]
     step = lane.step
+    batches = [sum(map(len, shards)) for shards in steps]
     if not step.program.compiled or step.private is not None:
 
-        def compute(shards: Sequence[Array]) -> Subtotals:
-            part = LaneBatch(shards[first:stop], first, len(shards), sum(map(len, shards)), threads)
+        def compute(k: int) -> Subtotals:
+            part = LaneBatch(steps[k][first:stop], first, len(steps[k]), batches[k], threads)
             return gradients(lane, state, part)
 
         def advance(gradient: Array, lo: int, hi: int) -> None:
@@ -98,18 +105,21 @@ def _worker(
             for k, v in update(step, part, (gradient, 0.0)).items():
                 part[k][...] = v
 
-        return compute, advance
+        yield compute, advance
+        return
     run = compiled_round(step.program, step.names, step.rule, state["w"].dtype)
     # What was sent in one step has been read by the others when the next exchange has ended: so there are two buffers in turn.
-    buffers = cycle([run.gradient_room(stop - first) for _ in range(2)])
+    buffers = [run.gradient_room(stop - first) for _ in range(2)]
+    mine = [shards[first:stop] for shards in steps]
+    with run.gradients(state, lane.const, lane.feeds, mine, batches, threads) as walk:
 
-    def compute_in_place(shards: Sequence[Array]) -> Subtotals:
-        batch, rows, out = sum(map(len, shards)), shards[first:stop], next(buffers)
-        losses = run.gradients(state, lane.const, lane.feeds, rows, batch, threads, out) if rows else []
-        shares = {(0, first + k): (out[k], loss) for k, loss in enumerate(losses)}
-        return reduce_some(shares, len(shards), _add_in_place)
+        def compute_in_place(k: int) -> Subtotals:
+            out = buffers[k % 2]
+            losses = walk(k, out) if mine[k] else []
+            shares = {(0, first + n): (out[n], loss) for n, loss in enumerate(losses)}
+            return reduce_some(shares, len(steps[k]), _add_in_place)
 
-    return compute_in_place, partial(run.advance, state)
+        yield compute_in_place, partial(run.advance, state)
 
 
 def _add_in_place(pair: list[Gradient]) -> Gradient:
@@ -132,11 +142,10 @@ def _exchanged(
 ) -> Subtotals:
     """Return the nodes of the tree that all lanes have; with `cuts` only this lane's slice of them."""
     arrays = [gradient for gradient, _ in mine.values()]
-    losses = np.array([loss for _, loss in mine.values()])
-    parts = [[*(a if cuts is None else a[slice(*cuts[rank])] for a in arrays), losses] for rank in range(group.size)]
+    parts = [arrays if cuts is None else [a[slice(*cuts[rank])] for a in arrays] for rank in range(group.size)]
     nodes: Subtotals = {}
-    for (first, stop), (*came, each) in zip(spans, group.exchange(("gradients",), parts)):
-        nodes |= zip(_nodes(first, stop, shards), zip(came, each.tolist()))
+    for (first, stop), letter in zip(spans, group.exchange(("gradients",), parts, [loss for _, loss in mine.values()])):
+        nodes |= zip(_nodes(first, stop, shards), zip(letter.data, letter.note))
     return nodes
 
 
@@ -149,7 +158,7 @@ def _gather_slots(group: Group, state: State, cuts: Sequence[tuple[int, int]]) -
     """Bring the slices of everything but the weights to rank 0."""
     for name in sorted(set(state) - {"w", "t"}):
         mine = state[name][slice(*cuts[group.rank])]
-        came = group.exchange((f"slot {name}",), [mine if rank == 0 else None for rank in range(group.size)])
+        letters = group.exchange((f"slot {name}",), [mine if rank == 0 else None for rank in range(group.size)])
         if group.rank == 0:
-            for rank, values in enumerate(came):
-                state[name][slice(*cuts[rank])] = values
+            for cut, letter in zip(cuts, letters):
+                state[name][slice(*cut)] = letter.data
