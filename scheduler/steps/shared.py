@@ -25,6 +25,7 @@ from .work import Done, update
 
 # Bytes of a parameter vector from which on each lane updates a slice.
 SLICED = 1 << 19
+LEAST_SLICES = 3
 # Entries of a slice are a multiple of so many, as those of a thread are.
 CACHE_LINE = 64
 
@@ -49,7 +50,10 @@ def shared_steps(
     """
     state = {k: np.array(canonical(v)) for k, v in before.items()}
     step = lane.step
-    whole = step.private is not None or step.rule.clip_norm is not None or state["w"].nbytes < SLICED
+    # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
+    whole = step.private is not None or step.rule.clip_norm is not None
+    # Two lanes send as much either way, and wait for each other once instead of twice.
+    whole |= group.size < LEAST_SLICES or state["w"].nbytes < SLICED
     cuts = _cuts(len(state["w"]), group.size)
     lo, hi = cuts[group.rank]
     losses: list[float] = []
