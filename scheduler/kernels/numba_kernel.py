@@ -280,7 +280,7 @@ class CompiledRound:
         depth = levels(-(-shards // wave))
         scale = np.array([1.0, self.rule.weight_decay], self.dtype)
         arrays = {
-            w.SHARES: self._gradients(min(shards, wave)), w.FOLDED: self._gradients(depth), w.SCALE: scale,
+            w.SHARES: self.gradient_room(min(shards, wave)), w.FOLDED: self.gradient_room(depth), w.SCALE: scale,
             w.WEIGHTS: new["w"], w.WEIGHTS + 1: new.get("v", new["w"]),
             w.WEIGHTS + 2: new.get("s", new["w"]), w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"],
         }  # fmt: skip
@@ -332,7 +332,8 @@ class CompiledRound:
 
     def gradient_room(self, shards: int) -> Array:
         """Return memory for the gradients of so many shards."""
-        return self._gradients(shards).reshape(shards, self.size)
+        room = aligned_bytes(shards * self.size * self.dtype.itemsize)
+        return room.view(self.dtype).reshape(shards, self.size)
 
     def update(self, state: State, gradient: Array) -> State:
         """Return the state after one update by the mean gradient."""
@@ -391,7 +392,7 @@ class CompiledRound:
             held.enter_context(one_thread())
 
             def measure() -> None:
-                arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][: self.size])
+                arrays[w.SCALE][0] = self.rule.scale(arrays[w.SHARES][0])
 
             def walk(first: int, last: int, more: dict[int, Array] | None = None) -> Array:
                 sync[:] = 0
@@ -403,9 +404,6 @@ class CompiledRound:
                 return losses[first:last] / plan.batches[first:last, None]
 
             yield walk
-
-    def _gradients(self, count: int) -> Array:
-        return aligned_bytes(count * self.size * self.dtype.itemsize).view(self.dtype)
 
     def _constants(self, t: int, steps: int) -> Array:
         """Return the rule's numbers for the updates after `t`, a row each."""
