@@ -16,12 +16,12 @@ from .measure import curve_of, program_times, seconds_of
 from .plan import (
     LEAST_HOPS,
     Plan,
+    best_grain,
     choose_grain,
     choose_kernel,
     choose_round_threads,
     choose_shards,
     make_plan,
-    shards_pay,
     steps_per_round,
     tasks_per_step,
 )

@@ -16,6 +16,7 @@ from .words import about, columns, count, ms, ratio
 TASKS = {
     "round": "{steps}, one after the other",
     "shard": "the gradient of {part}",
+    "collective": "a worker's part of {steps}, which they share",
     "sample": "the gradient of one sample",
     "node": "a node, or an edge backward",
 }

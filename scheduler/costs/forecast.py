@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..programs import Computation, Counts, counts_of
 from ..steps import THREAD_FLOPS
 from ..tasks import levels
-from .plan import BLAS_FROM, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
+from .plan import BLAS_FROM, ROUNDS_PER_WINDOW, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
 from .times import Links, Times, update_bytes
 
 # Batch sizes beyond this are not looked at for the break-even.
@@ -63,7 +64,8 @@ def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
     Parameters
     ----------
     grain : str
-        ``"round"``, ``"shard"``, ``"sample"`` (a shard per sample) or ``"node"`` (by NumPy, a task per node and edge).
+        ``"round"``, ``"shard"``, ``"collective"``, ``"sample"`` (a shard per sample) or ``"node"`` (by NumPy, a task per node
+        and edge).
     times : Times
         Of the kernel that runs the steps.
     """
@@ -78,7 +80,7 @@ def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
     compute += times.update
     if grain == "sample":  # a task for each gradient and for each sum of some
         compute += tasks_per_step(grain, parts) * links.task + levels(parts) * links.hop
-    return shard_seconds(case, compute, links)
+    return (collective_seconds if grain == "collective" else shard_seconds)(case, compute, links)
 
 
 def _spread(parts: int, samples: int, times: Times, links: Links) -> float:
@@ -114,6 +116,16 @@ def shard_seconds(case: Case, work: float, links: Links) -> float:
     return work + links.step + rows + _moving(case, links) + links.window / case.steps
 
 
+def collective_seconds(case: Case, work: float, links: Links) -> float:
+    """Return the seconds per step that workers share, if its gradients and its update take `work` seconds; infinite for one."""
+    lanes, size = min(links.workers, case.shards), case.work.params * case.itemsize
+    if lanes < 2 or not links.letter:
+        return math.inf
+    exchange = links.letter + (lanes - 1) * size * (links.letter_byte + 3 * links.update)
+    steps = min(case.steps, 2 * ROUNDS_PER_WINDOW * steps_per_round(work + exchange))
+    return work + exchange + 2 * links.window / steps
+
+
 def _moving(case: Case, links: Links) -> float:
     """Return how much longer a step takes because its parameters and gradients travel between workers."""
     size, lanes = case.work.params * case.itemsize, min(links.workers, case.shards)
@@ -126,7 +138,7 @@ def _moving(case: Case, links: Links) -> float:
 def measured_seconds(
     case: Case, kernel: str, seconds: float, fixed: float, shared: float, links: Links
 ) -> dict[str, float]:
-    """Return the seconds per step of rounds and of shards if one step was measured inside one task.
+    """Return the seconds per step of rounds, of shards and of steps that workers share, if one was measured inside one task.
 
     Parameters
     ----------
@@ -138,7 +150,11 @@ def measured_seconds(
         Of one step in one task that uses as many threads as rounds will.
     """
     spread = fixed + max(seconds - fixed, 0.0) * spreading(case, kernel, links)
-    return {"round": round_seconds(case, shared, links), "shard": shard_seconds(case, spread, links)}
+    return {
+        "round": round_seconds(case, shared, links),
+        "shard": shard_seconds(case, spread, links),
+        "collective": collective_seconds(case, spread, links),
+    }
 
 
 def _useful(case: Case, kernel: str, threads: int) -> int:

@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 import flowgrad as fg
+from flowgrad.errors import ClusterError
 from flowgrad.optim import Optimizer
 
+from .. import collective
 from ..executors import Executor, LocalExecutor, Lost, Worker
 from ..programs import pick
 from ..tasks import Data, Record, Ref, Task
 from .times import Links
-from .work import burst, new_state
+from .work import burst, letters, new_state
 
 # Trains: optimizer, executor, grain, shards, feeds, epochs -> seconds of the shortest epoch.
 Fit = Callable[[Optimizer, Executor, str, int, dict[Any, Any], int], float]
@@ -32,6 +34,8 @@ ATTEMPTS = 5
 REMOTE_HOPS, LOCAL_HOPS = 6, 50
 # Tasks side by side, of which one more is timed; bytes that workers give each other.
 WIDE, MOVED = 40, 1 << 22
+# Bytes of letters between workers; seconds that they may take: workers may be busy.
+LETTERS, PATIENCE = (1 << 12, 1 << 20), 30.0
 
 T = TypeVar("T")
 
@@ -138,7 +142,10 @@ def task_links(executor: Executor) -> Links:
 
 def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
     hop, several, key = _hop(executor, workers), len(workers) > 1, f"update-{uuid.uuid4().hex}"
+    letter, letter_byte = _letters(executor, workers) if several and executor.remote else (0.0, 0.0)
     return Links(
+        letter=letter,
+        letter_byte=letter_byte,
         workers=len(workers),
         threads=executor.threads,
         slots=sum(worker.threads for worker in workers),
@@ -148,6 +155,17 @@ def _links(executor: Executor, workers: Sequence[Worker]) -> Links:
         update=run_now(executor, {key: Task(new_state, ())}, [key], workers)[0] if several else 0.0,
         machine=executor.machine_threads(workers),
     )
+
+
+def _letters(executor: Any, workers: Sequence[Worker]) -> tuple[float, float]:
+    """Return the seconds of an exchange between two workers, and of each byte more."""
+    places = [worker.address for worker in workers[:2]]
+    try:
+        measured = collective.gang(executor.client, letters, [(LETTERS,)] * 2, workers=places, timeout=PATIENCE)
+    except ClusterError as error:
+        raise Lost(str(error)) from error
+    small, large = map(max, zip(*measured))
+    return small, max(large - small, 0.0) / (LETTERS[1] - LETTERS[0])
 
 
 def _hop(executor: Executor, workers: Sequence[Worker]) -> float:

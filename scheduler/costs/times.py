@@ -64,6 +64,8 @@ class Links:
         Threads that a long task may use when nothing else runs.
     crowd : float
         How much longer a matrix product takes while all slots are at it.
+    letter, letter_byte : float
+        Seconds of an exchange between two workers that share steps, of next to nothing, and for each byte more; 0: they cannot.
     """
 
     workers: int
@@ -78,6 +80,8 @@ class Links:
     update: float = 0.0
     machine: int = 1
     crowd: float = 1.0
+    letter: float = 0.0
+    letter_byte: float = 0.0
 
     def crowding(self, threads: int) -> float:
         """Return how much longer work takes while `threads` threads are at it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from .times import update_bytes
 
 # Seconds for which something is run again and again, and parameters of an update.
 LONG, UPDATED = 0.012, 1 << 20
+# Exchanges between two workers that are timed.
+LETTERS = 22
 
 
 def burst() -> float:
@@ -27,6 +29,21 @@ def new_state() -> float:
     """Return the seconds per byte read or written of an update by Adam, which has the most state, that makes a new state."""
     rule, w = AdamRule(), np.ones(UPDATED, np.float32)
     return _typical(lambda: rule.update(w, w.copy(), rule.init(w))) / update_bytes(w.nbytes, len(rule.slots))
+
+
+def letters(group: Any, sizes: Sequence[int]) -> list[float]:
+    """Return the seconds of an exchange with another worker, by the bytes that each sends."""
+    seconds = []
+    for size in sizes:
+        # What is sent must stay as it is until the next exchange has ended.
+        parts = [np.ones(size, np.uint8) for _ in range(2)]
+        times = []
+        for k in range(LETTERS):
+            start = time.perf_counter()
+            group.exchange(("measure",), [parts[k % 2]] * group.size)
+            times.append(time.perf_counter() - start)
+        seconds.append(float(np.mean(times[2:])))
+    return seconds
 
 
 def _typical(call: Callable[[], Any]) -> float:

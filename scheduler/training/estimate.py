@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from ..costs import (
     Plan,
     Times,
     about,
+    best_grain,
     choose_grain,
     choose_kernel,
     choose_round_threads,
@@ -33,7 +35,6 @@ from ..costs import (
     ms,
     ratio,
     seconds_of,
-    shards_pay,
     short,
     spreading,
     step_seconds,
@@ -118,7 +119,7 @@ class Trial:
         """Whether a task per shard can pay at all; if not, nothing more need be measured."""
         near = task_links(self.job.settings.engine.executor)
         saved = (self.seconds - self.fixed) * (1.0 - spreading(self.case, self.kernel[0], near))
-        return saved >= LEAST_HOPS * near.hop
+        return saved >= min(LEAST_HOPS * near.hop, near.letter or math.inf)
 
     def costs(self, links: Links) -> dict[str, float]:
         """Return the seconds per step at grains round and shard, from the step that was timed."""
@@ -207,6 +208,10 @@ class Estimate:
         )
         return step_seconds(case, grain, self.times[kernel], self.links)
 
+    def costs(self) -> dict[str, float]:
+        """Return the seconds per step at the grains that ``"auto"`` chooses among."""
+        return {grain: self.seconds(grain) for grain in ("round", "shard", "collective")}
+
     def at_batch(self, batch: int) -> Estimate:
         """Return the estimate at another batch size, with as many shards as would be chosen there."""
         shards = choose_shards("auto", None, batch, self.case.work.flops(batch), self.plan.kernel)
@@ -218,7 +223,7 @@ class Estimate:
 
         def pays(batch: int) -> bool:
             there = self.at_batch(batch)
-            return there.case.shards > 1 and shards_pay(there.seconds("round"), there.seconds("shard"))
+            return there.case.shards > 1 and best_grain(there.costs()) != "round"
 
         return crossing(pays)
 
@@ -274,12 +279,14 @@ def explain_training(e: Estimate) -> str:
 
 
 def _why(e: Estimate) -> str:
-    rounds, shards = e.seconds("round"), e.seconds("shard")
-    best = "shard" if shards_pay(rounds, shards) else "round"
+    rounds, shards, shared = e.costs().values()
+    best = best_grain(e.costs())
     if e.plan.reason.startswith("asked"):
         return f"asked for; auto would choose {best}"
     if best == "shard":
         return f"a task per shard is {rounds / shards:.1f}x as fast as steps one after the other in one task"
+    if best == "collective":
+        return f"steps that workers share are {rounds / shared:.1f}x as fast as steps one after the other in one task"
     together = count(min(steps_per_round(rounds), e.case.steps), "step")
     return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
 
@@ -289,7 +296,7 @@ def _other_shards(e: Estimate) -> list[str]:
     words = []
     for n in sorted({1, 2, 4, 8} - {e.plan.shards}):
         if n <= e.case.batch:
-            seconds = min(e.seconds("round", shards=n), e.seconds("shard", shards=n))
+            seconds = min(e.seconds(grain, shards=n) for grain in e.costs())
             words.append(f"{ms(seconds)} ms with {n}")
     return [f"other numbers of shards, and so other last digits: {', '.join(words)}"] if words else []
 
@@ -299,12 +306,15 @@ def _table(e: Estimate) -> list[str]:
     head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
     rows = []
     for grain, text in TASKS.items():
+        if grain == "collective" and e.seconds(grain) == math.inf:
+            continue
         times = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
         against = times.get(e.plan.kernel, times["numpy"]) / e.seconds()
         steps = min(steps_per_round(e.seconds("round")), e.case.steps)
         tasks = {
             "round": 1 / steps,
             "shard": tasks_per_step("shard", e.case.shards, lanes=e.links.workers),
+            "collective": min(e.links.workers, e.case.shards) / steps,
             "sample": tasks_per_step("sample", e.case.batch),
             "node": e.case.node_tasks,
         }[grain]
@@ -340,6 +350,9 @@ def _measured(e: Estimate) -> list[str]:
         f"tasks: {ms(links.task)} ms each, {ms(links.hop)} ms if one waits for another; "
         f"a step cut into two tasks: {ms(links.step)} ms beside its work"
     )
+    if links.letter > 0:
+        about_letters = f"{ms(links.letter)} ms, and {short(1 / max(links.letter_byte, 1e-12))} bytes per second"
+        lines.append(f"workers that share steps, an exchange: {about_letters}")
     if links.move > 0:
         lines.append(f"between workers: {short(1 / links.move)} bytes per second")
     return lines
