@@ -221,6 +221,9 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
     except BaseException:
         client.cancel(futures)
         raise
+    finally:
+        for future in futures:  # a frame that waited may be held by what it waited for, until garbage is collected
+            future.release()
 
 
 def _wait_for_threads(client: Client, addresses: Sequence[str], end: float | None) -> None:

@@ -101,7 +101,7 @@ def test_compiled_products_are_those_of_numpy(made, dtype):
     wrt = [v for v in made.variables if v not in made.feeds]
     direction = {v: np.cos(np.arange(v.dim)) for v in wrt}
     moved = direction | {v: np.sin(a) for v, a in made.feeds.items()}
-    tolerance = 1e-10 if dtype == "f8" else 1e-4
+    tolerance = 1e-10 if dtype == "f8" else 2e-3
     found, expected = (e.jvp(made.result, moved, made.feeds) for e in (compiled, numpy))
     assert found.dtype == dtype
     same(found, expected, tolerance)
