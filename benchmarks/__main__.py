@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from benchmarks.cluster import cluster_report
+from benchmarks.collective import collective_report
 from benchmarks.derivatives import derivatives_report
 from benchmarks.fusion import fusion_report
 from benchmarks.lowering import lowering_report
@@ -38,6 +39,7 @@ HEADS = {
     "prediction": "Prediction",
     "derivatives": "Derivatives",
     "mainjob": "The main job",
+    "collective": "Steps that workers share",
     "cluster": "On a cluster",
 }
 SUBJECTS = tuple(HEADS)
@@ -53,6 +55,7 @@ ABOUT = {
     "prediction": "Time per step of 784-n-10 nets, Adam, float32.",
     "derivatives": "784-90-10 net, float32; other data at every call.",
     "mainjob": "`flowgrad train mnist`: 6 epochs, start-up, report.",
+    "collective": "On a cluster as dask makes it.",
     "cluster": "Worker processes on this machine.",
 }
 REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
@@ -62,6 +65,7 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "fusion": fusion_report,
     "prediction": prediction_report,
     "mainjob": mainjob_report,
+    "collective": collective_report,
     "cluster": cluster_report,
 }
 ABOUT_TRAINING = """\
