@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,11 @@ class Run:
             None if checked is None else Evaluation(job.settings.engine, target, checked, job.variables, layout)
         )
         # Made last: it holds the state that moves on.
-        kind = SharedWindows if self.plan.grain == "collective" else Windows
-        self.windows = kind(self.placement, self.plan, job.step, state, self._report, self._recovered)
+        shared = self.plan.grain == "collective"
+        kind = SharedWindows if shared and job.executor.remote else Windows
+        # A checkpoint of workers that shared their steps may go on where there are none: rounds have the same bits.
+        plan = replace(self.plan, grain="round") if shared and kind is Windows else self.plan
+        self.windows = kind(self.placement, plan, job.step, state, self._report, self._recovered)
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings

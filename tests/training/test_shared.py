@@ -99,6 +99,22 @@ def test_feeds_in_chunks(client):
     assert found == Net().fit("sync", grain="round")[0]
 
 
+@pytest.mark.parametrize("there", ["sync", "three"])
+def test_a_checkpoint_goes_on_on_other_workers(client, there, tmp_path):
+    expected = Net().fit("sync", grain="round", epochs=4)[0]
+
+    def fit(where, epochs, resume):
+        net = Net()
+        optimizer = fg.Adam(net.graph, net.loss, batch_size=64)
+        trainer = fg.Trainer(optimizer, fg.Engine(where, grain="collective", shards=8, kernel="numba"), seed=5)
+        trainer.fit(net.feeds, epochs=epochs, checkpoint=tmp_path, resume=resume)
+        return trainer.fingerprint()
+
+    fit(client, 2, False)
+    with threads_cluster(3) as other:
+        assert fit("sync" if there == "sync" else other, 4, True) == expected
+
+
 def test_an_engine_without_workers_runs_rounds_and_says_so():
     found, _, history = Net().fit("threads")
     assert history.plan["grain"] == "round"
