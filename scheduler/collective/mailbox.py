@@ -115,17 +115,16 @@ class Mailbox:
         """Take what a member sends, until its connection ends."""
         box = self.enter(gang)
         box.put(rank, None)
-        reason = "has ended"
+        reason = "is gone: its connection broke"
         try:
-            while True:
-                message = await comm.read()
-                if message is None:
-                    break
+            while (message := await comm.read()) is not None:
                 box.put(rank, None if message["number"] < 0 else Letter(**message))
+            reason = "has ended"
         except GONE:
-            reason = "is gone: its connection broke"
-        box.lose(rank, reason)
-        self.leave(gang)
+            pass
+        finally:  # whatever a letter may hold that cannot be read
+            box.lose(rank, reason)
+            self.leave(gang)
         return Status.dont_reply
 
 
