@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 from distributed import Client, Future, Semaphore
@@ -23,14 +23,9 @@ from .member import Absent, Spec, run_member
 
 # Seconds between looks at whether the workers are still there, and that one may be gone before it counts as lost.
 LOOK, GONE = 1.0, 3.0
+# How often a gang is formed whose members have a thread but cannot reach each other.
+TRIES = 3
 _prepared: WeakSet[Client] = WeakSet()
-
-
-class Call(NamedTuple):
-    """What one member does: a function, which gets the `Group` first, and its other arguments."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
 
 
 def gang(
@@ -76,7 +71,7 @@ def gang(
     ...     fg.gang(client, mean, [np.arange(4.0), np.arange(4.0, 6.0)])
     [2.5, 2.5]
     """
-    calls = [Call(function, a if isinstance(a, tuple) else (a,)) for a in arguments]
+    calls = [a if isinstance(a, tuple) else (a,) for a in arguments]
     known = client.scheduler_info(n_workers=-1)["workers"]
     places = list(known) if workers is None else list(workers)
     if not calls or len(calls) > len(places):
@@ -93,10 +88,10 @@ def gang(
     def submit(spec: Spec) -> list[Future]:
         return [
             client.submit(
-                run_member, spec, rank, call.function, *call.arguments, key=f"gang-{spec.name}-{rank}", workers=[address],
+                run_member, spec, rank, function, *own, key=f"gang-{spec.name}-{rank}", workers=[address],
                 allow_other_workers=False, pure=False, retries=0,
             )
-            for rank, (call, address) in enumerate(zip(calls, places))
+            for rank, (own, address) in enumerate(zip(calls, places))
         ]  # fmt: skip
 
     return run_together(client, places, submit, timeout)
@@ -116,6 +111,7 @@ def run_together(
     """
     end = None if timeout is None else time.monotonic() + timeout
     _prepare(client)
+    unreachable = 0
     with _order(client, addresses, end):
         while True:
             spec = Spec(uuid.uuid4().hex, tuple(addresses))
@@ -124,6 +120,12 @@ def run_together(
                 return values
             if not all(isinstance(value, Absent) for value in values):
                 raise GangBroken("a member was lost while the gang met")
+            unreachable += any(value.unreachable for value in values)
+            if unreachable == TRIES:
+                cut_off = next(value.unreachable for value in values if value.unreachable)
+                raise ClusterError(
+                    f"workers of a gang cannot reach each other: {cut_off}; open the network between them"
+                )
             absent = sorted({rank for value in values for rank in value.ranks})
             _wait_for_threads(client, [addresses[rank] for rank in absent], end)
 
@@ -178,8 +180,12 @@ def _order(client: Client, addresses: Sequence[str], end: float | None) -> Itera
             lease = Semaphore(
                 threads.get(address, 1), f"flowgrad-gang-{address}", scheduler_rpc=client.scheduler, loop=client.loop
             )
+            # It would go on looking after its leases for ever; there is none where they do not end.
+            if callback := getattr(lease, "refresh_callback", None):
+                held.callback(client.loop.add_callback, callback.stop)
             while not lease.acquire(timeout=LOOK):
-                _check(client, addresses, end)
+                if _check(client, addresses, end):
+                    raise GangBroken("a worker went away")
             held.callback(lease.release)
         yield
 

@@ -15,8 +15,9 @@ from ..tasks import bounds, reduce_tree
 if TYPE_CHECKING:
     from .mailbox import Box, Line
 
-# Bytes from which on an array is summed slice by slice: every member adds up a part, and sends the sum.
-SLICED = 1 << 19
+# Bytes and members from which on an array is summed slice by slice: every member adds up a part, and sends the sum. Two of them
+# send as much either way, and would wait for each other twice instead of once.
+SLICED, LEAST_SLICES = 1 << 19, 3
 
 
 class Letter(NamedTuple):
@@ -89,7 +90,7 @@ class Group:
             Of the same shape and dtype on all members.
         """
         mine = np.array(a, order="C")
-        if mine.nbytes >= SLICED and self.size > 2:
+        if worth_slices(mine, self.size):
             return self.all_gather(self.reduce_scatter(mine.reshape(-1))).reshape(mine.shape)
         came = self.exchange(("all_reduce", str(mine.dtype), mine.shape), [mine] * self.size)
         return np.array(reduce_tree([np.asarray(x.data) for x in came], _sum))
@@ -117,6 +118,11 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<Group: rank {self.rank} of {self.size}>"
+
+
+def worth_slices(a: Array, size: int) -> bool:
+    """Return whether so many members add up an array slice by slice."""
+    return a.nbytes >= SLICED and size >= LEAST_SLICES
 
 
 def slices(length: int, size: int) -> list[tuple[int, int]]:

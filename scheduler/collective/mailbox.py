@@ -23,6 +23,7 @@ OPERATION = "flowgrad_letters"
 # Seconds between signs of life, and without any after which a member counts as gone.
 BEAT, SILENCE = 1.0, 10.0
 GONE = (CommClosedError, OSError, RuntimeError)
+UNREACHABLE = "cannot be reached"
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Line:
             self.comm = await self.mailbox.worker.rpc.connect(self.address)
             await self.comm.write({"op": OPERATION, "gang": gang, "rank": rank, "reply": False})
         except GONE as error:
-            self.box.lose(self.peer, f"cannot be reached ({type(error).__name__})")
+            self.box.lose(self.peer, f"{UNREACHABLE} ({type(error).__name__}: {error})")
             return
         self._beating, self._watching = asyncio.create_task(self._beat()), asyncio.create_task(self._watch())
         self.open = True

@@ -10,7 +10,7 @@ from typing import Any
 from distributed import get_worker
 
 from .group import GangBroken, Group
-from .mailbox import Line, Mailbox
+from .mailbox import UNREACHABLE, Line, Mailbox
 
 # Seconds that a member waits for the others before it gives its thread back.
 PATIENCE = 1.0
@@ -26,9 +26,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class Absent:
-    """What a member returns that did not meet all others: the ranks that were not there."""
+    """What a member returns that did not meet all others: the ranks that were not there, and why if one cannot be reached."""
 
     ranks: tuple[int, ...]
+    unreachable: str = ""
 
 
 @contextmanager
@@ -46,7 +47,8 @@ def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
     try:
         box.wait_for(lambda: not away() or bool(box.lost), PATIENCE)
         if away():
-            yield Absent(tuple(sorted(away())))
+            cut_off = [f"{spec.addresses[rank]} {why}" for rank, why in box.lost.items() if why.startswith(UNREACHABLE)]
+            yield Absent(tuple(sorted(away())), cut_off[0] if cut_off else "")
             return
         group = Group(rank, spec.addresses, box, lines)
         try:

@@ -16,7 +16,7 @@ from flowgrad.tangents import linearize
 from ..derivatives import Recipe, Request, ValueCache
 from ..executors import Executor, Handle
 from ..feeds import FeedMemory, Feeds, RememberedFeeds, check_nodes
-from ..kernels import kernel_of
+from ..kernels import forget_kernels
 from ..machine import clear_room, without_collection
 from ..programs import (
     choose_by_size,
@@ -62,7 +62,7 @@ class Session:
             for programs in (self.recipes, self._forward, self._gradients, self._tangents):
                 programs.cache_clear()
         clear_room()
-        kernel_of.cache_clear()
+        forget_kernels()
 
     def check(self, graph: Graph, feeds: Any) -> RememberedFeeds:
         """Return checked feeds, with what stands for their content."""

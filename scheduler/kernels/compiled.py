@@ -69,6 +69,12 @@ def kernel_named(name: str, program: Program) -> Callable[..., dict[str, Array]]
     return kernel_of(first[0])
 
 
+def forget_kernels() -> None:
+    """Let go of all programs that were made ready to run."""
+    kernel_of.cache_clear()
+    _first_of.cache_clear()
+
+
 def load_kernels(dtype: Any, tell: Callable[[str], object]) -> None:
     """Load what every compiled step needs, or compile it, which is told: once per machine and precision."""
     if not why_not_compiled():

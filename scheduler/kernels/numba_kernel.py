@@ -21,10 +21,10 @@ from flowgrad.optim import Rule, State
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..machine import frames, one_thread, without_subnormals
+from ..machine import CACHE_LINE, frames, one_thread, product_address, without_subnormals
 from ..tasks import FAN_IN, SIDE_BY_SIDE, levels, reduce_tree
 from . import table as w
-from .numba_library import addresses_of, blas_address, compiling, update_kernel, walker
+from .numba_library import addresses_of, compiling, update_kernel, walker
 from .numpy_kernel import run_instr
 from .table import (
     ALIGNED,
@@ -43,8 +43,6 @@ from .table import (
     View,
 )
 
-# Work between two barriers is cut at multiples of this many entries, so that threads do not share cache lines.
-CACHE_LINE = 64
 # Seconds after which it is looked again whether one thread is faster than all.
 LOOK = 3.0
 # Seconds of steps that tell how fast so many threads are.
@@ -88,7 +86,7 @@ class Code:
         self.code = table.numbered(samples, self.offsets, size, addresses_of(table.kernels, dtype))
         self.numbers, self.units = table.numbers.astype(dtype), np.array([0.0, 1.0], dtype)
         # The BLAS is loaded here, before somebody limits its threads.
-        self.common = [*addresses_of([SUM, COPY], dtype), blas_address(dtype)]
+        self.common = [*addresses_of([SUM, COPY], dtype), product_address(dtype)]
 
     def context(self, frame: Array, sync: Array) -> Array:
         """Return a context that stands at the first row, without the places of what is given.

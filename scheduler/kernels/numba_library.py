@@ -28,7 +28,7 @@ from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
 from flowgrad.optim import Rule
 
-from ..machine import cache_folder, product_address
+from ..machine import cache_folder
 from ..tasks import FAN_IN, code_token, is_named, token
 from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
 
@@ -98,12 +98,6 @@ def _library(dtype: str) -> dict[Kernel, int]:
 def walker() -> Callable[[int, int], int]:
     """Return the walk, a function of the addresses of a table and a context; it runs without Python's lock."""
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)(_load([WALK], "int64")[WALK])
-
-
-@cache
-def blas_address(dtype: Any) -> int:
-    """Return where the BLAS has its matrix product."""
-    return product_address("d" if dtype == np.float64 else "s")
 
 
 def is_kept(dtype: str) -> bool:

@@ -21,6 +21,9 @@ from flowgrad.typing import Array
 # Bytes that are kept to be used again: memory of results, of arrays that are worth it, and buffers of kernels.
 ROOM = 256 << 20
 LEAST, MOST = 1 << 18, ROOM // 2
+# A vector is cut at multiples of this many entries: so threads do not share cache lines, and only its last entries are left over
+# from vector code, which rounds otherwise.
+CACHE_LINE = 64
 
 _free: deque[Array] = deque()
 

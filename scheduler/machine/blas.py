@@ -8,9 +8,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 # The BLAS that compiled kernels call where NumPy's cannot be asked for; it is loaded late, and must be there to be told.
@@ -71,11 +72,13 @@ def blas_threads(count: int) -> Iterator[None]:
         _limit.leave()
 
 
-def product_address(letter: str) -> int:
-    """Return where the BLAS has its matrix product of precision ``"s"`` or ``"d"``: NumPy's, so that there is one, or SciPy's.
+@cache
+def product_address(dtype: np.dtype[Any]) -> int:
+    """Return where the BLAS has its matrix product of a precision: NumPy's, so that there is one, or SciPy's.
 
     Whole numbers are given to it by address, eight bytes each; one that counts in four reads the lower half.
     """
+    letter = "d" if dtype == np.float64 else "s"
     for pool in _pools(OTHER_BLAS in sys.modules):
         library = ctypes.CDLL(pool.filepath)  # it is loaded already
         for name in PRODUCTS:

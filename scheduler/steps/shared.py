@@ -15,19 +15,13 @@ import numpy as np
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
-from ..collective import Group, slices
+from ..collective import Group, slices, worth_slices
 from ..kernels import compiled_round
-from ..machine import canonical, empty_array, without_subnormals
+from ..machine import CACHE_LINE, canonical, empty_array, without_subnormals
 from ..programs import Gradient
 from ..tasks import reduce_some
 from .lanes import LaneBatch, LaneInputs, Subtotals, gradients
 from .work import Done, update
-
-# Bytes of a parameter vector from which on each lane updates a slice.
-SLICED = 1 << 19
-LEAST_SLICES = 3
-# Entries of a slice are a multiple of so many, as those of a thread are.
-CACHE_LINE = 64
 
 
 @without_subnormals
@@ -51,9 +45,7 @@ def shared_steps(
     state = {k: np.array(canonical(v)) for k, v in before.items()}
     step = lane.step
     # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
-    whole = step.private is not None or step.rule.clip_norm is not None
-    # Two lanes send as much either way, and wait for each other once instead of twice.
-    whole |= group.size < LEAST_SLICES or state["w"].nbytes < SLICED
+    whole = step.private is not None or step.rule.clip_norm is not None or not worth_slices(state["w"], group.size)
     cuts = _cuts(len(state["w"]), group.size)
     lo, hi = cuts[group.rank]
     losses: list[float] = []

@@ -107,6 +107,9 @@ class Trial:
         grain = choose_grain(engine.grain, costs)
         if engine.grain == "collective" and not executor.remote:
             grain = "round", "collective rounds were asked for, but this engine has no workers"
+        elif engine.grain == "collective" and min(len(executor.workers()), self.case.shards) < 2:
+            why_one = "one shard" if self.case.shards < 2 else "one worker"
+            grain = "round", f"collective rounds were asked for, but there is {why_one}"
         return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads)
 
     @cached_property
@@ -116,13 +119,13 @@ class Trial:
         return self._step([(start, start + 1) for start, _ in parts], self.job.settings.engine.executor.threads)
 
     def _may_spread(self) -> bool:
-        """Whether a task per shard can pay at all; if not, nothing more need be measured."""
+        """Whether several workers can pay at all; if not, nothing more need be measured."""
         near = task_links(self.job.settings.engine.executor)
         saved = (self.seconds - self.fixed) * (1.0 - spreading(self.case, self.kernel[0], near))
         return saved >= min(LEAST_HOPS * near.hop, near.letter or math.inf)
 
     def costs(self, links: Links) -> dict[str, float]:
-        """Return the seconds per step at grains round and shard, from the step that was timed."""
+        """Return the seconds per step at the grains that ``"auto"`` chooses among, from the step that was timed."""
         return measured_seconds(self.case, self.kernel[0], self.seconds, self.fixed, self.shared, links)
 
     def times(self, kernel: str) -> Times:
@@ -184,7 +187,7 @@ class Estimate:
     where : str
         Name of the executor.
     measured : dict
-        Seconds per step at grains round and shard, by the plan's kernel and shards: from the whole step.
+        Seconds per step at grains round, shard and collective, by the plan's kernel and shards: from the whole step.
     shards_asked : bool
         Whether the number of shards was given, or comes with the grain or accumulated gradients.
     """

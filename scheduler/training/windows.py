@@ -149,9 +149,10 @@ class Windows:
 
     def _crew(self) -> Crew:
         workers = self.executor.workers(self.recovery.avoid)
-        alone = max(min(w.threads for w in workers), min(self.plan.threads, self.executor.machine_threads(workers)))
-        lanes = self.placement.lanes(workers, self.plan.shards, self.plan.grain == "round", alone)
-        self._estimate(workers)
+        lanes = _lanes(self.placement, self.plan, workers)
+        held = _held_bytes(self.placement, self.state, workers, LOOK_AHEAD + 1)
+        # A lane's part of the gradient, before a step and after it.
+        self._note("worker_bytes", held + 2 * self.state["w"].nbytes)
         self.bounds["exchange"] = self._exchange(len(lanes))
         return Crew(workers, lanes, self.bounds["exchange"])
 
@@ -165,23 +166,13 @@ class Windows:
             way = choose_way(self.state["w"].nbytes, len(self.step.rule.slots), lanes, self._links)
         return "carried" if way == "together" and self._carried else way
 
-    def _estimate(self, workers: list[Worker]) -> None:
-        state = sum(v.nbytes for v in self.state.values())
-        feeds = self.placement.samples * (self.placement.row_bytes + ORDER_BYTES)
-        if self.placement.bucketed(workers):
-            feeds = self.placement.bucket_rows(workers, 1) * self.placement.row_bytes * (LOOK_AHEAD + 1)
-        # Of a lane: the state and its part of the gradient, before a step and after it.
-        self._note("worker_bytes", feeds + 2 * (state + self.state["w"].nbytes))
-
     def _note(self, bound: str, value: int) -> None:
         self.bounds[bound] = max(self.bounds[bound], value)
 
     def _pieces(self, batches: Batches, crew: Crew, start: int = 0) -> Iterator[Batches]:
         plan = self.plan
         size = plan.steps_per_task if plan.grain == "round" else -(-plan.steps_per_window // PIECES)
-        if self.placement.bucketed(crew.workers):
-            rows = self.placement.bucket_rows(crew.workers, len(crew.lanes))
-            size = max(1, min(size, rows // batches.largest))
+        size = _steps_at_once(self.placement, crew.workers, len(crew.lanes), size, batches)
         for k in range(start, len(batches), size):
             yield batches[k : k + size]
 
@@ -242,35 +233,37 @@ class SharedWindows:
         self.executor, self.placement, self.plan = placement.executor, placement, plan
         self.state, self.report, self.recovered = state, report, recovered
         self.recovery = Recovery()
-        row = placement.row_bytes + ORDER_BYTES
-        held = sum(v.nbytes for v in state.values())
-        bytes_ = placement.samples * row + 2 * held + 2 * plan.shards * state["w"].nbytes
-        self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": bytes_, "exchange": "collective"}
+        self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": 0, "exchange": "collective"}
 
     def run(self, batches: Batches, following: Batches | None = None) -> None:
         """Do a window of steps, from its beginning wherever a member was lost; see `Windows.run`."""
         workers = self.executor.workers(self.recovery.avoid)
-        size = len(batches)
-        if self.placement.bucketed(workers):
-            size = max(1, min(size, self.placement.bucket_rows(workers, len(workers)) // batches.largest))
+        lanes = min(len(workers), self.plan.shards)
+        size = _steps_at_once(self.placement, workers, lanes, len(batches), batches)
 
         def again(failure: Exception) -> None:
             self.placement.doubt()
-            self.recovered({"again": 0, "cause": describe_failure(failure)})
+            # As far as is known here: nobody tells how far the gang came.
+            self.recovered({"again": size, "cause": describe_failure(failure)})
 
         for k in range(0, len(batches), size):
             piece = batches[k : k + size]
             self.state, losses = self.recovery.persist(partial(self._attempt, piece), self.executor, again)
             self.report(piece, losses)
-        self.bounds["steps"] = max(self.bounds["steps"], size)
+        self._note("steps", size)
 
     def close(self) -> None:
         """Nothing stays on the executor between windows."""
 
+    def _note(self, bound: str, value: int) -> None:
+        self.bounds[bound] = max(self.bounds[bound], value)
+
     def _attempt(self, batches: Batches) -> Done:
         workers = self.executor.workers(self.recovery.avoid)
-        alone = max(min(w.threads for w in workers), min(self.plan.threads, self.executor.machine_threads(workers)))
-        lanes = self.placement.lanes(workers, self.plan.shards, False, alone)
+        lanes = _lanes(self.placement, self.plan, workers)
+        held = _held_bytes(self.placement, self.state, workers, 1)
+        # A lane has gradients of all its shards, twice.
+        self._note("worker_bytes", held + 2 * self.plan.shards * self.state["w"].nbytes)
         spans = [(lane.first, lane.stop) for lane in lanes]
         addresses = [w.address for w in workers]
         kept: list[Handle] = []
@@ -290,7 +283,7 @@ class SharedWindows:
                 reads = graph.task("inputs", LaneInputs, lane.step, lane.const, lane.feeds, worker=lane.worker)
                 args = (spec, rank, shared_steps, reads, Ref(state.key), steps, spans, lane.threads)
                 keys.append(graph.task("collective", collective.run_member, *args, worker=lane.worker).key)
-            self.bounds["tasks"] = max(self.bounds["tasks"], len(graph.records))
+            self._note("tasks", len(graph.records))
             return self.executor.submit(graph.records, keys, addresses, pinned=True)
 
         try:
@@ -298,6 +291,27 @@ class SharedWindows:
             return done
         finally:
             self.executor.release(kept)
+
+
+def _lanes(placement: Placement, plan: Plan, workers: list[Worker]) -> list[Lane]:
+    """Return the lanes of a plan on workers; of rounds one, with the threads that a long task may use."""
+    alone = max(min(w.threads for w in workers), min(plan.threads, placement.executor.machine_threads(workers)))
+    return placement.lanes(workers, plan.shards, plan.grain == "round", alone)
+
+
+def _held_bytes(placement: Placement, state: State, workers: list[Worker], buckets: int) -> int:
+    """Return the bytes that a worker holds: feeds, so many buckets of them where they are not whole, and the state twice."""
+    feeds = placement.samples * (placement.row_bytes + ORDER_BYTES)
+    if placement.bucketed(workers):
+        feeds = placement.bucket_rows(workers, 1) * placement.row_bytes * buckets
+    return feeds + 2 * sum(v.nbytes for v in state.values())
+
+
+def _steps_at_once(placement: Placement, workers: list[Worker], lanes: int, most: int, batches: Batches) -> int:
+    """Return how many steps are submitted together, `most` or as many as have their rows in one bucket."""
+    if not placement.bucketed(workers):
+        return most
+    return max(1, min(most, placement.bucket_rows(workers, lanes) // batches.largest))
 
 
 @dataclass

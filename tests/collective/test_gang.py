@@ -1,5 +1,6 @@
 """Gangs: verbs against NumPy, one order for all, and what happens when members are late, wrong or gone."""
 
+import gc
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import local_cluster
 from distributed import Client, LocalCluster, get_worker
+from tornado.ioloop import PeriodicCallback
 
 import flowgrad as fg
 from flowgrad.scheduler.collective import slices
@@ -169,6 +171,29 @@ def test_nothing_is_left(client):
     time.sleep(0.5)
     assert set(client.run(lambda dask_worker: len(Mailbox.of(dask_worker).boxes)).values()) == {0}
     assert not [key for keys in client.has_what().values() for key in keys if "gang" in key]
+
+
+def test_workers_that_cannot_reach_each_other_are_told(threads, monkeypatch):
+    async def cut_off(*args, **kwargs):
+        raise OSError("no route")
+
+    workers = list(threads.cluster.workers.values())[:2]
+    monkeypatch.setattr(workers[0].rpc, "connect", cut_off)
+    with pytest.raises(fg.FlowgradError, match=r"cannot reach each other: .* cannot be reached \(OSError: no route\)"):
+        fg.gang(threads, total, [(1,)] * 2, workers=[w.address for w in workers], timeout=30)
+
+
+def test_leases_that_ended_are_not_looked_after_any_more(client):
+    def callbacks():
+        return sum(isinstance(thing, PeriodicCallback) and thing.is_running() for thing in gc.get_objects())
+
+    fg.gang(client, total, [(1,)] * 2)
+    time.sleep(0.2)
+    before = callbacks()
+    for _ in range(5):
+        fg.gang(client, total, [(1,)] * 2)
+    time.sleep(0.2)
+    assert callbacks() <= before
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
