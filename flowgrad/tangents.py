@@ -92,11 +92,11 @@ class _Sweep:
             shares = [self.scatter(i.out, [(starts[k], t) for k, t in moved])]
         else:
             shares = [self.push(i, slot, t) for slot, t in moved]
-        self.tangents[i.out] = shares[0] if len(shares) == 1 else self.emit("add", i.out, shares)
+        self.tangents[i.out] = shares[0] if len(shares) == 1 else self.add(i.out, shares)
 
-    def emit(self, verb: str, var: int, args: Sequence[int]) -> int:
-        """Add a sum of tangents of a variable."""
-        return self.builder.emit(verb, Type(self.types[var].dim, self.batched(args), True), args)  # type: ignore[arg-type]
+    def add(self, var: int, shares: Sequence[int]) -> int:
+        """Add the sum of tangents of a variable."""
+        return self.builder.emit("add", Type(self.types[var].dim, self.batched(shares), True), shares)
 
     def batched(self, args: Sequence[int]) -> bool:
         """Whether one of them has a row for each sample."""

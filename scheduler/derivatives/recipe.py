@@ -35,19 +35,16 @@ class OneTask:
     Attributes
     ----------
     program : Program
-        Its inputs are ``leaves``, in their order, then the seed.
+        Its inputs are ``leaves``, in their order, then the seed; its first output is the result's value.
     leaves : tuple of int
         The recipe's variables: values that are set, then feeds.
     edges : tuple of Edge
         They read the outputs, by their number.
-    result : int
-        Which of the outputs is the result's value.
     """
 
     program: Program
     leaves: tuple[int, ...]
     edges: tuple[Edge, ...]
-    result: int
 
 
 class Recipe:
@@ -207,7 +204,7 @@ class Recipe:
             at[i.out] = builder.copy(i, types[i.out], [at[a] for a in i.args])
         outputs = list(dict.fromkeys([target, *(a for e in edges for a in e.reads)]))
         program = self.choose(builder.build({str(k): at[var] for k, var in enumerate(outputs)}))
-        return OneTask(program, leaves, tuple(e.renamed(outputs.index) for e in edges), 0)
+        return OneTask(program, leaves, tuple(e.renamed(outputs.index) for e in edges))
 
 
 class _Set(NamedTuple):

@@ -39,7 +39,7 @@ class PrivateStep:
     Attributes
     ----------
     program : Program
-        Forward and backward up to the last edges; reads `leaves` and the seed.
+        Forward and backward up to the last edges; reads `leaves` and the seed. Its first output is the loss.
     leaves : tuple of int
         Which inputs of the program they read.
     order : int array
@@ -52,7 +52,6 @@ class PrivateStep:
     program: Program
     ends: LastEdges
     leaves: tuple[int, ...]
-    loss: int
     order: Array
     size: int
 
@@ -60,8 +59,7 @@ class PrivateStep:
         """Return a shard's share of the clipped mean gradient, and of the mean loss of `batch` samples."""
         dtype = inputs[0].dtype
         env = run_all(self.program, *(inputs[k] for k in self.leaves), np.ones((1, 1, 1), dtype))
-        loss = env[self.loss]
-        total = sample_sum(loss, samples)
+        total = sample_sum(env[0], samples)
         if not self.ends.edges:
             return np.zeros(len(self.order), dtype), total / batch
         factors = self.ends.factors(0, samples, env)
@@ -153,7 +151,7 @@ def compile_private(
     order = places_of(step.program, params)
     ends = LastEdges(task.edges, (len(order),), 1, feeds.dtype, "")
     size = sum(v.dim for v in params)
-    return replace(step, private=PrivateStep(privacy, task.program, ends, leaves, task.result, order, size))
+    return replace(step, private=PrivateStep(privacy, task.program, ends, leaves, order, size))
 
 
 def places_of(program: Program, variables: Sequence[Variable]) -> Array:
