@@ -23,6 +23,8 @@ Each wing imports only those above it, and of those only what their doors (``__i
     One optimizer step: its program, its tasks at each grain, its update.
 ``costs/``
     What work costs on this machine and this cluster, and the plan that follows.
+``windows/``
+    Windows of optimizer steps: what to do about what happens to them, and the tasks or gangs that run them.
 ``engine/``
     What people call for values and derivatives.
 ``training/``

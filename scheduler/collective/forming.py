@@ -94,13 +94,15 @@ def gang(
             for rank, (own, address) in enumerate(zip(calls, places))
         ]  # fmt: skip
 
-    return run_together(client, places, submit, timeout)
+    values, futures = run_together(client, places, submit, timeout)
+    _release(futures)
+    return values
 
 
 def run_together(
     client: Client, addresses: Sequence[str], submit: Callable[[Spec], list[Future]], timeout: float | None = None
-) -> list[Any]:
-    """Run a gang's tasks and return their values.
+) -> tuple[list[Any], list[Future]]:
+    """Run a gang's tasks; return their values, and the futures, which keep them on the workers.
 
     Parameters
     ----------
@@ -115,9 +117,11 @@ def run_together(
     with _order(client, addresses, end):
         while True:
             spec = Spec(uuid.uuid4().hex, tuple(addresses))
-            values = _outcome(client, submit(spec), addresses, end)
+            futures = submit(spec)
+            values = _outcome(client, futures, addresses, end)
             if not any(isinstance(value, Absent) for value in values):
-                return values
+                return values, futures
+            _release(futures)
             if not all(isinstance(value, Absent) for value in values):
                 raise GangBroken("a member was lost while the gang met")
             unreachable += any(value.unreachable for value in values)
@@ -130,7 +134,9 @@ def run_together(
             _wait_for_threads(client, [addresses[rank] for rank in absent], end)
 
 
-def run_gang(executor: Any, addresses: Sequence[str], submit: Callable[[Spec], list[Handle]]) -> list[Any]:
+def run_gang(
+    executor: Any, addresses: Sequence[str], submit: Callable[[Spec], list[Handle]]
+) -> tuple[list[Any], list[Handle]]:
     """Run a gang of an executor's tasks, see `run_together`; a broken one may be run again.
 
     Raises
@@ -143,11 +149,12 @@ def run_gang(executor: Any, addresses: Sequence[str], submit: Callable[[Spec], l
     held: list[Handle] = []
 
     def futures(spec: Spec) -> list[Future]:
+        executor.release(held)
         held[:] = submit(spec)
         return [handle.future for handle in held]
 
     try:
-        return run_together(executor.client, addresses, futures)
+        return run_together(executor.client, addresses, futures)[0], held
     except GangBroken as error:
         failure: Exception = Lost(str(error))
     except KilledWorker as error:
@@ -156,8 +163,7 @@ def run_gang(executor: Any, addresses: Sequence[str], submit: Callable[[Spec], l
         raise
     except Exception as error:
         failure = TaskFailed(error, getattr(error, "flowgrad_worker", ""))
-    finally:
-        executor.release(held)
+    executor.release(held)
     raise failure
 
 
@@ -200,7 +206,7 @@ def _check(client: Client, addresses: Sequence[str], end: float | None) -> set[s
 
 
 def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], end: float | None) -> list[Any]:
-    """Wait for all members; raise what the first to fail raised."""
+    """Wait for all members and return their values; raise what the first to fail raised, and let go of them all."""
     try:
         gone_since = failed_since = math.inf
         while pending := [f for f in futures if f.status == "pending"]:
@@ -226,10 +232,13 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
         return client.gather(futures)
     except BaseException:
         client.cancel(futures)
+        _release(futures)
         raise
-    finally:
-        for future in futures:  # a frame that waited may be held by what it waited for, until garbage is collected
-            future.release()
+
+
+def _release(futures: list[Future]) -> None:
+    for future in futures:  # a frame that waited may be held by what it waited for, until garbage is collected
+        future.release()
 
 
 def _wait_for_threads(client: Client, addresses: Sequence[str], end: float | None) -> None:
@@ -241,6 +250,7 @@ def _wait_for_threads(client: Client, addresses: Sequence[str], end: float | Non
         for a in addresses
     ]
     _outcome(client, asked, addresses, end)
+    _release(asked)
 
 
 def _nothing() -> None:

@@ -64,6 +64,14 @@ def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
 
 
 def run_member(spec: Spec, rank: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function as a member of a gang; return what it returns, or `Absent` where the gang did not meet."""
+    """Run a function as a member of a gang; return what it returns, or `Absent` where the gang did not meet.
+
+    Raises
+    ------
+    GangBroken
+        If an argument is `Absent`: what it should be was lost, and dask ran again one member of the gang that made it.
+    """
+    if any(isinstance(arg, Absent) for arg in args):
+        raise GangBroken("what an earlier gang left on this worker is gone")
     with joined(spec, rank) as group:
         return group if isinstance(group, Absent) else function(group, *args)

@@ -5,7 +5,6 @@ from .forecast import (
     LARGEST_BATCH,
     Case,
     blas_threads_of,
-    choose_way,
     crossing,
     measured_seconds,
     spreading,
@@ -14,7 +13,7 @@ from .forecast import (
 from .links import Fit, links_of, task_links
 from .measure import curve_of, program_times, seconds_of
 from .plan import (
-    LEAST_HOPS,
+    SURE,
     Plan,
     best_grain,
     choose_grain,

@@ -10,15 +10,10 @@ from ..programs import Computation, Counts, counts_of
 from ..steps import THREAD_FLOPS
 from ..tasks import levels
 from .plan import BLAS_FROM, ROUNDS_PER_WINDOW, WINDOW_TASKS, choose_round_threads, steps_per_round, tasks_per_step
-from .times import Links, Times, update_bytes
+from .times import Links, Times
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20
-# Who updates the parameters, the same bits either way. "together": every lane updates the whole state in the task that then
-# computes its next gradients; one hop per step, gradients alone travel. "slices": a slice for each lane, updated on a worker of its
-# own; four hops, but no worker has the whole optimizer state. A third way is taken only where a state was missing, "carried": as
-# "together", and the state travels along with the gradients.
-WAYS = ("together", "slices")
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,9 @@ def round_seconds(case: Case, work: float, links: Links) -> float:
 def shard_seconds(case: Case, work: float, links: Links) -> float:
     """Return the seconds per step with a task per shard, if its gradients and its update take `work` seconds."""
     rows = max(0, case.shards - 2) * links.rows  # the step was measured with two shards
-    return work + links.step + rows + _moving(case, links) + links.window / case.steps
+    # Parameters go from one worker to the others, gradients come back.
+    travels = 2 * (min(links.workers, case.shards) - 1) * case.work.params * case.itemsize * links.move
+    return work + links.step + rows + travels + links.window / case.steps
 
 
 def collective_seconds(case: Case, work: float, links: Links) -> float:
@@ -124,15 +121,6 @@ def collective_seconds(case: Case, work: float, links: Links) -> float:
     exchange = links.letter + (lanes - 1) * size * (links.letter_byte + 3 * links.update)
     steps = min(case.steps, 2 * ROUNDS_PER_WINDOW * steps_per_round(work + exchange))
     return work + exchange + 2 * links.window / steps
-
-
-def _moving(case: Case, links: Links) -> float:
-    """Return how much longer a step takes because its parameters and gradients travel between workers."""
-    size, lanes = case.work.params * case.itemsize, min(links.workers, case.shards)
-    way = choose_way(size, case.slots, lanes, links)
-    nothing = exchange_seconds("together", 0, case.slots, min(lanes, 2), links)  # was measured with two shards
-    update = exchange_seconds("together", size, case.slots, 1, links) - links.hop  # is part of the step's work
-    return max(0.0, exchange_seconds(way, size, case.slots, lanes, links) - nothing - update)
 
 
 def measured_seconds(
@@ -216,38 +204,3 @@ def crossing(pays: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int | N
         middle = (low + high) // 2
         low, high = (low, middle) if pays(middle) else (middle, high)
     return high
-
-
-def exchange_seconds(way: str, parameter_bytes: int, slots: int, lanes: int, links: Links) -> float:
-    """Predict the seconds per step of updating and of what travels, beside the gradients' own work.
-
-    Parameters
-    ----------
-    way : str
-        One of `WAYS`.
-    slots : int
-        Arrays of state that the update rule keeps per parameter.
-    lanes : int
-        Workers that compute gradients.
-    """
-    others = lanes - 1
-    update = (update_bytes(parameter_bytes, slots) + 3 * others * parameter_bytes) * links.update
-    if way == "together":
-        tasks, hops, travels = others, 1, others * parameter_bytes
-    else:
-        tasks, hops, travels = 3 * others + lanes**2 - 1, 4, 2 * others * parameter_bytes // lanes
-        update = update / lanes + 2 * parameter_bytes * links.update  # slices are put together again
-    # A hop is a task that waits for another one; those beside it come on top.
-    return hops * links.hop + tasks * links.task + travels * links.move + update
-
-
-def choose_way(parameter_bytes: int, slots: int, lanes: int, links: Links) -> str:
-    """Return the way that takes the least time.
-
-    Examples
-    --------
-    >>> near = Links(workers=2, threads=1, slots=2, hop=2e-3, task=5e-4, move=1e-9, update=1e-10)
-    >>> [choose_way(n << 20, 2, 2, near) for n in (0, 64)]
-    ['together', 'slices']
-    """
-    return min(WAYS, key=lambda way: exchange_seconds(way, parameter_bytes, slots, lanes, links))

@@ -15,9 +15,7 @@ ROUND_SECONDS = 0.25
 ROUNDS_PER_WINDOW = 8
 # Tasks in one submission to the scheduler.
 WINDOW_TASKS = 1500
-# Dependent hops of a step whose shards are tasks of their own, at the very least: gradients, then the update.
-LEAST_HOPS = 2
-# A task per shard has to promise less than this share of the time of rounds: predictions are no surer than that.
+# Steps that workers share have to promise less than this share of the time of rounds: predictions are no surer than that.
 SURE = 0.93
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
@@ -113,7 +111,8 @@ def tasks_per_step(grain: str, shards: int, nodes: int = 0, lanes: int | None = 
         Workers that share a step; as many as shards if not given.
     """
     if grain == "shard":
-        return min(shards, lanes or shards)
+        parts = min(shards, lanes or shards)
+        return parts + 2 if parts > 1 else 1  # the parameters on their way, the update
     gradients = shards * (3 * nodes if grain == "node" else 1)
     return gradients + (shards - 1) + 2  # added up, then the update and the loss
 
@@ -137,8 +136,11 @@ def steps_per_round(step_seconds: float) -> int:
 
 
 def best_grain(costs: Mapping[str, float]) -> str:
-    """Return what ``"auto"`` chooses, from the seconds of a step by grain: rounds, unless another one is clearly faster."""
-    return min(costs, key=lambda grain: costs[grain] / (1.0 if grain == "round" else SURE))
+    """Return what ``"auto"`` chooses, from the seconds of a step by grain: rounds, unless sharing them is clearly faster.
+
+    Other grains are for those who want to see them.
+    """
+    return "collective" if costs["collective"] < SURE * costs["round"] else "round"
 
 
 def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
@@ -149,15 +151,15 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     asked : str
         ``"auto"`` leaves it to this function.
     costs : mapping
-        Seconds per step by grain, of grains that give the same bits; empty where no other than ``"round"`` can pay.
+        Seconds per step by grain, of ``"round"`` and ``"collective"`` at least; empty where sharing steps cannot pay.
     """
     if asked != "auto":
         return asked, "asked for"
     if not costs:
-        return "round", "auto: a task per shard cannot pay, so many steps share a task"
+        return "round", "auto: steps of this size are not worth sharing among workers, so many of them share a task"
     known = {grain: seconds for grain, seconds in costs.items() if seconds < math.inf}
     times = ", ".join(f"{seconds * 1e3:.2f} ms at grain {grain}" for grain, seconds in known.items())
-    return best_grain(known), f"auto: a step takes about {times}"
+    return best_grain(costs), f"auto: a step takes about {times}"
 
 
 def make_plan(

@@ -88,11 +88,6 @@ class Links:
         return 1.0 + (self.crowd - 1.0) * (threads - 1) / max(1, self.slots - 1)
 
 
-def update_bytes(parameter_bytes: int, slots: int) -> int:
-    """Return what an update reads and writes: gradient, parameters and each array of state, the latter two twice."""
-    return (3 + 2 * slots) * parameter_bytes
-
-
 def between(curve: Sequence[tuple[int, float]], x: int) -> float:
     """Return the value at `x`, on the line between two points; beyond the last one it grows as it did before.
 

@@ -11,7 +11,6 @@ import numpy as np
 from flowgrad.optim import AdamRule
 
 from ..machine import one_thread
-from .times import update_bytes
 
 # Seconds for which something is run again and again, and parameters of an update.
 LONG, UPDATED = 0.012, 1 << 20
@@ -28,7 +27,9 @@ def burst() -> float:
 def new_state() -> float:
     """Return the seconds per byte read or written of an update by Adam, which has the most state, that makes a new state."""
     rule, w = AdamRule(), np.ones(UPDATED, np.float32)
-    return _typical(lambda: rule.update(w, w.copy(), rule.init(w))) / update_bytes(w.nbytes, len(rule.slots))
+    # Gradient, parameters and each array of state, the latter two twice.
+    moved = (3 + 2 * len(rule.slots)) * w.nbytes
+    return _typical(lambda: rule.update(w, w.copy(), rule.init(w))) / moved
 
 
 def letters(group: Any, sizes: Sequence[int]) -> list[float]:

@@ -1,8 +1,7 @@
 """One optimizer step: its program, its tasks at each grain, its update."""
 
-from .lanes import LaneInputs, StateAway
+from .lanes import LaneInputs
 from .lower import lower_steps
-from .shared import shared_steps
-from .slices import cut_state, join_state
+from .shared import Shared, shared_steps
 from .step import Step, compile_evaluation, compile_private, compile_step, places_of
 from .work import THREAD_FLOPS, Done, evaluate_shard, run_round

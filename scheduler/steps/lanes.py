@@ -1,4 +1,4 @@
-"""What the tasks of grain ``shard`` run: gradients of a lane's shards, and the update that each lane makes for itself."""
+"""What the tasks of grain ``shard`` run: gradients of a lane's shards, and the update by those of all lanes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import NamedTuple
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
-from ..executors import Lost
 from ..machine import canonical, without_subnormals
 from ..programs import Gradient, add_gradients
 from ..tasks import SIDE_BY_SIDE, reduce_some
@@ -53,41 +52,6 @@ class LaneBatch(NamedTuple):
     threads: int = 1
 
 
-@dataclass(slots=True, eq=False)
-class Carry:
-    """What a lane hands on from step to step.
-
-    Attributes
-    ----------
-    state : dict, or None
-        At which `subtotals` were computed; None where it stayed behind.
-    subtotals : dict
-        The gradients of the lane's shards, added up as far as the tree allows.
-    losses : list of float
-        Mean losses of the steps that were updated by.
-    travels : bool
-        Whether the state goes along to another process. Every lane has the same state, so that gradients alone need to.
-    """
-
-    state: State | None
-    subtotals: Subtotals
-    losses: list[float]
-    travels: bool = True
-
-    def __sizeof__(self) -> int:
-        """Return the bytes of all arrays: dask asks after each task, and would else look through all that is inside."""
-        held = [gradient for gradient, _ in self.subtotals.values()] + list((self.state or {}).values())
-        return sum(array.nbytes for array in held)
-
-    def __reduce__(self) -> tuple[type[Carry], tuple[State | None, Subtotals, list[float], bool]]:
-        """Leave the state behind where it does not travel."""
-        return Carry, (self.state if self.travels else None, self.subtotals, self.losses, self.travels)
-
-
-class StateAway(Lost):
-    """The gradients are there, but no lane's state: a task moved to a worker that had no lane, or values went to disk."""
-
-
 def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
@@ -120,31 +84,19 @@ def whole_step(lane: LaneInputs, before: Done, first: bool, shards: Sequence[Arr
     return state, losses if first else [*before[1], *losses]
 
 
-@without_subnormals
-def first_gradient(lane: LaneInputs, travels: bool, before: Done, part: LaneBatch) -> Carry:
-    """Compute the gradients of a lane's shards at the state that a submission begins with."""
-    state = {k: canonical(v) for k, v in before[0].items()}
-    return Carry(state, gradients(lane, state, part), [], travels)
+def pick_weights(done: Done) -> Array:
+    """Return the parameters alone: the rest of the state stays where updates are made."""
+    return done[0]["w"]
 
 
 @without_subnormals
-def update_gradient(lane: LaneInputs, travels: bool, carries: Sequence[Carry], shards: int, part: LaneBatch) -> Carry:
-    """Update by the gradients of all lanes, then compute those of a lane's own shards; `shards` are those before."""
-    state, losses = last_update(lane, carries, shards)
-    return Carry(state, gradients(lane, state, part), losses, travels)
+def lane_gradient(lane: LaneInputs, weights: Array, part: LaneBatch) -> Subtotals:
+    """Compute the gradients of a lane's shards."""
+    return gradients(lane, {"w": canonical(weights)}, part)
 
 
 @without_subnormals
-def last_update(lane: LaneInputs, carries: Sequence[Carry], shards: int) -> Done:
-    """Update by the gradients of all lanes; return the state and the mean losses of all steps.
-
-    Raises
-    ------
-    StateAway
-        If none of the carries has its state.
-    """
-    states = [carry.state for carry in carries if carry.state is not None]
-    if not states:
-        raise StateAway("the optimizer's state stayed on another worker; from now on it travels with the gradients")
-    mean = total_gradient([carry.subtotals for carry in carries], shards)
-    return update(lane.step, states[0], mean), [*carries[0].losses, mean[1]]
+def update_lanes(lane: LaneInputs, before: Done, first: bool, parts: list[Subtotals], shards: int) -> Done:
+    """Update by the gradients of all lanes; the losses of earlier steps are kept unless it is the `first` one."""
+    gradient, loss = total_gradient(parts, shards)
+    return update(lane.step, before[0], (gradient, loss)), [loss] if first else [*before[1], loss]

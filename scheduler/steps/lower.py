@@ -9,50 +9,39 @@ from flowgrad.typing import Array
 from ..feeds import Lane, lane_of
 from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
 from ..tasks import Ref, TaskGraph, reduce_tree
-from .lanes import LaneBatch, LaneInputs, first_gradient, last_update, update_gradient, whole_step
-from .slices import cut_shares, pick_weights, sliced_gradient, update_slice
+from .lanes import LaneBatch, LaneInputs, lane_gradient, pick_weights, update_lanes, whole_step
 from .step import Step, inputs_of
 from .work import run_round, shard_step, update
 
 
 def lower_steps(
-    graph: TaskGraph,
-    grain: str,
-    lanes: Sequence[Lane],
-    before: list[Ref],
-    steps: Sequence[Sequence[Array]],
-    program: Step,
-    exchange: str = "together",
-) -> list[Ref]:
+    graph: TaskGraph, grain: str, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]], program: Step
+) -> Ref:
     """Lower consecutive steps.
 
     Parameters
     ----------
     lanes : sequence of Lane
         Where shards are computed; changes no bit.
-    before : list of Ref
-        What was done so far (`work.Done`): one state, or a slice each, and losses of no interest here.
+    before : Ref
+        What was done so far (`work.Done`): the state, and losses of no interest here.
     steps : sequence of sequence of int array
         Per step the rows of each shard in its lane's feeds.
     program : Step
         The program itself, for grain ``"node"``.
-    exchange : str
-        At grain ``"shard"``: who updates; see `flowgrad.scheduler.costs.forecast.WAYS`.
 
     Returns
     -------
-    list of Ref
-        The states after the last step, cut as they came, each with the mean losses of these steps.
+    Ref
+        The state after the last step, with the mean losses of these steps.
     """
-    if grain not in ("round", "shard"):
-        return [_fine_steps(graph, grain, lanes, before[0], steps, program)]
-    if grain == "shard" and exchange == "slices":
-        return _sliced_steps(graph, lanes, before, steps)
     if grain == "shard":
-        return [_lane_steps(graph, exchange != "together", lanes, before[0], steps)]
+        return _lane_steps(graph, lanes, before, steps)
+    if grain != "round":
+        return _fine_steps(graph, grain, lanes, before, steps, program)
     lane = lanes[0]
-    args = (lane.step, before[0], lane.const, lane.feeds, steps, lane.threads)
-    return [graph.task("round", run_round, *args, worker=lane.worker)]
+    args = (lane.step, before, lane.const, lane.feeds, steps, lane.threads)
+    return graph.task("round", run_round, *args, worker=lane.worker)
 
 
 def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
@@ -60,61 +49,26 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
     return [LaneBatch(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
-def _lane_inputs(graph: TaskGraph, lanes: Sequence[Lane]) -> list[Ref]:
-    """Add what brings together, once per lane, what all its tasks read."""
-    return [graph.task("inputs", LaneInputs, x.step, x.const, x.feeds, worker=x.worker) for x in lanes]
+def _lane_steps(graph: TaskGraph, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]]) -> Ref:
+    """Give each lane a task per step for its gradients; the first one's worker updates, and sends the parameters.
 
-
-def _lane_steps(
-    graph: TaskGraph, travels: bool, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]]
-) -> Ref:
-    """Give each lane one task per step: the update by the gradients of the step before, and its own next gradients.
-
-    A single lane has gradients and update of a step in one task. Several make the same update each, so that a step waits for one
-    hop between workers and not for two.
+    A single lane has gradients and update of a step in one task.
     """
-    inputs = _lane_inputs(graph, lanes)
-    if len(lanes) == 1:
-        (lane,) = lanes
-        for k, shards in enumerate(steps):
-            whole = (inputs[0], before, not k, shards, lane.threads)
-            before = graph.task("step", whole_step, *whole, worker=lane.worker)
-        return before
-    carries: list[Ref] = []
-    last = 0
-    for shards in steps:
-        new = []
-        for lane, reads, part in zip(lanes, inputs, _parts(lanes, shards)):
-            if carries:
-                args = (reads, travels, carries, last, part)
-                new.append(graph.task("update-gradient", update_gradient, *args, worker=lane.worker))
-            else:
-                first = (reads, travels, before, part)
-                new.append(graph.task("gradient", first_gradient, *first, worker=lane.worker))
-        carries, last = new, len(shards)
-    return graph.task("update", last_update, inputs[0], carries, last, worker=lanes[0].worker)
-
-
-def _sliced_steps(
-    graph: TaskGraph, lanes: Sequence[Lane], before: Sequence[Ref], steps: Sequence[Sequence[Array]]
-) -> list[Ref]:
-    """Give each slice of the parameters an update of its own, on a worker of its own."""
-    n = len(before)
-    inputs = _lane_inputs(graph, lanes)
-    homes = [k * len(lanes) // n for k in range(n)]
-    at = [lanes[h].worker for h in homes]
-    done = list(before)
-    for number, shards in enumerate(steps):
-        weights = [graph.task("weights", pick_weights, d, worker=w) for d, w in zip(done, at)]
-        shares = [
-            graph.task("gradient", sliced_gradient, reads, weights, part, worker=lane.worker)
+    # What all tasks of a lane read is brought together once.
+    inputs = [graph.task("inputs", LaneInputs, x.step, x.const, x.feeds, worker=x.worker) for x in lanes]
+    home = lanes[0].worker
+    for k, shards in enumerate(steps):
+        if len(lanes) == 1:
+            whole = (inputs[0], before, not k, shards, lanes[0].threads)
+            before = graph.task("step", whole_step, *whole, worker=home)
+            continue
+        weights = graph.task("weights", pick_weights, before, worker=home)
+        parts = [
+            graph.task("gradient", lane_gradient, reads, weights, part, worker=lane.worker)
             for lane, reads, part in zip(lanes, inputs, _parts(lanes, shards))
         ]
-        for k, home in enumerate(homes):
-            cuts = [graph.task("cut", cut_shares, y, k, n, worker=x.worker) for x, y in zip(lanes, shares)]
-            args = (inputs[home], done[k], not number, cuts, len(shards))
-            done[k] = graph.task("update", update_slice, *args, worker=at[k])
-    return done
+        before = graph.task("update", update_lanes, inputs[0], before, not k, parts, len(shards), worker=home)
+    return before
 
 
 def _fine_steps(

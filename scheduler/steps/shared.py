@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,33 +17,66 @@ from flowgrad.optim import State
 from flowgrad.typing import Array
 
 from ..collective import Group, slices, worth_slices
+from ..executors import Lost
 from ..kernels import compiled_round
 from ..machine import CACHE_LINE, canonical, empty_array, without_subnormals
 from ..programs import Gradient
 from ..tasks import reduce_some
 from .lanes import LaneBatch, LaneInputs, Subtotals, gradients
-from .work import Done, update
+from .work import update
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """What a lane has after steps: the state, and their losses.
+
+    Of the optimizer's arrays its own slice may be the only one that is up to date, unless the state `travels`.
+    """
+
+    state: State | None
+    losses: list[float]
+    travels: bool = True
+
+    def __sizeof__(self) -> int:
+        """Return the bytes of the state: dask would else look through all that is inside."""
+        return sum(array.nbytes for array in (self.state or {}).values())
+
+    def __reduce__(self) -> tuple[type[Shared], tuple[State | None, list[float], bool]]:
+        """Leave the state behind where it does not travel: the client wants one of them."""
+        return Shared, (self.state if self.travels else None, self.losses, self.travels)
 
 
 @without_subnormals
 def shared_steps(
     group: Group,
     lane: LaneInputs,
-    before: State,
+    before: Shared,
     steps: Sequence[Sequence[Array]],
     spans: Sequence[tuple[int, int]],
     threads: int,
-) -> Done | None:
-    """Run steps together with the other lanes; return the state and the losses of all steps, on rank 0 alone.
+    travels: bool,
+) -> Shared:
+    """Run steps together with the other lanes.
 
     Parameters
     ----------
+    before : Shared
+        What this lane has after the steps before.
     steps : sequence of sequence of int array
         Per step the rows of each shard, of this lane's in its feeds.
     spans : sequence of (int, int)
         First and last shard of each lane, by rank.
+    travels : bool
+        Whether this lane's state will be fetched, and so has to be whole.
+
+    Raises
+    ------
+    Lost
+        If the state went to disk, where it does not come back from.
     """
-    state = {k: np.array(canonical(v)) for k, v in before.items()}
+    if before.state is None:
+        raise Lost("a worker that is short of memory put the optimizer's state away")
+    state = {k: np.array(canonical(v)) for k, v in before.state.items()}
     step = lane.step
     # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
     whole = step.private is not None or step.rule.clip_norm is not None or not worth_slices(state["w"], group.size)
@@ -64,7 +98,7 @@ def shared_steps(
                     state["w"][start:stop] = letter.data
         if not whole:
             _gather_slots(group, state, cuts)
-    return (state, losses) if group.rank == 0 else None
+    return Shared(state, losses, travels)
 
 
 def _cuts(entries: int, size: int) -> list[tuple[int, int]]:

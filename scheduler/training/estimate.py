@@ -13,7 +13,7 @@ from flowgrad.typing import Array
 
 from ..costs import (
     LARGEST_BATCH,
-    LEAST_HOPS,
+    SURE,
     TASKS,
     Case,
     Links,
@@ -54,6 +54,8 @@ from .job import TrainingJob
 COUNTED = 5000
 # Samples of the largest shard that is timed.
 LARGEST_SHARD = 1024
+# Numbers of workers of which people are told when they pay.
+SHARING = (2, 4, 16)
 FROM_WORK = "they follow from the work alone, so that results are the same everywhere"
 
 
@@ -110,6 +112,10 @@ class Trial:
         elif engine.grain == "collective" and min(len(executor.workers()), self.case.shards) < 2:
             why_one = "one shard" if self.case.shards < 2 else "one worker"
             grain = "round", f"collective rounds were asked for, but there is {why_one}"
+        idle = len(executor.workers()) - self.case.shards
+        if grain[0] == "collective" and idle > 0:
+            several = self.case.shards + idle
+            grain = grain[0], f"{grain[1]}; {idle} of {several} workers stand idle, shards={several} would use them"
         return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads)
 
     @cached_property
@@ -122,7 +128,7 @@ class Trial:
         """Whether several workers can pay at all; if not, nothing more need be measured."""
         near = task_links(self.job.settings.engine.executor)
         saved = (self.seconds - self.fixed) * (1.0 - spreading(self.case, self.kernel[0], near))
-        return saved >= min(LEAST_HOPS * near.hop, near.letter or math.inf)
+        return 0 < near.letter <= saved
 
     def costs(self, links: Links) -> dict[str, float]:
         """Return the seconds per step at the grains that ``"auto"`` chooses among, from the step that was timed."""
@@ -146,7 +152,7 @@ class Trial:
         for steps in (1, 2):  # what comes once per window is no part of a step
             graph = TaskGraph()
             rows = [[np.array([k, s]) for s in range(shards)] for k in range(steps)]
-            lower_steps(graph, "node", [lane], [Ref("state")], rows, step)
+            lower_steps(graph, "node", [lane], Ref("state"), rows, step)
             counts.append(len(graph.records))
         return counts[1] - counts[0]
 
@@ -215,18 +221,20 @@ class Estimate:
         """Return the seconds per step at the grains that ``"auto"`` chooses among."""
         return {grain: self.seconds(grain) for grain in ("round", "shard", "collective")}
 
-    def at_batch(self, batch: int) -> Estimate:
-        """Return the estimate at another batch size, with as many shards as would be chosen there."""
+    def at(self, batch: int, workers: int) -> Estimate:
+        """Return the estimate at another batch size and number of workers, with as many shards as would be chosen, or have work."""
         shards = choose_shards("auto", None, batch, self.case.work.flops(batch), self.plan.kernel)
-        case = replace(self.case, batch=batch, samples=max(batch, self.case.samples), shards=shards)
-        return replace(self, case=case, measured={})
+        case = replace(self.case, batch=batch, samples=max(batch, self.case.samples), shards=max(shards, workers))
+        slots = workers * max(1, self.links.slots // self.links.workers)
+        return replace(self, case=case, links=replace(self.links, workers=workers, slots=slots), measured={})
 
-    def break_even(self) -> int | None:
-        """Return the batch size from which on a task per shard is chosen; None if there is none."""
+    def pays_from(self, workers: int) -> int | None:
+        """Return the batch size from which on workers that share steps are clearly faster than half as many; None: never."""
 
         def pays(batch: int) -> bool:
-            there = self.at_batch(batch)
-            return there.case.shards > 1 and best_grain(there.costs()) != "round"
+            there = self.at(batch, workers)
+            half = there.seconds("round") if workers == 2 else self.at(batch, workers // 2).seconds("collective")
+            return batch >= workers and there.seconds("collective") < SURE * half
 
         return crossing(pays)
 
@@ -274,7 +282,7 @@ def explain_training(e: Estimate) -> str:
         *_table(e),
         *_other_shards(e),
         "",
-        f"break-even: {_break_even(e)}",
+        *_break_even(e),
         "measured here:",
         *(f"  {fact}" for fact in _measured(e)),
     ]
@@ -282,16 +290,16 @@ def explain_training(e: Estimate) -> str:
 
 
 def _why(e: Estimate) -> str:
-    rounds, shards, shared = e.costs().values()
-    best = best_grain(e.costs())
+    costs = e.costs()
+    rounds, shared, best = costs["round"], costs["collective"], best_grain(costs)
     if e.plan.reason.startswith("asked"):
         return f"asked for; auto would choose {best}"
-    if best == "shard":
-        return f"a task per shard is {rounds / shards:.1f}x as fast as steps one after the other in one task"
     if best == "collective":
-        return f"steps that workers share are {rounds / shared:.1f}x as fast as steps one after the other in one task"
-    together = count(min(steps_per_round(rounds), e.case.steps), "step")
-    return f"a task per shard would take {ms(shards)} ms per step, {together} in one task take {ms(rounds)} ms each"
+        return f"workers that share steps are {rounds / shared:.1f}x as fast as one that runs them all"
+    together = f"{count(min(steps_per_round(rounds), e.case.steps), 'step')} in one task take {ms(rounds)} ms each"
+    if shared < math.inf:
+        return f"workers that share steps would take {ms(shared)} ms per step, {together}"
+    return f"one after the other; {together}"
 
 
 def _other_shards(e: Estimate) -> list[str]:
@@ -307,7 +315,7 @@ def _other_shards(e: Estimate) -> list[str]:
 def _table(e: Estimate) -> list[str]:
     kernels: list[str] = [k for k in ("numba", "numpy") if k in e.times]
     head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
-    rows = []
+    rows, lanes = [], min(e.links.workers, e.case.shards)
     for grain, text in TASKS.items():
         if grain == "collective" and e.seconds(grain) == math.inf:
             continue
@@ -317,14 +325,14 @@ def _table(e: Estimate) -> list[str]:
         tasks = {
             "round": 1 / steps,
             "shard": tasks_per_step("shard", e.case.shards, lanes=e.links.workers),
-            "collective": min(e.links.workers, e.case.shards) / steps,
+            "collective": lanes / steps,
             "sample": tasks_per_step("sample", e.case.batch),
             "node": e.case.node_tasks,
         }[grain]
         rows.append(
             [
                 grain,
-                text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // max(1, round(tasks))), "sample")),
+                text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // lanes), "sample")),
                 f"{tasks:,.0f}" if tasks >= 1 else f"{tasks:.2g}",
                 *(ms(times[k]) if k in times else "-" for k in kernels),
                 "the plan" if grain == e.plan.grain else ratio(against),
@@ -333,15 +341,17 @@ def _table(e: Estimate) -> list[str]:
     return columns([head, *rows], right=range(2, 3 + len(kernels)))
 
 
-def _break_even(e: Estimate) -> str:
-    if e.links.slots == 1:
-        return "one task runs at a time here, so that cutting a step into tasks never pays"
-    batch = e.break_even()
-    several = f"{count(e.links.workers, 'worker')}" if e.links.workers > 1 else f"{count(e.links.slots, 'thread')}"
-    if batch is None:
-        return f"up to a batch of {LARGEST_BATCH:,} samples, cutting a step into tasks for {several} does not pay"
-    side = "below" if e.case.batch < batch else "above"
-    return f"cutting a step into tasks for {several} pays from about {about(batch):,} samples on; this batch is {side} that"
+def _break_even(e: Estimate) -> list[str]:
+    if not e.links.letter:
+        return ["break-even: what sharing steps costs can be measured where there are two workers or more"]
+    lines = [f"break-even, against half as many workers; this batch is {e.case.batch:,}:"]
+    for workers in SHARING:
+        batch = e.pays_from(workers)
+        if batch is None:
+            return [*lines, f"  {workers} workers are not worth it up to {LARGEST_BATCH:,}"]
+        shards = e.at(batch, workers).case.shards
+        lines.append(f"  {workers} workers pay from about {about(batch):,} on, with {shards} shards")
+    return lines
 
 
 def _measured(e: Estimate) -> list[str]:

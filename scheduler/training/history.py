@@ -63,10 +63,10 @@ class History:
         Grain, shards, steps per task and window, and the reason.
     window : dict
         What bounds the work ahead: the most ``steps`` and ``tasks`` from one state that the client sent, and an estimate of the
-        memory that it takes on a worker, ``worker_bytes``. Who updates the parameters, ``exchange``: every worker ``"together"``
-        with its next gradients (in rounds too), each its own ``"slices"``, or ``"carried"``: together, and the state travels along.
+        memory that it takes on a worker, ``worker_bytes``.
     recoveries : list of dict
-        Failures that were got over: ``step`` that was the last one done, ``again`` (steps that were done a second time), ``cause``.
+        Failures that were got over: ``step`` that was the last one done, ``again``: steps known to be done that were done a second
+        time, ``cause``.
     kept_epoch : int, optional
         The epoch whose state the variables got in the end, where a callback kept one; None: the last.
     """

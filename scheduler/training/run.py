@@ -16,13 +16,13 @@ from flowgrad.typing import Array
 from ..costs import Plan
 from ..feeds import Batches, Epoch, Placement, check_feeds
 from ..machine import Interrupts
+from ..windows import Windows
 from .callbacks import KEEP, STOP
 from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint
 from .estimate import plan_training
 from .evaluation import Evaluation
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
-from .windows import SharedWindows, Windows
 
 
 class Run:
@@ -69,12 +69,11 @@ class Run:
         self.evaluation = (
             None if checked is None else Evaluation(job.settings.engine, target, checked, job.variables, layout)
         )
-        # Made last: it holds the state that moves on.
-        shared = self.plan.grain == "collective"
-        kind = SharedWindows if shared and job.executor.remote else Windows
         # A checkpoint of workers that shared their steps may go on where there are none: rounds have the same bits.
-        plan = replace(self.plan, grain="round") if shared and kind is Windows else self.plan
-        self.windows = kind(self.placement, plan, job.step, state, self._report, self._recovered)
+        alone = self.plan.grain == "collective" and not job.executor.remote
+        plan = replace(self.plan, grain="round") if alone else self.plan
+        # Made last: it holds the state that moves on.
+        self.windows = Windows(self.placement, plan, job.step, state, self._report, self._recovered)
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings
@@ -137,21 +136,12 @@ class Run:
         batches, size = self._batches(epoch), self.plan.steps_per_window
         for k in range(self.position, len(batches), size):
             last = k + size >= len(batches)
-            self.windows.run(batches[k : k + size], self._following(epoch) if last else None)
+            self.windows.run(batches[k : k + size])
             self.epoch, self.position = (epoch, 0) if last else (epoch - 1, k + size)
             self.history.window = dict(self.windows.bounds)
             if self.saver is not None and self.position and self.saver.in_epoch():
                 self._checkpoint()
         return self._end_of_epoch(epoch)
-
-    def _following(self, epoch: int) -> Batches | None:
-        """Return the first window of the next epoch, if it may begin while this one ends.
-
-        Not where it would take the workers' time from an evaluation, which does not count as training.
-        """
-        if epoch == self.epochs or self.evaluation is not None or not self.job.executor.remote:
-            return None
-        return self._batches(epoch + 1)[: self.plan.steps_per_window]
 
     def _report(self, batches: Batches, losses: list[float]) -> None:
         """Take the losses of steps that are done."""
@@ -182,7 +172,6 @@ class Run:
                 f"the weights became inf or nan in epoch {epoch}: try a smaller learning rate; "
                 f"the variables keep the values that they had before"
             )
-        ended = time.perf_counter()
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
@@ -190,8 +179,7 @@ class Run:
         rate = self.samples / (time.perf_counter() - self.began)
         loss = math.fsum(map(float.__mul__, losses, map(float, sizes))) / samples
         stop = self._record(epoch, loss, scores, rate)
-        # What callbacks take is not training, but where the next epoch has begun it is.
-        self.began, self.samples = ended if self.windows.ahead else time.perf_counter(), 0
+        self.began, self.samples = time.perf_counter(), 0  # what callbacks take is no training
         last = stop or epoch == self.epochs
         if self.saver is not None and (last or self.saver.after_epoch(epoch)):
             self._checkpoint()

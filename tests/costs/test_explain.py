@@ -33,13 +33,13 @@ def estimate(case, links, grain="auto", kernels=("numba", "numpy"), kernel="numb
         plan = make_plan(choose_grain(grain, costs), case.shards, (kernel, "compiled"), costs["round"], 407)
         return Estimate(plan, case, times, links, "a cluster", {}, False)
 
-    first = made({"round": 1.0})
-    return made({g: first.seconds(g) for g in ("round", "shard")})
+    first = made({"round": 1.0, "collective": 2.0})
+    return made(first.costs())
 
 
 def rows_of(text):
     """The table as a dict of lines by grain."""
-    return {m[1]: m[0] for m in re.finditer(r"^ +(round|shard|sample|node) .*$", text, re.MULTILINE)}
+    return {m[1]: m[0] for m in re.finditer(r"^ +(round|shard|collective|sample|node) .*$", text, re.MULTILINE)}
 
 
 def test_a_small_step():
@@ -47,41 +47,51 @@ def test_a_small_step():
     assert "plan: grain round, 2 shards, kernel numba, on a cluster" in text
     assert "1 thread in each matrix product" in text
     rows = rows_of(text)
-    assert set(rows) == {"round", "shard", "sample", "node"}
+    assert set(rows) == {"round", "shard", "collective", "sample", "node"}
     assert rows["round"].endswith("the plan")
     assert "the gradient of 16 samples" in rows["shard"]
     assert "1,448" in rows["node"]
     assert "  65 " in rows["sample"]
-    assert "  2 " in rows["shard"]
-    assert "this batch is below that" in text
+    assert "  4 " in rows["shard"]
+    assert re.search(r"  2 workers pay from about [\d,]+ on, with \d shards\n  4 workers pay", text)
+    assert "this batch is 32:" in text
     assert max(map(len, text.splitlines())) < 130
 
 
 def test_a_large_step():
     e = estimate(net(1024, 16384, 8), cluster(2))
     text = explain_training(e)
-    assert "plan: grain shard, 8 shards" in text
-    assert re.search(r"1\.\dx as fast as steps one after the other", text)
-    assert "this batch is above that" in text
-    assert rows_of(text)["shard"].endswith("the plan")
+    assert "plan: grain collective, 8 shards" in text
+    assert re.search(r"workers that share steps are [12]\.\dx as fast as one that runs them all", text)
+    assert rows_of(text)["collective"].endswith("the plan")
 
 
-def test_the_break_even_is_from_where_on_shards_are_chosen():
+@pytest.mark.parametrize("workers", [2, 4, 16])
+def test_a_number_of_workers_pays_from_where_on_it_is_chosen(workers):
     e = estimate(net(512, 4096, 8), cluster(2))
-    found = e.break_even()
+    found = e.pays_from(workers)
     assert found is not None
-    there = e.at_batch(found)
-    assert there.seconds("shard") < SURE * there.seconds("round")
-    before = e.at_batch(found - 1)
-    assert before.seconds("shard") >= SURE * before.seconds("round") or before.case.shards == 1
-    assert f"from about {float(f'{found:.2g}'):,.0f} samples on" in explain_training(e)
+    for batch, pays in ((found, True), (found - 1, False)):
+        there = e.at(batch, workers)
+        assert there.case.shards >= workers
+        half = there.seconds("round") if workers == 2 else e.at(batch, workers // 2).seconds("collective")
+        assert (there.seconds("collective") < SURE * half) == pays
+    if workers == 2:
+        assert choose_grain("auto", e.at(found, 2).costs())[0] == "collective"
+    told = f"{workers} workers pay from about {float(f'{found:.2g}'):,.0f} on"
+    assert told in explain_training(e)
 
 
-def test_where_nothing_runs_side_by_side():
+def test_more_workers_than_shards():
+    e = estimate(net(512, 4096, 8), cluster(2))
+    assert e.at(4096, 16).case.shards == 16
+    assert e.at(4096, 2).case.shards == 8
+
+
+def test_where_nothing_is_shared():
     text = explain_training(estimate(net(), cluster(1)))
-    assert "cutting a step into tasks never pays" in text
-    text = explain_training(estimate(net(), cluster(1, 2)))
-    assert "does not pay" in text
+    assert "can be measured where there are two workers or more" in text
+    assert "collective" not in rows_of(text)
 
 
 def test_a_grain_that_was_asked_for():
@@ -274,8 +284,8 @@ def test_the_command(tmp_path, cluster):
     assert "graph: 8 - 4 - 3" in done.output
     assert "plan: grain shard" in done.output
     assert "20 samples" in done.output
-    assert "break-even:" in done.output
-    assert set(rows_of(done.output)) == {"round", "shard", "sample", "node"}
+    assert "break-even" in done.output
+    assert set(rows_of(done.output)) == {"round", "shard", "sample", "node"}  # one shard
     assert [path.name for path in tmp_path.iterdir()] == ["small.npz"]
 
 

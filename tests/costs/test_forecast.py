@@ -43,7 +43,8 @@ def machine(case, kernel="numba", speed=FLOPS, call=1e-5):
 def cluster(workers=2, threads=1, hop=6e-3):
     """A cluster on which all that tasks cost is in proportion to a hop."""
     slots = workers * threads
-    return Links(workers, threads, slots, hop, hop / 5, 3 * hop, hop / 200, 3 * hop, 1e-9, 1e-11)
+    links = Links(workers, threads, slots, hop, hop / 5, 3 * hop, hop / 200, 3 * hop, 1e-9, 1e-11)
+    return replace(links, letter=hop / 6, letter_byte=1e-9) if workers > 1 else links
 
 
 def net(hidden=90, batch=32, shards=2, samples=50_000, node_tasks=1448):
@@ -55,8 +56,9 @@ def net(hidden=90, batch=32, shards=2, samples=50_000, node_tasks=1448):
 
 
 def both(case, links, kernel="numba"):
-    """Seconds per step at the two grains of which `auto` chooses one."""
-    return {grain: step_seconds(case, grain, machine(case, kernel), links) for grain in ("round", "shard")}
+    """Seconds per step at the grains that share the work of a step, and in rounds."""
+    grains = ("round", "shard", "collective")
+    return {grain: step_seconds(case, grain, machine(case, kernel), links) for grain in grains}
 
 
 sizes = st.integers(1, 20_000)
@@ -95,12 +97,12 @@ def test_slower_links_make_tasks_dearer(case, links, factor):
         assert step_seconds(case, grain, machine(case), slower) >= before * (1 - 1e-9)
 
 
-def test_round_for_tiny_steps_and_shard_for_large_ones():
+def test_round_for_tiny_steps_and_shared_ones_for_large():
     links = cluster(2)
     costs = {batch: both(net(1024, batch, 8), links) for batch in (32, 16384)}
     assert choose_grain("auto", costs[32])[0] == "round"
-    assert choose_grain("auto", costs[16384])[0] == "shard"
-    assert costs[16384]["shard"] < 0.65 * costs[16384]["round"]
+    assert choose_grain("auto", costs[16384])[0] == "collective"
+    assert costs[16384]["collective"] < costs[16384]["shard"] < 0.65 * costs[16384]["round"]
 
 
 def test_one_task_at_a_time_makes_rounds():
@@ -209,9 +211,9 @@ def test_shards_and_kernel_follow_from_the_work_alone():
 
 
 def test_a_grain_that_is_asked_for_stays():
-    assert choose_grain("shard", {"round": 1e-3, "shard": 1.0}) == ("shard", "asked for")
+    assert choose_grain("shard", {"round": 1e-3, "collective": 1.0}) == ("shard", "asked for")
     assert choose_grain("auto", {})[0] == "round"
-    assert "0.50 ms" in choose_grain("auto", {"round": 5e-4, "shard": 1.0})[1]
+    assert "0.50 ms" in choose_grain("auto", {"round": 5e-4, "collective": 1.0})[1]
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e-4, 0.1, 10.0])
@@ -253,7 +255,7 @@ def test_a_step_is_made_of_its_update_and_its_shards():
 
 
 @pytest.mark.parametrize(
-    ("shard", "grain"), [(0.8, "shard"), (0.99 * SURE, "shard"), (1.01 * SURE, "round"), (1.0, "round")]
+    ("shared", "grain"), [(0.8, "collective"), (0.99 * SURE, "collective"), (1.01 * SURE, "round"), (1.0, "round")]
 )
-def test_shards_must_promise_more_than_predictions_are_sure_of(shard, grain):
-    assert choose_grain("auto", {"round": 1.0, "shard": shard})[0] == grain
+def test_sharing_must_promise_more_than_predictions_are_sure_of(shared, grain):
+    assert choose_grain("auto", {"round": 1.0, "shard": 0.1, "collective": shared})[0] == grain

@@ -26,6 +26,7 @@ WINGS = (
     "derivatives",
     "steps",
     "costs",
+    "windows",
     "engine",
     "training",
 )

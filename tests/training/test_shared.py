@@ -55,7 +55,7 @@ def test_bits_on_any_number_of_workers(workers, kernel, sliced, monkeypatch):
     with threads_cluster(workers) as client:
         history = same(client, kernel=kernel)
         same(client, kernel=kernel, shards=3)
-    assert (history.window["exchange"] == "collective") == (workers > 1)
+    assert (history.plan["grain"] == "collective") == (workers > 1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Epochs that are short begin before the state of the one before is here: the same bits, whatever comes in between."""
+"""Windows of a run follow each other on the state that is on workers: the same bits, whatever comes in between."""
 
 import gc
-import time
 
 import pytest
 from conftest import local_cluster
@@ -10,48 +9,21 @@ from faults import At, kill, pids, train, wait_for
 from test_faults import GRAINS, small_windows
 
 import flowgrad as fg
-from flowgrad.scheduler.feeds.order import Batches, Epoch
-from flowgrad.scheduler.training.windows import Crew, Submission, Windows
+from flowgrad.scheduler.windows.chain import Chain
 
 STEPS = 15  # of an epoch
-
-
-def steps_of(first, stop, epoch=1, shards=4):
-    return Batches(Epoch(480, 32, True, 5, epoch), first, stop, shards)
-
-
-@pytest.mark.parametrize(
-    ("loss", "piece", "window", "begins"),
-    [
-        ("loss", (0, 5), (0, 15), True),
-        ("loss", (0, 5), (0, 10), True),
-        (None, (0, 15), (0, 15), True),
-        ("loss", (0, 15), (0, 15), False),  # it was not meant to be the last piece
-        (None, (0, 5), (0, 15), False),  # it was
-        ("loss", (0, 5), (5, 15), False),
-        ("loss", (0, 5), (0, 3), False),
-    ],
-)
-def test_a_window_begins_with_the_piece_that_was_meant_for_it(loss, piece, window, begins):
-    crew = Crew([], [], "together")
-    ahead = Submission(crew, steps_of(*piece), [], loss)
-    assert ahead.begins(steps_of(*window), crew) == begins
-    assert ahead.begins(steps_of(*window), Crew([], [], "together")) == begins  # whatever its salt
-    assert not ahead.begins(steps_of(*window), Crew([], [], "slices"))
-    assert not ahead.begins(steps_of(*window, epoch=2), crew)
-    assert not ahead.begins(steps_of(*window, shards=3), crew)
 
 
 @pytest.fixture
 def begun(monkeypatch):
     """At which step states were put on workers."""
-    found, original = [], Windows._place_state
+    found, original = [], Chain.place
 
-    def begin(self, site):
-        found.append(int(self.state["t"][0]))
-        return original(self, site)
+    def begin(self, state):
+        found.append(int(state["t"][0]))
+        return original(self, state)
 
-    monkeypatch.setattr(Windows, "_place_state", begin)
+    monkeypatch.setattr(Chain, "place", begin)
     return found
 
 
@@ -102,24 +74,6 @@ def test_an_error_between_two_epochs_leaves_nothing(client, error):
     with pytest.raises(error):
         train(client, callbacks=[At(STEPS, fail)])
     nothing_left(client)
-
-
-@pytest.mark.distributed
-def test_evaluations_get_the_workers_for_themselves(client, begun):
-    train(client, validation=True, epochs=3)
-    assert begun == [0, 15, 30]
-
-
-@pytest.mark.distributed
-def test_no_time_is_left_out(client):
-    """What a slow callback takes counts where the next epoch has begun meanwhile."""
-
-    class Slow:
-        def on_epoch(self, record):
-            time.sleep(0.5)
-
-    *_, history = train(client, epochs=3, callbacks=[Slow()])
-    assert min(480 / record["samples_per_second"] for record in history.epochs[1:]) > 0.5
 
 
 @pytest.mark.distributed

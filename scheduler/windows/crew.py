@@ -1,0 +1,70 @@
+"""Who runs a window of steps, and what that takes on a worker."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowgrad.optim import State
+
+from ..costs import Plan
+from ..executors import Worker
+from ..feeds import ORDER_BYTES, Batches, Lane, Placement
+
+
+@dataclass
+class Crew:
+    """Workers and lanes; what runs at one may go on at an equal one.
+
+    Attributes
+    ----------
+    only : bool
+        Whether steps run on these workers or nowhere: there is one to avoid.
+    salt : str
+        Tells the keys of one attempt from those of another.
+    """
+
+    workers: list[Worker]
+    lanes: list[Lane]
+    only: bool = False
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of the workers."""
+        return [w.address for w in self.workers]
+
+    @property
+    def needed(self) -> list[str]:
+        """Addresses of the workers of the lanes, without which a window cannot end."""
+        return [self.workers[lane.worker].address for lane in self.lanes]
+
+
+def find_crew(placement: Placement, plan: Plan, avoid: Collection[str]) -> Crew:
+    """Find the workers that there are, and place what they need.
+
+    Rounds have one lane, with the threads that a long task may use.
+    """
+    workers = placement.executor.workers(avoid)
+    alone = max(max(w.threads for w in workers), min(plan.threads, placement.executor.machine_threads(workers)))
+    return Crew(workers, placement.lanes(workers, plan.shards, plan.grain == "round", alone), bool(avoid))
+
+
+def steps_at_once(placement: Placement, crew: Crew, most: int, batches: Batches) -> int:
+    """Return how many steps are submitted together, `most` or as many as have their rows in one bucket."""
+    if not placement.bucketed(crew.workers):
+        return most
+    return max(1, min(most, placement.bucket_rows(crew.workers, len(crew.lanes)) // batches.largest))
+
+
+def note_bytes(
+    bounds: dict[str, Any], placement: Placement, crew: Crew, state: State, buckets: int, gradients: int
+) -> None:
+    """Note what a worker holds: feeds, or so many buckets of them, the state twice, and so many gradients."""
+    feeds = placement.samples * (placement.row_bytes + ORDER_BYTES)
+    if placement.bucketed(crew.workers):
+        feeds = placement.bucket_rows(crew.workers, 1) * placement.row_bytes * buckets
+    held = feeds + 2 * sum(v.nbytes for v in state.values()) + gradients * state["w"].nbytes
+    bounds["worker_bytes"] = max(bounds["worker_bytes"], held)

@@ -1,0 +1,110 @@
+"""Windows of steps: does what their course says, and tells it what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from flowgrad.optim import State
+
+from ..costs import Plan
+from ..executors import Lost, TaskFailed
+from ..feeds import Batches, Placement
+from ..steps import Step
+from . import course
+from .chain import Chain
+from .gang import Gang
+
+
+class Windows:
+    """Runs steps from state to state.
+
+    Parameters
+    ----------
+    state : dict
+        Before the first step.
+    report : callable
+        Receives steps that are done and their losses, each step once and in order.
+    recovered : callable
+        Receives a dict that tells of a failure that was got over.
+
+    Attributes
+    ----------
+    state : dict
+        After the last window; never on its way.
+    bounds : dict
+        What the history tells, see `History.window`.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        plan: Plan,
+        step: Step,
+        state: State,
+        report: Callable[[Batches, list[float]], None],
+        recovered: Callable[[dict[str, Any]], None],
+    ):
+        self.placement, self.report, self.recovered = placement, report, recovered
+        self.state = self._latest = state
+        self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": 0}
+        shared = plan.grain == "collective"
+        self.carrier = Gang(placement, plan, self.bounds) if shared else Chain(placement, plan, step, self.bounds)
+        self.course = course.Course(self.carrier.most, self.carrier.ahead)
+
+    def run(self, batches: Batches) -> None:
+        """Do a window of steps, whatever happens to workers meanwhile.
+
+        Raises
+        ------
+        Exception
+            What a task raised that raises wherever it runs.
+        ClusterError
+            If there is no scheduler or no worker any more.
+        """
+        try:
+            todo = deque(self.course.handle(course.Asked(batches)))
+            while todo:
+                try:
+                    event = self._do(todo.popleft(), batches)
+                except (Lost, TaskFailed) as error:
+                    todo.clear()
+                    failure = error.with_traceback(None)  # it would keep keys alive
+                    workers = self.placement.executor.workers(self.course.recovery.avoid)
+                    event = course.Failed(failure, len(workers))
+                if event is not None:
+                    todo += self.course.handle(event)
+        except BaseException:
+            self.close()
+            raise
+        self.state = self._latest  # not before all of its steps were reported
+        self.bounds["steps"] = max(self.bounds["steps"], self.course.since)
+
+    def close(self) -> None:
+        """Let go of everything that is on the executor."""
+        self.carrier.release()
+
+    def _do(self, instruction: course.Instruction, batches: Batches) -> course.Event | None:
+        match instruction:
+            case course.Man(avoid):
+                return course.Manned(*self.carrier.man(avoid, self.state, batches))
+            case course.Release():
+                self.carrier.release()
+            case course.Place():
+                self.carrier.place(self.state)
+            case course.Submit(piece, last):
+                self.carrier.submit(piece, last)
+            case course.Await():
+                return course.Done(self.carrier.wait())
+            case course.Fetch():
+                self._latest, losses = self.carrier.fetch()
+                return course.Ended(losses)
+            case course.Report(piece, losses):
+                self.report(piece, list(losses))
+            case course.Recover(again, cause, pause):
+                self.placement.doubt()
+                self.recovered({"again": again, "cause": cause})
+                time.sleep(pause)
+        return None
