@@ -1,15 +1,18 @@
 """Training that is disturbed: a small net, its fingerprint, and ways to hurt a cluster."""
 
+import json
 import os
 import random
 import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 import flowgrad as fg
+from flowgrad.scheduler.collective import mailbox
 
 SAMPLES, BATCH = 480, 32
 
@@ -55,11 +58,10 @@ class At:
 
 
 def pids(client):
-    """Return the process of every worker."""
-    found = {}
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        found[address] = worker.get("pid") or client.run(os.getpid, workers=[address])[address]
-    return found
+    """Return the process of every worker that is there; the nannies know, whatever their workers do."""
+    there = client.scheduler_info(n_workers=-1)["workers"]
+    nannies = list(client.cluster.workers.values())
+    return {nanny.worker_address: nanny.pid for nanny in nannies if nanny.worker_address in there and nanny.pid}
 
 
 def kill(processes):
@@ -68,28 +70,114 @@ def kill(processes):
         os.kill(pid, signal.SIGKILL)
 
 
+def go_on(processes):
+    """Let stopped workers go on, those that are still there."""
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def pause(client, seconds):
     """Stop a worker for some seconds, as a machine that swaps does; return at once."""
     pid = next(iter(pids(client).values()))
     os.kill(pid, signal.SIGSTOP)
-    threading.Timer(seconds, os.kill, (pid, signal.SIGCONT)).start()
+    threading.Timer(seconds, go_on, ([pid],)).start()
+
+
+def silence(client, seconds):
+    """Let members of gangs on the workers that there are wait for so long for a sign of life."""
+
+    def limit(seconds):
+        mailbox.SILENCE = seconds
+
+    client.run(limit, seconds)
+
+
+class Trap:
+    """Strikes workers while they compute a step: a graph has its `op`, and the next one that computes it after `set` is hit.
+
+    So a fault falls into the middle of a step, however fast or slow anything is.
+    """
+
+    def __init__(self, folder):
+        self.path = folder / "trap"
+
+    def op(self, node):
+        return Trapped(node, path=str(self.path))
+
+    def set(self, number, processes, together=False):
+        """Let the first of these processes send itself a signal, and all others before if they are hit `together`."""
+        about = {"number": int(number), "processes": list(processes), "together": together}
+        whole = self.path.with_suffix(".whole")
+        whole.write_text(json.dumps(about))
+        whole.rename(self.path)
+
+    @property
+    def sprung(self):
+        return self.path.with_suffix(".sprung").exists()
+
+
+class Trapped(fg.Op):
+    """The identity; looks whether there is a trap."""
+
+    kinds = (fg.Identity,)
+
+    @staticmethod
+    def shape(a, *, path):
+        return a
+
+    @staticmethod
+    def apply(a, *, path):
+        with suppress(FileNotFoundError):
+            about = json.loads(Path(path).read_text())
+            if (me := os.getpid()) in about["processes"]:
+                Path(path).rename(Path(path).with_suffix(".sprung"))  # there for the first one only
+                others = [pid for pid in about["processes"] if pid != me] if about["together"] else []
+                for pid in (*others, me):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, about["number"])
+        return a
+
+    @staticmethod
+    def jacobian(slot, y, a, *, path):
+        return fg.Identity()
 
 
 class Killer(threading.Thread):
-    """Kills a random worker at random moments until it is stopped or has done its work."""
+    """A callback that kills a random worker at random moments, while training goes on until it is done.
+
+    That is when so many kills were done, and one of them noticed, for some workers are of no use when they die.
+    """
+
+    EPOCHS = 100_000  # that nobody comes to
 
     def __init__(self, client, kills, seed, longest=1.5):
         super().__init__(daemon=True)
         self.client, self.kills, self.longest = client, kills, longest
         self.random, self.stop, self.killed = random.Random(seed), threading.Event(), 0
+        self.begun, self.noticed = threading.Event(), False
 
     def run(self):
-        while self.killed < self.kills and not self.stop.wait(self.random.uniform(0.1, self.longest)):
+        self.begun.wait()
+        while not self.done and not self.stop.wait(self.random.uniform(0.1, self.longest)):
             there = list(pids(self.client).values())
             if there:
                 with suppress(ProcessLookupError):
                     os.kill(self.random.choice(there), signal.SIGKILL)
                     self.killed += 1
+
+    @property
+    def done(self):
+        return self.killed >= self.kills and self.noticed
+
+    def on_steps(self, info):
+        self.begun.set()
+
+    def on_recovery(self, record):
+        self.noticed = True
+
+    def on_epoch(self, record):
+        return fg.STOP if self.done else None
 
     def __enter__(self):
         self.start()
@@ -97,15 +185,16 @@ class Killer(threading.Thread):
 
     def __exit__(self, *exc):
         self.stop.set()
+        self.begun.set()
         self.join()
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 class Slow(fg.Op):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -54,8 +53,8 @@ CALLS = {
 }
 
 
-def raised_by(call, strike, seconds=40):
-    """Strike once the call waits; return what it raises. It does not wait for ever."""
+def raised_by(client, call, strike, seconds=120):
+    """Strike once the call waits for a worker; return what it raises. It does not wait for ever."""
     found = []
 
     def run():
@@ -66,8 +65,7 @@ def raised_by(call, strike, seconds=40):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    time.sleep(2.0)
-    assert thread.is_alive()
+    wait_for(lambda: any(client.processing().values()))
     strike()
     thread.join(seconds)
     assert not thread.is_alive()
@@ -87,7 +85,7 @@ def test_every_call_that_waits_ends(processes, name):
             engine = fg.Engine(client, grain="node", kernel="numpy", shards=1)
         call = CALLS[name]
         feeds = {x: np.ones((4000 if name == "fit" else 4, 2))}
-        error = raised_by(lambda: call(engine, y, x, feeds), scheduler.kill)
+        error = raised_by(client, lambda: call(engine, y, x, feeds), scheduler.kill)
     assert isinstance(error, ClusterError), error
     assert "the scheduler of" in str(error)
     assert "does not answer any more: start it again" in str(error)
@@ -111,7 +109,9 @@ def test_a_scheduler_that_is_stopped_is_given_up(processes, monkeypatch):
         x = fg.Variable(2, trainable=False)
         y = Slow(x)
     engine = fg.Engine(client)
-    error = raised_by(lambda: engine.forward(y, {x: np.ones((4, 2))}), lambda: scheduler.send_signal(signal.SIGSTOP))
+    error = raised_by(
+        client, lambda: engine.forward(y, {x: np.ones((4, 2))}), lambda: scheduler.send_signal(signal.SIGSTOP)
+    )
     scheduler.send_signal(signal.SIGCONT)
     assert isinstance(error, ClusterError)
     assert "does not answer any more" in str(error)

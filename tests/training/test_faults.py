@@ -1,13 +1,13 @@
 """Workers die, pause, leave and join while a net is trained: the result is that of an undisturbed run, bit for bit."""
 
 import os
-import time
+import signal
 
 import dask
 import pytest
 from conftest import local_cluster
 from distributed import Client
-from faults import At, Net, kill, pause, pids, train, wait_for
+from faults import At, Net, Trap, kill, pause, pids, train, wait_for
 
 import flowgrad as fg
 from flowgrad.errors import NodeFailed
@@ -15,26 +15,6 @@ from flowgrad.scheduler.executors.cluster import MARK
 
 pytestmark = pytest.mark.distributed
 GRAINS = ("shard", "round")
-
-
-class Slow(fg.Op):
-    """The identity, but a step takes some hundredths of a second on a worker: there is time for what happens in the middle."""
-
-    kinds = (fg.Identity,)
-    seconds = 0.015
-
-    @staticmethod
-    def shape(a):
-        return a
-
-    @staticmethod
-    def apply(a):
-        time.sleep(Slow.seconds)
-        return a
-
-    @staticmethod
-    def jacobian(slot, y, a):
-        return fg.Identity()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +37,7 @@ def wait_for_two(hurt):
         nannies = [nanny.status.name for nanny in hurt.cluster.workers.values()]
         return nannies == ["running"] * 2 and len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2
 
-    wait_for(there, 60)
+    wait_for(there)
 
 
 @pytest.fixture(autouse=True)
@@ -66,19 +46,24 @@ def two_workers(hurt):
 
 
 @pytest.fixture(scope="module")
-def expected():
-    with pytest.MonkeyPatch.context() as here:
-        here.setattr(Slow, "seconds", 0)
-        return {(grain, op): train("sync", grain=grain, op=op) for grain in GRAINS for op in (None, Slow)}
+def expected(tmp_path_factory):
+    trap = Trap(tmp_path_factory.mktemp("empty"))
+    return {(grain, op): train("sync", grain=grain, op=trap.op if op else None) for grain in GRAINS for op in (0, 1)}
 
 
-def check(expected, client, grain, action, recovered=True, op=None):
+@pytest.fixture
+def trap(tmp_path):
+    return Trap(tmp_path)
+
+
+def check(expected, client, grain, action, trap=None):
     disturbance = At(8, action)  # of 15 steps that an epoch has
-    fingerprint, steps, history = train(client, grain=grain, callbacks=[disturbance], op=op)
+    fingerprint, steps, history = train(client, grain=grain, callbacks=[disturbance], op=trap and trap.op)
     assert disturbance.done
-    assert fingerprint == expected[grain, op][0]
-    assert steps == expected[grain, op][1]
-    if recovered:
+    assert fingerprint == expected[grain, trap is not None][0]
+    assert steps == expected[grain, trap is not None][1]
+    if trap is not None:
+        assert trap.sprung
         assert history.recoveries
         assert all(r["again"] <= history.plan["steps_per_window"] for r in history.recoveries)
 
@@ -97,19 +82,27 @@ def small_windows(monkeypatch, steps=10):
 
 
 @pytest.mark.parametrize("grain", GRAINS)
-def test_a_worker_is_killed(hurt, expected, monkeypatch, grain):
+def test_a_worker_is_killed(hurt, expected, monkeypatch, trap, grain):
     small_windows(monkeypatch, 60)
-    first = list(pids(hurt).values())[:1]
-    check(expected, hurt, grain, lambda: kill(first), recovered=grain == "shard", op=Slow)
+    processes = pids(hurt).values()
+    check(expected, hurt, grain, lambda: trap.set(signal.SIGKILL, processes), trap)
 
 
 @pytest.mark.parametrize("steps", [pytest.param(10, marks=pytest.mark.slow), 60])
 @pytest.mark.parametrize("grain", GRAINS)
-def test_all_workers_are_killed(hurt, expected, monkeypatch, grain, steps):
-    """In the middle of a window, or perhaps between two."""
+def test_all_workers_are_killed(hurt, expected, monkeypatch, trap, grain, steps):
     small_windows(monkeypatch, steps)
     both = pids(hurt).values()
-    check(expected, hurt, grain, lambda: kill(both), recovered=steps == 60, op=Slow)
+    check(expected, hurt, grain, lambda: trap.set(signal.SIGKILL, both, together=True), trap)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grain", GRAINS)
+def test_all_workers_are_killed_between_two_windows(hurt, expected, monkeypatch, grain):
+    """Or in the middle of one: whatever they do when so many steps are known here."""
+    small_windows(monkeypatch)
+    both = pids(hurt).values()
+    check(expected, hurt, grain, lambda: kill(both))
 
 
 def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
@@ -134,12 +127,12 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
 
 
 def test_a_worker_is_paused(hurt, expected):
-    check(expected, hurt, "shard", lambda: pause(hurt, 3), recovered=False)
+    check(expected, hurt, "shard", lambda: pause(hurt, 3))
 
 
 @pytest.mark.slow
 def test_a_worker_is_paused_for_long(hurt, expected):
-    check(expected, hurt, "shard", lambda: pause(hurt, 20), recovered=False)
+    check(expected, hurt, "shard", lambda: pause(hurt, 20))
 
 
 def test_a_worker_joins_and_one_retires(expected, monkeypatch):
@@ -155,7 +148,7 @@ def test_a_worker_joins_and_one_retires(expected, monkeypatch):
             client.retire_workers([first])
 
         for k, action in enumerate((join, retire)):
-            check(expected, client, "shard", action, recovered=False)
+            check(expected, client, "shard", action)
             assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2 - k
 
 

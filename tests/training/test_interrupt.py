@@ -110,7 +110,7 @@ def start(where, folder):
 def test_signals(tmp_path, number, code):
     process = start("sync", tmp_path)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     found = read_checkpoint(tmp_path)
     assert found.state["t"][0] == len(found.losses) > 0
@@ -126,7 +126,7 @@ def test_a_cluster_of_others_is_left_without_our_keys(client, tmp_path, number):
     process = start(client.scheduler.address, tmp_path)
     assert set(client.run_on_scheduler(kept)) > before
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     wait_for(lambda: set(client.run_on_scheduler(kept)) <= before)
     assert len(client.nthreads()) == 2
     assert read_checkpoint(tmp_path) is not None
@@ -140,7 +140,7 @@ def test_a_client_that_is_killed(client, tmp_path, expected, number):
     while not list(tmp_path.glob("step-*")):
         assert process.stdout.readline()
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     net = Net()
     trainer = net.trainer(client)
     done = len(read_checkpoint(tmp_path).about["history"]["epochs"])

@@ -1,5 +1,7 @@
 """Workers are killed at random moments, many times over; every fingerprint is that of an undisturbed run."""
 
+from functools import cache
+
 import conftest
 import pytest
 from distributed import Client
@@ -9,45 +11,44 @@ from flowgrad.scheduler.executors.cluster import local_cluster
 
 pytestmark = pytest.mark.distributed
 EPOCHS = 140
+SIZES = [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2)]
 
 
 @pytest.fixture(scope="module")
 def expected():
-    known = {}
+    return cache(lambda grain, epochs: train("sync", epochs, grain=grain)[:2])
 
-    def of(grain, epochs):
-        if (grain, epochs) not in known:
-            known[grain, epochs] = train("sync", epochs, grain=grain)[:2]
-        return known[grain, epochs]
 
-    return of
+def disturbed(grain, workers, threads, kills, longest):
+    with (
+        local_cluster(workers, threads, dashboard=False, memory_limit=0) as client,
+        Killer(client, kills, seed=workers, longest=longest) as killer,
+    ):
+        found = train(client, killer.EPOCHS, callbacks=[killer], grain=grain)
+    assert killer.killed >= kills
+    assert found[2].recoveries
+    return found
 
 
 def test_two_random_kills(expected):
-    with (
-        local_cluster(2, 1, dashboard=False, memory_limit=0) as client,
-        Killer(client, 2, seed=1, longest=0.6) as killer,
-    ):
-        found = train(client, 25)
-    assert killer.killed == 2
-    assert found[:2] == expected("shard", 25)
+    *found, history = disturbed("shard", 2, 1, kills=2, longest=0.6)
+    assert tuple(found) == expected("shard", len(history.epochs))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [0, 10])
-@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("workers", "threads"), SIZES)
 @pytest.mark.parametrize("grain", ["shard", "round"])
-def test_random_kills(expected, grain, workers, threads, kills):
-    # Rounds are fast: more of them for as many kills.
-    epochs = EPOCHS if grain == "shard" else 3 * EPOCHS
-    with (
-        local_cluster(workers, threads, dashboard=False, memory_limit=0) as client,
-        Killer(client, kills, seed=workers, longest=0.8) as killer,
-    ):
-        found = train(client, epochs, grain=grain)
-    assert killer.killed == kills
-    assert found[:2] == expected(grain, epochs)
-    assert kills == 0 or len(found[2].recoveries) >= 1
+def test_ten_random_kills(expected, grain, workers, threads):
+    *found, history = disturbed(grain, workers, threads, kills=10, longest=0.8)
+    assert tuple(found) == expected(grain, len(history.epochs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "threads"), SIZES)
+@pytest.mark.parametrize("grain", ["shard", "round"])
+def test_many_steps(expected, grain, workers, threads):
+    with local_cluster(workers, threads, dashboard=False, memory_limit=0) as client:
+        assert train(client, EPOCHS, grain=grain)[:2] == expected(grain, EPOCHS)
 
 
 @pytest.mark.slow
