@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -105,9 +106,12 @@ class Trap:
     def op(self, node):
         return Trapped(node, path=str(self.path))
 
-    def set(self, number, processes, together=False):
-        """Let the first of these processes send itself a signal, and all others before if they are hit `together`."""
-        about = {"number": int(number), "processes": list(processes), "together": together}
+    def set(self, number, processes, together=False, after=0):
+        """Let the first of these processes send itself a signal, and all others before if they are hit `together`.
+
+        A process computes the op so many times `after` this before it is hit.
+        """
+        about = {"number": int(number), "processes": list(processes), "together": together, "after": after}
         whole = self.path.with_suffix(".whole")
         whole.write_text(json.dumps(about))
         whole.rename(self.path)
@@ -121,6 +125,7 @@ class Trapped(fg.Op):
     """The identity; looks whether there is a trap."""
 
     kinds = (fg.Identity,)
+    passed = Counter()
 
     @staticmethod
     def shape(a, *, path):
@@ -131,6 +136,9 @@ class Trapped(fg.Op):
         with suppress(FileNotFoundError):
             about = json.loads(Path(path).read_text())
             if (me := os.getpid()) in about["processes"]:
+                Trapped.passed[path] += 1
+                if Trapped.passed[path] <= about["after"]:
+                    return a
                 Path(path).rename(Path(path).with_suffix(".sprung"))  # there for the first one only
                 others = [pid for pid in about["processes"] if pid != me] if about["together"] else []
                 for pid in (*others, me):
