@@ -8,24 +8,28 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-from distributed import Client, Future, Semaphore
+from distributed import Client, Future, Semaphore, rejoin, secede
 from distributed.scheduler import KilledWorker
 
+import flowgrad as fg
 from flowgrad.errors import ClusterError
 
 from ..executors import Handle, Lost, TaskFailed
 from .group import GangBroken
-from .mailbox import MailPlugin
-from .member import Absent, Spec, run_member
+from .member import LONGEST_PATIENCE, PATIENCE, Absent, Spec, run_member
 
 # Seconds between looks at whether the workers are still there, and that one may be gone before it counts as lost.
 LOOK, GONE = 1.0, 3.0
 # How often a gang is formed whose members have a thread but cannot reach each other.
 TRIES = 3
-_prepared: WeakSet[Client] = WeakSet()
+# Seconds that workers may take to make their mailboxes.
+PREPARING = 30.0
+# Addresses of workers that have a mailbox.
+_prepared: WeakKeyDictionary[Client, set[str]] = WeakKeyDictionary()
 
 
 def gang(
@@ -71,6 +75,7 @@ def gang(
     ...     fg.gang(client, mean, [np.arange(4.0), np.arange(4.0, 6.0)])
     [2.5, 2.5]
     """
+    _check_client(client)
     calls = [a if isinstance(a, tuple) else (a,) for a in arguments]
     known = client.scheduler_info(n_workers=-1)["workers"]
     places = list(known) if workers is None else list(workers)
@@ -112,11 +117,12 @@ def run_together(
         Submits a task for each rank, which runs `run_member` on its worker and nowhere else; is called once for each attempt.
     """
     end = None if timeout is None else time.monotonic() + timeout
-    _prepare(client)
-    unreachable = 0
-    with _order(client, addresses, end):
+    _check_client(client)
+    unreachable, patience = 0, PATIENCE
+    with _own_thread_left(), _order(client, addresses, end):
         while True:
-            spec = Spec(uuid.uuid4().hex, tuple(addresses))
+            _prepare(client, addresses)
+            spec = Spec(uuid.uuid4().hex, tuple(addresses), patience)
             futures = submit(spec)
             values = _outcome(client, futures, addresses, end)
             if not any(isinstance(value, Absent) for value in values):
@@ -130,8 +136,11 @@ def run_together(
                 raise ClusterError(
                     f"workers of a gang cannot reach each other: {cut_off}; open the network between them"
                 )
-            absent = sorted({rank for value in values for rank in value.ranks})
-            _wait_for_threads(client, [addresses[rank] for rank in absent], end)
+            absent = {addresses[rank] for value in values for rank in value.ranks}
+            _wait_for_threads(client, sorted(absent), end)
+            # It may be a worker that was started again at its address; or what its task needs takes longer to come.
+            _prepared[client] -= absent
+            patience = min(2 * patience, LONGEST_PATIENCE)
 
 
 def run_gang(
@@ -167,11 +176,59 @@ def run_gang(
     raise failure
 
 
-def _prepare(client: Client) -> None:
-    """Give all workers a mailbox, once."""
-    if client not in _prepared:
-        client.register_plugin(MailPlugin())
-        _prepared.add(client)
+def _check_client(client: Client) -> None:
+    if client.asynchronous:
+        raise ClusterError(
+            "a gang is waited for, which an asynchronous client cannot do here: call it in a thread of its own, "
+            "as `await asyncio.to_thread(fg.gang, client, ...)`"
+        )
+
+
+@contextmanager
+def _own_thread_left() -> Iterator[None]:
+    """Within a task, leave its thread to the gang meanwhile."""
+    try:
+        secede()
+    except (ValueError, KeyError):  # this is no task, or one that has left its thread before
+        yield
+        return
+    try:
+        yield
+    finally:
+        rejoin()
+
+
+def _prepare(client: Client, addresses: Sequence[str]) -> None:
+    """Give workers a mailbox that have none.
+
+    Not by a plugin: a worker that cannot import flowgrad could not even start then.
+    """
+    ready = _prepared.setdefault(client, set())
+    new = [address for address in addresses if address not in ready]
+    if not new:
+        return
+
+    def make_mailbox(dask_worker: Any) -> str:
+        # Pickled by value, being local: so it can say what is missing where flowgrad is.
+        try:
+            import_module("flowgrad.scheduler.collective.mailbox").Mailbox.of(dask_worker)
+        except (ImportError, AttributeError) as error:
+            return str(error)
+        return ""
+
+    try:
+        answers = client.run(make_mailbox, workers=new, on_error="return", callback_timeout=PREPARING)
+    except TimeoutError:
+        raise GangBroken(f"a worker has not answered for {PREPARING:g} s") from None
+    for address, answer in answers.items():
+        if isinstance(answer, Exception):
+            raise GangBroken(f"worker {address} went away ({answer})")
+        if answer:
+            raise ClusterError(
+                f"worker {address} cannot import flowgrad ({answer}): install flowgrad {fg.__version__} where it runs, "
+                f"and start it again"
+            )
+    ready.update(new)
 
 
 @contextmanager
@@ -183,9 +240,10 @@ def _order(client: Client, addresses: Sequence[str], end: float | None) -> Itera
     threads = {address: int(w["nthreads"]) for address, w in client.scheduler_info(n_workers=-1)["workers"].items()}
     with ExitStack() as held:
         for address in sorted(addresses):
-            lease = Semaphore(
-                threads.get(address, 1), f"flowgrad-gang-{address}", scheduler_rpc=client.scheduler, loop=client.loop
-            )
+            limit = threads.get(address, 1)
+            # A worker that is started again at its address may have more threads; a semaphore's limit never changes.
+            name = f"flowgrad-gang-{address}-{limit}"
+            lease = Semaphore(limit, name, scheduler_rpc=client.scheduler, loop=client.loop)
             # It would go on looking after its leases for ever; there is none where they do not end.
             if callback := getattr(lease, "refresh_callback", None):
                 held.callback(client.loop.add_callback, callback.stop)

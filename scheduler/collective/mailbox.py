@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Worker, WorkerPlugin
+from distributed import Worker
 from distributed.comm import CommClosedError
 from distributed.core import Status
 from distributed.protocol import to_serialize
@@ -23,7 +22,7 @@ OPERATION = "flowgrad_letters"
 # Seconds between signs of life, and without any after which a member counts as gone.
 BEAT, SILENCE = 1.0, 10.0
 GONE = (CommClosedError, OSError, RuntimeError)
-UNREACHABLE = "cannot be reached"
+UNREACHABLE, BROKEN = "cannot be reached", "is gone: its connection broke"
 
 
 @dataclass
@@ -34,21 +33,21 @@ class Box:
     ----------
     letters : dict
         By rank of the sender and number.
-    heard : dict
-        When something came from a rank last.
+    here : set
+        Ranks that said that they are there.
     lost : dict
         By rank that is gone: why.
     """
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     letters: dict[tuple[int, int], Letter] = field(default_factory=dict)
-    heard: dict[int, float] = field(default_factory=dict)
+    here: set[int] = field(default_factory=set)
     lost: dict[int, str] = field(default_factory=dict)
 
     def put(self, rank: int, letter: Letter | None) -> None:
-        """Take a letter, or a sign of life."""
+        """Take a letter, or word that a member is there."""
         with self.changed:
-            self.heard[rank] = time.monotonic()
+            self.here.add(rank)
             if letter is not None:
                 self.letters[rank, letter.number] = letter
             self.changed.notify_all()
@@ -65,9 +64,7 @@ class Box:
             while (rank, number) not in self.letters:
                 if rank in self.lost:
                     return self.lost[rank]
-                if time.monotonic() - self.heard[rank] > SILENCE:
-                    return f"has given no sign of life for {SILENCE:g} s"
-                self.changed.wait(BEAT)
+                self.changed.wait()
             return self.letters.pop((rank, number))
 
     def wait_for(self, done: Callable[[], bool], seconds: float) -> bool:
@@ -113,41 +110,51 @@ class Mailbox:
         return asyncio.run_coroutine_threadsafe(coroutine, self.worker.loop.asyncio_loop)
 
     async def _listen(self, comm: Any, gang: str, rank: int) -> Any:
-        """Take what a member sends, until its connection ends."""
+        """Take what a member sends, until its connection ends; tell it meanwhile that this process lives."""
         box = self.enter(gang)
         box.put(rank, None)
-        reason = "is gone: its connection broke"
+        beating = asyncio.create_task(_beat(comm))
+        reason = BROKEN
         try:
             while (message := await comm.read()) is not None:
-                box.put(rank, None if message["number"] < 0 else Letter(**message))
+                box.put(rank, Letter(**message))
             reason = "has ended"
         except GONE:
             pass
         finally:  # whatever a letter may hold that cannot be read
+            beating.cancel()
             box.lose(rank, reason)
             self.leave(gang)
+        await comm.close()  # the sender waits for this: everything has arrived
         return Status.dont_reply
 
 
+async def _beat(comm: Any) -> None:
+    """Give signs of life on the way back of a connection: letters are on others, and no array, however large, delays them."""
+    with suppress(*GONE):
+        while True:
+            await comm.write(None)
+            await asyncio.sleep(BEAT)
+
+
 class Line:
-    """The connection to one member, by which this one writes."""
+    """The connection to one member, on which this one writes, and reads that the other one lives."""
 
     def __init__(self, mailbox: Mailbox, box: Box, gang: str, rank: int, peer: int, address: str):
         self.mailbox, self.box, self.peer, self.address = mailbox, box, peer, address
         self.comm: Any = None
         self.open = False
-        self._beating: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        mailbox.run(self._open(gang, rank))
+        self._opening = mailbox.run(self._open(gang, rank))
 
     async def _open(self, gang: str, rank: int) -> None:
         try:
             self.comm = await self.mailbox.worker.rpc.connect(self.address)
+            self._watching = asyncio.create_task(self._watch())
             await self.comm.write({"op": OPERATION, "gang": gang, "rank": rank, "reply": False})
         except GONE as error:
             self.box.lose(self.peer, f"{UNREACHABLE} ({type(error).__name__}: {error})")
             return
-        self._beating, self._watching = asyncio.create_task(self._beat()), asyncio.create_task(self._watch())
         self.open = True
         with self.box.changed:
             self.box.changed.notify_all()
@@ -163,42 +170,33 @@ class Line:
         try:
             await self.comm.write(message)
         except GONE:
-            self.box.lose(self.peer, "is gone: its connection broke")
+            self.box.lose(self.peer, BROKEN)
         except Exception as error:  # an array that cannot be sent: nobody waits for it
             self.box.lose(self.peer, f"could not be sent to: {type(error).__name__}: {error}")
-            await self._close()
+            self.comm.abort()
             raise
 
-    async def _beat(self) -> None:
-        while True:
-            await self._write(Letter(-1, None, None)._asdict())
-            await asyncio.sleep(BEAT)
-
     async def _watch(self) -> None:
-        """Notice when the connection breaks while nothing is sent; the other side never answers."""
-        with suppress(*GONE):
-            await self.comm.read()
-        self.box.lose(self.peer, "is gone: its connection broke")
+        """Notice when the connection breaks or nothing comes back on it any more; then let go of it."""
+        reason = BROKEN
+        try:
+            while True:
+                await asyncio.wait_for(self.comm.read(), SILENCE)
+        except TimeoutError:
+            reason = f"has given no sign of life for {SILENCE:g} s"
+        except GONE:
+            pass
+        finally:
+            self.box.lose(self.peer, reason)
+            self.comm.abort()
+            self.mailbox.worker.rpc.reuse(self.address, self.comm)
 
     def close(self) -> None:
-        """End the connection; what was sent before arrives."""
+        """End the connection; what was sent before arrives, however long it takes."""
         self.mailbox.run(self._close())
 
     async def _close(self) -> None:
-        if self._beating is not None:
-            self._beating.cancel()
-        if self.comm is not None:
+        await asyncio.wrap_future(self._opening)
+        if self._watching is not None:
             with suppress(*GONE):
                 await self.comm.write(None)
-                await self.comm.close()  # ends the watch, too; who cancels a read aborts the connection
-            self.mailbox.worker.rpc.reuse(self.address, self.comm)
-
-
-class MailPlugin(WorkerPlugin):
-    """Gives every worker a mailbox, those that come later too: letters may arrive before the task that they are for."""
-
-    name = "flowgrad-mailbox"
-
-    def setup(self, worker: Worker) -> None:
-        """Make the mailbox."""
-        Mailbox.of(worker)

@@ -12,16 +12,17 @@ from distributed import get_worker
 from .group import GangBroken, Group
 from .mailbox import UNREACHABLE, Line, Mailbox
 
-# Seconds that a member waits for the others before it gives its thread back.
-PATIENCE = 1.0
+# Seconds that a member waits for the others before it gives its thread back: when a gang is formed first, and at most.
+PATIENCE, LONGEST_PATIENCE = 1.0, 30.0
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A gang: its name, which no other attempt has, and the addresses of its workers, by rank."""
+    """A gang: its name, which no other attempt has, its workers by rank, and for how many seconds members wait to meet."""
 
     name: str
     addresses: tuple[str, ...]
+    patience: float = PATIENCE
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
     }
 
     def away() -> set[int]:
-        return {k for k, line in lines.items() if not line.open or k not in box.heard or k in box.lost}
+        return {k for k, line in lines.items() if not line.open or k not in box.here or k in box.lost}
 
     try:
-        box.wait_for(lambda: not away() or bool(box.lost), PATIENCE)
+        box.wait_for(lambda: not away() or bool(box.lost), spec.patience)
         if away():
             cut_off = [f"{spec.addresses[rank]} {why}" for rank, why in box.lost.items() if why.startswith(UNREACHABLE)]
             yield Absent(tuple(sorted(away())), cut_off[0] if cut_off else "")
