@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 import uuid
@@ -287,11 +288,29 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
             raise next((e for e in errors if not isinstance(e, GangBroken)), errors[0])
         if any(f.status != "finished" for f in futures):
             raise GangBroken("a member was lost with its worker")
-        return client.gather(futures)
+        return _gathered(client, futures, addresses, end)
     except BaseException:
         client.cancel(futures)
         _release(futures)
         raise
+
+
+def _gathered(client: Client, futures: list[Future], addresses: Sequence[str], end: float | None) -> list[Any]:
+    """Bring values here; those of a worker that has just gone, and alone could make them again, dask would wait for for ever."""
+    coming = asyncio.run_coroutine_threadsafe(client.gather(futures, asynchronous=True), client.loop.asyncio_loop)
+    gone_since = math.inf
+    try:
+        while True:
+            try:
+                return list(coming.result(LOOK))
+            except (CancelledError, OSError, TimeoutError) as error:
+                if coming.done():
+                    raise GangBroken(f"what a member returned was lost on its way ({type(error).__name__})") from None
+            gone_since = min(gone_since, time.monotonic()) if _check(client, addresses, end) else math.inf
+            if time.monotonic() - gone_since > GONE:
+                raise GangBroken("a worker went away before what its member returned was here")
+    finally:
+        coming.cancel()
 
 
 def _release(futures: list[Future]) -> None:
