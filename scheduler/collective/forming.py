@@ -172,7 +172,10 @@ def run_gang(
     except ClusterError:
         raise
     except Exception as error:
-        failure = TaskFailed(error, getattr(error, "flowgrad_worker", ""))
+        worker = getattr(error, "flowgrad_worker", "")
+        # What no task raised is about connections; if it is the scheduler that is gone, who asks for workers next is told.
+        lost = isinstance(error, (OSError, TimeoutError, CancelledError)) and not worker
+        failure = Lost(f"{type(error).__name__}: {error}") if lost else TaskFailed(error, worker)
     executor.release(held)
     raise failure
 

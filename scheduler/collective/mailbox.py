@@ -15,6 +15,7 @@ from distributed.comm import CommClosedError
 from distributed.core import Status
 from distributed.protocol import to_serialize
 
+from ..machine import keep_freed_memory
 from .group import Letter
 
 # What dask's workers know us by.
@@ -85,6 +86,7 @@ class Mailbox:
         self._lock = threading.Lock()
         self._guests: dict[str, int] = {}  # connections and members of each gang
         worker.handlers[OPERATION] = self._listen
+        keep_freed_memory()
 
     @classmethod
     def of(cls, worker: Worker) -> Mailbox:

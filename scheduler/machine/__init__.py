@@ -1,6 +1,6 @@
 """This process and machine: threads, memory, floating point, signals, and what is known of them."""  # noqa: D404
 
-from .arrays import CACHE_LINE, ROOM, aligned, canonical, clear_room, empty_array, frames, room_bytes
+from .arrays import CACHE_LINE, ROOM, aligned, canonical, clear_room, empty_array, frames, keep_freed_memory, room_bytes
 from .blas import blas_threads, one_thread, product_address
 from .collector import without_collection
 from .doctor import Finding, examine

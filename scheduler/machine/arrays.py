@@ -6,6 +6,7 @@ in this process when they are let go of, `ROOM` bytes of them together at most, 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 from collections import OrderedDict, deque
@@ -24,6 +25,8 @@ LEAST, MOST = 1 << 18, ROOM // 2
 # A vector is cut at multiples of this many entries: so threads do not share cache lines, and only its last entries are left over
 # from vector code, which rounds otherwise.
 CACHE_LINE = 64
+# Of the GNU C library's malloc.h; it accepts no larger threshold.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_FROM_HEAP = -1, -3, 1 << 25
 
 _free: deque[Array] = deque()
 
@@ -127,6 +130,18 @@ def clear_room() -> None:
     """Give the memory back."""
     _free.clear()
     frames.clear()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, `ROOM` bytes at most, where the C library can.
+
+    What comes over a network is read into new memory, and dask sets its workers to give all that is freed back at once: then
+    every page of every message is fetched from the system anew, which takes as long as the message.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
+        mallopt(M_TRIM_THRESHOLD, ROOM)
 
 
 def canonical(x: Array) -> Array:
