@@ -1,5 +1,6 @@
 """Fixtures for all tests: executors, the shared folder with the reference data, hypothesis profiles."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def no_default_scheduler_is_left():
         dask.config.set(scheduler=before)
         client_module._set_global_client(None)
     assert left == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_already_is_not_collected():
+    """Half a million objects of libraries and other tests make each collection 0.4 s, and some tests ask for dozens."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
