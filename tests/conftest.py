@@ -3,12 +3,15 @@
 import gc
 import os
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import dask
 import pytest
 from distributed import Client, LocalCluster
 from distributed import client as client_module
 from hypothesis import settings
+
+from flowgrad.scheduler.executors.distributed import DistributedExecutor
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
@@ -71,6 +74,16 @@ def cluster():
     """Two workers; tests never change it."""
     with local_cluster(2) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_tasks_cost_is_measured_once_on_a_cluster():
+    """Not anew by each engine: that takes a second, and most tests make an engine."""
+    measured = WeakKeyDictionary()
+    with pytest.MonkeyPatch.context() as patch:
+        by_client = property(lambda executor: measured.setdefault(executor.client, {}))
+        patch.setattr(DistributedExecutor, "measured", by_client)
+        yield
 
 
 @pytest.fixture(scope="session")
