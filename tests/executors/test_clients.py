@@ -49,11 +49,12 @@ def test_a_closed_client_is_told(net):
 
 def test_a_cluster_without_workers_is_told(net, monkeypatch):
     loss, feeds = net
-    monkeypatch.setattr(distributed, "WORKERS_SECONDS", 1.0)
+    monkeypatch.setattr(distributed, "WORKERS_SECONDS", 0.25)
+    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.1)
     with local_cluster(0) as cluster, Client(cluster, set_as_default=False) as client:
         engine = fg.Engine(client)
         for call in (engine.forward, engine.gradient, lambda *args: engine.jacobian(args[0], loss.parents[0], args[1])):
-            with pytest.raises(ClusterError, match=r"no worker has been there for 1 s on .*: start workers"):
+            with pytest.raises(ClusterError, match=r"no worker has been there for 0\.25 s on .*: start workers"):
                 call(loss, feeds)
 
 
