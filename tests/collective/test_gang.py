@@ -146,7 +146,7 @@ def test_gangs_at_once_do_not_wait_for_each_others_halves(client):
     for one in several:
         one.start()
     for one in several:
-        one.join(60)
+        one.join(200)
     assert found == [[3.0, 3.0]] * 20
 
 
@@ -166,7 +166,7 @@ def test_a_member_whose_partner_is_busy_gives_its_thread_back(client, tmp_path):
     assert not found
     assert not blocker.done()
     (tmp_path / "end").touch()
-    waiting.join(60)
+    waiting.join(120)
     assert found == [[3.0, 3.0]]
 
 
@@ -188,7 +188,7 @@ def test_workers_that_cannot_reach_each_other_are_told(threads, monkeypatch):
     workers = list(threads.cluster.workers.values())[:2]
     monkeypatch.setattr(workers[0].rpc, "connect", cut_off)
     with pytest.raises(fg.FlowgradError, match=r"cannot reach each other: .* cannot be reached \(OSError: no route\)"):
-        fg.gang(threads, total, [(1,)] * 2, workers=[w.address for w in workers], timeout=30)
+        fg.gang(threads, total, [(1,)] * 2, workers=[w.address for w in workers], timeout=120)
 
 
 def test_leases_that_ended_are_not_looked_after_any_more(client):

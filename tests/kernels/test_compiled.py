@@ -411,9 +411,13 @@ def test_a_signal_ends_a_round_at_once():
     here = Setting(loss, {x: np.ones((100, 50))})
     steps = [[np.arange(100)]] * 200_000
     timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def run():
+        timer.start()
         here.run(steps)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
     timer.join()
 
 

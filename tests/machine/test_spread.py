@@ -17,7 +17,7 @@ def test_every_sample_once_and_in_order(threads):
 
 
 def test_several_threads_at_once_with_one_of_blas_each():
-    meet = threading.Barrier(2, timeout=20)  # broken, and so an error, if one comes after the other
+    meet = threading.Barrier(2, timeout=60)  # broken, and so an error, if one comes after the other
 
     def work(*_):
         meet.wait()
@@ -50,6 +50,6 @@ def test_after_a_fork():
     spread(lambda start, stop: None, 2, 2)
     child = multiprocessing.get_context("fork").Process(target=spread, args=(max, 4, 2))
     child.start()
-    child.join(20)
+    child.join(60)
     child.kill()
     assert child.exitcode == 0

@@ -44,12 +44,12 @@ def test_other_threads_are_left_alone():
     @without_subnormals
     def work():
         inside.set()
-        leave.wait(10)
+        leave.wait(60)
         found["there"] = halved()
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     found["here"] = halved()
     leave.set()
     thread.join()

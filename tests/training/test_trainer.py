@@ -2,12 +2,12 @@
 
 import contextlib
 import gc
-import time
 import weakref
 
 import numpy as np
 import pytest
 from dask import array as da
+from faults import wait_for
 from models import GRAINS, Model, N
 
 import flowgrad as fg
@@ -284,12 +284,8 @@ def test_no_task_is_kept_by_the_scheduler(client, stop):
     gc.collect()
     before = client.run_on_scheduler(kept)
     use(engine, stop)
-    for _ in range(100):  # the scheduler forgets a moment after the last future has gone
-        gc.collect()
-        if set(client.run_on_scheduler(kept)) <= set(before):
-            break
-        time.sleep(0.05)
-    assert set(client.run_on_scheduler(kept)) <= set(before)
+    # The scheduler forgets a moment after the last future has gone.
+    wait_for(lambda: gc.collect() >= 0 and set(client.run_on_scheduler(kept)) <= set(before))
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "numba"])
