@@ -23,6 +23,7 @@ from .plan import (
     make_plan,
     steps_per_round,
     tasks_per_step,
+    worth_trying,
 )
 from .times import Links, Times
 from .words import about, columns, count, ms, ratio, short

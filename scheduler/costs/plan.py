@@ -17,6 +17,8 @@ ROUNDS_PER_WINDOW = 8
 WINDOW_TASKS = 1500
 # Steps that workers share have to promise less than this share of the time of rounds: predictions are no surer than that.
 SURE = 0.93
+# How many times slower another grain may be predicted to be that is tried all the same.
+NEAR = 2.0
 # Shards of a mini-batch by kernel and operations of one step: more work, more parts that can run side by side. NumPy's calls
 # cost more, so a part of its own has to be larger.
 SHARDS_FROM = {"numba": ((1e9, 8), (2e8, 4), (2e7, 2)), "numpy": ((1e9, 8), (2e8, 4), (6e7, 2))}
@@ -49,6 +51,8 @@ class Plan:
         Threads of each matrix product: 1, because another number gives other last digits.
     threads : int
         Threads that share the shards of a round, if there are as many; they change no bit.
+    other : str
+        Another grain with the same bits, which is tried now and then and runs where it proves faster; empty: none comes near.
     """
 
     grain: str
@@ -59,6 +63,7 @@ class Plan:
     reason: str
     blas_threads: int = 1
     threads: int = 1
+    other: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
@@ -162,17 +167,29 @@ def choose_grain(asked: str, costs: Mapping[str, float]) -> tuple[str, str]:
     return best_grain(costs), f"auto: a step takes about {times}"
 
 
+def worth_trying(grain: str, costs: Mapping[str, float]) -> str:
+    """Return the grain that is tried beside the one that was chosen by predictions; empty if it is said to be much slower."""
+    other = "round" if grain == "collective" else "collective"
+    return other if costs.get(other, math.inf) < NEAR * costs.get(grain, 0.0) else ""
+
+
 def make_plan(
-    grain: tuple[str, str], shards: int, kernel: tuple[str, str], step_seconds: float, nodes: int, threads: int = 1
+    grain: tuple[str, str],
+    shards: int,
+    kernel: tuple[str, str],
+    step_seconds: float,
+    nodes: int,
+    threads: int = 1,
+    other: str = "",
 ) -> Plan:
     """Return the plan of a run, from grain and kernel, each with why, and the work of one optimizer step in one task.
 
-    The graph has so many `nodes`; so many `threads` share the shards of a round.
+    The graph has so many `nodes`; so many `threads` share the shards of a round; the `other` grain is tried, too.
     """
     reason = f"{grain[1]}; the work of a step takes {step_seconds * 1e3:.2f} ms; kernel {kernel[0]}: {kernel[1]}"
     if grain[0] in ("round", "collective"):
         steps = steps_per_round(step_seconds)
         window = steps * ROUNDS_PER_WINDOW * (1 + (grain[0] == "collective"))
-        return Plan(grain[0], shards, kernel[0], steps, window, reason, threads=threads)
+        return Plan(grain[0], shards, kernel[0], steps, window, reason, threads=threads, other=other)
     per_step = tasks_per_step(grain[0], shards, nodes)
     return Plan(grain[0], shards, kernel[0], 1, max(1, WINDOW_TASKS // (per_step + 2)), reason)

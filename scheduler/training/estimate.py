@@ -41,6 +41,7 @@ from ..costs import (
     steps_per_round,
     task_links,
     tasks_per_step,
+    worth_trying,
 )
 from ..feeds import Chunked, Lane
 from ..kernels import compiled_round, why_not_compiled
@@ -116,7 +117,8 @@ class Trial:
         if grain[0] == "collective" and idle > 0:
             several = self.case.shards + idle
             grain = grain[0], f"{grain[1]}; {idle} of {several} workers stand idle, shards={several} would use them"
-        return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads)
+        other = worth_trying(grain[0], costs)
+        return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads, other)
 
     @cached_property
     def fixed(self) -> float:

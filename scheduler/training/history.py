@@ -63,7 +63,8 @@ class History:
         Grain, shards, steps per task and window, and the reason.
     window : dict
         What bounds the work ahead: the most ``steps`` and ``tasks`` from one state that the client sent, and an estimate of the
-        memory that it takes on a worker, ``worker_bytes``.
+        memory that it takes on a worker, ``worker_bytes``; and ``grains``: how many steps ran at which, where another one than the
+        planned one was tried.
     recoveries : list of dict
         Failures that were got over: ``step`` that was the last one done, ``again``: steps known to be done that were done a second
         time, ``cause``.

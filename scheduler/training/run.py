@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -70,8 +71,8 @@ class Run:
             None if checked is None else Evaluation(job.settings.engine, target, checked, job.variables, layout)
         )
         # A checkpoint of workers that shared their steps may go on where there are none: rounds have the same bits.
-        alone = self.plan.grain == "collective" and not job.executor.remote
-        plan = replace(self.plan, grain="round") if alone else self.plan
+        alone = "collective" in (self.plan.grain, self.plan.other) and not job.executor.remote
+        plan = replace(self.plan, grain="round", other="") if alone else self.plan
         # Made last: it holds the state that moves on.
         self.windows = Windows(self.placement, plan, job.step, state, self._report, self._recovered)
 
@@ -134,11 +135,11 @@ class Run:
     def _epoch(self, epoch: int) -> bool:
         """Run what is left of an epoch, the last window ending with it; return whether to stop."""
         batches, size = self._batches(epoch), self.plan.steps_per_window
-        for k in range(self.position, len(batches), size):
-            last = k + size >= len(batches)
-            self.windows.run(batches[k : k + size])
-            self.epoch, self.position = (epoch, 0) if last else (epoch - 1, k + size)
-            self.history.window = dict(self.windows.bounds)
+        k = self.position
+        while k < len(batches):
+            k += self.windows.run(batches[k : k + size], (self.epochs - epoch + 1) * len(batches) - k)
+            self.epoch, self.position = (epoch, 0) if k == len(batches) else (epoch - 1, k)
+            self.history.window = deepcopy(self.windows.bounds)
             if self.saver is not None and self.position and self.saver.in_epoch():
                 self._checkpoint()
         return self._end_of_epoch(epoch)

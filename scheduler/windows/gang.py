@@ -13,7 +13,7 @@ from .. import collective
 from ..costs import Plan
 from ..executors import Handle
 from ..feeds import Batches, Placement
-from ..steps import Done, LaneInputs, Shared, shared_steps
+from ..steps import Done, LaneInputs, Shared, Step, shared_steps
 from ..tasks import Ref, TaskGraph, token
 from .crew import Crew, find_crew, note_bytes, steps_at_once
 
@@ -24,7 +24,7 @@ WINDOWS = 32
 class Gang:
     """Runs pieces of windows by gangs; attributes are those of `Chain`."""
 
-    def __init__(self, placement: Placement, plan: Plan, bounds: dict[str, Any]):
+    def __init__(self, placement: Placement, plan: Plan, step: Step, bounds: dict[str, Any]):
         self.executor, self.placement, self.plan, self.bounds = placement.executor, placement, plan, bounds
         self.ahead, self.most = 0, WINDOWS * plan.steps_per_window
         self._crew = Crew([], [])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from flowgrad.optim import State
 
 from ..costs import Plan
-from ..executors import Lost, TaskFailed
+from ..executors import Lost, Recovery, TaskFailed
 from ..feeds import Batches, Placement
 from ..steps import Step
 from . import course
 from .chain import Chain
+from .choice import Choice
 from .gang import Gang
 
 
@@ -47,15 +49,25 @@ class Windows:
         report: Callable[[Batches, list[float]], None],
         recovered: Callable[[dict[str, Any]], None],
     ):
-        self.placement, self.report, self.recovered = placement, report, recovered
+        self.placement, self.plan, self.step, self.report, self.recovered = placement, plan, step, report, recovered
         self.state = self._latest = state
-        self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": 0}
-        shared = plan.grain == "collective"
-        self.carrier = Gang(placement, plan, self.bounds) if shared else Chain(placement, plan, step, self.bounds)
-        self.course = course.Course(self.carrier.most, self.carrier.ahead)
+        self.choice = Choice([plan.grain, plan.other] if plan.other else [plan.grain])
+        self.bounds: dict[str, Any] = {"steps": 0, "tasks": 0, "worker_bytes": 0, "grains": self.choice.steps}
+        self.recovery = Recovery()
+        self._begin(plan.grain)
 
-    def run(self, batches: Batches) -> None:
-        """Do a window of steps, whatever happens to workers meanwhile.
+    def run(self, batches: Batches, left: int) -> int:
+        """Do a window of steps, whatever happens to workers meanwhile; fewer where another grain is tried.
+
+        Parameters
+        ----------
+        left : int
+            Steps that are left of the training, these among them.
+
+        Returns
+        -------
+        int
+            How many were done, from the first on.
 
         Raises
         ------
@@ -64,21 +76,38 @@ class Windows:
         ClusterError
             If there is no scheduler or no worker any more.
         """
+        grain, steps = self.choice.next(len(batches), left)
+        if grain != self.grain:
+            self.close()
+            self._begin(grain)
+        start = time.perf_counter()
         try:
-            todo = deque(self.course.handle(course.Asked(batches)))
-            while todo:
-                try:
-                    event = self._do(todo.popleft(), batches)
-                except (Lost, TaskFailed) as error:
-                    todo.clear()
-                    failure = error.with_traceback(None)  # it would keep keys alive
-                    workers = self.placement.executor.workers(self.course.recovery.avoid)
-                    event = course.Failed(failure, len(workers))
-                if event is not None:
-                    todo += self.course.handle(event)
+            self._run(batches[:steps])
         except BaseException:
             self.close()
             raise
+        self.choice.note(grain, steps, time.perf_counter() - start)
+        return steps
+
+    def _begin(self, grain: str) -> None:
+        """Let steps run at a grain."""
+        self.grain, plan = grain, replace(self.plan, grain=grain)
+        shared = grain == "collective"
+        self.carrier = (Gang if shared else Chain)(self.placement, plan, self.step, self.bounds)
+        self.course = course.Course(self.carrier.most, self.carrier.ahead, self.recovery)
+
+    def _run(self, batches: Batches) -> None:
+        todo = deque(self.course.handle(course.Asked(batches)))
+        while todo:
+            try:
+                event = self._do(todo.popleft(), batches)
+            except (Lost, TaskFailed) as error:
+                todo.clear()
+                failure = error.with_traceback(None)  # it would keep keys alive
+                workers = self.placement.executor.workers(self.recovery.avoid)
+                event = course.Failed(failure, len(workers))
+            if event is not None:
+                todo += self.course.handle(event)
         self.state = self._latest  # not before all of its steps were reported
         self.bounds["steps"] = max(self.bounds["steps"], self.course.since)
 

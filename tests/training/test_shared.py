@@ -1,9 +1,11 @@
 """Collective rounds: the bits of one worker's rounds, on any workers, whatever happens to them."""
 
+import itertools
 import signal
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import dask
 import faults
@@ -15,6 +17,8 @@ from distributed import Client, LocalCluster
 import flowgrad as fg
 from flowgrad.scheduler.executors.cluster import MARK
 from flowgrad.scheduler.steps import shared
+from flowgrad.scheduler.training import estimate
+from flowgrad.scheduler.windows.choice import Choice
 
 pytestmark = pytest.mark.distributed
 
@@ -124,6 +128,33 @@ def test_a_checkpoint_goes_on_on_other_workers(client, there, tmp_path):
     fit(client, 2, False)
     with threads_cluster(3) as other:
         assert fit("sync" if there == "sync" else other, 4, True) == expected
+
+
+@pytest.mark.parametrize("planned", ["round", "collective"])
+def test_another_grain_that_is_tried_changes_no_bit(client, monkeypatch, tmp_path, planned):
+    """Every second window is a trial of three steps; the run is interrupted in between, and goes on."""
+    expected = Net().fit("sync", grain="round", epochs=3)[:2]
+    original, turns = estimate.make_plan, itertools.count()
+    other = "round" if planned == "collective" else "collective"
+    monkeypatch.setattr(estimate, "make_plan", lambda *args: replace(original(*args), steps_per_window=5, other=other))
+    monkeypatch.setattr(
+        Choice, "next", lambda self, steps, left: (other, min(steps, 3)) if next(turns) % 2 else (planned, steps)
+    )
+
+    class Interrupt:
+        def on_steps(self, info):
+            if info["step"] > 10:
+                raise KeyboardInterrupt
+
+    net = Net()
+    optimizer = fg.Adam(net.graph, net.loss, batch_size=64)
+    engine = fg.Engine(client, grain=planned, shards=8, kernel="numba")
+    with pytest.raises(KeyboardInterrupt):
+        fg.Trainer(optimizer, engine, seed=5, callbacks=[Interrupt()]).fit(net.feeds, epochs=3, checkpoint=tmp_path)
+    trainer = fg.Trainer(optimizer, engine, seed=5)
+    history = trainer.fit(net.feeds, epochs=3, checkpoint=tmp_path, resume=True)
+    assert (trainer.fingerprint(), list(history.steps)) == expected
+    assert min(history.window["grains"].values()) > 0
 
 
 def test_an_engine_without_workers_runs_rounds_and_says_so():
