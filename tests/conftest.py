@@ -2,6 +2,10 @@
 
 import gc
 import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -91,6 +95,34 @@ def client(cluster):
     # Not the default client: the tests on threads must stay on threads.
     with Client(cluster, set_as_default=False) as client:
         yield client
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A function that makes a `Network` for the length of a block; `rates` are bits per second by name."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.network import Network
+
+    if sys.platform != "linux" or shutil.which("ip") is None or shutil.which("tc") is None:
+        pytest.skip("network namespaces need Linux and iproute2")
+
+    @contextmanager
+    def made(names, delay=0.0, **rates):
+        try:
+            net = Network(names, delay).__enter__()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not allowed here: {error.stderr.decode().strip()}")
+        try:
+            for name, rate in rates.items():
+                try:
+                    net.limit(name, rate)
+                except subprocess.CalledProcessError as error:
+                    pytest.skip(f"links cannot be made slow here: {error.stderr.decode().strip()}")
+            yield net
+        finally:
+            net.__exit__()
+
+    return made
 
 
 @pytest.fixture(scope="session", params=["sync", "threads", pytest.param("distributed", marks=pytest.mark.distributed)])
