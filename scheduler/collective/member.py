@@ -14,6 +14,8 @@ from .mailbox import UNREACHABLE, Line, Mailbox
 
 # Seconds that a member waits for the others before it gives its thread back: when a gang is formed first, and at most.
 PATIENCE, LONGEST_PATIENCE = 1.0, 30.0
+# Seconds in which a connection is made wherever there is a network, to a busy worker too.
+CONNECTED = 4.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
     try:
         box.wait_for(lambda: not away() or bool(box.lost), spec.patience)
         if away():
-            cut_off = [f"{spec.addresses[rank]} {why}" for rank, why in box.lost.items() if why.startswith(UNREACHABLE)]
+            if spec.patience >= CONNECTED:
+                for k, line in lines.items():
+                    if not line.open:
+                        box.lose(k, f"{UNREACHABLE} (no connection within {spec.patience:g} s)")
+            cut_off = [f"{spec.addresses[k]} {why}" for k, why in box.lost.items() if why.startswith(UNREACHABLE)]
             yield Absent(tuple(sorted(away())), cut_off[0] if cut_off else "")
             return
         group = Group(rank, spec.addresses, box, lines)

@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, get_client, get_worker, worker_cli
 from faults import Net, wait_for
 
 import flowgrad as fg
-from flowgrad.scheduler.collective import forming, mailbox
+from flowgrad.scheduler.collective import forming, mailbox, member
 from flowgrad.scheduler.collective.mailbox import Mailbox
 
 pytestmark = pytest.mark.distributed
@@ -132,6 +132,21 @@ def test_members_whose_tasks_come_far_apart_meet_in_the_end(client, monkeypatch)
     assert fg.gang(client, lambda group, what: total(group, np.ones(1)), late, timeout=30) == [2.0, 2.0]
 
 
+def test_a_connection_that_is_never_made_is_told(monkeypatch):
+    """A packet that is dropped on its way is no error anywhere."""
+
+    async def wait(address):
+        await asyncio.sleep(6)
+        raise OSError("timed out")
+
+    monkeypatch.setattr(forming, "PATIENCE", 0.2)
+    monkeypatch.setattr(member, "CONNECTED", 0.2)
+    with two_threads() as client:
+        monkeypatch.setattr(next(iter(client.cluster.workers.values())).rpc, "connect", wait)
+        with pytest.raises(fg.FlowgradError, match=r"cannot reach each other: .* \(no connection within 0.8 s\)"):
+            fg.gang(client, total, [np.ones(1)] * 2, timeout=60)
+
+
 # -- clients --
 
 
@@ -223,6 +238,22 @@ def test_training_within_a_task(client, how):
 def test_a_gang_within_a_task_leaves_it_its_thread(client):
     assert client.submit(add_in_a_task, "", pure=False).result(90) == [2.0, 2.0]
     assert client.submit(add_in_a_task, "", pure=False).result(90) == [2.0, 2.0]
+
+
+@pytest.mark.slow
+def test_training_beside_tasks_that_take_long(client):
+    """They keep a worker's only thread, one after the other, before the training and within it."""
+    busy = workers_of(client)[0]
+    several = [client.submit(time.sleep, 10, workers=[busy], pure=False) for _ in range(2)]
+    later = []
+
+    class More(fg.Callback):
+        def on_epoch(self, record):
+            if not later:
+                later.append(client.submit(time.sleep, 10, workers=[busy], pure=False))
+
+    assert fingerprint(client, epochs=4, callbacks=[More()]) == fingerprint("sync", grain="round", epochs=4)
+    assert [task.status for task in [*several, *later]] == ["finished"] * 3
 
 
 # -- workers that were started by hand, without flowgrad too --
