@@ -1,4 +1,4 @@
-"""Two workers that share every step, on a cluster as dask makes it, beside one worker and PyTorch's DistributedDataParallel.
+"""Two workers that share every step, on clusters as dask makes them, beside one worker and PyTorch's DistributedDataParallel.
 
 Run as a module it trains one net by one contender and answers in JSON: milliseconds per step, epoch by epoch.
 """
@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ EPOCHS, TURNS = 5, 3
 CONTENDERS: dict[str, tuple[str, int, str]] = {
     "one": ("flowgrad, 1 worker", 1, "round"),
     "two": ("flowgrad, 2 workers, `collective`", 2, "collective"),
+    "hand": ("the same, processes started by hand", 2, "collective"),
     "auto": ("flowgrad, 2 workers, `auto`", 2, "auto"),
     "ddp": ("DDP (gloo), 2 processes", 0, ""),
 }
@@ -50,10 +52,44 @@ def data(hidden: int, samples: int) -> tuple[Array, Array, tuple[Array, ...]]:
     return rng.random((samples, inputs), np.float32), rng.integers(0, classes, samples), weights
 
 
-def own(hidden: int, batch: int, shards: int | None, samples: int, workers: int, grain: str) -> list[float]:
-    """Train by flowgrad on a stock cluster."""
+@contextmanager
+def stock(workers: int) -> Iterator[Any]:
+    """Give a client of a cluster as `LocalCluster` makes it."""
     from distributed import Client, LocalCluster
 
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def by_hand(workers: int) -> Iterator[Any]:
+    """Give a client of a scheduler and workers that were started by their commands."""
+    from distributed import Client
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ExitStack() as processes:
+
+        def start(kind: str, *args: str) -> None:
+            command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *args, "--no-dashboard"]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            processes.callback(process.wait)
+            processes.callback(process.terminate)
+
+        start("scheduler", "--host", "127.0.0.1", "--port", str(port))
+        for _ in range(workers):
+            start("worker", f"tcp://127.0.0.1:{port}", "--nthreads", "1")
+        with Client(f"tcp://127.0.0.1:{port}", timeout=60) as client:
+            client.wait_for_workers(workers, timeout=60)
+            yield client
+
+
+def own(
+    hidden: int, batch: int, shards: int | None, samples: int, workers: int, grain: str, cluster: Any = stock
+) -> list[float]:
+    """Train by flowgrad on a cluster."""
     import flowgrad as fg
 
     inputs, classes, weights = data(hidden, samples)
@@ -61,8 +97,7 @@ def own(hidden: int, batch: int, shards: int | None, samples: int, workers: int,
         x, label = fg.Variable(LAYERS[0], trainable=False), fg.Variable(LAYERS[-1], trainable=False)
         w1, b1, w2, b2 = (fg.Variable(w.size, w.ravel()) for w in weights)
         loss = fg.CrossEntropyWithSoftMax(fg.MatVec(w2, fg.ReLU(fg.MatVec(w1, x) + b1)) + b2, label)
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    with cluster, Client(cluster) as client:
+    with cluster(workers) as client:
         engine = fg.Engine(client, grain=grain, shards=shards)
         trainer = fg.Trainer(fg.Adam(graph, loss, RATE, batch_size=batch), engine)
         history = trainer.fit({x: inputs, label: classes}, epochs=EPOCHS)
@@ -143,9 +178,9 @@ def main(name: str, *numbers: Any) -> list[float]:
         return ddp(hidden, batch, samples, 1, port)
     hidden, batch, shards, samples = map(int, numbers)
     _, workers, grain = CONTENDERS[name]
-    return (
-        own(hidden, batch, shards or None, samples, workers, grain) if workers else both_ranks(hidden, batch, samples)
-    )
+    if not workers:
+        return both_ranks(hidden, batch, samples)
+    return own(hidden, batch, shards or None, samples, workers, grain, by_hand if name == "hand" else stock)
 
 
 if __name__ == "__main__":
