@@ -15,8 +15,8 @@ from .options import check_place, job_options
 def explain(**options: Any) -> None:
     """Say what `flowgrad train` with the same options would do and cost, without training.
 
-    Printed are the plan, what each other way to cut the work into tasks would cost, and the batch size from
-    which on tasks side by side pay. The training's own step is run here to be timed, at several sizes, and what
+    Printed are the plan, what each other way to cut the work into tasks would cost, and the batch sizes from
+    which on 2, 4 and 16 workers pay. The training's own step is run here to be timed, at several sizes, and what
     tasks cost on the workers is measured: about a second, after the step was compiled for the first time.
     What `train` does after each epoch, above all the evaluation, comes on top.
 

@@ -107,7 +107,7 @@ _JOB = (
     option("--scheduler", "Use a running cluster, e.g. tcp://10.0.0.1:8786; start no workers.", metavar="ADDRESS"),
     option(
         "--grain",
-        "Work per task: node, sample, shard, round, or auto, which decides by measured cost.",
+        "Work per task: node, sample, shard, round, collective, or auto, which decides by measured cost.",
         default="auto",
         type=Choice(*GRAINS),
     ),

@@ -228,14 +228,15 @@ class Estimate:
         shards = choose_shards("auto", None, batch, self.case.work.flops(batch), self.plan.kernel)
         case = replace(self.case, batch=batch, samples=max(batch, self.case.samples), shards=max(shards, workers))
         slots = workers * max(1, self.links.slots // self.links.workers)
-        return replace(self, case=case, links=replace(self.links, workers=workers, slots=slots), measured={})
+        links = replace(self.links, workers=workers, slots=slots, machine=max(1, slots // workers))
+        return replace(self, case=case, links=links, measured={})
 
     def pays_from(self, workers: int) -> int | None:
         """Return the batch size from which on workers that share steps are clearly faster than half as many; None: never."""
 
         def pays(batch: int) -> bool:
-            there = self.at(batch, workers)
-            half = there.seconds("round") if workers == 2 else self.at(batch, workers // 2).seconds("collective")
+            there, few = self.at(batch, workers), self.at(batch, workers // 2)
+            half = few.seconds("round" if workers == 2 else "collective")
             return batch >= workers and there.seconds("collective") < SURE * half
 
         return crossing(pays)

@@ -179,7 +179,7 @@ class Trainer:
 
         The training's own step is run in this process to be timed, whole and at three sizes, by the plan's kernel and by NumPy's;
         no variable changes. What tasks cost on this engine is measured once, in about a second. Compiling is told apart. The text
-        holds the plan, what each grain and kernel would cost, and the batch size from which on tasks side by side pay.
+        holds the plan, what each grain and kernel would cost, and the batch sizes from which on 2, 4 and 16 workers pay.
 
         Parameters
         ----------
