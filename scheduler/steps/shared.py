@@ -54,7 +54,7 @@ def shared_steps(
     steps: Sequence[Sequence[Array]],
     spans: Sequence[tuple[int, int]],
     threads: int,
-    travels: bool,
+    last: bool,
 ) -> Shared:
     """Run steps together with the other lanes.
 
@@ -66,8 +66,8 @@ def shared_steps(
         Per step the rows of each shard, of this lane's in its feeds.
     spans : sequence of (int, int)
         First and last shard of each lane, by rank.
-    travels : bool
-        Whether this lane's state will be fetched, and so has to be whole.
+    last : bool
+        Whether the state is fetched after these steps, from rank 0.
 
     Raises
     ------
@@ -96,9 +96,9 @@ def shared_steps(
             for (start, stop), letter in zip(cuts, letters):
                 if start != lo:
                     state["w"][start:stop] = letter.data
-        if not whole:
+        if last and not whole:
             _gather_slots(group, state, cuts)
-    return Shared(state, losses, travels)
+    return Shared(state, losses, last and group.rank == 0)
 
 
 def _cuts(entries: int, size: int) -> list[tuple[int, int]]:

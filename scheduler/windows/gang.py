@@ -77,7 +77,7 @@ class Gang:
             keys = []
             for rank, (lane, state) in enumerate(zip(lanes, self._states)):
                 reads = graph.task("inputs", LaneInputs, lane.step, lane.const, lane.feeds, worker=lane.worker)
-                args = (spec, rank, shared_steps, reads, Ref(state.key), steps, spans, lane.threads, last and not rank)
+                args = (spec, rank, shared_steps, reads, Ref(state.key), steps, spans, lane.threads, last)
                 keys.append(graph.task("collective", collective.run_member, *args, worker=lane.worker).key)
             self._tasks += len(graph.records)
             self.bounds["tasks"] = max(self.bounds["tasks"], self._tasks)
