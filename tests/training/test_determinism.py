@@ -76,9 +76,16 @@ def test_one_worker_gives_the_bits_of_two(lonely, expected, grain, shards):
     assert train(lonely, grain, shards, "float32") == expected(grain, shards, "float32")
 
 
+@pytest.fixture(scope="module")
+def own():
+    """A client of a cluster of our own."""
+    with own_cluster(2, 1, dashboard=False) as client:
+        yield client
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("kernel", ["numpy", "numba"])
-def test_rounds_over_the_threads_of_all_workers_give_the_same_bits(monkeypatch, kernel):
+def test_rounds_over_the_threads_of_all_workers_give_the_same_bits(own, monkeypatch, kernel):
     if kernel == "numba":
         pytest.importorskip("numba")
     seen = []
@@ -91,8 +98,7 @@ def test_rounds_over_the_threads_of_all_workers_give_the_same_bits(monkeypatch, 
     expected = train("sync", "round", 4, "float32", kernel=kernel)
     monkeypatch.setattr(plan, "LONG_STEP", 0.0)
     monkeypatch.setattr(Placement, "lanes", lanes)
-    with own_cluster(2, 1, dashboard=False) as client:
-        assert train(client, "round", 4, "float32", kernel=kernel) == expected
+    assert train(own, "round", 4, "float32", kernel=kernel) == expected
     assert set(seen) == {min(2, CPU_COUNT)}
 
 
