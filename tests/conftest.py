@@ -10,12 +10,14 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import dask
+import faults
 import pytest
 from distributed import Client, LocalCluster
 from distributed import client as client_module
 from hypothesis import settings
 
-from flowgrad.scheduler.executors.distributed import DistributedExecutor
+from flowgrad.scheduler.collective import mailbox
+from flowgrad.scheduler.executors.distributed import MARK, DistributedExecutor
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
@@ -123,6 +125,25 @@ def network(monkeypatch):
             net.__exit__()
 
     return made
+
+
+@pytest.fixture(scope="session")
+def client_to_hurt():
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        local_cluster(2) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.set_metadata(MARK, True)  # what comes back too late for its nanny is started again
+        yield client
+
+
+@pytest.fixture
+def hurt(client_to_hurt):
+    """A cluster for hurting: two workers, more than one of which may die during one task; ours, as `flowgrad train` has it."""
+    faults.wait_for_two(client_to_hurt)
+    faults.silence(client_to_hurt, mailbox.SILENCE)
+    return client_to_hurt
 
 
 @pytest.fixture(scope="session", params=["sync", "threads", pytest.param("distributed", marks=pytest.mark.distributed)])

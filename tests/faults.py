@@ -205,6 +205,17 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
+def wait_for_two(client):
+    """Wait until there are two workers that have started: a nanny gives up when its worker dies before that."""
+
+    def there():
+        client.cluster.scale(2)  # nannies may have given up
+        nannies = [nanny.status.name for nanny in client.cluster.workers.values()]
+        return nannies == ["running"] * 2 and len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+
+    wait_for(there)
+
+
 class Slow(fg.Op):
     """Waits for longer than anybody."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import local_cluster
 from distributed import Client, LocalCluster, Semaphore, get_worker
 from faults import go_on, pids, silence, wait_for
 from tornado.ioloop import PeriodicCallback
@@ -202,19 +201,18 @@ def test_leases_that_ended_are_not_looked_after_any_more(client):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_member_ends_the_gang(how):
+def test_a_lost_member_ends_the_gang(hurt, how):
     def suicide(group):
         group.barrier()
         if group.rank:
             os.kill(os.getpid(), how)
         group.barrier()
 
-    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
-        # A connection that breaks is noticed whatever the patience with silence is.
-        silence(client, 1000.0 if how == signal.SIGKILL else 2.0)
-        processes = pids(client).values()
-        try:
-            with pytest.raises(fg.FlowgradError, match=r"is gone|went away|no sign of life|lost"):
-                fg.gang(client, suicide, [()] * 2)
-        finally:
-            go_on(processes)
+    # A connection that breaks is noticed whatever the patience with silence is.
+    silence(hurt, 1000.0 if how == signal.SIGKILL else 2.0)
+    processes = pids(hurt).values()
+    try:
+        with pytest.raises(fg.FlowgradError, match=r"is gone|went away|no sign of life|lost"):
+            fg.gang(hurt, suicide, [()] * 2)
+    finally:
+        go_on(processes)

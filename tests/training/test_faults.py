@@ -3,46 +3,16 @@
 import os
 import signal
 
-import dask
 import pytest
 from conftest import local_cluster
 from distributed import Client
-from faults import At, Net, Trap, kill, pause, pids, train, wait_for
+from faults import At, Net, Trap, kill, pause, pids, train, wait_for_two
 
 import flowgrad as fg
 from flowgrad.errors import NodeFailed
-from flowgrad.scheduler.executors.cluster import MARK
 
 pytestmark = pytest.mark.distributed
 GRAINS = ("shard", "round")
-
-
-@pytest.fixture(scope="module")
-def hurt():
-    """A cluster for hurting: two workers, more than one of which may die during one task; ours, as `flowgrad train` has it."""
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
-        local_cluster(2) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        client.set_metadata(MARK, True)  # what comes back too late for its nanny is started again
-        yield client
-
-
-def wait_for_two(hurt):
-    """Wait until there are two workers that have started: a nanny gives up when its worker dies before that."""
-
-    def there():
-        hurt.cluster.scale(2)  # nannies may have given up
-        nannies = [nanny.status.name for nanny in hurt.cluster.workers.values()]
-        return nannies == ["running"] * 2 and len(hurt.scheduler_info(n_workers=-1)["workers"]) == 2
-
-    wait_for(there)
-
-
-@pytest.fixture(autouse=True)
-def two_workers(hurt):
-    wait_for_two(hurt)
 
 
 @pytest.fixture(scope="module")

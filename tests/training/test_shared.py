@@ -7,15 +7,12 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
-import dask
 import faults
 import numpy as np
 import pytest
-from conftest import local_cluster
 from distributed import Client, LocalCluster
 
 import flowgrad as fg
-from flowgrad.scheduler.executors.cluster import MARK
 from flowgrad.scheduler.steps import shared
 from flowgrad.scheduler.training import estimate
 from flowgrad.scheduler.windows.choice import Choice
@@ -204,21 +201,9 @@ class Slow(fg.Op):
         return fg.Identity()
 
 
-@contextmanager
-def hurt():
-    """A cluster for hurting: two workers; ours, as `flowgrad train` has it."""
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
-        local_cluster(2) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        client.set_metadata(MARK, True)  # what comes back too late for its nanny is started again
-        yield client
-
-
-def killed(kills, monkeypatch):
+def killed(client, kills, monkeypatch):
     """Train while workers are killed; compare bits and losses."""
-    with hurt() as client, faults.Killer(client, kills, seed=1) as killer:
+    with faults.Killer(client, kills, seed=1) as killer:
         found, losses, history = Net(Slow).fit(client, epochs=killer.EPOCHS, callbacks=[killer])
     assert killer.killed >= kills
     assert history.recoveries
@@ -250,30 +235,33 @@ class Standstill:
         faults.go_on(self.processes)
 
 
-def stopped(folder, epochs, seconds, silence=None):
+def stopped(client, folder, epochs, seconds, silence=None):
     """Train while a worker stands still; compare bits and losses."""
-    with hurt() as client:
-        if silence is not None:
-            faults.silence(client, silence)
-        standstill = Standstill(folder, client, seconds, silence is not None)
-        try:
-            found, losses, history = Net(standstill.trap.op).fit(client, epochs=epochs, callbacks=[standstill])
-        finally:
-            standstill.end()
+    if silence is not None:
+        faults.silence(client, silence)
+    standstill = Standstill(folder, client, seconds, silence is not None)
+    try:
+        found, losses, history = Net(standstill.trap.op).fit(client, epochs=epochs, callbacks=[standstill])
+    finally:
+        standstill.end()
     assert standstill.trap.sprung
     assert any("no sign of life" in record["cause"] for record in history.recoveries)
     assert (found, losses) == Net(standstill.trap.op).fit("sync", grain="round", epochs=epochs)[:2]
 
 
-def test_killed_workers_change_no_bit(monkeypatch):
-    killed(2, monkeypatch)
+def test_killed_workers_change_no_bit(hurt, monkeypatch):
+    killed(hurt, 2, monkeypatch)
 
 
-def test_a_worker_that_is_stopped_for_a_while_changes_no_bit(tmp_path):
-    stopped(tmp_path, epochs=6, seconds=120, silence=2.0)
+def test_a_worker_that_is_stopped_for_a_while_changes_no_bit(hurt, tmp_path):
+    stopped(hurt, tmp_path, epochs=6, seconds=120, silence=2.0)
 
 
 @pytest.mark.slow
-def test_ten_killed_workers_and_one_that_is_stopped_change_no_bit(monkeypatch, tmp_path):
-    killed(10, monkeypatch)
-    stopped(tmp_path, epochs=100, seconds=20.0)
+def test_ten_killed_workers_change_no_bit(hurt, monkeypatch):
+    killed(hurt, 10, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_for_long_changes_no_bit(hurt, tmp_path):
+    stopped(hurt, tmp_path, epochs=100, seconds=20.0)
