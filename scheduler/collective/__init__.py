@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from .group import Group, slices, worth_slices
+from .group import Group, slices, traffic, worth_slices
 
 _LAZY = {"gang": "forming", "run_gang": "forming", "Spec": "member", "run_member": "member"}
 

@@ -122,7 +122,20 @@ class Group:
 
 def worth_slices(a: Array, size: int) -> bool:
     """Return whether so many members add up an array slice by slice."""
-    return a.nbytes >= SLICED and size >= LEAST_SLICES
+    return traffic(a.nbytes, size)[0] > 1
+
+
+def traffic(nbytes: int, size: int) -> tuple[int, float]:
+    """Return how many exchanges the sum of an array takes, and how many bytes each member sends in them, and receives.
+
+    Examples
+    --------
+    >>> traffic(1000, 4), traffic(1_000_000, 4)
+    ((1, 3000), (2, 1500000.0))
+    """
+    if nbytes >= SLICED and size >= LEAST_SLICES:
+        return 2, 2 * (size - 1) * nbytes / size
+    return 1, (size - 1) * nbytes
 
 
 def slices(length: int, size: int) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..collective import traffic
 from ..programs import Computation, Counts, counts_of
 from ..steps import THREAD_FLOPS
 from ..tasks import levels
@@ -14,6 +15,10 @@ from .times import Links, Times
 
 # Batch sizes beyond this are not looked at for the break-even.
 LARGEST_BATCH = 1 << 20
+# Of a letter's seconds, what one more takes that goes to another worker at the same time.
+ONE_MORE = 0.5
+# Bytes of an Ethernet frame by those of its contents.
+WITH_HEADERS = 1514 / 1448
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,17 @@ class Case:
     def largest(self) -> int:
         """Samples of the largest shard."""
         return -(-self.batch // self.shards)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The link of a worker: bits per second each way, and seconds from worker to worker."""
+
+    rate: float = math.inf
+    delay: float = 0.0
+
+
+HERE = Wire()
 
 
 def step_seconds(case: Case, grain: str, times: Times, links: Links) -> float:
@@ -118,9 +134,40 @@ def collective_seconds(case: Case, work: float, links: Links) -> float:
     lanes, size = min(links.workers, case.shards), case.work.params * case.itemsize
     if lanes < 2 or not links.letter:
         return math.inf
-    exchange = links.letter + (lanes - 1) * size * (links.letter_byte + 3 * links.update)
+    crowd = links.crowding(lanes) / links.crowding(2)  # letters were measured between two
+    exchange = gang_seconds(size, lanes, links, crowd=crowd) + sum_seconds(size, lanes, links)
     steps = min(case.steps, 2 * ROUNDS_PER_WINDOW * steps_per_round(work + exchange))
     return work + exchange + 2 * links.window / steps
+
+
+def gang_seconds(size: int, lanes: int, links: Links, wire: Wire = HERE, crowd: float = 1.0) -> float:
+    """Return the seconds in which workers exchange gradients, and weights where each adds up a slice.
+
+    Processors and wires work side by side. Where both take about as long they do so in part only: each letter begins and ends
+    without the other. So the root of the sum of squares is taken, which lies between the longer one and both.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of a gradient.
+    links : Links
+        Of two workers between which there is nothing, or, with no other `wire`, what there is.
+    wire : Wire
+        The link of each worker.
+    crowd : float
+        How much longer the processors take for letters than when two workers exchanged them.
+    """
+    exchanges, moved = traffic(size, lanes)
+    letters = links.letter * (1 + (lanes - 2) * ONE_MORE) * crowd
+    return exchanges * (letters + wire.delay) + math.hypot(
+        moved * links.letter_byte * crowd, 8 * moved * WITH_HEADERS / wire.rate
+    )
+
+
+def sum_seconds(size: int, lanes: int, links: Links) -> float:
+    """Return the seconds in which a worker adds up the gradients of all, or its slice of them."""
+    part = 1 if traffic(size, lanes)[0] == 1 else 1 / lanes
+    return 3 * (lanes - 1) * size * part * links.update
 
 
 def measured_seconds(

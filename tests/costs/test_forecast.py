@@ -3,18 +3,25 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowgrad.scheduler.collective.group import SLICED, traffic, worth_slices
 from flowgrad.scheduler.costs.forecast import (
+    WITH_HEADERS,
     Case,
+    Wire,
+    collective_seconds,
     crossing,
+    gang_seconds,
     job_seconds,
     measured_seconds,
     round_threads,
     spreading,
     step_seconds,
+    sum_seconds,
 )
 from flowgrad.scheduler.costs.plan import (
     ROUNDS_PER_WINDOW,
@@ -193,6 +200,48 @@ def test_a_crowd_takes_longer():
     assert links.crowding(1) == 1.0
     assert links.crowding(2) == 1.5
     assert spreading(net(batch=32, shards=2), "numpy", links) == 0.75
+
+
+# -- steps that workers share --
+
+
+def lines(letter=1e-3, letter_byte=1e-9):
+    return replace(cluster(4), letter=letter, letter_byte=letter_byte)
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 7, 256])
+def test_bytes_of_a_sum_are_those_that_a_group_sends(lanes):
+    """With slices a worker's link carries an array about twice, however many there are; else once for each other worker."""
+    small, large = SLICED // 2, 4 * SLICED
+    assert traffic(small, lanes) == (1, (lanes - 1) * small)
+    exchanges, moved = traffic(large, lanes)
+    assert exchanges == (1 if lanes == 2 else 2)
+    assert moved <= 2 * large
+    assert worth_slices(np.zeros(large, np.uint8), lanes) == (exchanges == 2)
+
+
+def test_a_slow_wire_is_what_an_exchange_takes():
+    wire = Wire(rate=1e8, delay=2e-3)
+    seconds = gang_seconds(40_000_000, 4, lines(), wire)
+    assert seconds == pytest.approx(60e6 * 8 * WITH_HEADERS / 1e8, rel=0.01)
+    assert gang_seconds(0, 2, lines(), wire) == pytest.approx(3e-3)
+    assert gang_seconds(0, 4, lines(), wire) == pytest.approx(4e-3)
+
+
+@given(st.integers(0, 10**9), st.integers(2, 256), st.floats(1e6, 1e11), st.floats(0, 1e-2), st.floats(1.0, 8.0))
+def test_no_better_wire_takes_longer(size, lanes, rate, delay, crowd):
+    seconds = gang_seconds(size, lanes, lines(), Wire(rate, delay), crowd)
+    assert gang_seconds(size, lanes, lines(), Wire(2 * rate, delay / 2), crowd) <= seconds
+    assert gang_seconds(size, lanes, lines()) <= seconds
+    assert sum_seconds(size, lanes, lines()) <= sum_seconds(2 * size, lanes, lines()) * (1 + 1e-9)
+
+
+def test_auto_counts_what_travels_with_slices():
+    case, links = net(hidden=1000, batch=4096, shards=8), replace(lines(), workers=8)
+    exchange = gang_seconds(4 * case.work.params, 8, links) + sum_seconds(4 * case.work.params, 8, links)
+    assert step_seconds(case, "collective", machine(case), links) > exchange
+    assert collective_seconds(case, 0.0, links) >= exchange
+    assert collective_seconds(case, 0.0, replace(links, workers=1)) == math.inf
 
 
 # -- plans --
