@@ -233,7 +233,8 @@ def test_no_better_wire_takes_longer(size, lanes, rate, delay, crowd):
     seconds = gang_seconds(size, lanes, lines(), Wire(rate, delay), crowd)
     assert gang_seconds(size, lanes, lines(), Wire(2 * rate, delay / 2), crowd) <= seconds
     assert gang_seconds(size, lanes, lines()) <= seconds
-    assert sum_seconds(size, lanes, lines()) <= sum_seconds(2 * size, lanes, lines()) * (1 + 1e-9)
+    if traffic(size, lanes)[0] == traffic(2 * size, lanes)[0]:  # not where slices begin: each adds up less then
+        assert sum_seconds(size, lanes, lines()) <= sum_seconds(2 * size, lanes, lines()) * (1 + 1e-9)
 
 
 def test_auto_counts_what_travels_with_slices():
