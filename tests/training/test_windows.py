@@ -85,7 +85,7 @@ def test_workers_change_between_two_epochs(begun, expected, grain):
         def on_epoch(self, record):
             if record["epoch"] == 1:
                 cluster.scale(3)
-                client.wait_for_workers(3, timeout=30)
+                client.wait_for_workers(3, timeout=120)
             elif record["epoch"] == 2:
                 self.killed = set(pids(client).values())
                 kill(self.killed)
