@@ -74,6 +74,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
             "kind": type(optimizer).__name__,
             "settings": {f.name: describe(getattr(optimizer.rule, f.name)) for f in fields(optimizer.rule)},
             "batch_size": optimizer.batch_size,
+            "epochs": optimizer.epochs,
             "target": optimizer.target.index,
         }
         if optimizer.privacy is not None:  # without the seed: it is a secret
@@ -114,6 +115,7 @@ def load(path: str | os.PathLike[str]) -> Saved:
             o = about["optimizer"]
             settings = {**{k: restore(v) for k, v in o["settings"].items()}, "batch_size": o["batch_size"]}
             optimizer = OPTIMIZERS[o["kind"]](graph, graph.nodes[o["target"]], **settings)
+            optimizer.epochs = o["epochs"]
             state = arrays_under("state", arrays)
             if state:
                 optimizer.keep(state)

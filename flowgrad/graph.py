@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class Graph:
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
         self._tokens: list[Token[Graph | None]] = []
         self._version = 0  # how often variables were set
+        self._computed = False  # whether any node may have a value that was computed
+        # While a training runs: who answers whether a variable may be set, and what gives variables their latest values.
+        self._training: Training | None = None
+        self._pending: Callable[[], None] | None = None
 
     def __enter__(self) -> Graph:
         self._tokens.append(_current.set(self))
@@ -68,6 +72,16 @@ class Graph:
             if node.parents:
                 node._value = None
         self._jacobians.clear()
+        self._computed = False
+
+    def _outdate(self, variables: Iterable[Variable]) -> None:
+        """Forget what was computed from variables."""
+        self._version += 1
+        if self._computed or self._jacobians:
+            for node in _reach(variables, lambda n: [c for c, _ in n._edges]):
+                if node.parents:
+                    node._value = None
+                self._jacobians.pop(node, None)
 
     def clear_jacobian(self) -> None:
         """Forget every cached Jacobian; values stay."""
@@ -174,6 +188,7 @@ class Node:
         """
         begin = [self] if self._value is None else []
         missing = _reach(begin, lambda n: [p for p in n.parents if p._value is None])
+        self.graph._computed = True
         for node in sorted(missing, key=operator.attrgetter("index")):
             if not node.parents:
                 raise GraphError(
@@ -343,6 +358,8 @@ class Variable(Node):
             If it has another length.
         FeedError
             If it is not numeric or not finite.
+        GraphError
+            While its graph is being trained, but for trained variables in callbacks between epochs.
 
         Examples
         --------
@@ -355,12 +372,34 @@ class Variable(Node):
         >>> y.value is None, y.forward().tolist()
         (True, [9.0, 16.0])
         """
-        self._assign(vector(f"the value for {self}", self.dim, value))
+        given = vector(f"the value for {self}", self.dim, value)
+        if self.graph._training is not None:
+            self.graph._training.check(self)
+        self._assign(given)
 
     def _assign(self, value: Array) -> None:
         self._value = frozen(value)
         self.graph._version += 1
         self.reset_value()
+
+    @property
+    def _value(self) -> Array | None:
+        if self.graph._pending is not None:
+            self.graph._pending()
+        return self._given
+
+    @_value.setter
+    def _value(self, value: Array | None) -> None:
+        if self.graph._pending is not None:
+            self.graph._pending()
+        self._given = value
+
+
+class Training(Protocol):
+    """What a graph knows of the training that runs on it."""
+
+    def check(self, variable: Variable) -> None:
+        """Refuse to set a variable where that could not count."""
 
 
 def run_rule(node: Node, rule: str, *args: Any) -> Any:

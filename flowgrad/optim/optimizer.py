@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypedDict
@@ -58,6 +58,10 @@ class Optimizer:
     ----------
     state : dict of ndarray, or None
         State of the rule for the trainable variables laid end to end in the order of creation; None before the first update.
+    learning_rate : float or callable
+        That of the rule; may be set.
+    epochs : int
+        Epochs that `Trainer.fit` has trained; the order of samples goes on from there.
 
     Raises
     ------
@@ -102,8 +106,10 @@ class Optimizer:
             self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
         elif noise_multiplier != 0:
             raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
+        self.epochs = 0
         self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()
+        self._provide: Callable[[], None] | None = None
         self._sums: dict[Variable, Array] = {}
         self._count = 0
 
@@ -114,6 +120,8 @@ class Optimizer:
     @property
     def state(self) -> State | None:
         """The state that was kept or set last."""
+        if self._provide is not None:
+            self._provide()
         return self._state
 
     @state.setter
@@ -124,6 +132,27 @@ class Optimizer:
         """Keep a state of the rule for the variables that are trainable now, laid end to end."""
         self._state, self._state_of = state, tuple(self.variables())
 
+    def provide(self, state: Callable[[], None] | None) -> None:
+        """Have something called, which keeps a state, when the state is asked for; None: no more."""
+        self._provide = state
+
+    def memory(self) -> tuple[Any, ...]:
+        """Return what `restore` gives back: state, rule and epochs."""
+        return self.state, self._state_of, self.rule, self.epochs
+
+    def restore(self, memory: tuple[Any, ...]) -> None:
+        """Have again what there was."""
+        self._state, self._state_of, self.rule, self.epochs = memory
+
+    @property
+    def learning_rate(self) -> float | Callable[[int], float]:
+        """The rule's; setting it makes another rule, with the same state."""
+        return self.rule.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float | Callable[[int], float]) -> None:
+        self.rule = replace(self.rule, learning_rate=rate)
+
     def state_now(self) -> State | None:
         """Return the state for the variables that are trainable now: of those that came since, it is zero.
 
@@ -132,17 +161,18 @@ class Optimizer:
         GraphError
             If a state was set that is for other variables.
         """
-        if self._state is None:
+        state = self.state
+        if state is None:
             return None
         variables = self.variables()
         size = sum(v.dim for v in variables)
-        lacking = [slot for slot in self.rule.slots if slot not in self._state]
+        lacking = [slot for slot in self.rule.slots if slot not in state]
         if lacking:
             raise GraphError(
                 f"{self}: its state is another rule's, it has no {', '.join(map(repr, lacking))}: "
                 f"set optimizer.state = None to begin anew"
             )
-        arrays = {slot: self._state[slot] for slot in self.rule.slots}
+        arrays = {slot: state[slot] for slot in self.rule.slots}
         if self._state_of and self._state_of != tuple(variables):
             arrays = {slot: _laid_out(array, self._state_of, variables) for slot, array in arrays.items()}
         for slot, array in arrays.items():
@@ -151,7 +181,7 @@ class Optimizer:
                     f"{self}: its state has {len(array)} entries ({slot!r}), the trainable variables have {size}: "
                     f"set optimizer.state = None to begin anew"
                 )
-        return {**self._state, **arrays}
+        return {**state, **arrays}
 
     def one_step(self) -> float:
         """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.

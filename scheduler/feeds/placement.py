@@ -184,6 +184,11 @@ class Placement:
         memory = sum(w.memory for w in workers)
         return size <= (RESIDENT_SHARE * memory if all(w.memory for w in workers) else RESIDENT_BYTES)
 
+    def change(self, program: Any) -> None:
+        """Have another program read the feeds."""
+        self.values["program"] = program
+        self.executor.release([there.pop("program") for there in self._placed.values() if "program" in there])
+
     def doubt(self) -> None:
         """Load chunks anew when they are wanted next: something got lost."""
         self.executor.release(self._resident.values())

@@ -26,10 +26,12 @@ STOP, KEEP = Signal.STOP, Signal.KEEP
 class Callback:
     """What a trainer calls; any object with some of these methods will do.
 
-    All callbacks are called, in the order in which they were given to the trainer, in the process and the thread that called `fit`,
-    while later steps may be under way already. An exception ends the training and comes out of `fit` as it is: the variables and
-    the optimizer then keep what they had before `fit`, nothing stays on the executor, and what was trained so far is in the last
-    checkpoint, if checkpoints are written.
+    All callbacks are called, in the order in which they were given to the trainer, in the process and the thread that called `fit`.
+    Variables and the optimizer have the weights and state of the last finished epoch. In `on_train_begin` and `on_epoch` trained
+    variables, ``optimizer.learning_rate``, ``optimizer.rule`` and ``optimizer.state`` may be set, and training goes on with them;
+    anywhere else setting a variable is refused. An exception ends the training and comes out of `fit` as it is: the variables and
+    the optimizer then have again what they had before `fit`, nothing stays on the executor, and what was trained so far is in the
+    last checkpoint, if checkpoints are written.
 
     Examples
     --------

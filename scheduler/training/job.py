@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.optim import Optimizer, warn_independent
+from flowgrad.inputs import frozen
+from flowgrad.optim import Optimizer, Rule, warn_independent
 from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
@@ -61,7 +62,7 @@ class TrainingJob:
         warn_independent(optimizer.target, self.variables)
         step = replace(compile_step(optimizer.target, self.feeds, self.variables, "shard"), rule=self.rule)
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
-        self.state = self._first_state()
+        self.state = self.first_state()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -81,7 +82,8 @@ class TrainingJob:
 
     # -- state --------------------------------------------------------------------------------------------------
 
-    def _first_state(self) -> dict[str, Array]:
+    def first_state(self) -> dict[str, Array]:
+        """Return what variables and the optimizer have now."""
         w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
         state = self.rule.init(w)
         before = self.settings.optimizer.state_now()
@@ -94,10 +96,12 @@ class TrainingJob:
 
     def store(self, state: dict[str, Array]) -> None:
         """Give a state to the variables and the optimizer."""
+        layout = self.step.program.layout
         for v in self.variables:
-            if v.index in self.step.program.layout:
-                _, start, stop = self.step.program.layout[v.index]
-                v._assign(np.array(state["w"][None, start:stop], np.float64))
+            if v.index in layout:
+                _, start, stop = layout[v.index]
+                v._value = frozen(np.array(state["w"][None, start:stop], np.float64))
+        self.settings.optimizer.graph._outdate(self.variables)
         every = self.settings.optimizer.variables()
         zeros = np.zeros(sum(v.dim for v in every), self.feeds.dtype)
         ordered = dict(self.settings.optimizer.state_now() or self.rule.init(zeros))
@@ -106,6 +110,10 @@ class TrainingJob:
             ordered[slot] = ordered[slot].copy()
             ordered[slot][order] = state[slot]
         self.settings.optimizer.keep({**ordered, "t": state["t"].copy()})
+
+    def take_rule(self, rule: Rule) -> None:
+        """Let steps be made by another rule from now on."""
+        self.rule, self.step = rule, replace(self.step, rule=rule)
 
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""

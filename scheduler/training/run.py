@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from ..costs import Plan
 from ..feeds import Batches, Epoch, Placement, check_feeds
 from ..machine import Interrupts
 from ..windows import Windows
-from .callbacks import KEEP, STOP
+from .callbacks import KEEP, STOP, Signal
 from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint
 from .estimate import plan_training
 from .evaluation import Evaluation
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
+from .mirror import Mirror
 
 
 class Run:
@@ -53,6 +54,8 @@ class Run:
         checked = None if validation is None else check_feeds(graph, validation, job.feeds.dtype, lazy=True)
         layout = job.step.program.layout
         self.epoch = self.position = 0
+        self.before = settings.optimizer.epochs
+        self.identity = job.identity  # whatever callbacks make of the rule
         self.kept: dict[str, Array] = {}
         state = job.state
         checkpoint = read_checkpoint(saver.folder) if saver is not None and resume else None
@@ -78,14 +81,18 @@ class Run:
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings
-        order = Epoch(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, epoch)
+        number = self.before + epoch
+        order = Epoch(self.job.feeds.samples, settings.batch_size, settings.shuffle, settings.seed, number)
         return Batches(order, 0, order.steps, self.plan.shards)
 
     def _go_on(self, checkpoint: Snapshot) -> dict[str, Array]:
         about = checkpoint.about
         self.kept = checkpoint.kept
         self.plan = checked_record(Plan, about["plan"])
-        self.epoch, self.position = int(about["epoch"]), int(about["position"])
+        self.epoch, self.position, self.before = int(about["epoch"]), int(about["position"]), int(about["before"])
+        if about["rule"] != self._numbers():  # as callbacks had it
+            self.job.take_rule(replace(self.job.rule, **about["rule"]))
+            self.settings.optimizer.rule = self.job.rule
         self.history = checked_record(History, {**about["history"], "steps": StepLosses(checkpoint.losses)})
         return checkpoint.state
 
@@ -100,11 +107,26 @@ class Run:
 
     def train(self) -> History:
         """Run the epochs that are left."""
-        history, callbacks = self.history, self.settings.callbacks
+        self.mirror = Mirror(self.job, self.windows.state)
+        try:
+            self._train()
+            self.mirror.show(self.kept or self.windows.state)
+            self.mirror.close()
+            self.settings.optimizer.epochs = self.before + self.epoch
+            self.settings.callbacks.notify("on_train_end", self.history)
+        except BaseException:
+            self.mirror.undo()
+            raise
+        return self.history
+
+    def _train(self) -> None:
+        history = self.history
+        if history.steps:  # of a checkpoint
+            self.mirror.show(self.windows.state)
         self.info = {"plan": history.plan, "samples": self.job.feeds.samples, "epochs": self.epochs}
         self.info |= {"steps": self.steps_per_epoch * self.epochs, "validation": self.evaluation is not None}
         past = {"past": [dict(record) for record in history.epochs], "kept_epoch": history.kept_epoch}
-        answer = callbacks.notify("on_train_begin", self.info | past)
+        answer = self._ask("on_train_begin", self.info | past)
         if KEEP not in answer:
             self.kept, history.kept_epoch = {}, None
         self.start = time.perf_counter()
@@ -119,9 +141,18 @@ class Run:
             if self.saver is not None:
                 advice = f"then go on from {self.saver.folder} with resume=True"
             raise ClusterError(f"{error}; {advice}") from error
-        self.job.store(self.kept or self.windows.state)
-        callbacks.notify("on_train_end", history)
-        return history
+
+    def _ask(self, method: str, about: dict[str, Any]) -> Signal:
+        """Ask callbacks between epochs; what they change of variables and the optimizer counts."""
+        self.mirror.open = True
+        try:
+            answer = self.settings.callbacks.notify(method, about)
+        finally:
+            self.mirror.open = False
+        if self.mirror.changed():
+            self.placement.change(self.job.step)
+            self.windows.change(self.job.step, self.mirror.state)
+        return answer
 
     def _epochs(self, stop: bool) -> None:
         if self.evaluation is not None and not self.history.epochs:
@@ -197,11 +228,19 @@ class Run:
             "samples_per_second": rate,
         }
         # Whoever interrupts a callback is asked again when the run goes on: the record is there only with the answer.
-        answer = self.settings.callbacks.notify("on_epoch", dict(record))
+        if epoch:
+            self.mirror.show(self.windows.state)
+        answer = self._ask("on_epoch", dict(record))
         self.history.epochs.append(record)
         if KEEP in answer:
             self.kept, self.history.kept_epoch = self.windows.state, epoch
         return STOP in answer
+
+    def _numbers(self) -> dict[str, Any]:
+        """Return the rule's settings that are plain values, for callbacks may change them."""
+        rule = self.settings.optimizer.rule
+        values = {f.name: getattr(rule, f.name) for f in fields(rule)}
+        return {name: value for name, value in values.items() if value is None or isinstance(value, (bool, int, float))}
 
     def _checkpoint(self) -> None:
         """Write the state after the last window, with what it takes to go on from there, if anything is to be written."""
@@ -211,7 +250,9 @@ class Run:
         about = {
             "epoch": self.epoch,
             "position": self.position,
-            "run": self.job.identity,
+            "before": self.before,
+            "rule": self._numbers(),
+            "run": self.identity,
             "plan": self.plan.as_dict(),
             "history": {**self.history.as_dict(), "steps": []},  # they are an array
         }

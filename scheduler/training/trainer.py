@@ -98,6 +98,9 @@ class Trainer:
     ) -> History:
         """Train; afterwards the variables hold the trained values.
 
+        Epochs go on where the last call ended: `epochs` calls of ``fit(epochs=1)`` take the samples in as many different orders, and
+        give the same bits as one of ``fit(epochs=epochs)``; ``optimizer.epochs`` counts.
+
         Parameters
         ----------
         feeds : dict

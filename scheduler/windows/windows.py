@@ -111,6 +111,12 @@ class Windows:
         self.state = self._latest  # not before all of its steps were reported
         self.bounds["steps"] = max(self.bounds["steps"], self.course.since)
 
+    def change(self, step: Step, state: State) -> None:
+        """Go on with another step or state."""
+        self.close()
+        self.step, self.state, self._latest = step, state, state
+        self._begin(self.grain)
+
     def close(self) -> None:
         """Let go of everything that is on the executor."""
         self.carrier.release()

@@ -290,7 +290,7 @@ def test_everything_that_is_told_is_on_the_base_class():
     """By the source: whoever reads `fg.Callback` knows all there is."""
     told = set()
     for path in (ROOT / "scheduler" / "training").glob("*.py"):
-        told |= set(re.findall(r"notify\(\s*\"(\w+)\"", path.read_text()))
+        told |= set(re.findall(r"(?:notify|_ask)\(\s*\"(\w+)\"", path.read_text()))
     assert told == {name for name in vars(fg.Callback) if name.startswith("on_")}
     assert "on_recovery" in told
     with pytest.raises(AttributeError, match="on_nothing"):

@@ -1,0 +1,112 @@
+"""What variables and the optimizer show while a training runs, and what callbacks may change of it."""
+
+from __future__ import annotations
+
+import threading
+
+from flowgrad.errors import GraphError
+from flowgrad.graph import Variable
+from flowgrad.optim import State
+
+from .job import TrainingJob
+
+
+class Mirror:
+    """Shows a training's latest state in the variables and the optimizer, and takes in what is changed there.
+
+    Values are copied when somebody reads them, and not before. Between epochs callbacks may set trained variables, the optimizer's
+    state and its rule; at any other time, and from other threads, setting is refused.
+
+    Attributes
+    ----------
+    state : dict
+        What is shown.
+    open : bool
+        Whether variables may be set now.
+    """
+
+    def __init__(self, job: TrainingJob, state: State):
+        self.job, self.state, self.open = job, state, False
+        self.graph, self.optimizer = job.settings.optimizer.graph, job.settings.optimizer
+        self._thread = threading.get_ident()
+        self._filling, self._stale = threading.RLock(), False
+        if self.graph._training is not None:
+            raise GraphError(f"{self.graph} is being trained already: one call of fit at a time")
+        self.graph._training = self
+        self._before = [v._value for v in job.variables], self.optimizer.memory()
+        self._shown, self._kept, self._rule = self._before[0], self.optimizer.state, self.optimizer.rule
+
+    def show(self, state: State) -> None:
+        """Let variables and the optimizer have this state from now on."""
+        self.state, self._stale = state, True
+        self.graph._pending = self._fill
+        self.graph._outdate(self.job.variables)
+        self.optimizer.provide(self._fill)
+
+    def _fill(self) -> None:
+        with self._filling:
+            if self._stale:
+                self._stale = False
+                self.job.store(self.state)
+                self._forget()
+                self._shown, self._kept = [v._value for v in self.job.variables], self.optimizer.state
+
+    def _forget(self) -> None:
+        self.graph._pending = None
+        self.optimizer.provide(None)
+
+    def check(self, variable: Variable) -> None:
+        """Refuse to set a variable where that could not count.
+
+        Raises
+        ------
+        GraphError
+        """
+        if threading.get_ident() != self._thread:
+            raise GraphError(
+                f"{variable} cannot be set by another thread while its graph is being trained: wait for fit"
+            )
+        if not self.open:
+            raise GraphError(
+                f"{variable} cannot be set in the middle of an epoch: do it in on_epoch, or before or after fit"
+            )
+        if variable not in self.job.variables:
+            raise GraphError(
+                f"{variable} is no trained variable of this training, which has read it already: set it before or after fit"
+            )
+
+    def changed(self) -> bool:
+        """Take in what callbacks have set; return whether anything differs from what was shown."""
+        rule, different = self.optimizer.rule, False
+        if rule is not self._rule:
+            if type(rule) is not type(self._rule):
+                raise GraphError(
+                    f"the rule of {self.optimizer} was {type(self._rule).__name__} when fit began, it cannot become "
+                    f"{type(rule).__name__} meanwhile: another one has another state"
+                )
+            self.job.take_rule(rule)
+            self._rule, different = rule, True
+        if not self._stale:
+            values = [v._value for v in self.job.variables]
+            if self.optimizer.state is not self._kept or any(a is not b for a, b in zip(values, self._shown)):
+                now = self.job.first_state()
+                different |= any(now[k].tobytes() != self.state[k].tobytes() for k in now)
+                self.state = now
+                self._shown, self._kept = values, self.optimizer.state
+        return different
+
+    def close(self) -> None:
+        """Leave variables as they are; anybody may set them again."""
+        self._fill()
+        self.graph._training = None
+
+    def undo(self) -> None:
+        """Give variables and the optimizer back what they had before."""
+        self._stale = False
+        self._forget()
+        values, memory = self._before
+        for v, value in zip(self.job.variables, values):
+            v._value = value
+        self.graph._outdate(self.job.variables)
+        self.optimizer.restore(memory)
+        self.graph._training = None

@@ -1,0 +1,241 @@
+"""What callbacks see of a training is what is, and what they change counts or is refused by name."""
+
+import threading
+
+import numpy as np
+import pytest
+from faults import Net
+
+import flowgrad as fg
+
+
+def trainer_of(net, where="sync", callbacks=(), rate=0.01, **settings):
+    optimizer = fg.Adam(net.graph, net.loss, rate, batch_size=32)
+    return fg.Trainer(optimizer, fg.Engine(where, shards=4, kernel="numpy", **settings), seed=5, callbacks=callbacks)
+
+
+class Watch(fg.Callback):
+    """Does something after each epoch."""
+
+    def __init__(self, action):
+        self.action, self.seen = action, []
+
+    def on_epoch(self, record):
+        if record["epoch"]:
+            self.seen.append(self.action(record))
+
+
+def parameters(net):
+    return [v for v in net.graph.nodes if isinstance(v, fg.Variable) and v.trainable]
+
+
+def test_an_epochs_weights_are_there(executor, tmp_path):
+    net = Net()
+
+    def look(record):
+        path = tmp_path / f"{record['epoch']}.safetensors"
+        fg.save(path, net.graph, trainer.optimizer)
+        found = trainer.evaluate(net.feeds)["loss"], trainer.predict(net.loss, net.feeds).mean(), trainer.fingerprint()
+        return *found, int(trainer.optimizer.state["t"][0])
+
+    watch = Watch(look)
+    trainer = trainer_of(net, executor, [watch])
+    history = trainer.fit(net.feeds, epochs=3, validation=net.feeds)
+    expected = [record["validation_loss"] for record in history.epochs[1:]]
+    assert [seen[0] for seen in watch.seen] == pytest.approx(expected)
+    assert [seen[1] for seen in watch.seen] == pytest.approx(expected)
+    assert [seen[3] for seen in watch.seen] == [15, 30, 45]
+    for epochs, seen in enumerate(watch.seen, 1):
+        other = Net()
+        alone = trainer_of(other)
+        alone.fit(other.feeds, epochs=epochs)
+        assert alone.fingerprint() == seen[2]
+        graph, optimizer = fg.load(tmp_path / f"{epochs}.safetensors")
+        assert fg.Trainer(optimizer, fg.Engine("sync"), seed=5).fingerprint() == seen[2]
+        assert len(graph.nodes) == len(net.graph.nodes)
+
+
+def test_nodes_that_were_computed_before_are_computed_anew():
+    net = Net()
+    w = parameters(net)[0]
+    with net.graph:
+        norm = w @ w
+    first = float(norm.forward()[0])
+    watch = Watch(lambda record: (float(norm.forward()[0]), float(w.value @ w.value)))
+    trainer_of(net, callbacks=[watch]).fit(net.feeds, epochs=2)
+    assert all(a == pytest.approx(b) and a != first for a, b in watch.seen)
+
+
+@pytest.mark.parametrize("grain", ["shard", "round", "collective", "node"])
+def test_what_is_set_counts(executor, grain):
+    def train(where, by_hand):
+        net = Net()
+        w = parameters(net)[0]
+
+        def clip(record):
+            w.set_value(np.clip(w.value, -0.25, 0.25))
+
+        trainer = trainer_of(net, where, [] if by_hand else [Watch(clip)], grain=grain)
+        if not by_hand:
+            trainer.fit(net.feeds, epochs=3)
+        for _ in range(3 * by_hand):
+            trainer.fit(net.feeds, epochs=1)
+            clip(None)
+        assert abs(w.value).max() <= 0.25
+        return trainer.fingerprint()
+
+    assert train(executor, False) == train("sync", True)
+
+
+def test_a_learning_rate_and_a_rule_count(executor, tmp_path):
+    def train(where, by_hand, **settings):
+        net = Net()
+        watch = Watch(lambda record: setattr(trainer.optimizer, "learning_rate", 0.01 / (1 + record["epoch"])))
+        trainer = trainer_of(net, where, [] if by_hand else [watch])
+        if by_hand:
+            for epoch in range(1, 4):
+                trainer.fit(net.feeds, epochs=1)
+                trainer.optimizer.rule = fg.Adam(net.graph, net.loss, 0.01 / (1 + epoch)).rule
+        else:
+            trainer.fit(net.feeds, epochs=3, **settings)
+        return trainer.fingerprint()
+
+    expected = train("sync", True)
+    assert train(executor, False) == expected
+    assert train(executor, False, checkpoint=tmp_path) == expected
+
+
+def test_a_rate_that_a_callback_set_is_there_when_a_run_goes_on(tmp_path):
+    def run(epochs, fail_at=None, **settings):
+        net = Net()
+
+        class Halve(fg.Callback):
+            def on_epoch(self, record):
+                if record["epoch"] == fail_at:
+                    raise KeyboardInterrupt
+                trainer.optimizer.learning_rate /= 2
+
+        trainer = trainer_of(net, callbacks=[Halve()])
+        trainer.fit(net.feeds, epochs=epochs, **settings)
+        return trainer.fingerprint()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(4, fail_at=3, checkpoint=tmp_path)
+    assert run(4, checkpoint=tmp_path, resume=True) == run(4)
+
+
+def test_a_rule_of_another_kind_is_refused():
+    net = Net()
+    watch = Watch(lambda record: setattr(trainer.optimizer, "rule", fg.Momentum(net.graph, net.loss).rule))
+    trainer = trainer_of(net, callbacks=[watch])
+    with pytest.raises(fg.FlowgradError, match="was AdamRule when fit began, it cannot become MomentumRule"):
+        trainer.fit(net.feeds, epochs=2)
+
+
+def test_steps_see_the_last_epochs_weights_and_set_nothing():
+    net = Net()
+    w = parameters(net)[0]
+    seen = []
+
+    class Steps(fg.Callback):
+        def on_steps(self, info):
+            seen.append((info["epoch"], w.value.tobytes()))
+            if info["epoch"] == 3:
+                w.set_value(np.zeros(w.dim))
+
+    ends = Watch(lambda record: w.value.tobytes())
+    before = w.value.tobytes()
+    trainer = trainer_of(net, callbacks=[Steps(), ends])
+    with pytest.raises(fg.FlowgradError, match=rf"{w.name}.*middle of an epoch.*on_epoch"):
+        trainer.fit(net.feeds, epochs=4)
+    values = [before, *ends.seen]
+    assert all(value == values[epoch - 1] for epoch, value in seen)
+    assert w.value.tobytes() == before
+
+
+def test_another_thread_and_variables_that_are_not_trained_are_refused():
+    net = Net()
+    w, told = parameters(net)[0], []
+
+    def set_elsewhere(record):
+        def attempt(variable):
+            try:
+                variable.set_value(np.zeros(variable.dim))
+            except fg.FlowgradError as error:
+                told.append(str(error))
+
+        thread = threading.Thread(target=attempt, args=(w,))
+        thread.start()
+        thread.join()
+        attempt(net.x)
+
+    trainer_of(net, callbacks=[Watch(set_elsewhere)]).fit(net.feeds, epochs=1)
+    assert "another thread" in told[0]
+    assert "no trained variable" in told[1]
+    w.set_value(np.ones(w.dim))  # afterwards anybody may
+
+
+def test_one_training_of_a_graph_at_a_time():
+    net = Net()
+    watch = Watch(lambda record: trainer_of(net).fit(net.feeds, epochs=1))
+    with pytest.raises(fg.FlowgradError, match="trained already"):
+        trainer_of(net, callbacks=[watch]).fit(net.feeds, epochs=1)
+    trainer_of(net).fit(net.feeds, epochs=1)
+
+
+@pytest.mark.parametrize("what", ["raises", "nan", "set and raises", "at the end"])
+def test_whatever_ends_a_training_early_all_is_as_before(executor, what):
+    net = Net()
+    w = parameters(net)[0]
+
+    class Disturb(fg.Callback):
+        def on_epoch(self, record):
+            if what == "nan":
+                trainer.optimizer.learning_rate = 1e300
+            elif what != "at the end" and record["epoch"] == 2:
+                w.set_value(np.zeros(w.dim)) if what == "set and raises" else w.value
+                raise ValueError("enough")
+
+        def on_train_end(self, history):
+            raise ValueError("enough")
+
+    trainer = trainer_of(net, executor, [Disturb()])
+    trainer_of(net).fit(net.feeds, epochs=1)
+    before = trainer.fingerprint(), trainer.optimizer.rule, trainer.optimizer.epochs
+    with pytest.raises(fg.FlowgradError if what == "nan" else ValueError), np.errstate(all="ignore"):
+        trainer.fit(net.feeds, epochs=4)
+    assert (trainer.fingerprint(), trainer.optimizer.rule, trainer.optimizer.epochs) == before
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_epochs_one_by_one_are_epochs_in_a_row(executor, tmp_path, through_a_file):
+    net = Net()
+    whole = trainer_of(net, executor)
+    whole.fit(net.feeds, epochs=3)
+    net = Net()
+    trainer = trainer_of(net, executor)
+    feeds = net.feeds
+    for _ in range(3):
+        trainer.fit(feeds, epochs=1)
+        if through_a_file:
+            path = tmp_path / "model.safetensors"
+            fg.save(path, trainer.optimizer.graph, trainer.optimizer)
+            graph, optimizer = fg.load(path)
+            trainer = fg.Trainer(optimizer, trainer.engine, seed=5)
+            feeds = dict(zip(graph.nodes, net.feeds.values()))
+    assert trainer.optimizer.epochs == 3
+    assert trainer.fingerprint() == whole.fingerprint()
+
+
+def test_what_is_not_read_is_not_copied(monkeypatch):
+    from flowgrad.scheduler.training.job import TrainingJob
+
+    stored = []
+    original = TrainingJob.store
+    monkeypatch.setattr(TrainingJob, "store", lambda self, state: (stored.append(1), original(self, state)))
+    net = Net()
+    trainer_of(net, callbacks=[Watch(lambda record: None)]).fit(net.feeds, epochs=5, validation=net.feeds)
+    assert len(stored) == 1
+    net = Net()
+    trainer_of(net, callbacks=[Watch(lambda record: parameters(net)[0].value)]).fit(net.feeds, epochs=5)
+    assert len(stored) == 1 + 6
