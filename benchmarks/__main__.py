@@ -23,6 +23,7 @@ from benchmarks.nets import nets_report
 from benchmarks.own import OWN
 from benchmarks.peers import PEERS
 from benchmarks.prediction import prediction_report
+from benchmarks.scaling import PAGE, scaling_report, with_tables
 from benchmarks.setting import BATCHES
 from benchmarks.sizes import sizes_report
 from benchmarks.training import measure_training, own_ratios, same_weights, training_table
@@ -41,6 +42,7 @@ HEADS = {
     "mainjob": "The main job",
     "collective": "Steps that workers share",
     "cluster": "On a cluster",
+    "scaling": "Many workers",
 }
 SUBJECTS = tuple(HEADS)
 TITLE = """\
@@ -57,6 +59,7 @@ ABOUT = {
     "mainjob": "`flowgrad train mnist`: 6 epochs, start-up, report.",
     "collective": "On a cluster as dask makes it.",
     "cluster": "Worker processes on this machine.",
+    "scaling": "Four workers share the cores, and those of the switch between them.",
 }
 REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "nets": nets_report,
@@ -67,6 +70,7 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "mainjob": mainjob_report,
     "collective": collective_report,
     "cluster": cluster_report,
+    "scaling": scaling_report,
 }
 ABOUT_TRAINING = """\
 784-90-10 net, float32, Adam, every epoch in a new order. flowgrad: `Trainer` on threads, grain `round`, the rate from its
@@ -83,7 +87,7 @@ others do not."""
 @click.option("--turns", default=7, show_default=True, help="How often each takes its turn.")
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help=(
     "cpu: by the processor's time, one thread each; for a machine on which others work."))  # fmt: skip
-@click.option("--write", is_flag=True, help=f"Write the results to {RESULTS.name}.")
+@click.option("--write", is_flag=True, help=f"Write the results to {RESULTS.name}, docs/{PAGE.name}.")
 def main(
     subjects: tuple[str, ...], names: tuple[str, ...], batches: tuple[int, ...], turns: int, clock: str, write: bool
 ) -> None:
@@ -120,7 +124,9 @@ def main(
             note = f"{ABOUT[subject]}\n\n{REPORTS[subject](tell)}"
         parts[subject] = f"{when} {note}"
     click.echo(results(parts, ""))
-    if write:
+    if write and (tables := parts.pop("scaling", "")):
+        PAGE.write_text(with_tables(PAGE.read_text(), tables))
+    if write and parts:
         RESULTS.write_text(results(parts, RESULTS.read_text() if RESULTS.exists() else ""))
 
 

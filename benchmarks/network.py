@@ -152,7 +152,7 @@ class Network:
 def switch(delay: float, ports: Sequence[str]) -> None:
     """Hand frames from port to port, `delay` seconds after they came."""
     # Numbers of linux/if_packet.h and asm/socket.h that Python does not name.
-    ETH_P_ALL, SOL_PACKET, VNET_HDR, IGNORE_OUTGOING, RCVBUFFORCE = 3, 263, 15, 23, 33
+    ETH_P_ALL, SOL_PACKET, VNET_HDR, IGNORE_OUTGOING, SNDBUFFORCE, RCVBUFFORCE = 3, 263, 15, 23, 32, 33
     sockets = []
     for port in ports:
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -160,7 +160,9 @@ def switch(delay: float, ports: Sequence[str]) -> None:
             SOL_PACKET, VNET_HDR, 1
         )  # several segments of a connection at once, as they are handed on within a kernel
         raw.setsockopt(SOL_PACKET, IGNORE_OUTGOING, 1)
-        raw.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 1 << 26)
+        for force in (SNDBUFFORCE, RCVBUFFORCE):  # a port whose queue is long must not hold up the others
+            raw.setsockopt(socket.SOL_SOCKET, force, 1 << 28)
+        raw.setblocking(False)
         raw.bind((port, ETH_P_ALL))
         sockets.append(raw)
     header, known = 10, {}
