@@ -41,7 +41,7 @@ CHECKED_LANES, CHECKED, CHECKED_RATES, CHECKED_DELAYS = (
 )
 WORKERS = tuple(f"w{k}" for k in range(max(CHECKED_LANES)))
 # Seconds for which an exchange is repeated, and the fewest and most times.
-LONG, FEWEST, MOST = 1.0, 3, 40
+LONG, FEWEST, MOST = 1.0, 2, 40
 SIZES = (1 << 12, 1 << 22)
 
 
@@ -79,13 +79,17 @@ def answer(address: str, what: str) -> Any:
 
         if what == "letters":
             return [max(each) for each in zip(*gang(letters, 2, SIZES))]
-        found = {}
-        for numbers in CHECKED:
-            for lanes in CHECKED_LANES:
-                once = max(took[-1] for took in gang(exchanges, lanes, numbers, 2))
-                times = int(min(max(LONG / once, FEWEST), MOST))
-                taken = gang(exchanges, lanes, numbers, 1 + times)
-                found[f"{numbers} {lanes}"] = max(statistics.median(took[1:]) for took in taken)
+        found: dict[str, float] = {}
+        for _ in range(2):  # apart: what others do on the machine comes and goes
+            for numbers in CHECKED:
+                for lanes in CHECKED_LANES:
+                    cell = f"{numbers} {lanes}"
+                    if found.get(cell, 0.0) > LONG:
+                        continue
+                    once = max(took[-1] for took in gang(exchanges, lanes, numbers, 2))
+                    taken = gang(exchanges, lanes, numbers, 1 + int(min(max(LONG / once, FEWEST), MOST)))
+                    seconds = max(statistics.median(took[1:]) for took in taken)
+                    found[cell] = min(seconds, found.get(cell, seconds))
         return found
 
 
@@ -102,7 +106,7 @@ def ask(network: Network, address: str, what: str) -> Any:
 
 def letter_links(looks: Sequence[Sequence[float]], delay: float = 0.0, update: float = 0.0) -> Links:
     """Return links from what letters of two sizes took, several times, over a wire of some delay, which they are without."""
-    small, large = (statistics.median(each) for each in zip(*looks))
+    small, large = map(min, zip(*looks))
     byte = max(large - small, 0.0) / (SIZES[1] - SIZES[0])
     return Links(2, 1, 2, 0.0, 0.0, update=update, letter=max(small - delay, 1e-4), letter_byte=byte)
 
@@ -143,8 +147,10 @@ def check(tell: Tell) -> list[str]:
                 f"{links.letter * 1e3:.2f} ms and {1e-6 / links.letter_byte:.0f} MB/s where the delay is {delay * 1e3:g} ms"
             )
             tell(unlimited[-1])
-    about = f"{hits} of {cells} cells are within 20 %. A letter without the delay, and bytes each way, between two workers without a limit: "
-    return [*lines, "", about + "; ".join(unlimited) + f". {cores} cores."]
+    about = (
+        f"{hits} of {cells} cells are within 20 %; {cores} cores. Between two workers, without a limit and the delay: "
+    )
+    return [*lines, "", about + "; ".join(unlimited) + "."]
 
 
 # -- the simulation --
