@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Absent:
 @contextmanager
 def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
     """Meet the other members for the length of a block; or find out that not all of them come."""
-    mailbox = Mailbox.of(get_worker())
+    began, mailbox = time.monotonic(), Mailbox.of(get_worker())
     box = mailbox.enter(spec.name)
     lines = {
         k: Line(mailbox, box, spec.name, rank, k, address) for k, address in enumerate(spec.addresses) if k != rank
@@ -50,11 +51,10 @@ def joined(spec: Spec, rank: int) -> Iterator[Group | Absent]:
     try:
         box.wait_for(lambda: not away() or bool(box.lost), spec.patience)
         if away():
-            if spec.patience >= CONNECTED:
-                for k, line in lines.items():
-                    if not line.open:
-                        box.lose(k, f"{UNREACHABLE} (no connection within {spec.patience:g} s)")
             cut_off = [f"{spec.addresses[k]} {why}" for k, why in box.lost.items() if why.startswith(UNREACHABLE)]
+            if (waited := time.monotonic() - began) >= CONNECTED:
+                told = f"{UNREACHABLE} (no connection within {waited:.1f} s)"
+                cut_off += [f"{spec.addresses[k]} {told}" for k, line in lines.items() if not line.open]
             yield Absent(tuple(sorted(away())), cut_off[0] if cut_off else "")
             return
         group = Group(rank, spec.addresses, box, lines)
