@@ -98,8 +98,8 @@ class Trainer:
     ) -> History:
         """Train; afterwards the variables hold the trained values.
 
-        Epochs go on where the last call ended: `epochs` calls of ``fit(epochs=1)`` take the samples in as many different orders, and
-        give the same bits as one of ``fit(epochs=epochs)``; ``optimizer.epochs`` counts.
+        Epochs go on where the last call ended (``optimizer.epochs`` counts): n calls of ``fit(epochs=1)`` take the samples in n
+        different orders, and give the bits of ``fit(epochs=n)``.
 
         Parameters
         ----------
