@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from contextvars import Context
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
 from distributed.scheduler import KilledWorker
 
+import flowgrad as fg
 from flowgrad.errors import ClusterError
 
 from ..machine import aligned, one_thread
@@ -140,13 +142,22 @@ class DistributedExecutor(Executor):
         try:
             # A worker that has just died is connected to again and again, for half a minute as dask comes.
             with dask.config.set({"distributed.comm.timeouts.connect": CONNECT_SECONDS}):
-                futures = self._patiently(
-                    self.client.scatter(data, workers=targets, hash=False, timeout=PLACE_SECONDS, asynchronous=True)
-                )
+                futures = Context().run(self._patiently, self._scatter(data, targets))
         except (OSError, TimeoutError, ValueError, KeyError) as error:
             self._known()  # it may be the scheduler that is gone
             raise Lost(f"a worker went away while values were sent to it ({type(error).__name__})") from error
+        except Exception as error:  # what could not be read there comes here as text
+            if "No module named 'flowgrad" not in str(error):
+                raise
+            raise ClusterError(
+                f"worker {worker or 'of ' + self.name} cannot import flowgrad ({error}): "
+                f"install flowgrad {fg.__version__} where it runs, and start it again"
+            ) from None
         return [Handle(key, futures[key]) for key in data]
+
+    async def _scatter(self, data: dict[str, Any], workers: list[str] | None) -> Any:
+        """Scatter, in a context that knows of no task: within one, dask hands all values to its own worker, as they are."""
+        return await self.client.scatter(data, workers=workers, hash=False, timeout=PLACE_SECONDS, asynchronous=True)
 
     def submit(
         self,

@@ -37,6 +37,7 @@ def fingerprint(where, grain="collective", epochs=2, op=None, callbacks=()):
     trainer = net.trainer(where, grain=grain, callbacks=callbacks)
     history = trainer.fit(net.feeds, epochs=epochs)
     assert history.plan["grain"] == grain
+    assert not history.recoveries
     return trainer.fingerprint()
 
 
@@ -289,6 +290,8 @@ def test_a_worker_without_flowgrad_is_named(without_flowgrad):
         with pytest.raises(fg.FlowgradError, match=told) as failed:
             fg.gang(client, total, [np.ones(1)] * 2, timeout=60)
         address = str(failed.value).split()[1]
+        with pytest.raises(fg.FlowgradError, match=told):
+            fingerprint(client)
         others = [a for a in workers_of(client) if a != address]
         assert fg.gang(client, total, [np.ones(1)], workers=others, timeout=60) == [1.0]
         worker(**without_flowgrad)  # it starts: nothing of flowgrad waits for new workers
