@@ -129,11 +129,7 @@ def network(monkeypatch):
 
 @pytest.fixture(scope="session")
 def client_to_hurt():
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
-        local_cluster(2) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
         client.set_metadata(MARK, True)  # what comes back too late for its nanny is started again
         yield client
 
@@ -141,9 +137,11 @@ def client_to_hurt():
 @pytest.fixture
 def hurt(client_to_hurt):
     """A cluster for hurting: two workers, more than one of which may die during one task; ours, as `flowgrad train` has it."""
-    faults.wait_for_two(client_to_hurt)
-    faults.silence(client_to_hurt, mailbox.SILENCE)
-    return client_to_hurt
+    # For as long as the test: a cluster that is not ours gives a worker up for good that is not back by then.
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}):
+        faults.wait_for_two(client_to_hurt)
+        faults.silence(client_to_hurt, mailbox.SILENCE)
+        yield client_to_hurt
 
 
 @pytest.fixture(scope="session", params=["sync", "threads", pytest.param("distributed", marks=pytest.mark.distributed)])
