@@ -1,9 +1,11 @@
 """Gangs: verbs against NumPy, one order for all, and what happens when members are late, wrong or gone."""
 
+import asyncio
 import gc
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,32 @@ def test_workers_that_cannot_reach_each_other_are_told(threads, monkeypatch):
     monkeypatch.setattr(workers[0].rpc, "connect", cut_off)
     with pytest.raises(fg.FlowgradError, match=r"cannot reach each other: .* cannot be reached \(OSError: no route\)"):
         fg.gang(threads, total, [(1,)] * 2, workers=[w.address for w in workers], timeout=120)
+
+
+def test_a_connection_that_opens_when_its_member_has_left_keeps_nobody_waiting(threads, monkeypatch, tmp_path):
+    late, early = list(threads.cluster.workers.values())[:2]
+    connect, tried = early.rpc.connect, threading.Event()
+
+    async def slow(*args, **kwargs):
+        tried.set()
+        while not (tmp_path / "end").exists():
+            await asyncio.sleep(0.01)
+        return await connect(*args, **kwargs)
+
+    def left():
+        return tried.is_set() and not early.state.executing
+
+    monkeypatch.setattr(early.rpc, "connect", slow)
+    blocker = threads.submit(wait_for_file, tmp_path / "end", workers=[late.address], pure=False)
+    found = []
+    gang = partial(fg.gang, threads, total, [(1,)] * 2, workers=[late.address, early.address], timeout=60)
+    waiting = threading.Thread(target=lambda: found.append(gang()), daemon=True)
+    waiting.start()
+    wait_for(left)  # when it has waited for its partner long enough
+    (tmp_path / "end").touch()
+    waiting.join(90)
+    assert found == [[3.0, 3.0]]
+    del blocker
 
 
 def test_leases_that_ended_are_not_looked_after_any_more(client):
