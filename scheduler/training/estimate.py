@@ -275,6 +275,7 @@ def explain_training(e: Estimate) -> str:
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
+        *_idle(e),
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
         *([f"  threads: {plan.threads} of this machine share the shards of a step"] if more else []),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
@@ -303,6 +304,16 @@ def _why(e: Estimate) -> str:
     if shared < math.inf:
         return f"workers that share steps would take {ms(shared)} ms per step, {together}"
     return f"one after the other; {together}"
+
+
+def _idle(e: Estimate) -> list[str]:
+    """Return a line about workers that have nothing to do, if there are any that could have."""
+    workers, shards = e.links.workers, e.case.shards
+    if e.plan.grain != "collective" or workers <= shards:
+        return []
+    return [
+        f"  workers: {workers - shards} of {workers} stand idle; shards={workers} would use them, with other last digits"
+    ]
 
 
 def _other_shards(e: Estimate) -> list[str]:

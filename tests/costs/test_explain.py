@@ -81,6 +81,9 @@ def test_a_number_of_workers_pays_from_where_on_it_is_chosen(workers):
 
 
 def test_more_workers_than_shards():
+    idle = "workers: 8 of 16 stand idle; shards=16 would use them"
+    assert idle in explain_training(estimate(net(1024, 16384, 8), cluster(16), "collective"))
+    assert "idle" not in explain_training(estimate(net(1024, 16384, 8), cluster(8), "collective"))
     e = estimate(net(512, 4096, 8), cluster(2))
     assert e.at(4096, 16).case.shards == 16
     assert e.at(4096, 2).case.shards == 8

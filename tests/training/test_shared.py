@@ -13,6 +13,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import flowgrad as fg
+from flowgrad.scheduler.collective import Group
 from flowgrad.scheduler.steps import shared
 from flowgrad.scheduler.training import estimate
 from flowgrad.scheduler.windows.choice import Choice
@@ -95,6 +96,30 @@ def test_memory_that_is_believed_free_may_be_overwritten(monkeypatch):
     with threads_cluster(2) as client:
         for shards in (2, 5, 8):
             same(client, shards=shards)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_gradients_are_poisoned_as_soon_as_they_are_believed_free(monkeypatch, workers, sliced):
+    """When the exchange after theirs has ended. In one process the others have the very arrays."""
+    monkeypatch.setattr(shared, "worth_slices", lambda array, size: sliced)
+    exchange, sent, poisoned = Group.exchange, {}, []
+
+    def poisoning(self, about, parts, note=None):
+        came = exchange(self, about, parts, note)
+        for part in sent.pop(self, ()):
+            for array in part:
+                array.fill(np.nan)
+                poisoned.append(1)
+        if about == ("gradients",):
+            sent[self] = [part for rank, part in enumerate(parts) if rank != self.rank]
+        return came
+
+    monkeypatch.setattr(Group, "exchange", poisoning)
+    with threads_cluster(workers) as client:
+        same(client, shards=8)
+        same(client, shards=3)
+    assert poisoned
 
 
 def test_workers_with_several_threads_and_more_workers_than_shards():
