@@ -58,8 +58,8 @@ def what_is_there_already_is_not_collected():
 @pytest.fixture(scope="session")
 def shared():
     """Folder with the reference data and the data sets, beside the repository."""
-    if not (SHARED / "reference" / "reference.json").is_file():
-        pytest.skip(f"the reference data is not there: {SHARED / 'reference'}")
+    if not (SHARED / "reference_exact" / "reference.json").is_file():
+        pytest.skip(f"the reference data is not there: {SHARED / 'reference_exact'}")
     return SHARED
 
 

@@ -8,6 +8,10 @@ def _softmax(a):
     return e / e.sum(axis=1, keepdims=True)
 
 
+def _log_softmax(a):
+    return a - np.logaddexp.reduce(a, axis=1, keepdims=True)
+
+
 def _vectorize(*parts, **_):
     n = max(len(part) for part in parts)
     return np.concatenate([np.broadcast_to(part, (n, part.shape[1])) for part in parts], axis=1)
@@ -49,7 +53,9 @@ FUNCTIONS = {
     "Gather": lambda a, index, **_: np.stack([a[:, i] for i in index], axis=1),
     "Sum": lambda a, **_: a.sum(axis=1, keepdims=True),
     "SoftMax": _softmax,
-    "CrossEntropyWithSoftMax": lambda a, y: -(y * np.log(_softmax(a) + 1e-10)).sum(axis=1, keepdims=True),
+    "LogSoftMax": lambda a: _log_softmax(a),
+    "CrossEntropyWithSoftMax": lambda a, y: -(y * _log_softmax(a)).sum(axis=1, keepdims=True),
+    "LogisticCrossEntropy": lambda a, y: y * np.logaddexp(0.0, -a) + (1.0 - y) * np.logaddexp(0.0, a),
     "MeanSquaredError": lambda a, b: ((a - b) ** 2).mean(axis=1, keepdims=True),
 }
 

@@ -4,7 +4,6 @@ import autograd
 import autograd.numpy as anp
 import numpy as np
 import strategies
-from autograd.tracer import getval
 
 import flowgrad as fg
 from flowgrad.scheduler.executors import LocalExecutor
@@ -20,17 +19,8 @@ def _matvec(w, x, **_):
     return anp.dot(anp.reshape(w, (-1, x.shape[0])), x)
 
 
-def _cross_entropy(a, y):
-    """The 1e-10 under the logarithm counts in the value and in the Jacobian by the labels; that by the logits leaves it out."""
-    p, fixed = _softmax(a), getval(y)
-    there = np.log(getval(p) + 1e-10)
-    left_out = getval(fixed) * (np.log(getval(p)) - there)
-    return -anp.sum(fixed * anp.log(p)) - anp.sum((y - fixed) * there) + np.sum(left_out)
-
-
-def plain_cross_entropy(a, y):
-    """The value, with the 1e-10, for second derivatives: the constants above hide the mixed ones."""
-    return anp.reshape(-anp.sum(y * anp.log(_softmax(a) + 1e-10)), (1,))
+def _log_softmax(a):
+    return a - anp.max(a) - anp.log(anp.sum(anp.exp(a - anp.max(a))))
 
 
 # On one sample: vectors.
@@ -55,7 +45,9 @@ FUNCTIONS = {
     "Gather": lambda a, index, **_: a[np.array(index)],
     "Sum": lambda a, **_: anp.reshape(anp.sum(a), (1,)),
     "SoftMax": _softmax,
-    "CrossEntropyWithSoftMax": lambda a, y: anp.reshape(_cross_entropy(a, y), (1,)),
+    "LogSoftMax": _log_softmax,
+    "CrossEntropyWithSoftMax": lambda a, y: anp.reshape(-anp.sum(y * _log_softmax(a)), (1,)),
+    "LogisticCrossEntropy": lambda a, y: anp.logaddexp(0.0, a) - a * y,
     "MeanSquaredError": lambda a, b: anp.reshape(anp.mean((a - b) ** 2), (1,)),
 }
 
@@ -120,7 +112,8 @@ class Counting(LocalExecutor):
 OPS = {
     "Add": ("ab",), "Subtract": ("ab",), "Multiply": ("ab",), "Dot": ("ab",), "MeanSquaredError": ("ab",),
     "CrossEntropyWithSoftMax": ("ab",), "Negative": ("a",), "Exp": ("a",), "Log": ("a",), "Reciprocal": ("a",),
-    "Logistic": ("a",), "Tanh": ("a",), "ReLU": ("a",), "Sum": ("a",), "SoftMax": ("a",), "Scale": ("a", -1.5),
+    "Logistic": ("a",), "Tanh": ("a",), "ReLU": ("a",), "Sum": ("a",), "SoftMax": ("a",), "LogSoftMax": ("a",),
+    "LogisticCrossEntropy": ("ab",), "Scale": ("a", -1.5),
     "Slice": ("a", 1, 3), "Gather": ("a", (2, 0, 2)), "RowDot": ("ab", 2), "MatVec": ("ma",), "Vectorize": ("aba",),
     "BatchMatVec": ("ma", 2),
 }  # fmt: skip

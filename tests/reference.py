@@ -25,8 +25,8 @@ TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 
 @functools.lru_cache(maxsize=1)
 def _files(folder):
-    with np.load(folder / "reference" / "reference.npz") as arrays:
-        return json.loads((folder / "reference" / "reference.json").read_text()), dict(arrays)
+    with np.load(folder / "reference_exact" / "reference.npz") as arrays:
+        return json.loads((folder / "reference_exact" / "reference.json").read_text()), dict(arrays)
 
 
 @functools.lru_cache(maxsize=1)

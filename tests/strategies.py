@@ -12,8 +12,8 @@ import flowgrad as fg
 
 LIMIT = 6.0  # larger values are squashed: differences of steep functions are too coarse to compare with
 KINK = 0.05  # ReLU is not differentiable at 0; its arguments stay this far away
-PAIRS = ("Add", "Subtract", "Multiply", "Dot", "MeanSquaredError", "CrossEntropyWithSoftMax")
-SINGLES = ("Negative", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Sum", "SoftMax")
+PAIRS = ("Add", "Subtract", "Multiply", "Dot", "MeanSquaredError", "CrossEntropyWithSoftMax", "LogisticCrossEntropy")
+SINGLES = ("Negative", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Sum", "SoftMax", "LogSoftMax")
 OTHERS = ("Scale", "Slice", "Gather", "MatVec", "BatchMatVec", "RowDot", "Vectorize")
 OPS = (*PAIRS, *SINGLES, *OTHERS)
 # Sibling units of a layer are drawn more often: they are what fusion looks for.
@@ -114,9 +114,10 @@ class _Builder:
 
     def op(self, kind):
         a = self.pick()
-        if kind in ("Exp", "CrossEntropyWithSoftMax"):
-            # Beyond that the differences see the 1e-10 in the logarithm, which the Jacobian leaves out.
+        if kind == "Exp":
             a = self.tamed(a, 2.5)
+        if kind == "CrossEntropyWithSoftMax" and a.dim == 1:  # which it refuses
+            kind = "LogisticCrossEntropy"
         if kind in PAIRS:
             return self.call(kind, a, self.partner(a.dim))
         if kind in ("Log", "Reciprocal"):

@@ -14,7 +14,8 @@ For the algebra see A. Griewank and A. Walther, *Evaluating Derivatives*, 2nd ed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,9 +31,14 @@ class LocalJacobian(ABC):
     ----------
     out_dim : int, or None
         Length of the node's value, where a node returned it.
+    row_pull, row_push : static methods, or None
+        For compiled kernels, where the factor is the one value that the op uses: ``row_pull(out, g, factor)`` writes what one
+        sample pulls back, ``row_push(out, t, factor)`` what it pushes; plain loops over 1-d arrays.
     """
 
     out_dim: int | None = None
+    row_pull: ClassVar[Callable[..., None] | None] = None
+    row_push: ClassVar[Callable[..., None] | None] = None
 
     @abstractmethod
     def pull(self, g: Array, out: Array | None = None) -> Array:
@@ -207,6 +213,17 @@ class SoftMaxJacobian(Symmetric):
         """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
         return np.multiply(self.p, g - (g * self.p).sum(axis=2, keepdims=True), out)
 
+    @staticmethod
+    def row_pull(out: Array, g: Array, p: Array) -> None:
+        """Write ``p * (g - g·p)``."""
+        along = g[0] - g[0]
+        for j in range(g.shape[0]):
+            along += g[j] * p[j]
+        for j in range(g.shape[0]):
+            out[j] = p[j] * (g[j] - along)
+
+    row_push = row_pull
+
 
 class SoftMaxTangent(LocalJacobian):
     """Tangent of `SoftMaxJacobian`: ``diag(q) - q pᵀ - p qᵀ`` for the tangent `q` of the probabilities `p`.
@@ -224,3 +241,63 @@ class SoftMaxTangent(LocalJacobian):
         """Return ``q * (g - g·p) - p * (g·q)``."""
         along_p, along_q = ((g * v).sum(axis=2, keepdims=True) for v in (self.p, self.q))
         return np.subtract(self.q * (g - along_p), self.p * along_q, out)
+
+
+class LogSoftMaxJacobian(LocalJacobian):
+    """``dy/dx = I - 1 pᵀ`` for ``y = log p``, ``p = softmax(x)``; pulled as ``g - p Σg``.
+
+    Parameters
+    ----------
+    y : ndarray (N, n)
+        The logarithms of the probabilities.
+
+    Examples
+    --------
+    >>> LogSoftMaxJacobian(np.log([[0.25, 0.75]])).dense(2).tolist()
+    [[[0.75, -0.75], [-0.25, 0.25]]]
+    """
+
+    def __init__(self, y: Array):
+        self.y = y
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return ``g - p Σg``."""
+        return np.subtract(g, np.exp(self.y) * g.sum(axis=2, keepdims=True), out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return ``t - p·t``."""
+        return t - (np.exp(self.y) * t).sum(axis=2, keepdims=True)
+
+    @staticmethod
+    def row_pull(out: Array, g: Array, y: Array) -> None:
+        """Write ``g - p Σg``."""
+        total = g[0] - g[0]
+        for j in range(g.shape[0]):
+            total += g[j]
+        for j in range(g.shape[0]):
+            out[j] = g[j] - np.exp(y[j]) * total
+
+    @staticmethod
+    def row_push(out: Array, t: Array, y: Array) -> None:
+        """Write ``t - p·t``."""
+        along = t[0] - t[0]
+        for j in range(t.shape[0]):
+            along += np.exp(y[j]) * t[j]
+        for j in range(t.shape[0]):
+            out[j] = t[j] - along
+
+
+class LogSoftMaxTangent(LocalJacobian):
+    """Tangent of `LogSoftMaxJacobian`: ``-1 qᵀ`` for the tangent `q` of the probabilities.
+
+    Parameters
+    ----------
+    q : ndarray (N, n)
+    """
+
+    def __init__(self, q: Array):
+        self.q = q
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return ``-q Σg``."""
+        return np.multiply(-self.q, g.sum(axis=2, keepdims=True), out)

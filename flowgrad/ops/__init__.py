@@ -4,7 +4,7 @@ from .batch import BatchMatVec
 from .elementwise import Add, Elementwise, Multiply, Negative, Scale, Subtract
 from .functions import Exp, Log, Logistic, Reciprocal, ReLU, Tanh
 from .linear import Dot, MatVec, RowDot, Sum
-from .loss import CrossEntropyWithSoftMax, MeanSquaredError, SoftMax
+from .loss import CrossEntropyWithSoftMax, LogisticCrossEntropy, LogSoftMax, MeanSquaredError, SoftMax
 from .mark import Mark
 from .operators import install
 from .select import Gather, Slice, Vectorize
@@ -19,7 +19,9 @@ __all__ = [
     "Exp",
     "Gather",
     "Log",
+    "LogSoftMax",
     "Logistic",
+    "LogisticCrossEntropy",
     "Mark",
     "MatVec",
     "MeanSquaredError",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jacobians import LocalJacobian, Outer, SoftMaxJacobian, SoftMaxTangent
+from ..errors import ShapeError
+from ..jacobians import LocalJacobian, LogSoftMaxJacobian, LogSoftMaxTangent, Outer, SoftMaxJacobian, SoftMaxTangent
 from ..op import Op
 from ..typing import Array
-
-# Added to the probabilities under the logarithm, so that a probability of 0 costs 23, not infinity.
-EPSILON = 1e-10
+from .elementwise import Elementwise
 
 
 def sample_sum(each: Array, samples: int) -> float:
@@ -21,6 +20,20 @@ def softmax(a: Array) -> Array:
     """Return ``exp(a_i) / Σ exp(a_j)`` along the last axis; the maximum is subtracted first, so large logits survive."""
     e = np.exp(a - a.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def _exponentials(a: Array) -> tuple[Array, Array, Array]:
+    """Return how far each logit is below its sample's largest, ``exp`` of minus that, and the sum of all but the largest's, 1.
+
+    The logarithm of the whole sum is ``log1p`` of that one: beside a 1, small exponentials would be lost.
+    """
+    largest = np.arange(len(a)), a.argmax(axis=1)
+    below = a[largest][:, None] - a
+    e = np.exp(-below)
+    e[largest] = 0
+    rest = e.sum(axis=1, keepdims=True)
+    e[largest] = 1
+    return below, e, rest
 
 
 class SoftMax(Op):
@@ -72,31 +85,91 @@ class SoftMax(Op):
             y[j] /= total
 
 
-class CrossEntropyWithSoftMax(Op):
-    """``-Σ y_i log(softmax(a)_i + 1e-10)``, a scalar.
+class LogSoftMax(Op):
+    """``log softmax(a)_i = a_i - log Σ_j exp(a_j)``, exact where the probability itself would be 0 or 1.
 
     Parameters
     ----------
-    logits, labels : Node
-        Of the same dim; labels are usually one-hot.
-
-    Raises
-    ------
-    ShapeError
-        If the dims differ.
+    a : Node
+        Logits.
 
     Notes
     -----
-    The Jacobian by the logits is ``(softmax(a) Σy - y)ᵀ``, by the labels ``-log(softmax(a) + 1e-10)ᵀ``: C. Bishop,
-    *Pattern Recognition and Machine Learning*, Springer 2006, equation 4.109.
+    Without the largest logit the sum is small, so ``log1p`` takes it: P. Blanchard, D. Higham and N. Higham, *Accurately
+    computing the log-sum-exp and softmax functions*, IMA Journal of Numerical Analysis 41, 2021.
 
     Examples
     --------
     >>> import flowgrad as fg
     >>> with fg.Graph():
-    ...     loss = fg.CrossEntropyWithSoftMax(fg.Variable(2, [0.0, 0.0]), fg.Variable(2, [1.0, 0.0]))
-    >>> round(float(loss.forward()[0]), 6)
-    0.693147
+    ...     y = fg.LogSoftMax(fg.Variable(2, [1000.0, 0.0]))
+    >>> y.forward().tolist()
+    [0.0, -1000.0]
+    """
+
+    kinds = (LogSoftMaxJacobian,)
+    uses = ((-1,),)
+
+    @staticmethod
+    def apply(a: Array) -> Array:
+        """Return the logarithms of the probabilities."""
+        below, _, rest = _exponentials(a)
+        return (0 - below) - np.log1p(rest)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
+        """Return ``I - 1 pᵀ``."""
+        return LogSoftMaxJacobian(y)
+
+    @staticmethod
+    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
+        """Return ``-1 p'ᵀ``."""
+        return LogSoftMaxTangent(np.exp(values[0]) * tangents[0])
+
+    @staticmethod
+    def row_value(y: Array, a: Array) -> None:
+        """Write the logarithms of the probabilities of one sample."""
+        k = 0
+        for j in range(1, a.shape[0]):
+            if a[j] > a[k]:
+                k = j
+        top = a[k]
+        for j in range(a.shape[0]):
+            y[j] = np.exp(a[j] - top)
+        y[k] = 0
+        rest = top - top
+        for j in range(a.shape[0]):
+            rest += y[j]
+        rest = np.log1p(rest)
+        for j in range(a.shape[0]):
+            y[j] = (a[j] - top) - rest
+
+
+class CrossEntropyWithSoftMax(Op):
+    """``-Σ y_i log softmax(a)_i``, a scalar; exact for every gap of logits, and never negative for labels that are not.
+
+    Parameters
+    ----------
+    logits, labels : Node
+        Of the same dim, 2 or more; labels are usually one-hot. A label of 0 costs nothing, however unlikely its class is.
+
+    Raises
+    ------
+    ShapeError
+        If the dims differ or are 1: two classes by one logit are a `LogisticCrossEntropy`.
+
+    Notes
+    -----
+    The Jacobian by the logits is ``(softmax(a) Σy - y)ᵀ``, by the labels ``-log softmax(a)ᵀ``: C. Bishop,
+    *Pattern Recognition and Machine Learning*, Springer 2006, equation 4.109; for the logarithm see `LogSoftMax`.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     loss = fg.CrossEntropyWithSoftMax(fg.Variable(2, [0.0, 1000.0]), fg.Variable(2, [1.0, 0.0]))
+    >>> loss.forward()
+    array([1000.])
     """
 
     kinds = (Outer,)
@@ -105,93 +178,146 @@ class CrossEntropyWithSoftMax(Op):
     @staticmethod
     def shape(*dims: int) -> int:
         """Return 1."""
-        Op.shape(*dims)
+        if Op.shape(*dims) == 1:
+            raise ShapeError(
+                "the softmax of one logit is always 1, so nothing would be learned: use LogisticCrossEntropy(logit, label), "
+                "with labels 0 and 1"
+            )
         return 1
 
     @staticmethod
     def apply(a: Array, labels: Array) -> Array:
         """Return the cross entropy."""
-        return -(labels * np.log(softmax(a) + EPSILON)).sum(axis=1, keepdims=True)
+        below, _, rest = _exponentials(a)
+        return _expected(labels, below + np.log1p(rest))
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, labels: Array) -> LocalJacobian:
         """Return the row by the logits or by the labels."""
+        below, e, rest = _exponentials(a)
         if slot:
-            return Outer(-np.log(softmax(a) + EPSILON))
-        return Outer(softmax(a) * labels.sum(axis=1, keepdims=True) - labels)
+            return Outer(below + np.log1p(rest))
+        return Outer(e / (1 + rest) * labels.sum(axis=1, keepdims=True) - labels)
 
     @staticmethod
     def both(a: Array, labels: Array) -> tuple[Array, LocalJacobian]:
-        """Return the cross entropy and its row by the logits; the probabilities are most of the work."""
-        p = softmax(a)
-        loss = -(labels * np.log(p + EPSILON)).sum(axis=1, keepdims=True)
-        p = p * labels.sum(axis=1, keepdims=True)
-        return loss, Outer(np.subtract(p, labels, out=p))
+        """Return the cross entropy and its row by the logits; the exponentials are most of the work."""
+        below, e, rest = _exponentials(a)
+        p = e / (1 + rest) * labels.sum(axis=1, keepdims=True)
+        return _expected(labels, below + np.log1p(rest)), Outer(np.subtract(p, labels, out=p))
 
     @staticmethod
     def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
         """Return the row of the tangents, through the tangent of the probabilities."""
         _, a, labels = values
         p = softmax(a)
-        moved = p * (tangents[1] - (p * tangents[1]).sum(axis=1, keepdims=True))
+        along = (p * tangents[1]).sum(axis=1, keepdims=True)
         if slot:
-            return Outer(-moved / (p + EPSILON))
+            return Outer(along - tangents[1])
         weight, weight_moved = (v.sum(axis=1, keepdims=True) for v in (labels, tangents[2]))
-        return Outer(moved * weight + p * weight_moved - tangents[2])
+        return Outer(p * (tangents[1] - along) * weight + p * weight_moved - tangents[2])
 
     @staticmethod
     def row_value(y: Array, a: Array, labels: Array) -> None:
         """Write the cross entropy of one sample."""
-        top = a[0]
+        k = 0
         for j in range(1, a.shape[0]):
-            top = max(top, a[j])
-        total = 0.0
+            if a[j] > a[k]:
+                k = j
+        top = a[k]
+        rest = top - top
         for j in range(a.shape[0]):
-            total += np.exp(a[j] - top)
+            if j != k:
+                rest += np.exp(a[j] - top)
+        rest = np.log1p(rest)
         loss = 0.0
         for j in range(a.shape[0]):
             if labels[j] != 0:
-                loss -= labels[j] * np.log(np.exp(a[j] - top) / total + EPSILON)
+                loss += labels[j] * ((top - a[j]) + rest)
         y[0] = loss
 
     @staticmethod
     def row_both(y: Array, f: Array, a: Array, labels: Array) -> None:
         """Write the cross entropy of one sample and its row by the logits; exponentials are half of the work."""
-        top = a[0]
-        weight = labels[0]
+        k, weight = 0, labels[0]
         for j in range(1, a.shape[0]):
-            top = max(top, a[j])
             weight += labels[j]
+            if a[j] > a[k]:
+                k = j
+        top = a[k]
         for j in range(a.shape[0]):  # loops with nothing else in them become vector code
             f[j] = np.exp(a[j] - top)
-        total = a[0] - a[0]
+        f[k] = 0
+        rest = top - top
         for j in range(a.shape[0]):
-            total += f[j]
-        for j in range(a.shape[0]):
-            f[j] = f[j] / total
+            rest += f[j]
+        f[k] = 1
+        total = rest + f[k]
+        rest = np.log1p(rest)
         loss = 0.0
         for j in range(a.shape[0]):
             if labels[j] != 0:
-                loss -= labels[j] * np.log(f[j] + EPSILON)
+                loss += labels[j] * ((top - a[j]) + rest)
         for j in range(a.shape[0]):
-            f[j] = f[j] * weight - labels[j]
+            f[j] = f[j] / total * weight - labels[j]
         y[0] = loss
 
     @staticmethod
     def row_factor(slot: int, f: Array, a: Array, labels: Array) -> None:
         """Write the row of one sample."""
-        top = a[0]
-        weight = labels[0]
+        k, weight = 0, labels[0]
         for j in range(1, a.shape[0]):
-            top = max(top, a[j])
             weight += labels[j]
-        total = a[0] - a[0]
+            if a[j] > a[k]:
+                k = j
+        top = a[k]
         for j in range(a.shape[0]):
             f[j] = np.exp(a[j] - top)
-            total += f[j]
+        f[k] = 0
+        rest = top - top
         for j in range(a.shape[0]):
-            p = f[j] / total
-            f[j] = -np.log(p + EPSILON) if slot else p * weight - labels[j]
+            rest += f[j]
+        f[k] = 1
+        total = rest + f[k]
+        rest = np.log1p(rest)
+        for j in range(a.shape[0]):
+            f[j] = (top - a[j]) + rest if slot else f[j] / total * weight - labels[j]
+
+
+def _expected(labels: Array, costs: Array) -> Array:
+    """Return the sums of what labels cost; those that are 0 cost nothing, even where a logit is minus infinity."""
+    each = np.zeros(np.broadcast_shapes(labels.shape, costs.shape), np.result_type(labels, costs))
+    np.multiply(labels, costs, out=each, where=labels != 0)
+    return each.sum(axis=1, keepdims=True)
+
+
+class LogisticCrossEntropy(Elementwise):
+    """``-b log σ(a) - (1 - b) log(1 - σ(a))`` of logits `a` and labels `b` from 0 to 1, entry by entry; exact for every logit.
+
+    One logit is the loss of two classes; several are as many questions of yes or no, of whose costs `Sum` makes a loss.
+
+    Parameters
+    ----------
+    logits, labels : Node
+        Of the same dim.
+
+    Notes
+    -----
+    C. Bishop, *Pattern Recognition and Machine Learning*, Springer 2006, equations 4.90 and 4.91; with the logistic function
+    σ put in, no logarithm of a number near 0 is left.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     loss = fg.LogisticCrossEntropy(fg.Variable(2, [1000.0, 1000.0]), fg.Variable(2, [1.0, 0.0]))
+    >>> loss.forward().tolist()
+    [0.0, 1000.0]
+    """
+
+    formula = "maximum(a, 0) - a * b + log1p(exp(-abs(a)))"
+    slopes = ("where(a >= 0, 1, exp(-abs(a))) / (1 + exp(-abs(a))) - b", "-a")
+    bends = {(0, 0): "exp(-abs(a)) / (1 + exp(-abs(a)))**2", (0, 1): "-1"}
 
 
 class MeanSquaredError(Op):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowgrad.formulas import OPERANDS, formula
-from flowgrad.jacobians import Diagonal, Identity, Outer, Rows, Selection, SoftMaxJacobian
+from flowgrad.jacobians import Diagonal, Identity, Outer, Rows, Selection
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import LARGE_MATRIX
 from flowgrad.program import Instr, Program, Type
@@ -167,15 +167,6 @@ class Table:
         out[:, EXTRA] = np.where(out[:, OPCODE] == LOOP, flat, out[:, EXTRA])
         out[:, EXTRA] *= np.where(out[:, OPCODE] == TAKE, size, 1)
         return out
-
-
-def softmax_pull(out: Array, g: Array, p: Array) -> None:
-    """Write ``p * (g - g . p)``."""
-    along = g[0] - g[0]
-    for j in range(g.shape[0]):
-        along += g[j] * p[j]
-    for j in range(g.shape[0]):
-        out[j] = p[j] * (g[j] - along)
 
 
 class Assembler:
@@ -725,8 +716,9 @@ class Assembler:
             self._pull_batch(i, out, g, args[1], summed)
         elif kind is Selection and i.op in (Slice, Gather):
             self._pull_selection(i, out, g, summed)
-        elif kind is SoftMaxJacobian:
-            return self._summed(summed, out, g, lambda to: self._function(softmax_pull, None, [to, g, args[1]]))
+        elif kind.row_pull is not None and _own(i.op):
+            pull = kind.row_pull
+            return self._summed(summed, out, g, lambda to: self._function(pull, None, [to, g, args[1]]))
         else:
             return False
         return True
@@ -773,8 +765,11 @@ class Assembler:
 
     def _push(self, i: Instr, out: View, args: list[View]) -> bool:
         kind, t, attrs = i.op.kind(i.slot), args[0], dict(i.attrs)
-        if kind in (Diagonal, SoftMaxJacobian):  # its own transpose
+        if kind is Diagonal:  # its own transpose
             return self._pull(i, out, args)
+        if kind.row_push is not None and _own(i.op):
+            self._function(kind.row_push, None, [out, t, args[1]])
+            return True
         if i.op is Gather:
             self._loop(GATHER, out, t, self._indices(attrs["index"]))
         elif i.op is BatchMatVec:
