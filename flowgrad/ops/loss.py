@@ -286,9 +286,7 @@ class CrossEntropyWithSoftMax(Op):
 
 def _expected(labels: Array, costs: Array) -> Array:
     """Return the sums of what labels cost; those that are 0 cost nothing, even where a logit is minus infinity."""
-    each = np.zeros(np.broadcast_shapes(labels.shape, costs.shape), np.result_type(labels, costs))
-    np.multiply(labels, costs, out=each, where=labels != 0)
-    return each.sum(axis=1, keepdims=True)
+    return (labels * np.where(labels != 0, costs, 0)).sum(axis=1, keepdims=True)
 
 
 class LogisticCrossEntropy(Elementwise):
