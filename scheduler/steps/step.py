@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.graph import Graph, Node, Variable
-from flowgrad.ops import CrossEntropyWithSoftMax
+from flowgrad.graph import Graph, Node, Variable, ancestors
+from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy
 from flowgrad.ops.loss import sample_sum
 from flowgrad.optim import Privacy, Rule, State
 from flowgrad.program import Program
@@ -165,10 +165,22 @@ def places_of(program: Program, variables: Sequence[Variable]) -> Array:
     return places
 
 
+def class_losses(target: Node, feeds: Feeds) -> list[Node]:
+    """Return the cross entropies that a loss is made of, however they are weighted and added up.
+
+    Those whose labels are given, if there are any: what is compared with a net's own outputs is a penalty, not a question.
+    """
+    found: list[Node] = [n for n in ancestors(target) if isinstance(n, (CrossEntropyWithSoftMax, LogisticCrossEntropy))]
+    learned = {n for n in ancestors(target) if isinstance(n, Variable) and n.trainable and n not in feeds.arrays}
+    return [n for n in found if learned.isdisjoint(ancestors(n.parents[1]))] or found
+
+
 @without_collection
-def compile_evaluation(target: Node, feeds: Feeds, params: Sequence[Variable], layout: Layout | None) -> Step:
-    """Return the loss, and for a cross entropy the logits and labels, whose classes are compared."""
-    targets = [target, *target.parents] if isinstance(target, CrossEntropyWithSoftMax) else [target]
+def compile_evaluation(
+    target: Node, losses: Sequence[Node], feeds: Feeds, params: Sequence[Variable], layout: Layout | None
+) -> Step:
+    """Return the loss, then the logits and labels of `losses`, whose classes are compared."""
+    targets = [target, *(parent for loss in losses for parent in loss.parents)]
     program = compile_forward(targets, feeds.arrays, params, "shard", layout)
     require_inputs(program, target, feeds)
     return Step(program, (), _fed(program))

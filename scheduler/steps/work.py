@@ -153,11 +153,23 @@ def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scra
 
 @without_subnormals
 def evaluate_shard(
-    program: Program, state: State | None, const: Array | None, feeds: list[Array], samples: int
-) -> tuple[float, int]:
-    """Return the sum of the losses of so many samples, and the number of right classes (-1 without classes)."""
+    program: Program,
+    state: State | None,
+    const: Array | None,
+    feeds: list[Array],
+    samples: int,
+    binary: Sequence[bool],
+) -> tuple[float, float]:
+    """Return the sum of the losses of so many samples, and the number of right answers, the mean of several questions.
+
+    `binary` says of each question whether its logits are of yes or no, or of classes.
+    """
     outputs = kernel_of(program)(arrange(program, state, const, feeds))
-    right = -1
-    if "1" in outputs:
-        right = int(sample_sum(outputs["1"].argmax(axis=1) == outputs["2"].argmax(axis=1), samples))
-    return sample_sum(outputs["0"], samples), right
+    right = 0.0
+    for k, by_entry in enumerate(binary):
+        logits, labels = outputs[str(2 * k + 1)], outputs[str(2 * k + 2)]
+        if by_entry:
+            right += sample_sum(((logits > 0) == (labels > 0.5)).mean(axis=1), samples)
+        else:
+            right += sample_sum(logits.argmax(axis=1) == labels.argmax(axis=1), samples)
+    return sample_sum(outputs["0"], samples), right / max(1, len(binary))

@@ -186,7 +186,7 @@ class EarlyStopping(Callback):
         if value is None:
             raise GraphError(
                 f"EarlyStopping watches {self.monitor!r}, but epoch {record['epoch']} has none: "
-                f"only a CrossEntropyWithSoftMax has an accuracy; choose another monitor"
+                f"only a loss made of CrossEntropyWithSoftMax or LogisticCrossEntropy has an accuracy; choose another monitor"
             )
         if record["epoch"] == 0 and math.isnan(value):  # nothing was trained, so there is no training loss
             return Signal(0)

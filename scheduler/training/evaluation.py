@@ -11,13 +11,14 @@ from functools import partial
 import numpy as np
 
 from flowgrad.graph import Node, Variable
+from flowgrad.ops import LogisticCrossEntropy
 from flowgrad.typing import Array
 
 from ..engine import Engine
 from ..executors import Handle, Recovery, Worker
 from ..feeds import Chunked, Feeds, Placement
 from ..programs import Layout, choose_by_size
-from ..steps import compile_evaluation, evaluate_shard
+from ..steps import class_losses, compile_evaluation, evaluate_shard
 from ..tasks import Ref, TaskGraph, bounds, token
 
 # Samples in one task.
@@ -49,7 +50,9 @@ class Evaluation:
     ):
         self.executor = engine.executor
         self.samples = feeds.samples
-        step = compile_evaluation(target, feeds, variables, layout)
+        losses = class_losses(target, feeds)
+        self.binary = tuple(isinstance(loss, LogisticCrossEntropy) for loss in losses)
+        step = compile_evaluation(target, losses, feeds, variables, layout)
         step = replace(step, program=choose_by_size(step.program, "shard", engine.kernel))
         self.placement = Placement(self.executor, step.program, *step.reads(target.graph, feeds))
         self.shards = bounds(feeds.samples, -(-feeds.samples // SHARD_SAMPLES))
@@ -63,17 +66,17 @@ class Evaluation:
         attempt = partial(self._attempt, state)
         parts = self.recovery.persist(attempt, self.executor, lambda failure: self.placement.doubt())
         scores = {"loss": math.fsum(p[0] for p in parts) / self.samples}
-        if all(p[1] >= 0 for p in parts):
+        if self.binary:
             scores["accuracy"] = sum(p[1] for p in parts) / self.samples
         return scores
 
-    def _attempt(self, state: dict[str, Array] | None) -> list[tuple[float, int]]:
+    def _attempt(self, state: dict[str, Array] | None) -> list[tuple[float, float]]:
         workers = self.executor.workers(self.recovery.avoid)
         addresses, only = [w.address for w in workers], bool(self.recovery.avoid)
         salt = uuid.uuid4().hex
         held = [] if state is None else self.executor.put({f"state-{token(salt)}": state}, addresses[0])
         at = Ref(held[0].key) if held else None
-        parts: list[tuple[float, int]] = []
+        parts: list[tuple[float, float]] = []
         try:
             refs = self.placement.place(self.placement.values, None)
             size = AHEAD * len(workers) if self.placement.chunked else len(self.shards)
@@ -81,7 +84,14 @@ class Evaluation:
                 graph, keys, before = TaskGraph(), [], len(held)
                 for k in range(first, min(first + size, len(self.shards))):
                     feeds = self._feeds(graph, k, workers, salt, held)
-                    args = (refs["program"], at, refs.get("const"), feeds, self.shards[k][1] - self.shards[k][0])
+                    args = (
+                        refs["program"],
+                        at,
+                        refs.get("const"),
+                        feeds,
+                        self.shards[k][1] - self.shards[k][0],
+                        self.binary,
+                    )
                     keys.append(graph.task("evaluate", evaluate_shard, *args, worker=k % len(workers)).key)
                 parts += self.executor.run(graph.records, keys, addresses, only)
                 self.executor.release(held[before:])

@@ -202,7 +202,10 @@ class Trainer:
         return explain_training(estimate(TrainingJob(self.settings, feeds, epochs), again))
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
-        """Return ``"loss"``, its mean over the samples, and for a `CrossEntropyWithSoftMax` ``"accuracy"``, between 0 and 1.
+        """Return ``"loss"``, its mean over the samples, and where it is made of cross entropies ``"accuracy"``, between 0 and 1.
+
+        That is how many of the samples have the largest logit where the largest label is, or for a `LogisticCrossEntropy` a
+        logit above 0 where the label is above 0.5; the mean, if there are several. Weights and what is added do not matter.
 
         Examples
         --------

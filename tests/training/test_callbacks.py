@@ -185,7 +185,7 @@ def test_an_accuracy_that_there_is_not():
     trainer = fg.Trainer(
         fg.Adam(graph, loss, batch_size=1), fg.Engine("sync"), callbacks=[fg.EarlyStopping("validation_accuracy")]
     )
-    with pytest.raises(GraphError, match="only a CrossEntropyWithSoftMax"):
+    with pytest.raises(GraphError, match="only a loss made of CrossEntropyWithSoftMax or LogisticCrossEntropy"):
         trainer.fit({x: [[1.0]]}, validation={x: [[1.0]]})
 
 
