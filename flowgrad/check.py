@@ -11,6 +11,7 @@ from .errors import GradientError, GraphError
 from .formulas import OPERANDS, compiled, formula
 from .graph import Node, Variable, ancestors, run_rule
 from .jacobians import Outer
+from .samples import check_samples
 from .typing import Array
 
 # Step that balances truncation and rounding of a central difference: the cube root of the machine epsilon.
@@ -22,7 +23,8 @@ def check_gradients(
 ) -> float:
     """Compare every derivative on the way to `node` with central differences, at the values now set.
 
-    First each edge by itself (so that a wrong rule is named), then the whole Jacobian of `node` by each variable. What an op
+    First each edge by itself (so that a wrong rule is named), then the whole Jacobian of `node` by each variable. Rules are given
+    several samples too, at values nearby: what mixes samples, draws random numbers or changes an operand is named. What an op
     states for compiled kernels (`formula`, `slopes`, `row_value`, `row_factor`) is compared with its rules, the tangents of its
     Jacobians (`bends`, `jacobian_tangent`) with central differences.
 
@@ -55,8 +57,10 @@ def check_gradients(
     >>> fg.check_gradients(y) < 1e-8
     True
     """
-    node.forward()
     upstream = sorted(ancestors(node), key=lambda n: n.index)
+    for op in upstream:  # before any value is kept that would be of no use
+        check_together(op, rtol, atol)
+    node.forward()
     worst = 0.0
     for op in upstream:
         for slot in range(len(op.parents)):
@@ -139,6 +143,22 @@ def compare(
     if not error[i, j] <= atol + rtol * scale:
         raise GradientError(f"{what}, entry [{i}, {j}]: {said[0]} {actual[i, j]:.10g}, {said[1]} {expected[i, j]:.10g}")
     return float(error[i, j]) / max(scale, 1.0)
+
+
+def check_together(node: Node, rtol: float, atol: float) -> None:
+    """Compare rules for several samples, each operand's own or one for all, with rules for one at a time."""
+    if not node.parents:
+        return
+    rng = np.random.default_rng(0)
+    values = []
+    for parent in node.parents:
+        v = parent.forward()
+        moved = np.where(v == 0, rng.uniform(0, 0.1, (2, v.size)), v * rng.uniform(0.5, 1.5, (2, v.size)))
+        values.append(np.concatenate([v[None], moved]))
+    op: Any = type(node)
+    ways = [values] + [[v[:1] if k == slot else v for k, v in enumerate(values)] for slot in range(len(values))]
+    for way in ways if len(values) > 1 else ways[:1]:
+        check_samples(op, node.attrs, way, node.dim, repr(node), rtol, atol)
 
 
 def check_compiled(node: Node, rtol: float, atol: float) -> None:

@@ -25,7 +25,7 @@ class DataError(FlowgradError, ValueError):
 
 
 class GradientError(FlowgradError, AssertionError):
-    """An analytic derivative that disagrees with central differences."""
+    """A rule of an op that disagrees: a derivative with central differences, several samples with each of them alone."""
 
 
 class NodeFailed(FlowgradError, RuntimeError):

@@ -128,7 +128,8 @@ class Op(Node):
     shape(*dims, **attrs) -> int
         Length of the value; raise `ShapeError` saying what is needed. Default: all parents alike.
     apply(*values, **attrs) -> ndarray (N, dim)
-        Must not change its inputs; ``N == 1`` operands broadcast. May take ``out=None``, an array to write the value into.
+        Must keep samples apart, draw nothing at random and not change its inputs: an engine tries that at the first use of a
+        class, with a few samples. ``N == 1`` operands broadcast. May take ``out=None``, an array to write the value into.
     jacobian(slot, y, *values, **attrs) -> LocalJacobian
     both(*values, **attrs) -> (ndarray, LocalJacobian), optional
         The value and the local Jacobian of slot 0 at once, where they share work; the same bits as one by one.

@@ -18,11 +18,11 @@ from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.jacobians import Identity
 from flowgrad.op import Op
 from flowgrad.ops import Gather, Mark, Slice
-from flowgrad.program import Builder, Instr, Program, trace, verify
+from flowgrad.program import Builder, Instr, Program, verify
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
-from ..programs import choose_by_size, flat_values, forward_passes, input_var, run_passes
+from ..programs import choose_by_size, flat_values, forward_passes, input_var, run_passes, traced
 from ..tasks import token
 from .units import ValueName, cut_up, name_values
 from .work import LastEdges, Span, bare
@@ -65,8 +65,7 @@ class Recipe:
         self.needed = [v for v in upstream if isinstance(v, Variable)]
         params = [v for v in wrt if isinstance(v, Variable) and v not in fed]
         marks: dict[Node, type[Op]] = {n: Mark for n in wrt if isinstance(n, Op) and n in upstream}
-        traced = trace([result], fed, params, marks)
-        program = run_passes(traced, forward_passes(grain))
+        program = run_passes(traced([result], fed, params, marks), forward_passes(grain))
         self.forward, self.target = program, program.outputs["0"]
         found = [self._find(program, node, fed) for node in wrt]
         self.variables = list(dict.fromkeys(var for var, _, _ in found if var is not None))

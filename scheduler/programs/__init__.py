@@ -11,6 +11,7 @@ from .compile import (
     prune,
     require_inputs,
     run_passes,
+    traced,
 )
 from .counts import Counts, counts_of, instr_flops
 from .fuse import Layout

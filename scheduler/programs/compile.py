@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,7 +11,9 @@ import numpy as np
 from flowgrad.autodiff import differentiate
 from flowgrad.errors import GraphError
 from flowgrad.graph import Graph, Node, Variable
+from flowgrad.op import Op
 from flowgrad.program import Program, Role, trace, verify
+from flowgrad.samples import check_first_use
 from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
@@ -81,6 +83,20 @@ def check_grain(grain: str) -> str:
     return grain
 
 
+def traced(
+    targets: Sequence[Node],
+    fed: Iterable[Variable],
+    params: Iterable[Variable],
+    marks: Mapping[Node, type[Op]] | None = None,
+) -> Program:
+    """Trace `targets`; ops of one's own are checked when they are used first, for shards would show what is wrong with them."""
+    program = trace(targets, fed, params, marks)
+    for i in {i.op: i for i in reversed(program.instrs)}.values():
+        dims = [program.types[a].dim for a in i.args]
+        check_first_use(i.op, dict(i.attrs), dims, program.types[i.out].dim, i.label)
+    return program
+
+
 def compile_forward(
     targets: Sequence[Node],
     fed: Collection[Variable],
@@ -92,7 +108,7 @@ def compile_forward(
 
     With `layout`, parameters lie where they lie in another program over the same parameters.
     """
-    return run_passes(trace(targets, fed, params), forward_passes(grain, layout))
+    return run_passes(traced(targets, fed, params), forward_passes(grain, layout))
 
 
 def require_inputs(program: Program, target: Node, feeds: Feeds) -> None:

@@ -39,6 +39,7 @@ ROOMS = (
     ("inputs", "jacobians", "draw", "formulas"),
     ("graph",),
     ("op",),
+    ("samples",),
     ("ops", "check"),
     ("program",),
     ("autodiff", "tangents"),
