@@ -22,18 +22,17 @@ def softmax(a: Array) -> Array:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def _exponentials(a: Array) -> tuple[Array, Array, Array]:
-    """Return how far each logit is below its sample's largest, ``exp`` of minus that, and the sum of all but the largest's, 1.
+def _exponentials(a: Array) -> tuple[Array, Array, Array, Array]:
+    """Return each sample's largest logit by its number, how far all are below it, ``exp`` of minus that, and the sum of those.
 
-    The logarithm of the whole sum is ``log1p`` of that one: beside a 1, small exponentials would be lost.
+    The largest one's own, 1, is left out: beside it, small ones would be lost. The logarithm of the whole sum is ``log1p``.
     """
-    largest = np.arange(len(a)), a.argmax(axis=1)
-    below = a[largest][:, None] - a
+    k = a.argmax(axis=1)
+    rows = np.arange(len(a))
+    below = a[rows, k][:, None] - a
     e = np.exp(-below)
-    e[largest] = 0
-    rest = e.sum(axis=1, keepdims=True)
-    e[largest] = 1
-    return below, e, rest
+    e[rows, k] = 0
+    return k, below, e, e.sum(axis=1, keepdims=True)
 
 
 class SoftMax(Op):
@@ -113,7 +112,7 @@ class LogSoftMax(Op):
     @staticmethod
     def apply(a: Array) -> Array:
         """Return the logarithms of the probabilities."""
-        below, _, rest = _exponentials(a)
+        _, below, _, rest = _exponentials(a)
         return (0 - below) - np.log1p(rest)
 
     @staticmethod
@@ -188,34 +187,36 @@ class CrossEntropyWithSoftMax(Op):
     @staticmethod
     def apply(a: Array, labels: Array) -> Array:
         """Return the cross entropy."""
-        below, _, rest = _exponentials(a)
+        _, below, _, rest = _exponentials(a)
         return _expected(labels, below + np.log1p(rest))
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, labels: Array) -> LocalJacobian:
         """Return the row by the logits or by the labels."""
-        below, e, rest = _exponentials(a)
-        if slot:
-            return Outer(below + np.log1p(rest))
-        return Outer(e / (1 + rest) * labels.sum(axis=1, keepdims=True) - labels)
+        k, below, e, rest = _exponentials(a)
+        return Outer(below + np.log1p(rest)) if slot else Outer(_by_logits(k, e, rest, labels))
 
     @staticmethod
     def both(a: Array, labels: Array) -> tuple[Array, LocalJacobian]:
         """Return the cross entropy and its row by the logits; the exponentials are most of the work."""
-        below, e, rest = _exponentials(a)
-        p = e / (1 + rest) * labels.sum(axis=1, keepdims=True)
-        return _expected(labels, below + np.log1p(rest)), Outer(np.subtract(p, labels, out=p))
+        k, below, e, rest = _exponentials(a)
+        return _expected(labels, below + np.log1p(rest)), Outer(_by_logits(k, e, rest, labels))
 
     @staticmethod
     def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
-        """Return the row of the tangents, through the tangent of the probabilities."""
+        """Return the row of the tangents, through the tangent of the probabilities.
+
+        Tangents are taken relative to that of the largest logit: what all have in common moves nothing, but would hide the rest.
+        """
         _, a, labels = values
         p = softmax(a)
-        along = (p * tangents[1]).sum(axis=1, keepdims=True)
+        moved = tangents[1] + np.zeros_like(p)
+        moved -= moved[np.arange(len(moved)), a.argmax(axis=1)][:, None]
+        along = (p * moved).sum(axis=1, keepdims=True)
         if slot:
-            return Outer(along - tangents[1])
+            return Outer(along - moved)
         weight, weight_moved = (v.sum(axis=1, keepdims=True) for v in (labels, tangents[2]))
-        return Outer(p * (tangents[1] - along) * weight + p * weight_moved - tangents[2])
+        return Outer(p * (moved - along) * weight + p * weight_moved - tangents[2])
 
     @staticmethod
     def row_value(y: Array, a: Array, labels: Array) -> None:
@@ -252,7 +253,7 @@ class CrossEntropyWithSoftMax(Op):
         for j in range(a.shape[0]):
             rest += f[j]
         f[k] = 1
-        total = rest + f[k]
+        total, less = rest + f[k], rest
         rest = np.log1p(rest)
         loss = 0.0
         for j in range(a.shape[0]):
@@ -260,6 +261,7 @@ class CrossEntropyWithSoftMax(Op):
                 loss += labels[j] * ((top - a[j]) + rest)
         for j in range(a.shape[0]):
             f[j] = f[j] / total * weight - labels[j]
+        f[k] = (weight - labels[k]) - less / total * weight
         y[0] = loss
 
     @staticmethod
@@ -278,10 +280,21 @@ class CrossEntropyWithSoftMax(Op):
         for j in range(a.shape[0]):
             rest += f[j]
         f[k] = 1
-        total = rest + f[k]
+        total, less = rest + f[k], rest
         rest = np.log1p(rest)
         for j in range(a.shape[0]):
             f[j] = (top - a[j]) + rest if slot else f[j] / total * weight - labels[j]
+        if not slot:
+            f[k] = (weight - labels[k]) - less / total * weight
+
+
+def _by_logits(k: Array, e: Array, rest: Array, labels: Array) -> Array:
+    """Return ``softmax Σy - y``; from both sides the largest logit has Σy taken off, beside which what is small would be lost."""
+    weight = labels.sum(axis=1, keepdims=True)
+    labels = labels + np.zeros_like(e)
+    labels[np.arange(len(labels)), k] -= weight[:, 0]
+    e[np.arange(len(e)), k] = -rest[:, 0]
+    return e / (1 + rest) * weight - labels
 
 
 def _expected(labels: Array, costs: Array) -> Array:
@@ -314,7 +327,8 @@ class LogisticCrossEntropy(Elementwise):
     """
 
     formula = "maximum(a, 0) - a * b + log1p(exp(-abs(a)))"
-    slopes = ("where(a >= 0, 1, exp(-abs(a))) / (1 + exp(-abs(a))) - b", "-a")
+    # σ(a) - b, so that nothing is lost beside a 1 where the answer is right
+    slopes = ("where(a >= 0, 1 - b - b * exp(-abs(a)), (1 - b) * exp(-abs(a)) - b) / (1 + exp(-abs(a)))", "-a")
     bends = {(0, 0): "exp(-abs(a)) / (1 + exp(-abs(a)))**2", (0, 1): "-1"}
 
 

@@ -51,8 +51,8 @@ def test_exact_for_every_gap(kernel, dtype):
         losses, by_logits, by_labels = loss_and_gradients("CrossEntropyWithSoftMax", logits, labels, kernel, dtype)
         close(losses, np.logaddexp(0.0, gaps), precision)
         close(by_labels, np.stack([np.logaddexp(0.0, gaps), np.logaddexp(0.0, -gaps)], axis=1), precision)
-    p = mirror.FUNCTIONS["Logistic"](gaps)
-    np.testing.assert_allclose(by_logits, np.stack([-p, p], axis=1), atol=2 * EPS[precision])
+        p = np.exp(-np.logaddexp(0.0, -gaps))
+        close(by_logits, np.stack([-p, p], axis=1), precision, 300)  # as many units are lost in the exponential of 300
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -65,7 +65,8 @@ def test_the_logistic_loss_is_exact_for_every_logit(kernel, dtype):
     with np.errstate(under="ignore"):
         losses, by_logits, by_labels = loss_and_gradients("LogisticCrossEntropy", gaps, labels, kernel, dtype)
         close(losses, np.logaddexp(0.0, np.where(labels, -gaps, gaps))[:, 0], precision)
-    np.testing.assert_allclose(by_logits, mirror.FUNCTIONS["Logistic"](gaps) - labels, atol=2 * EPS[precision])
+        p = np.exp(-np.logaddexp(0.0, np.where(labels, gaps, -gaps)))
+        close(by_logits, np.where(labels, -p, p), precision, 300)
     close(by_labels, -gaps, precision)
 
 
@@ -124,8 +125,8 @@ def test_second_derivatives_and_per_sample_gradients(kernel, dtype, gap):
     p = mirror.FUNCTIONS["SoftMax"](np.array([0.0, gap]) * samples)
     weight = feeds[y].sum(axis=1, keepdims=True)
     moved = d * samples
-    expected = (samples * weight * p * (moved - (p * moved).sum(axis=1, keepdims=True))).mean(axis=0)
-    np.testing.assert_allclose(engine.hvp(loss, {a: d}, feeds)[a], expected, atol=4 * EPS[dtype])
+    expected = (samples * weight * p * (moved - moved[:, ::-1]) * p[:, ::-1]).mean(axis=0)
+    np.testing.assert_allclose(engine.hvp(loss, {a: d}, feeds)[a], expected, rtol=100 * EPS[dtype])
     gradients = samples * (p * weight - feeds[y])
     per_sample = engine.per_sample_gradients(loss, feeds)
     np.testing.assert_allclose(per_sample.array(), gradients, atol=4 * EPS[dtype])
