@@ -289,12 +289,13 @@ class CrossEntropyWithSoftMax(Op):
 
 
 def _by_logits(k: Array, e: Array, rest: Array, labels: Array) -> Array:
-    """Return ``softmax Σy - y``; from both sides the largest logit has Σy taken off, beside which what is small would be lost."""
+    """Return ``softmax Σy - y``; at the largest logit it is written without the 1, beside which what is small would be lost."""
     weight = labels.sum(axis=1, keepdims=True)
-    labels = labels + np.zeros_like(e)
-    labels[np.arange(len(labels)), k] -= weight[:, 0]
-    e[np.arange(len(e)), k] = -rest[:, 0]
-    return e / (1 + rest) * weight - labels
+    scale = weight / (1 + rest)
+    f = e * scale - labels
+    rows = np.arange(len(f))
+    f[rows, k] = (weight[:, 0] - labels[rows if len(labels) > 1 else 0, k]) - (rest * scale)[:, 0]
+    return f
 
 
 def _expected(labels: Array, costs: Array) -> Array:
