@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
 from flowgrad.inputs import integer
-from flowgrad.ops import CrossEntropyWithSoftMax, MeanSquaredError
+from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, MeanSquaredError
 from flowgrad.typing import Array
 
 from .. import executors
@@ -375,8 +375,8 @@ class Engine:
         """Return the diagonal of the generalised Gauss-Newton matrix of the mean loss, ``diag(mean Jᵀ H J)``, ``{node: (dim,)}``.
 
         `J` is the Jacobian of what the loss compares with the labels (its first operand), `H` the loss's Hessian by that. For a
-        cross entropy with one-hot labels this is the Fisher matrix. The loss is a `CrossEntropyWithSoftMax` or a
-        `MeanSquaredError`; see `Engine` for `feeds` and `wrt`.
+        cross entropy with one-hot labels this is the Fisher matrix. The loss is a `CrossEntropyWithSoftMax`, a
+        `LogisticCrossEntropy` or a `MeanSquaredError`; see `Engine` for `feeds` and `wrt`.
 
         Notes
         -----
@@ -392,8 +392,10 @@ class Engine:
         >>> fg.Engine("sync").ggn_diagonal(loss, {x: [[3.0, 1.0], [5.0, 5.0]], t: [1.0, 2.0]})[w].round(9).tolist()
         [34.0, 26.0]
         """
-        if not isinstance(loss, (CrossEntropyWithSoftMax, MeanSquaredError)):
-            raise GraphError(f"ggn_diagonal is of a CrossEntropyWithSoftMax or a MeanSquaredError, not of {loss}")
+        losses = (CrossEntropyWithSoftMax, LogisticCrossEntropy, MeanSquaredError)
+        if not isinstance(loss, losses):
+            raise GraphError(f"ggn_diagonal is of a {' or '.join(op.__name__ for op in losses)}, not of {loss}")
+        values.check_scalar(loss, "loss")
         outputs, labels = loss.parents
         recipe, checked = self.session.recipe(outputs, wrt, feeds, "ggn_diagonal")
         seed = products.hessian_root(loss, *values.forward_of(self.session, [outputs, labels], outputs.graph, checked))

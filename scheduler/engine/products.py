@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import real_array
-from flowgrad.ops import MeanSquaredError
+from flowgrad.ops import LogisticCrossEntropy, MeanSquaredError
 from flowgrad.ops.loss import softmax
 from flowgrad.program import Program
 from flowgrad.typing import Array
@@ -87,6 +87,9 @@ def hessian_root(loss: Node, outputs: Array, labels: Array) -> Array:
     eye = np.eye(dim, dtype=outputs.dtype)[:, None, :]
     if isinstance(loss, MeanSquaredError):
         return np.array(np.broadcast_to(eye * np.sqrt(2.0 / dim).astype(eye.dtype), (dim, samples, dim)))
+    if isinstance(loss, LogisticCrossEntropy):
+        e = np.exp(-np.abs(outputs))
+        return eye * (np.sqrt(e) / (1 + e))
     p = softmax(outputs)
     weight = np.sqrt(p.T * labels.sum(axis=1))[..., None]  # (dim, N, 1)
     return weight * (eye - p)

@@ -171,6 +171,22 @@ def test_diagonals(executor, units):
     same(np.concatenate([ggn[v] for v in wrt]), np.einsum("nvi,nvi->i", j, j) * 2 / 2 / 9)
 
 
+def test_the_diagonal_of_one_logit_is_that_of_two():
+    rng = np.random.default_rng(0)
+    with fg.Graph():
+        x, yes = fg.Variable(3, trainable=False), fg.Variable(1, trainable=False)
+        label, zero = fg.Variable(2, trainable=False), fg.Variable(1, [0.0], trainable=False)
+        w = fg.Variable(3, rng.normal(size=3))
+        one = fg.LogisticCrossEntropy(w @ x, yes)
+        two = fg.CrossEntropyWithSoftMax(fg.Vectorize(zero, w @ x), label)
+    answers, samples = rng.integers(0, 2, 9), rng.normal(size=(9, 3))
+    engine = fg.Engine("sync")
+    found = engine.ggn_diagonal(one, {x: samples, yes: answers})[w]
+    same(found, engine.ggn_diagonal(two, {x: samples, label: answers})[w], 1e-14)
+    s = 1 / (1 + np.exp(-samples @ w.value))[:, None]
+    same(found, (samples**2 * s * (1 - s)).mean(axis=0), 1e-14)
+
+
 def test_on_every_executor(executor):
     made = Shared(2)
     engine, other = fg.Engine(executor, shards=3), fg.Engine("sync")
