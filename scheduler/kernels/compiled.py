@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowgrad.errors import FlowgradError
+from flowgrad.errors import FlowgradError, warn
 from flowgrad.optim import Rule
 from flowgrad.program import Program
 from flowgrad.typing import Array
@@ -24,9 +25,28 @@ if TYPE_CHECKING:
 
 @cache
 def why_not_compiled() -> str:
-    """Return why nothing can be compiled, or an empty string."""
+    """Return why nothing can be compiled, or an empty string: the kernels that every program needs were loaded then."""
     missing = [name for name in ("numba", "scipy") if importlib.util.find_spec(name) is None]
-    return f"{missing[0]} is not installed (pip install 'flowgrad[fast]')" if missing else ""
+    if missing:
+        return f"{missing[0]} is not installed (pip install 'flowgrad[fast]')"
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return "numba is disabled: NUMBA_DISABLE_JIT is set"
+    try:
+        importlib.import_module(".numba_library", __package__).walker()
+    except Exception as error:  # whatever is wrong with an installation, NumPy will do
+        return f"numba fails here ({type(error).__name__}: {error})"
+    return ""
+
+
+@cache
+def why_not_chosen() -> str:
+    """Return why nothing is compiled that nobody asked to compile, or an empty string; what is not usual is told, once."""
+    why = why_not_compiled()
+    if not why:
+        why = importlib.import_module(".numba_library", __package__).why_not_kept()
+    if why and "not installed" not in why:
+        warn(f"steps are run by NumPy, not compiled: {why}")
+    return why
 
 
 @lru_cache(maxsize=256)
@@ -77,9 +97,11 @@ def forget_kernels() -> None:
 
 def load_kernels(dtype: Any, tell: Callable[[str], object]) -> None:
     """Load what every compiled step needs, or compile it, which is told: once per machine and precision."""
+    if importlib.util.find_spec("numba") is None:
+        return
+    library = importlib.import_module(".numba_library", __package__)
+    if not library.is_kept(np.dtype(dtype).name):
+        library.announced.set()
+        tell(f"kernels: {library.ANNOUNCED}")
     if not why_not_compiled():
-        library = _room("numba_library")
-        if not library.is_kept(np.dtype(dtype).name):
-            tell("kernels: compiled for this machine, once; that takes some seconds")
-        library.walker()
         library.addresses_of([], dtype)

@@ -10,10 +10,12 @@ import ctypes
 import hashlib
 import importlib
 import importlib.metadata
+import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ import numpy as np
 from llvmlite import binding as llvm
 
 from flowgrad import ops
-from flowgrad.errors import FlowgradError
 from flowgrad.formulas import OPERANDS, formula
 from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
@@ -35,6 +36,11 @@ from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED,
 # Stands for the code that machine code is made by, as it was when this was imported.
 OWN_CODE = token(*(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))), FAN_IN)
 _loading = threading.RLock()
+# Seconds of compiling after which it is told, once.
+LONG = 2.0
+ANNOUNCED = "compiled for this machine, once; that takes some seconds"
+announced = threading.Event()
+_logger = logging.getLogger("flowgrad")
 
 
 def update_kernel(rule: type[Rule]) -> Kernel:
@@ -117,11 +123,30 @@ def _load(kernels: Sequence[Kernel], dtype: str) -> dict[Kernel, int]:
         machine_code = _read(path) if kept else None
         if machine_code is None:
             _compiled.append(len(names))
-            room = importlib.import_module(".numba_compile", __package__)
-            machine_code = room.object_of(names, np.dtype(dtype))
+            with _telling():
+                room = importlib.import_module(".numba_compile", __package__)
+                machine_code = room.object_of(names, np.dtype(dtype))
             if kept:
                 _write(path, machine_code)
         return places_of(machine_code, names)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Tell that something is compiled, where that takes long and was not told before."""
+
+    def tell() -> None:
+        if not announced.is_set():
+            announced.set()
+            _logger.warning("kernels: %s", ANNOUNCED)
+
+    timer = threading.Timer(LONG, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def places_of(machine_code: bytes, names: Mapping[str, Kernel]) -> dict[Kernel, int]:
@@ -167,12 +192,22 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, machine_code: bytes) -> None:
-    try:
+    """Keep machine code, if the folder lets us: else each process compiles its own."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         scratch.write_bytes(hashlib.sha256(machine_code).digest() + machine_code)
         scratch.replace(path)
+
+
+def why_not_kept() -> str:
+    """Return why this machine cannot keep what is compiled, and has nothing from before; or an empty string."""
+    if any(is_kept(dtype) for dtype in ("float32", "float64")):
+        return ""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
     except OSError as error:
-        raise FlowgradError(
-            f"cannot keep compiled kernels in {path.parent}: set FLOWGRAD_CACHE_DIR to a folder ({error})"
-        ) from error
+        return f"{folder} cannot be written ({error.strerror or error}); set FLOWGRAD_CACHE_DIR to a folder"

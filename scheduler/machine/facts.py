@@ -136,4 +136,8 @@ def cache_folder() -> Path:
     folder = os.environ.get("FLOWGRAD_CACHE_DIR")
     if folder:
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowgrad"
+    try:
+        home = Path.home()
+    except RuntimeError:  # nobody's, as with any uid in a container
+        home = Path("/")
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "flowgrad"

@@ -13,7 +13,7 @@ from flowgrad.program import Instr, Program
 from flowgrad.typing import Array
 
 from ..feeds import Feeds
-from ..kernels import run_by, run_instr, why_not_compiled
+from ..kernels import run_by, run_instr, why_not_chosen, why_not_compiled
 from ..tasks import Data, Ref, TaskGraph, bounds, prefix_of, reduce_tree
 from .compile import flat_values
 from .work import add_gradients, cut_rows, flat_gradient, mean_seed, pick, run_program, shard_gradient
@@ -29,9 +29,9 @@ MANY = 100
 
 def choose_by_size(program: Program, grain: str, kernel: str) -> Program:
     """Return a program as a kernel runs it; ``"auto"``: compiled where NumPy's calls would take longer than loading a kernel."""
-    if grain == "node" or kernel == "numpy" or why_not_compiled():
+    if grain == "node" or kernel == "numpy" or (kernel == "auto" and len(program.instrs) < MANY):
         return program
-    return run_by(program, "numba" if kernel == "numba" or len(program.instrs) >= MANY else "numpy")
+    return program if (why_not_compiled() if kernel == "numba" else why_not_chosen()) else run_by(program, "numba")
 
 
 def cut_samples(samples: int, grain: str, shards: int | None) -> list[tuple[int, int]]:

@@ -44,7 +44,7 @@ from ..costs import (
     worth_trying,
 )
 from ..feeds import Chunked, Lane
-from ..kernels import compiled_round, why_not_compiled
+from ..kernels import compiled_round, why_not_chosen, why_not_compiled
 from ..machine import one_thread
 from ..programs import counts_of
 from ..steps import lower_steps, run_round
@@ -78,9 +78,11 @@ class Trial:
         settings = job.settings
         optimizer, engine, counts = settings.optimizer, settings.engine, counts_of(job.step.program)
         work = counts.flops(optimizer.batch_size)
-        why_not = why_not_compiled()
+        why_not = ""
         if type(optimizer.rule).loop is Rule.loop and optimizer.privacy is None:
             why_not = f"the rule {type(optimizer.rule).__name__} states no loop"
+        elif engine.grain != "node" and engine.kernel != "numpy":
+            why_not = why_not_compiled() if engine.kernel == "numba" else why_not_chosen()
         self.kernel = choose_kernel(engine.kernel, engine.grain, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
         shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
