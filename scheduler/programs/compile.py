@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.errors import GraphError
+from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.op import Op
 from flowgrad.program import Program, Role, trace, verify
@@ -118,13 +118,29 @@ def require_inputs(program: Program, target: Node, feeds: Feeds) -> None:
 
 
 def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
-    """Return the values of all parameters or constants of a program as one vector ``(1, P)``."""
+    """Return the values of all parameters or constants of a program as one vector ``(1, P)``.
+
+    Raises
+    ------
+    FeedError
+        If a value is too large for the dtype.
+    """
     flat = np.zeros((1, program.size(role)), dtype)
     nodes = graph.nodes
-    for index, (of, start, stop) in program.layout.items():
-        value = nodes[index].value
-        if of == role and value is not None:
-            flat[0, start:stop] = value
+    with np.errstate(over="ignore"):
+        for index, (of, start, stop) in program.layout.items():
+            value = nodes[index].value
+            if of == role and value is not None:
+                flat[0, start:stop] = value
+    if not np.isfinite(flat).all():
+        index = next(
+            k for k, (of, a, b) in program.layout.items() if of == role and not np.isfinite(flat[0, a:b]).all()
+        )
+        largest = float(np.abs(cast(Variable, nodes[index]).value).max())  # type: ignore[arg-type]
+        raise FeedError(
+            f"{nodes[index]} has the value {largest:.3g}, which {flat.dtype} does not hold (up to {np.finfo(flat.dtype).max:.2g}): "
+            f"use Engine(dtype='float64'), or smaller values"
+        )
     return flat
 
 

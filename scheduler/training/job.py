@@ -8,17 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.errors import warn
+from flowgrad.graph import ancestors
 from flowgrad.inputs import frozen
 from flowgrad.optim import Optimizer, Rule, warn_independent
 from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
 from ..engine import Engine
-from ..feeds import Feeds, check_batch_size, check_feeds
+from ..feeds import Chunked, Feeds, check_batch_size, check_feeds
+from ..machine import one_thread
 from ..programs import flat_values
-from ..steps import Step, compile_private, compile_step, places_of
+from ..steps import Step, compile_private, compile_step, places_of, shard_step, vanished
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
+
+# Samples whose gradient is looked at after the first epoch.
+LOOKED_AT = 256
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,25 @@ class TrainingJob:
             ordered[slot] = ordered[slot].copy()
             ordered[slot][order] = state[slot]
         self.settings.optimizer.keep({**ordered, "t": state["t"].copy()})
+
+    def tell_vanished(self, state: dict[str, Array]) -> None:
+        """Warn if the gradient of some samples has vanished for most parameters: no number of epochs would help."""
+        const, feeds = self.reads()
+        if any(isinstance(feed, Chunked) for feed in feeds) or self.step.private is not None:
+            return
+        rows = np.arange(min(LOOKED_AT, self.feeds.samples))
+        with one_thread():
+            gradient, _ = shard_step(self.step, state, const, feeds, rows, len(rows))
+        used, layout = ancestors(self.settings.optimizer.target), self.step.program.layout
+        places = {v: layout[v.index][1:] for v in self.variables if v in used and v.index in layout}
+        faint = vanished(gradient, places)
+        if faint:
+            first = next(iter(faint))
+            names = ", ".join(repr(v.name) for v in list(faint)[:5]) + (", ..." if len(faint) > 5 else "")
+            warn(
+                f"gradients have vanished in the first epoch: that of {first.name!r} is {faint[first]:.0e} of the largest, and "
+                f"{names} learn nothing; let them begin with larger values, such as normal(0, 1 / sqrt(inputs))"
+            )
 
     def take_rule(self, rule: Rule) -> None:
         """Let steps be made by another rule from now on."""

@@ -204,6 +204,8 @@ class Run:
                 f"the weights became inf or nan in epoch {epoch}: try a smaller learning rate; "
                 f"the variables keep the values that they had before"
             )
+        if self.before + epoch == 1:
+            self.job.tell_vanished(self.windows.state)
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
