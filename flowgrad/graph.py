@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar, Token
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +17,9 @@ from .jacobians import LocalJacobian
 from .typing import Array
 
 _current: ContextVar[Graph | None] = ContextVar("flowgrad_graph", default=None)
+# What stays here when graphs and nodes are pickled or copied: what follows from the rest, and what is about this process.
+_GRAPH_STAYS = frozenset(["_nodes", "_jacobians", "_tokens", "_version", "_computed", "_training", "_pending"])
+_NODE_STAYS = frozenset(["graph", "index", "_parents", "_edges", "_value", "_given"])
 
 
 class Graph:
@@ -110,6 +114,30 @@ class Graph:
         'exp.svg'
         """
         return str(drawing.draw(self, path, targets, fold))
+
+    # -- pickled and copied: nodes as a flat list, so that no chain is too long ---------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        nodes = tuple(self._nodes)  # another thread may add some
+        own = {name: value for name, value in vars(self).items() if name not in _GRAPH_STAYS}
+        # Bare nodes come first: whatever refers to them, attributes of the graph too, finds them.
+        return _bare_graph, (type(self), [type(n) for n in nodes]), (own, [_row(n) for n in nodes])
+
+    def __setstate__(self, state: tuple[dict[str, Any], list[Any]]) -> None:
+        own, rows = state
+        vars(self).update(own)
+        for node, (parents, value, attributes) in zip(self._nodes, rows):
+            for name, of_node in attributes.items():
+                object.__setattr__(node, name, of_node)
+            node._parents = tuple(self._nodes[k] for k in parents)
+            # Copied: what was unpickled may lie in a buffer of somebody else's, and anyhow.
+            node._value = None if value is None else frozen(np.array(value))
+            for slot, parent in enumerate(node._parents):
+                parent._edges.append((node, slot))
+
+    def __copy__(self) -> Graph:
+        """Return another graph with nodes of its own: a node belongs to one graph."""
+        return deepcopy(self)
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self._nodes)} nodes>"
@@ -302,6 +330,13 @@ class Node:
     __iter__ = None  # a node is not a sequence; without this, __getitem__ would make it iterate for ever
     __array_ufunc__ = None  # `array * node` is ours to refuse
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _node_at, (self.graph, self.index)
+
+    def __copy__(self) -> Node:
+        """Return the node in a copy of its graph."""
+        return deepcopy(self)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.name!r} (dim {self.dim})"
 
@@ -400,6 +435,29 @@ class Training(Protocol):
 
     def check(self, variable: Variable) -> None:
         """Refuse to set a variable where that could not count."""
+
+
+def _bare_graph(cls: type[Graph], kinds: Sequence[type[Node]]) -> Graph:
+    """Return a graph with nodes that know their places and nothing else."""
+    graph = cls.__new__(cls)
+    Graph.__init__(graph)
+    for index, kind in enumerate(kinds):
+        node = kind.__new__(kind)
+        node.graph, node.index, node._parents, node._edges = graph, index, (), []
+        graph._nodes.append(node)
+    return graph
+
+
+def _row(node: Node) -> tuple[list[int], Array | None, dict[str, Any]]:
+    """Return what a node is apart from its class: its parents' places, a value that was given, and its attributes."""
+    state: Any = object.__getstate__(node)
+    both = {**state[0], **state[1]} if isinstance(state, tuple) else state  # with slots of a class of somebody's own
+    attributes = {name: value for name, value in both.items() if name not in _NODE_STAYS}
+    return [p.index for p in node.parents], node._value if isinstance(node, Variable) else None, attributes
+
+
+def _node_at(graph: Graph, index: int) -> Node:
+    return graph._nodes[index]
 
 
 def run_rule(node: Node, rule: str, *args: Any) -> Any:

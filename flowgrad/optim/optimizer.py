@@ -237,6 +237,11 @@ class Optimizer:
             if variable in moved:
                 variable._assign(value[None])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the training that runs here; its last state goes along."""
+        state = self.state  # asked for first: it may bring what follows up to date
+        return {**vars(self), "_state": state, "_provide": None, "_sums": dict(self._sums)}
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"
 
