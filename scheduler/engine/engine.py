@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,30 @@ class Engine:
             raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
         check_grain(grain)
         shards = shards if shards is None else integer(shards, "shards")
-        executor = where if isinstance(where, Executor) else _executor(where)
-        self.session = Session(executor, dtype, grain, shards, kernel, cache_bytes)
+        self._where, self._settings = where, (dtype, grain, shards, kernel, cache_bytes)
+        self.session = Session(_executor(where), *self._settings)
+
+    @cached_property
+    def session(self) -> Session:
+        """What it runs on, and what it keeps; of a pickled engine made at the first use, within a task with its client."""
+        return Session(_executor(self._where), *self._settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send the name or address of where it runs, and the settings; None means None there too."""
+        state = {**vars(self)}
+        session = state.pop("session", None)
+        if session is not None and (session.executor.remote or self._where is not None):
+            state["_where"] = session.executor.address
+        return state
+
+    def __copy__(self) -> Engine:
+        """Return an engine that runs where this one does and has kept nothing yet."""
+        twin = type(self).__new__(type(self))
+        vars(twin).update({**vars(self), "session": Session(self.executor, *self._settings)})
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self.__copy__()
 
     @property
     def executor(self) -> Executor:
@@ -431,6 +454,8 @@ class Engine:
 
 
 def _executor(where: Any) -> Executor:
+    if isinstance(where, Executor):
+        return where
     if isinstance(where, str) and where in ("sync", "threads"):
         return LocalExecutor(where == "threads")
     if where is None and "distributed" not in sys.modules:  # nobody can have made a client

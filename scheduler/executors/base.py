@@ -83,6 +83,11 @@ class Executor(ABC):
     remote: bool = False
     own: bool = False
 
+    @property
+    def address(self) -> Any:
+        """What an engine in another process is given to run there."""
+        return self
+
     def machine_threads(self, workers: Sequence[Worker]) -> int:
         """Return the threads that a long task may use when nothing else runs on these workers.
 

@@ -52,6 +52,23 @@ class DistributedExecutor(Executor):
         self.client = client
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
+    @property
+    def address(self) -> str:
+        """Of the scheduler.
+
+        Raises
+        ------
+        ClusterError
+            If no other process can reach it.
+        """
+        address = self.client.scheduler.address if self.client.scheduler else ""
+        if not address or address.startswith("inproc"):
+            raise ClusterError(
+                f"an engine on {self.name} cannot be pickled: no other process can reach its scheduler; make the engine where it "
+                f"is used, or start the cluster with processes=True"
+            )
+        return str(address)
+
     @cached_property
     def own(self) -> bool:  # type: ignore[override]
         """Whether flowgrad started this cluster, for itself alone."""
@@ -328,6 +345,9 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
         return DistributedExecutor(_own(where.scheduler_address, lambda: Client(where, set_as_default=False)))
     if not isinstance(where, str):
         raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
+    with suppress(ValueError):  # no task
+        if get_worker().scheduler.address == where:
+            return DistributedExecutor(get_client())
     try:
         return DistributedExecutor(_own(where, lambda: reach(where, timeout)))
     except Exception as error:  # whatever listens there may answer anything

@@ -29,6 +29,20 @@ class LocalExecutor(Executor):
         self._uses: dict[str, int] = {}
         self._lock = threading.Lock()
 
+    @property
+    def address(self) -> Any:
+        """Its name; one of somebody's own goes itself."""
+        return self.name if type(self) is LocalExecutor else self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is about this process and this machine."""
+        stays = ("_held", "_uses", "_lock", "threads", "measured")
+        return {name: value for name, value in vars(self).items() if name not in stays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        LocalExecutor.__init__(self, state["_get"] is dask.threaded.get)
+        vars(self).update(state)
+
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return this process."""
         return [Worker("here", self.threads)]

@@ -1,0 +1,203 @@
+"""Engines and trainers are pickled by where they run; what they keep stays."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import cloudpickle
+import numpy as np
+import pytest
+from conftest import ROOT, local_cluster
+from distributed import Client, LocalCluster, get_client
+from models import Model
+
+import flowgrad as fg
+from flowgrad.errors import ClusterError
+from flowgrad.scheduler.executors import LocalExecutor
+
+SETTINGS = {"dtype": np.float32, "grain": "shard", "shards": 2, "kernel": "numpy", "cache_bytes": 1 << 20}
+
+
+def again(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+def net():
+    with fg.Graph():
+        x = fg.Variable(3, trainable=False)
+        y = fg.Dot(fg.Variable(3, [1.0, 2.0, 3.0]), x)
+    return x, y, {x: np.ones((4, 3))}
+
+
+def settings(engine):
+    session = engine.session
+    return {name: getattr(engine, name) for name in ("dtype", "grain", "shards", "kernel")} | {
+        "cache_bytes": session.cache.limit
+    }
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("where", ["sync", "threads", None])
+def test_by_name(where, protocol):
+    x, y, feeds = net()
+    engine = fg.Engine(where, **SETTINGS)
+    expected = engine.jacobian(y, x, feeds)
+    engine.note = "mine"
+    twin = pickle.loads(pickle.dumps(engine, protocol))
+    assert twin.executor.name == engine.executor.name
+    assert settings(twin) == settings(engine) == SETTINGS
+    assert twin.note == "mine"
+    assert twin.cache_info().bytes == 0
+    assert twin.jacobian(y, x, feeds).tobytes() == expected.tobytes()
+    assert settings(again(again(twin))) == SETTINGS  # one that was not used on the way
+
+
+def test_none_is_the_client_that_is_there_then(cluster):
+    data = pickle.dumps(fg.Engine())
+    with Client(cluster):
+        assert pickle.loads(data).executor.name.startswith("distributed")
+    assert pickle.loads(data).executor.name == "threads"
+
+
+class Counting(LocalExecutor):
+    """Counts its submissions."""
+
+    def __init__(self, start):
+        super().__init__(threads=False)
+        self.count = start
+
+    def submit(self, *args, **kwargs):
+        self.count += 1
+        return super().submit(*args, **kwargs)
+
+
+def test_an_executor_of_ones_own():
+    _, y, feeds = net()
+    engine = fg.Engine(Counting(4), grain="node")
+    engine.forward(y, feeds)
+    twin = again(engine)
+    assert twin.forward(y, feeds).tolist() == engine.forward(y, feeds).tolist()
+    assert (twin.executor.count, engine.executor.count) == (6, 6)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_runs_where_the_engine_does(copied):
+    _, y, feeds = net()
+    with (
+        LocalCluster(1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as c,
+    ):
+        engine = fg.Engine(c, **SETTINGS)
+        twin = copied(engine)
+        assert twin.executor.client is c
+        assert twin.session is not engine.session
+        assert settings(twin) == SETTINGS
+        assert twin.forward(y, feeds).tolist() == [[6.0]] * 4
+        with pytest.raises(
+            ClusterError, match=r"inproc://.*\) cannot be pickled: no other process can reach its"
+        ) as told:
+            pickle.dumps(engine)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.distributed
+def test_on_a_cluster_by_its_address(client):
+    _, y, feeds = net()
+    for engine in (fg.Engine(client, **SETTINGS), fg.Engine(client.scheduler.address, **SETTINGS)):
+        twin = again(engine)
+        assert settings(twin) == SETTINGS
+        assert twin.executor.client.scheduler.address == client.scheduler.address
+        assert twin.forward(y, feeds).tolist() == [[6.0]] * 4
+
+
+def score(engine, graph_and_nodes):
+    x, y = graph_and_nodes
+    return engine.forward(y, {x: np.ones((4, 3))}).tolist(), engine.executor.name
+
+
+@pytest.mark.distributed
+def test_in_another_process(client):
+    x, y, _ = net()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        for engine in (fg.Engine(client), fg.Engine("sync")):
+            values, name = pool.submit(score, engine, [x, y]).result(timeout=60)
+            assert values == [[6.0]] * 4
+            assert name == engine.executor.name
+
+
+@pytest.mark.distributed
+def test_as_arguments_of_tasks(client):
+    x, y, _ = net()
+    for where in ("sync", "threads"):
+        engine = fg.Engine(where)
+        future = client.submit(score, engine, [x, y], pure=False)
+        assert future.result(timeout=60) == ([[6.0]] * 4, where)
+
+
+@pytest.mark.distributed
+def test_the_client_of_a_task_is_taken(client):
+    def name(engine):
+        return engine.executor.name, engine.executor.client is get_client()
+
+    found = client.submit(name, fg.Engine(client), pure=False).result(timeout=60)
+    assert found == (f"distributed ({client.scheduler.address})", True)
+
+
+@pytest.mark.distributed
+def test_nobody_there_is_told_in_one_line():
+    with local_cluster(0) as cluster, Client(cluster, set_as_default=False) as c:
+        data = pickle.dumps(fg.Engine(c))
+    code = f"""
+import pickle
+from flowgrad.scheduler.executors import distributed
+engine = pickle.loads({data!r})
+real = distributed.reach
+distributed.reach = lambda where, timeout: real(where, 0.5)
+try:
+    engine.executor
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.startswith("ClusterError no dask scheduler answers at tcp://127.0.0.1:"), done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+# -- trainers --
+
+
+def test_a_trainer_goes_on_elsewhere():
+    first, whole = Model("Adam"), Model("Adam")
+    trainer = fg.Trainer(first.optimizer, fg.Engine("sync"), seed=3, callbacks=[fg.Callback()])
+    trainer.fit(first.feeds, epochs=2)
+    expected = fg.Trainer(whole.optimizer, fg.Engine("sync"), seed=3)
+    expected.fit(whole.feeds, epochs=4)
+    for way in (again, copy.deepcopy, lambda t: pickle.loads(cloudpickle.dumps(t))):
+        twin = way(trainer)
+        assert twin.settings.optimizer is twin.optimizer
+        assert twin.settings.engine is twin.engine
+        assert twin.fingerprint() == trainer.fingerprint()
+        nodes = twin.optimizer.graph.nodes
+        twin.fit({nodes[v.index]: a for v, a in first.feeds.items()}, epochs=2)
+        assert twin.fingerprint() == expected.fingerprint()
+
+
+class Sending(fg.Callback):
+    """Sends its trainer, and so itself, in the middle of a training."""
+
+    def on_epoch(self, record):
+        self.sent = [*getattr(self, "sent", []), pickle.dumps(self.trainer)]
+
+
+def test_a_trainer_in_its_own_callback():
+    model, sending = Model("Adam"), Sending()
+    sending.trainer = fg.Trainer(model.optimizer, fg.Engine("sync"), callbacks=[sending])
+    sending.trainer.fit(model.feeds, epochs=3)
+    twin = pickle.loads(sending.sent[1])
+    expected = Model("Adam")
+    fg.Trainer(expected.optimizer, fg.Engine("sync")).fit(expected.feeds, epochs=2)
+    assert twin.fingerprint() == fg.Trainer(expected.optimizer, fg.Engine("sync")).fingerprint()
+    assert twin.settings.callbacks.callbacks[0].trainer is twin
