@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from .errors import DataError
+from .errors import DataError, GraphError
 from .graph import Graph, Node, Variable
+from .inputs import brief
 from .op import Op
 from .optim import AdaGrad, Adam, GradientDescent, Momentum, Optimizer, RMSProp, describe, restore
 from .typing import Array
@@ -86,13 +87,20 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     write_arrays(path, arrays, about)
 
 
-def load(path: str | os.PathLike[str]) -> Saved:
+def load(path: str | os.PathLike[str], ops: Iterable[type[Op]] = ()) -> Saved:
     """Read what `save` wrote: ``.graph`` and ``.optimizer`` (None if none was saved).
+
+    Parameters
+    ----------
+    ops : list of op classes, optional
+        Ops of your own that the model uses, where their modules do not have them: defined in a script, or moved.
 
     Raises
     ------
     DataError
         If the file is missing, truncated, changed, not flowgrad's, of a newer version, or uses an op that is not defined.
+    GraphError
+        If `ops` is something else.
 
     Examples
     --------
@@ -107,9 +115,10 @@ def load(path: str | os.PathLike[str]) -> Saved:
     >>> optimizer.one_step()
     4.0
     """
+    given = _given(ops)
     arrays, about = read_arrays(path)
     with same_version(path):
-        graph = _rebuild(about, arrays)
+        graph = _rebuild(about, arrays, given)
         optimizer = None
         if about["optimizer"] is not None:
             o = about["optimizer"]
@@ -246,8 +255,8 @@ def _describe(graph: Graph) -> list[dict[str, Any]]:
     return rows
 
 
-def _rebuild(about: dict[str, Any], arrays: dict[str, Array]) -> Graph:
-    known = _ops()
+def _rebuild(about: dict[str, Any], arrays: dict[str, Array], given: list[type[Op]]) -> Graph:
+    known = _found({row["op"] for row in about["graph"]} - {_name(Variable)}, given)
     graph = Graph(seed=about["seed"])
     with graph:
         for i, row in enumerate(about["graph"]):
@@ -255,16 +264,47 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array]) -> Graph:
                 value = arrays.get(f"value/{i}")
                 Variable(row["dim"], False if value is None else value[0], row["trainable"], row["name"])
                 continue
-            if row["op"] not in known:
-                raise DataError(
-                    f"the model uses the op {row['op']}, which is not defined here: import its module before loading"
-                )
             cls = known[row["op"]]
             node: Node = cls.__new__(cls)
             attrs = {k: _tuples(v) for k, v in row["attrs"].items()}
             Op.__init__(node, *(graph._nodes[p] for p in row["parents"]), name=row["name"], **attrs)  # type: ignore[arg-type]
     graph.rng.bit_generator.state = about["rng"]  # the next random values are new ones
     return graph
+
+
+def _given(ops: Any) -> list[type[Op]]:
+    if not isinstance(ops, Iterable):
+        raise GraphError(f"ops is a list of op classes, not {brief(ops)}: give [{getattr(ops, '__name__', '...')}]")
+    given = list(ops)
+    for cls in given:
+        if not isinstance(cls, type) or not issubclass(cls, Op):
+            raise GraphError(f"ops is a list of op classes; {brief(cls)} is none")
+    return given
+
+
+def _found(names: set[str], given: list[type[Op]]) -> dict[str, type[Op]]:
+    """Return the op of each name in a file: one that was given counts by its last name too, before any other."""
+    known = {**_ops(), **{_name(cls): cls for cls in given}}
+    spare = [cls for cls in dict.fromkeys(given) if _name(cls) not in names]
+    lacking = []
+    for name in sorted(names):
+        by_name = [cls for cls in spare if "." in name and cls.__name__ == name.rpartition(".")[2]]
+        if len(by_name) > 1:
+            words = " and ".join(map(_name, by_name))
+            raise DataError(
+                f"the model uses the op {name}, and ops has several of that name: {words}; give one of them"
+            )
+        if by_name and not any(_name(cls) == name for cls in given):
+            known[name] = by_name[0]
+        lacking += [] if name in known else [name]
+    if lacking:
+        several = len(lacking) > 1
+        classes = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in lacking))
+        raise DataError(
+            f"the model uses the op{'s' * several} {', '.join(lacking)}, which {'are' if several else 'is'} not defined here: "
+            f"import the module, or pass the class{'es' * several}: fg.load(path, ops=[{classes}])"
+        )
+    return known
 
 
 def _ops() -> dict[str, type[Op]]:

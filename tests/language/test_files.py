@@ -1,6 +1,9 @@
 """Models on disk: what was saved comes back; what is damaged is refused."""
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given
 from safetensors.numpy import load_file, save_file
 
 import flowgrad as fg
-from flowgrad.errors import DataError, FlowgradError
+from flowgrad.errors import DataError, FlowgradError, GraphError
 
 
 class Cubed(fg.Op):
@@ -265,3 +268,103 @@ def test_random_values_go_on_after_loading(tmp_path):
         with g:
             values.append(fg.Variable(3, True).value.tolist())
     assert values[0] == values[1] != first.value.tolist()
+
+
+# -- ops of a script --
+
+SCRIPT = """
+import sys, flowgrad as fg
+class Square(fg.Elementwise):
+    formula = "a * a"
+    slopes = ("2 * a",)
+class Twice(fg.Elementwise):
+    formula = "2 * a"
+    slopes = ("2",)
+with fg.Graph() as graph:
+    y = Twice(Square(fg.Exp(fg.Variable(2, [0.0, 0.0]))))
+fg.save(sys.argv[1], graph)
+"""
+
+
+class Square(fg.Elementwise):
+    formula = "a * a"
+    slopes = ("2 * a",)
+
+
+class Twice(fg.Elementwise):
+    formula = "2 * a"
+    slopes = ("2",)
+
+
+@pytest.fixture
+def of_a_script(tmp_path):
+    path = tmp_path / "model.safetensors"
+    subprocess.run([sys.executable, "-c", SCRIPT, path], check=True, timeout=60)
+    return path
+
+
+def test_ops_of_a_script_can_be_given(of_a_script):
+    for ops in ([Square, Twice], (c for c in (Twice, Square, Cubed, Square)), {Square, Twice}):
+        graph, _ = fg.load(of_a_script, ops=ops)
+        assert [type(n) for n in graph.nodes[1:]] == [fg.Exp, Square, Twice]
+        assert graph.nodes[-1].forward().tolist() == [2.0, 2.0]
+    fg.save(of_a_script, graph)  # under their modules now
+    assert type(fg.load(of_a_script).graph.nodes[-1]) is Twice
+
+
+@pytest.mark.parametrize(
+    ("ops", "told"),
+    [
+        (
+            (),
+            "the ops __main__.Square, __main__.Twice, which are not defined here: import the module, or pass the classes: "
+            "fg.load(path, ops=[Square, Twice])",
+        ),
+        (
+            [Square],
+            "the op __main__.Twice, which is not defined here: import the module, or pass the class: "
+            "fg.load(path, ops=[Twice])",
+        ),
+    ],
+)
+def test_ops_that_are_lacking_are_named(of_a_script, ops, told):
+    with pytest.raises(DataError, match=re.escape(told)) as caught:
+        fg.load(of_a_script, ops)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ops", "told"),
+    [
+        (Square, "ops is a list of op classes, not <class .*: give .Square.$"),
+        ([Square, fg.Variable], "ops is a list of op classes; <class 'flowgrad.graph.Variable'> is none"),
+        (["Square"], "ops is a list of op classes; 'Square' is none"),
+        (3, "ops is a list of op classes, not 3"),
+    ],
+)
+def test_what_is_given_are_op_classes(of_a_script, ops, told):
+    with pytest.raises(GraphError, match=told):
+        fg.load(of_a_script, ops=ops)
+
+
+def test_two_given_ops_of_one_name(of_a_script):
+    other = type("Square", (Square,), {"__module__": "elsewhere", "formula": "a + a", "slopes": ("2",)})
+    with pytest.raises(
+        DataError, match=r"ops has several of that name: .*test_files.Square and elsewhere.Square; give"
+    ):
+        fg.load(of_a_script, ops=[Square, Twice, other])
+    other.__module__ = "__main__"  # that is what the file says
+    graph, _ = fg.load(of_a_script, ops=[Square, Twice, other])
+    assert type(graph.nodes[2]) is other
+
+
+def test_a_given_op_takes_no_place_of_another(tmp_path):
+    """Neither of flowgrad's own, nor of one that the file has by its full name."""
+    theirs = type("Square", (Square,), {"__module__": "elsewhere", "formula": "a + a", "slopes": ("2",)})
+    mine = type("Exp", (Square,), {"__module__": "elsewhere"})
+    with fg.Graph() as graph:
+        theirs(Square(fg.Exp(fg.Variable(1, [1.0]))))
+    fg.save(tmp_path / "model", graph)
+    for ops in ([], [Square], [theirs], [mine, Square]):
+        found = fg.load(tmp_path / "model", ops=ops).graph
+        assert [type(n) for n in found.nodes[1:]] == [fg.Exp, Square, theirs]
