@@ -13,6 +13,7 @@ from .check import (
     require_values,
 )
 from .chunks import Chunked, Shape, file_rows, is_chunked
+from .content import ROWS, describe_data
 from .memory import FeedMemory, RememberedFeeds
 from .order import ORDER_BYTES, Batches, Epoch
 from .placement import Lane, Placement, lane_of

@@ -17,8 +17,10 @@ from flowgrad.inputs import integer, real
 from flowgrad.optim import Rule, Schedule
 from flowgrad.typing import Array
 
+from ..feeds import ROWS
+
 PATTERN = "step-*.safetensors"
-# What tells that two runs are the same, by key in a checkpoint.
+# What tells that two runs are the same, by key in a checkpoint; and then the data.
 WORDS = {
     "model": "a model of",
     "optimizer": "the optimizer",
@@ -171,7 +173,7 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
     Raises
     ------
     GraphError
-        Names what differs, and both values.
+        Names what differs, and both values; of data, for which variables.
     """
     for key, word in WORDS.items():
         if before.get(key) != now[key]:
@@ -179,6 +181,33 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
                 f"the checkpoint in {folder} is of another run: it has {word} {before.get(key)}, this run has {word} "
                 f"{now[key]}; use the same, or another folder"
             )
+    _check_same_data(folder, before.get("data"), now["data"])
+
+
+def _check_same_data(folder: Path, before: list[dict[str, Any]] | None, now: list[dict[str, Any]]) -> None:
+    """Refuse other data; warn where nobody can tell. Feeds are told apart by their places: names do not matter."""
+    if before is None:  # written by a version that did not look at data
+        return
+    advice = "give the same data in the same order, or another folder"
+    fed = [", ".join(repr(feed["name"]) for feed in feeds) for feeds in (before, now)]
+    if len(before) != len(now):
+        raise GraphError(
+            f"the checkpoint in {folder} is of another run: it was fed {fed[0]}, this run is fed {fed[1]}; {advice}"
+        )
+    pairs = list(zip(before, now))
+    other = [b["name"] for a, b in pairs if "rows" in a and "rows" in b and a["rows"] != b["rows"]]
+    if other:
+        rows = min(ROWS, now[0]["shape"][0])
+        raise GraphError(
+            f"the checkpoint in {folder} is of another run: it has other values or another order of samples for "
+            f"{', '.join(map(repr, other))} (by {rows:,} rows that were compared); {advice}"
+        )
+    unknown = [b["name"] for a, b in pairs if "chunks" in {**a, **b} and a.get("chunks") != b.get("chunks")]
+    if unknown:
+        warn(
+            f"the checkpoint in {folder} may be of other data: {', '.join(map(repr, unknown))} came from other dask chunks then, "
+            f"which may have the same values or not; make sure that it is the same data in the same order"
+        )
 
 
 def describe_rule(rule: Rule) -> str:

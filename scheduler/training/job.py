@@ -16,7 +16,7 @@ from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
 from ..engine import Engine
-from ..feeds import Chunked, Feeds, check_batch_size, check_feeds
+from ..feeds import Chunked, Feeds, check_batch_size, check_feeds, describe_data
 from ..machine import one_thread
 from ..programs import flat_values
 from ..steps import Step, compile_private, compile_step, places_of, shard_step, vanished
@@ -84,6 +84,9 @@ class TrainingJob:
             "private": str(settings.optimizer.privacy),  # without the seed of its noise
             "samples": self.feeds.samples,
             "dtype": self.feeds.dtype.name,
+            "data": describe_data(
+                self.feeds, ancestors(settings.optimizer.target), settings.optimizer.privacy is not None
+            ),
         }
 
     # -- state --------------------------------------------------------------------------------------------------

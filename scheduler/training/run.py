@@ -55,7 +55,7 @@ class Run:
         layout = job.step.program.layout
         self.epoch = self.position = 0
         self.before = settings.optimizer.epochs
-        self.identity = job.identity  # whatever callbacks make of the rule
+        self.identity = {} if saver is None else job.identity  # whatever callbacks make of the rule
         self.kept: dict[str, Array] = {}
         state = job.state
         checkpoint = read_checkpoint(saver.folder) if saver is not None and resume else None
@@ -64,7 +64,7 @@ class Run:
             self.history = History(self.plan.as_dict())
         else:
             assert saver is not None
-            check_same_run(saver.folder, checkpoint.about.get("run", {}), job.identity)
+            check_same_run(saver.folder, checkpoint.about.get("run", {}), self.identity)
             with same_version(f"the checkpoint in {saver.folder}"):
                 state = self._go_on(checkpoint)
         job.follow(self.plan)

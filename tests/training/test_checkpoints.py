@@ -253,6 +253,165 @@ def test_a_checkpoint_of_another_model_is_refused(written):
         trainer.fit(model.feeds, checkpoint=folder, resume=True)
 
 
+# -- the same run with other data --
+
+
+def exchanged(model):
+    labels = model.feeds[model.label].copy()
+    first, other = 0, int(np.flatnonzero(labels != labels[0])[0])
+    labels[[first, other]] = labels[[other, first]]
+    return {model.label: labels}
+
+
+def reordered(model):
+    return {v: a[::-1].copy() for v, a in model.feeds.items()}
+
+
+def one_number(model):
+    images = model.feeds[model.x].copy()
+    images[-1, -1] = np.nextafter(images[-1, -1], 9)
+    return {model.x: images}
+
+
+@pytest.mark.parametrize(
+    ("change", "of"),
+    [
+        (exchanged, "'label'"),
+        (reordered, "'x', 'label'"),
+        (one_number, "'x'"),
+        (lambda m: {m.label: np.eye(3)[m.feeds[m.label]] * 0.5}, "'label'"),
+        (lambda m: {m.x: np.asfortranarray(m.feeds[m.x][:, ::-1])}, "'x'"),
+    ],
+)
+def test_other_data_is_noticed(written, change, of):
+    folder, _ = written
+    model = Model("Adam")
+    before, files = model.bits(), names(folder)
+    model.feeds |= change(model)
+    told = (
+        f"it has other values or another order of samples for {of} .by 10 rows that were compared.; give the same data"
+    )
+    with pytest.raises(GraphError, match=told) as caught:
+        model.fit(checkpoint=folder, resume=True)
+    assert "\n" not in str(caught.value)
+    assert model.bits() == before
+    assert names(folder) == files
+
+
+def test_a_feed_more_is_noticed(tmp_path):
+    folder, model, other = tmp_path / "state", Model("Adam"), Model("Adam")
+    model.fit(epochs=1, checkpoint=folder)
+    other.b.trainable = model.b.trainable = False
+    trainer = fg.Trainer(model.optimizer, fg.Engine("sync"))
+    with pytest.raises(GraphError, match="of another run"):
+        trainer.fit({**model.feeds, model.b: np.zeros((10, 3))}, checkpoint=folder, resume=True)
+    first = tmp_path / "first"
+    other.fit(epochs=1, checkpoint=first)
+    other.optimizer.state = None
+    with pytest.raises(GraphError, match="it was fed 'x', 'label', this run is fed 'x', 'label', 'b'; give the same"):
+        fg.Trainer(other.optimizer, fg.Engine("sync"), seed=0).fit(
+            {**other.feeds, other.b: np.zeros((10, 3))}, checkpoint=first, resume=True
+        )
+
+
+def mapped(array, path):
+    np.save(path, array)
+    return np.load(path, mmap_mode="r")
+
+
+CONTAINERS = {
+    "list": lambda a, path: a.tolist(),
+    "tuple of rows": lambda a, path: tuple(map(np.array, a)),
+    "pandas": lambda a, path: __import__("pandas").DataFrame(a) if a.ndim == 2 else __import__("pandas").Series(a),
+    "not contiguous": lambda a, path: np.repeat(a, 2, axis=0)[::2],
+    "Fortran's order": lambda a, path: np.asfortranarray(a),
+    "big-endian": lambda a, path: a.astype(a.dtype.newbyteorder(">")),
+    "memory map": mapped,
+    "dask array that the client has": lambda a, path: __import__("dask.array").array.from_array(a, chunks=len(a)),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_the_same_data_in_something_else_goes_on(written, tmp_path, container):
+    if container == "pandas":
+        pytest.importorskip("pandas")
+    folder, bits = written
+    model = Model("Adam")
+    model.feeds = {v: CONTAINERS[container](a, tmp_path / f"{v.name}.npy") for v, a in model.feeds.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(epochs=4, checkpoint=folder, resume=True)
+    assert model.bits() == bits
+
+
+def test_rows_of_a_map_in_several_chunks(monkeypatch, tmp_path):
+    """More rows than are compared, in chunks of 100; names of variables do not matter."""
+    monkeypatch.setattr("flowgrad.scheduler.feeds.chunks.FILE_CHUNK_BYTES", 100 * 3 * 8)
+    folder, model = tmp_path / "state", Model("Adam", n=2500)
+    model.fit(epochs=1, checkpoint=folder)
+    again = Model("Adam", n=2500)
+    again.x.name = "images"
+    again.feeds[again.x] = mapped(model.feeds[model.x], tmp_path / "x.npy")
+    again.fit(epochs=2, checkpoint=folder, resume=True)
+    again = Model("Adam", n=2500)
+    again.feeds[again.x] = mapped(np.roll(model.feeds[model.x], 1, axis=0), tmp_path / "y.npy")
+    with pytest.raises(GraphError, match=r"another order of samples for 'x' .by 1,024 rows"):
+        again.fit(epochs=3, checkpoint=folder, resume=True)
+
+
+def test_dask_arrays_are_told_apart_by_their_chunks(tmp_path):
+    """What has another name may be the same data: that is said, and no more."""
+    array, delayed = pytest.importorskip("dask.array"), pytest.importorskip("dask").delayed
+    folder = tmp_path / "state"
+
+    def fit(epochs, make, feeds=None):
+        model = Model("Adam")
+        images = model.feeds[model.x] if feeds is None else feeds
+        model.feeds[model.x] = make(images)
+        model.fit(epochs=epochs, checkpoint=folder, resume=True)
+        return model.bits()
+
+    def computed(a):
+        return array.from_array(a, chunks=(4, 3)) * 1.0
+
+    def drawn_anew(a):
+        return array.from_delayed(delayed(lambda: a)(), a.shape, a.dtype)
+
+    whole = Model("Adam")
+    whole.fit(epochs=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(1, computed)
+        fit(2, computed)
+    told = "may be of other data: 'x' came from other dask chunks then, which may have the same values or not"
+    with pytest.warns(UserWarning, match=told):
+        fit(3, drawn_anew)
+    with pytest.warns(UserWarning, match=told):
+        fit(4, drawn_anew)
+    with pytest.warns(UserWarning, match=told):
+        assert fit(5, lambda a: a) == whole.bits()
+
+
+def test_nothing_is_kept_about_the_values_of_private_trainings(tmp_path):
+    for folder, private in ((tmp_path / "a", True), (tmp_path / "b", False)):
+        more = {"per_sample_clip": 1.0, "noise_multiplier": 1.0, "noise_seed": 3} if private else {}
+        Model("Adam", **more).fit(epochs=1, checkpoint=folder)
+        first = read_checkpoint(folder).about["run"]["data"][0]
+        assert first.pop("rows", "") == "" if private else len(first.pop("rows")) == 32
+        assert first == {"name": "x", "shape": [10, 3], "dtype": "float64"}
+
+
+def test_a_checkpoint_that_says_nothing_of_data_goes_on(written):
+    folder, bits = written
+    for path in folder.iterdir():
+        arrays, about = read_arrays(path)
+        del about["run"]["data"]
+        write_arrays(path, arrays, about)
+    model = Model("Adam")
+    model.fit(epochs=4, checkpoint=folder, resume=True)
+    assert model.bits() == bits
+
+
 # -- crashes --
 
 SCRIPT = """
