@@ -10,7 +10,7 @@ import numpy as np
 from dask import delayed
 
 from flowgrad.errors import GraphError
-from flowgrad.graph import Graph, Node, Variable
+from flowgrad.graph import Node, Variable
 from flowgrad.jacobians import Factors
 from flowgrad.program import Program
 from flowgrad.typing import Array
@@ -21,10 +21,9 @@ from ..feeds import (
     Shape,
     check_array,
     check_lengths,
-    check_shape,
     common_dtype,
-    fed_variable,
     file_rows,
+    guarded,
     is_chunked,
 )
 from ..programs import cut_rows
@@ -33,21 +32,17 @@ from .recipe import Recipe
 from .work import LastEdges, bare, factors_block, jacobian_chunk, run_all
 
 
-def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> tuple[Feeds, tuple[int, ...]]:
-    """Return feeds, some of which are in chunks, as dask arrays of common chunks of samples, and the samples of each chunk.
+def chunk_feeds(feeds: Mapping[Variable, Any], dtype: Any) -> tuple[Feeds, tuple[int, ...]]:
+    """Return feeds that are read, some of them in chunks, as dask arrays of common chunks, and the samples of each.
 
     Entries are checked when chunks are read.
 
     Raises
     ------
     FeedError
-        If a variable, a shape or a number of samples does not fit, or a dask array does not know its chunks' sizes.
+        If a number of samples does not fit.
     """
-    arrays: dict[Variable, Any] = {}
-    for key, value in feeds.items():
-        v = fed_variable(graph, key)
-        arrays[v] = value if isinstance(value, da.Array) else _as_chunks(value)
-        check_shape(v, arrays[v])
+    arrays = {v: guarded(v, value if isinstance(value, da.Array) else _as_chunks(value)) for v, value in feeds.items()}
     samples = check_lengths({v: int(a.shape[0]) for v, a in arrays.items()})
     finest = max((a.chunks[0] for v, a in arrays.items() if is_chunked(feeds[v])), key=len)
     common = {v: a.rechunk((finest, *(-1,) * (a.ndim - 1))) for v, a in arrays.items()}
@@ -57,7 +52,7 @@ def chunk_feeds(graph: Graph, feeds: Mapping[Any, Any], dtype: Any) -> tuple[Fee
 def _as_chunks(value: Any) -> Any:
     """Return an array as a dask array; of a memory-mapped file, each chunk is mapped where it is read."""
     if not is_chunked(value):
-        return da.from_array(np.asarray(value), chunks=-1)
+        return da.from_array(value, chunks=-1)
     pieces = file_rows(value)
     name = f"rows-{token([vars(piece) for piece in pieces])}"
     return da.concatenate(

@@ -26,7 +26,7 @@ from ..derivatives import (
     lower_reverse,
 )
 from ..executors import Lost
-from ..feeds import Feeds, RememberedFeeds, check_nodes, is_chunked
+from ..feeds import Feeds, RememberedFeeds, check_nodes, is_chunked, read_feeds, settled_feeds
 from ..tasks import Ref
 from .session import Session
 from .values import check_scalar
@@ -92,11 +92,14 @@ def _run_jacobian(
 def per_sample_gradients(session: Session, target: Node, feeds: Any, wrt: Any) -> PerSampleGradients:
     """Compute the gradient of a scalar for each sample, as factors; see `Engine.per_sample_gradients`."""
     check_scalar(target, "target")
+    graph, _ = check_nodes(target, "per_sample_gradients")
+    if isinstance(feeds, Mapping):
+        feeds = settled_feeds(graph, feeds, session.executor)
     if isinstance(feeds, Mapping) and any(map(is_chunked, feeds.values())):
-        graph, _ = check_nodes(target, "per_sample_gradients")
-        chunked, lengths = derivatives.chunk_feeds(graph, feeds, session.dtype)
+        read = read_feeds(graph, feeds, session.executor)
+        chunked, lengths = derivatives.chunk_feeds(read, session.dtype)
         recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
-        blocks = derivatives.chunked_factors(recipe, chunked, lengths), None
+        blocks = derivatives.chunked_factors(recipe, chunked, lengths), read.clear  # until then they hold futures
         return _gradients(session, recipe, chunked, lengths, blocks)
     recipe, checked = session.recipe(target, wrt, feeds, "per_sample_gradients")
     return keep_factors(session, recipe, checked)

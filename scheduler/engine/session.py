@@ -46,7 +46,7 @@ class Session:
     def __init__(self, executor: Executor, dtype: Any, grain: str, shards: int | None, kernel: str, cache_bytes: int):
         self.executor, self.dtype, self.grain, self.shards, self.kernel = executor, dtype, grain, shards, kernel
         self.cache = ValueCache(executor, integer(cache_bytes, "cache_bytes", 0))
-        self.memory = FeedMemory(executor.remote, cache_bytes, self.cache.forget)
+        self.memory = FeedMemory(executor, cache_bytes, self.cache.forget)
         self.recipes = lru_cache(REMEMBERED)(without_collection(Recipe))
         self._forward = lru_cache(REMEMBERED)(self._made_forward)
         self._gradients = lru_cache(REMEMBERED)(self._made_gradient)

@@ -38,7 +38,7 @@ def _lower_forward(
 def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = None) -> Computation:
     """Check nodes and feeds, and lower the values: of a single node one array, else a list."""
     graph, targets = check_nodes(nodes, "forward")
-    checked = check_feeds(graph, feeds, session.dtype)
+    checked = check_feeds(graph, feeds, session.dtype, executor=session.executor)
     job = _lower_forward(session, targets, graph, checked, grain)
     return replace(job, finish=lambda values: job.finish(values)[0]) if isinstance(nodes, Node) else job
 
@@ -49,7 +49,7 @@ def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, gra
         raise GraphError("a gradient is of one scalar node, not of a list")
     graph, _ = check_nodes(target, "gradient")
     check_scalar(target, "target")
-    checked = check_feeds(graph, feeds, session.dtype)
+    checked = check_feeds(graph, feeds, session.dtype, executor=session.executor)
     variables: list[Variable] = []
     for v in session.nodes(graph, checked.arrays, wrt):
         if not isinstance(v, Variable):

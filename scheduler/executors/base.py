@@ -177,6 +177,22 @@ class Executor(ABC):
         """Compute a dask collection; raises `Lost` where a value that it needs is gone."""
 
     @abstractmethod
+    def compute_all(self, collections: Sequence[Any]) -> list[Any]:
+        """Compute dask's collections and futures side by side, and bring all of it here."""
+
+    def holds(self, future: Any) -> bool:
+        """Whether the value of a future of dask's can be read by tasks."""
+        return False
+
+    def start(self, collections: Sequence[Any]) -> list[Any]:
+        """Compute dask's delayed values where there is room, and return futures of them."""
+        raise NotImplementedError(f"there are no futures on {self.name}")
+
+    def persist(self, collection: Any) -> Any:
+        """Return a dask collection of futures, where there are any."""
+        return collection
+
+    @abstractmethod
     def future(self, handle: Handle) -> Any:
         """Return something with a method ``result()``; on a cluster the dask Future."""
 

@@ -239,6 +239,25 @@ class DistributedExecutor(Executor):
         self._check_open()
         return self.result([Handle("", self.client.compute(collection))])[0]
 
+    def compute_all(self, collections: Sequence[Any]) -> list[Any]:
+        """Compute dask collections on the workers."""
+        return self.result([Handle("", future) for future in self.start(collections)])
+
+    def holds(self, future: Any) -> bool:
+        """Whether a future is of this scheduler."""
+        scheduler = future.client.scheduler
+        return scheduler is not None and scheduler.address == self.client.scheduler.address
+
+    def start(self, collections: Sequence[Any]) -> list[Any]:
+        """Return futures of dask collections."""
+        self._check_open()
+        return list(self.client.compute(list(collections)))
+
+    def persist(self, collection: Any) -> Any:
+        """Compute a dask collection where it is to stay."""
+        self._check_open()
+        return self.client.persist(collection)
+
     def future(self, handle: Handle) -> Any:
         """Return the dask Future."""
         return handle.future

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import Any
 
+import dask
 import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
@@ -83,6 +84,10 @@ class LocalExecutor(Executor):
         """Compute a dask collection with the same scheduler."""
         with one_thread():
             return collection.compute(scheduler=self._get)
+
+    def compute_all(self, collections: Sequence[Any]) -> list[Any]:
+        """Compute dask collections with the same scheduler."""
+        return list(dask.compute(*collections, scheduler=self._get))
 
     def future(self, handle: Handle) -> Any:
         """Return the value as a future that is done."""

@@ -7,12 +7,12 @@ from .check import (
     check_feeds,
     check_lengths,
     check_nodes,
-    check_shape,
     common_dtype,
-    fed_variable,
+    read_feeds,
     require_values,
+    settled_feeds,
 )
-from .chunks import Chunked, Shape, file_rows, is_chunked
+from .chunks import Chunked, Shape, file_rows, guarded, is_chunked
 from .content import ROWS, describe_data
 from .memory import FeedMemory, RememberedFeeds
 from .order import ORDER_BYTES, Batches, Epoch

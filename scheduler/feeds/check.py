@@ -12,7 +12,9 @@ from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.typing import Array
 
-from .chunks import Shape, chunked, gathered, is_chunked, is_dask_array
+from ..executors import Executor
+from .chunks import Shape, check_told, chunked, gathered, is_chunked, is_elsewhere, settled
+from .kinds import as_array, as_chunk
 
 # Length from which on BLAS's own threads may take part in a scalar product.
 BLAS_LENGTH = 10_000
@@ -35,18 +37,26 @@ class Feeds:
     dtype: np.dtype[Any]
 
 
-def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None, lazy: bool = False) -> Feeds:
+def check_feeds(
+    graph: Graph,
+    feeds: Mapping[Any, Any] | None,
+    dtype: Any = None,
+    lazy: bool = False,
+    executor: Executor | None = None,
+) -> Feeds:
     """Check feeds against a graph and bring them to ``(N, dim)``.
 
     Parameters
     ----------
     feeds : mapping of Variable to array
         ``(N, dim)``; ``(N,)`` for ``dim == 1``; integers ``(N,)`` for ``dim > 1`` are class indices and become one-hot.
-        dask arrays are computed.
+        What is dask's is computed.
     dtype : optional
         Of the result; by default that of the feeds (float64 for integers).
     lazy : bool
-        Leave dask arrays and memory-mapped files where they are; their values are checked when they are read.
+        Leave what is dask's, and memory-mapped files, where they are; their values are checked when they are read.
+    executor : optional
+        What computes for it; dask's default if not given.
 
     Raises
     ------
@@ -57,12 +67,28 @@ def check_feeds(graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any = None
         return Feeds({}, 1, np.dtype(dtype or np.float64))
     if not isinstance(feeds, Mapping):
         raise FeedError(f"feeds must be a dict {{variable: array}}, not {type(feeds).__name__}")
-    raw = {fed_variable(graph, v): a if lazy and is_chunked(a) else _numeric(v, a) for v, a in feeds.items()}
-    for v, a in raw.items():
-        check_shape(v, a)
+    raw = read_feeds(graph, feeds, executor, lazy)
     samples = check_lengths({v: a.shape[0] for v, a in raw.items()})
     dtype = common_dtype((a.dtype for a in raw.values()), dtype)
-    return Feeds({v: _fed(v, a, dtype, lazy) for v, a in raw.items()}, samples, dtype)
+    return Feeds({v: _fed(v, a, dtype, executor) for v, a in raw.items()}, samples, dtype)
+
+
+def settled_feeds(graph: Graph, feeds: Mapping[Any, Any], executor: Executor | None) -> dict[Variable, Any]:
+    """Return feeds of which those that are dask's know their chunks; see `settled`."""
+    return {v: settled(v, a, executor) for v, a in ((fed_variable(graph, key), a) for key, a in feeds.items())}
+
+
+def read_feeds(
+    graph: Graph, feeds: Mapping[Any, Any], executor: Executor | None, lazy: bool = True
+) -> dict[Variable, Any]:
+    """Return feeds of any kind as checked arrays; with `lazy` those in chunks as they are, their shapes and dtypes checked."""
+    read = settled_feeds(graph, feeds, executor)
+    for v, value in read.items():
+        if lazy and is_chunked(value):
+            check_told(v, value)
+        else:
+            read[v] = _numeric(v, gathered(v, value, executor) if is_elsewhere(value) else value)
+    return read
 
 
 def check_array(variable: Any, array: Any, dtype: Any, first: int | Array = 0) -> Array:
@@ -128,19 +154,10 @@ def fed_variable(graph: Graph, key: Any) -> Variable:
 
 
 def _numeric(v: Variable, value: Any, first: int | Array = 0) -> Array:
-    try:
-        array = gathered(value) if is_dask_array(value) else np.asanyarray(value)
-    except (ValueError, TypeError) as error:
-        raise FeedError(
-            f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({error})"
-        ) from None
-    if isinstance(array, np.ma.MaskedArray):
-        raise FeedError(
-            f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
-        )
-    array = np.asarray(array)
-    check_shape(v, array)
-    if array.ndim == 1 and v.dim > 1:
+    array = as_array(v, value)
+    check_told(v, array)
+    if v.dim > 1 and array.shape[1:] in ((), (1,)):  # class indices
+        array = array.reshape(-1)
         _check_labels(v, array, first)
     if array.dtype.kind == "f" and not _all_finite(array):
         sample, *rest = np.argwhere(~np.isfinite(array))[0]
@@ -161,29 +178,10 @@ def _all_finite(array: Array) -> bool:
     return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
-def check_shape(v: Variable, array: Any) -> None:
-    """Raise an error if an array, of whatever kind, cannot be fed to a variable by its shape and dtype."""
-    if array.shape and array.shape[0] != array.shape[0]:
-        raise FeedError(
-            f"the feed for {v.name!r} is a dask array of unknown length: call its compute_chunk_sizes() first"
-        )
-    if array.dtype.kind not in "fiub":
-        raise FeedError(
-            f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
-        )
-    if array.ndim == 0 or array.ndim > 2 or (array.ndim == 2 and array.shape[1] != v.dim):
-        raise FeedError(f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: give (N, {v.dim})")
-    if array.ndim == 1 and v.dim > 1 and array.dtype.kind not in "iu":
-        raise FeedError(
-            f"the feed for {v.name!r} has shape {array.shape}, but its dim is {v.dim}: "
-            f"give (N, {v.dim}), or integer class indices (N,)"
-        )
-
-
-def _fed(v: Variable, value: Any, dtype: np.dtype[Any], lazy: bool) -> Any:
-    if not (lazy and is_chunked(value)):
+def _fed(v: Variable, value: Any, dtype: np.dtype[Any], executor: Executor | None) -> Any:
+    if not is_chunked(value):
         return _shaped(v, value, dtype)
-    chunks = chunked(v, value, dtype)
+    chunks = chunked(v, value, dtype, executor)
     return _shaped(v, _numeric(v, chunks), dtype) if isinstance(chunks, np.ndarray) else chunks
 
 
@@ -226,9 +224,12 @@ def _number(first: int | Array, sample: int) -> int:
     return int(first[sample]) if isinstance(first, np.ndarray) else first + sample
 
 
-def rows_of(source: Any, rows: Array, form: Shape, start: int, salt: str) -> Array:
+def rows_of(
+    source: Any, told: tuple[tuple[int, ...], Any], rows: Array, form: Shape, start: int, length: int, salt: str
+) -> Array:
     """Return some rows of a chunk, which is given or loaded, checked and as they are fed; the rest of the chunk is let go.
 
-    The chunk begins with row `start` of all; `salt` tells one asking from another.
+    The chunk begins with row `start` of all and has `length` of them; `salt` tells one asking from another.
     """
-    return check_array(form, (source() if callable(source) else source)[rows], form.dtype, start + rows)
+    chunk = as_chunk(form, source() if callable(source) else source, (length, *told[0]), told[1], start)
+    return check_array(form, chunk[rows], form.dtype, start + rows)

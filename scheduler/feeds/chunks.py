@@ -1,21 +1,32 @@
-"""Feeds that are not in the client's memory: dask arrays and memory-mapped files, chunk by chunk, rows when they are wanted."""
+"""Feeds that are not in the client's memory: of dask and in files, chunk by chunk, rows when they are wanted."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from itertools import accumulate
 from typing import Any
 
 import dask
 import numpy as np
+from dask.base import tokenize
+from dask.delayed import Delayed, delayed
 
+from flowgrad.errors import FeedError
 from flowgrad.graph import Variable
 from flowgrad.typing import Array
 
-from ..tasks import row_chunks
+from ..executors import Executor
+from ..tasks import futures_in, is_future, partitions, row_chunks
+from .kinds import Named, as_array, as_chunk
 
 # Rows of a file are read by tasks that cover about so much of it.
 FILE_CHUNK_BYTES = 64 << 20
+# Rows by which a file is known again.
+COMPARED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,13 @@ class FileRows:
 
     def __call__(self) -> Array:
         """Map the rows."""
-        return np.memmap(self.name, self.dtype, "r", self.offset, self.shape)
+        try:
+            return np.memmap(self.name, self.dtype, "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise FeedError(
+                f"the file {self.name} of a feed cannot be read where its rows are wanted ({error}): "
+                f"put it where all workers find it, or feed an array"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Chunked:
     ----------
     starts : tuple of int
         First row of each chunk, and the number of rows.
+    told : tuple
+        What is known of chunks before they are there: the shape of a sample, and the dtype.
     chunks : list
         Each an array, a future of dask's, or something to call that loads it.
     nbytes : int
@@ -69,6 +88,7 @@ class Chunked:
 
     form: Shape
     starts: tuple[int, ...]
+    told: tuple[tuple[int, ...], np.dtype[Any]]
     chunks: list[Any]
     nbytes: int
 
@@ -77,47 +97,153 @@ class Chunked:
 
 
 def is_chunked(value: Any) -> bool:
-    """Return whether a feed is a dask array or a memory-mapped file."""
-    if isinstance(value, np.memmap):
-        mapped = value.flags.c_contiguous and getattr(value, "_mmap", None) is not None and value.ndim > 0
-        return mapped and value.mode != "c"  # what was written to such a map is in memory alone
-    return is_dask_array(value)
+    """Return whether a feed, as `settled` returns it, is a dask array or a memory-mapped file that others can map too."""
+    return is_dask_array(value) or (isinstance(value, np.memmap) and _can_be_mapped(value))
 
 
 def is_dask_array(value: Any) -> bool:
     """Return whether a feed is a dask array."""
-    return bool(dask.is_dask_collection(value)) and hasattr(value, "chunks") and hasattr(value, "dtype")
+    return bool(dask.is_dask_collection(value)) and hasattr(value, "_meta") and hasattr(value, "chunks")
 
 
-def gathered(value: Any) -> Array:
-    """Compute a dask array chunk by chunk and put it together here: no worker needs to have room for all of it.
+def is_elsewhere(value: Any) -> bool:
+    """Return whether a feed is dask's: a collection or a future."""
+    return is_future(value) or bool(dask.is_dask_collection(value))
 
-    Masked chunks give a masked array.
+
+def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
+    """Return what is dask's as a dask array whose chunks' sizes are known, or as an array; anything else as it is.
+
+    Nothing is brought here that an executor can leave where it is: on a cluster that is all that lies there.
     """
-    if any(math.isnan(n) for n in value.shape):
-        return np.asarray(value)
-    blocks = value.to_delayed()
-    grid = np.empty(blocks.shape, object)
-    masked = False
-    for place, block in zip(np.ndindex(blocks.shape), dask.compute(*blocks.ravel())):
-        masked = masked or isinstance(block, np.ma.MaskedArray)
-        grid[place] = np.asarray(block)
-    array = np.asarray(np.block(grid.tolist()))
-    return np.ma.array(array) if masked else array
+    if not is_elsewhere(value):
+        return value
+    futures = [value] if is_future(value) else futures_in(value)
+    foreign = bool(futures) and not (executor is not None and all(map(executor.holds, futures)))
+    where = futures[0].client if foreign else executor
+    if is_dask_array(value):
+        x = value
+    elif hasattr(value, "to_delayed") and hasattr(value, "_meta"):
+        x = _array_of_frame(v, value, where)
+    elif not (is_future(value) or isinstance(value, Delayed)):
+        raise FeedError(
+            f"the feed for {v.name!r} is a dask {type(value).__name__}, not an array: "
+            f"give a dask array or frame, shape (N, {v.dim})"
+        )
+    elif foreign or executor is None or not executor.remote:
+        return as_array(v, _computed([value], where)[0])
+    else:
+        x = _array_of_future(v, value if is_future(value) else executor.start([value])[0], executor)
+    check_told(v, x)
+    x = _of_known_sizes(x, where)
+    return _gathered(v, x, where) if foreign else x
 
 
-def chunked(v: Variable, value: Any, dtype: np.dtype[Any]) -> Any:
+def gathered(v: Variable, value: Any, executor: Executor | None) -> Array:
+    """Compute what is dask's and bring it here, chunk by chunk: no worker needs to have room for all of it."""
+    value = settled(v, value, executor)
+    return _gathered(v, value, executor) if is_dask_array(value) else value
+
+
+def check_told(v: Named, x: Any) -> None:
+    """Raise an error if an array, of whatever kind, cannot be fed to a variable by its shape and dtype."""
+    if x.dtype.kind not in "fiub":
+        raise FeedError(
+            f"the feed for {v.name!r} has dtype {x.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
+        )
+    labels = v.dim > 1 and x.dtype.kind in "iu" and x.shape[1:] in ((), (1,))
+    known = x.ndim != 2 or not math.isnan(x.shape[1])
+    if x.ndim == 0 or x.ndim > 2 or (x.ndim == 2 and known and x.shape[1] != v.dim and not labels):
+        raise FeedError(f"the feed for {v.name!r} has shape {x.shape}, but its dim is {v.dim}: give (N, {v.dim})")
+    if x.ndim == 1 and v.dim > 1 and not labels:
+        raise FeedError(
+            f"the feed for {v.name!r} has shape {x.shape}, but its dim is {v.dim}: "
+            f"give (N, {v.dim}), or integer class indices (N,)"
+        )
+
+
+def chunked(v: Variable, value: Any, dtype: np.dtype[Any], executor: Executor | None) -> Any:
     """Return a dask array or a memory map, its shape checked, as a `Chunked` of `dtype`; as an array if the client has it all."""
     form = Shape(v.name, v.dim, dtype)
     if isinstance(value, np.memmap):
         chunks: list[Any] = list(file_rows(value))
         sizes = [piece.shape[0] for piece in chunks]
     else:
-        chunks, sizes = row_chunks(value), value.chunks[0]
+        x = value if value.ndim == 1 or len(value.chunks[1]) == 1 else guarded(v, value).rechunk({1: -1})
+        chunks, sizes = row_chunks(x), x.chunks[0]
+        if executor is not None and futures_in(x) and not all(map(is_future, chunks)):
+            chunks = row_chunks(executor.persist(x))  # a task that loads a chunk knows of no other one
         if all(isinstance(c, np.ndarray) for c in chunks):
-            return np.concatenate(chunks)
+            return _gathered(v, x, executor)
     starts = (0, *(int(n) for n in np.cumsum(sizes)))
-    return Chunked(form, starts, chunks, int(value.nbytes))
+    return Chunked(form, starts, (value.shape[1:], value.dtype), chunks, int(value.nbytes))
+
+
+def guarded(v: Variable, x: Any) -> Any:
+    """Return a dask array of which every chunk is checked before anything is done with it."""
+    meta = np.empty((0,) * x.ndim, x.dtype)
+    form = Shape(v.name, v.dim, x.dtype)
+    return x.map_blocks(_guard, dtype=x.dtype, meta=meta, form=form, sizes=x.chunks)
+
+
+def _guard(block: Any, form: Shape, sizes: Any, block_id: tuple[int, ...]) -> Array:
+    shape = [each[k] for each, k in zip(sizes, block_id)]
+    return as_chunk(form, block, shape, form.dtype, sum(sizes[0][: block_id[0]]))
+
+
+def _computed(values: Sequence[Any], where: Any) -> list[Any]:
+    """Compute dask's collections and futures: by an executor, by the client that holds what they need, or as dask does."""
+    if where is None:
+        return list(dask.compute(*values))
+    if isinstance(where, Executor):
+        return where.compute_all(values)
+    return list(where.gather(where.compute(list(values))))
+
+
+def _gathered(v: Variable, x: Any, where: Any) -> Array:
+    blocks = x.to_delayed()
+    grid = np.empty(blocks.shape, object)
+    starts = [0, *accumulate(x.chunks[0])]
+    for place, block in zip(np.ndindex(blocks.shape), _computed(blocks.ravel().tolist(), where)):
+        shape = [sizes[k] for sizes, k in zip(x.chunks, place)]
+        grid[place] = as_chunk(v, block, shape, x.dtype, starts[place[0]])
+    return np.asarray(np.block(grid.tolist()))
+
+
+def _of_known_sizes(x: Any, where: Any) -> Any:
+    """Return a dask array with the sizes of its chunks; the user's own stays as it is."""
+    if not any(math.isnan(n) for n in x.shape):
+        return x
+    blocks = x.to_delayed().reshape(x.numblocks)
+    edge = [blocks[k, ...].ravel()[0] for k in range(len(blocks))]
+    edge += [] if x.ndim == 1 else list(blocks[0])
+    shapes = _computed([delayed(np.shape)(block) for block in edge], where)
+    sizes: list[Any] = [tuple(shape[0] if shape else 0 for shape in shapes[: len(blocks)])]
+    if x.ndim == 2:
+        sizes.append(tuple(shape[1] if len(shape) > 1 else 0 for shape in shapes[len(blocks) :]))
+    return type(x)(x.dask, x.name, tuple(sizes), dtype=x.dtype, meta=x._meta)
+
+
+def _array_of_frame(v: Variable, frame: Any, where: Any) -> Any:
+    da = import_module("dask.array")  # slow, and nobody has needed it before
+    told = as_array(v, frame._meta)
+    lengths = _computed([delayed(len)(part) for part in frame.to_delayed()], where)
+    name = f"feed-{tokenize(frame)}"
+    sizes = (tuple(lengths), *((n,) for n in told.shape[1:]))
+    return da.Array(partitions(frame, name, told.ndim), name, sizes, dtype=told.dtype, meta=told)
+
+
+def _array_of_future(v: Variable, future: Any, executor: Executor) -> Any:
+    da = import_module("dask.array")
+    form = Shape(v.name, v.dim, np.dtype(np.float64))
+    ((shape, dtype),) = executor.compute_all([delayed(_told)(form, future)])
+    name = f"feed-{future.key}"
+    return da.Array({(name, *(0,) * len(shape)): future}, name, tuple((n,) for n in shape), dtype=dtype)
+
+
+def _told(form: Shape, value: Any) -> tuple[tuple[int, ...], Any]:
+    array = as_array(form, value)
+    return array.shape, array.dtype
 
 
 def file_rows(x: np.memmap[Any, Any]) -> list[FileRows]:
@@ -134,6 +260,23 @@ def file_rows(x: np.memmap[Any, Any]) -> list[FileRows]:
         )
         for start in range(0, len(x), step)
     ]
+
+
+def _can_be_mapped(x: np.memmap[Any, Any]) -> bool:
+    """Whether a map's file holds its rows where it is found by name; what was written to some maps is in memory alone."""
+    if not x.flags.c_contiguous or getattr(x, "_mmap", None) is None or x.ndim == 0 or x.mode == "c" or not x.size:
+        return False
+    if x.dtype.kind not in "fiub" or x.filename is None or not os.path.isfile(x.filename):
+        return False
+    if isinstance(x.filename, int) or not file_rows(x):
+        return False
+    some = np.linspace(0, len(x) - 1, min(len(x), COMPARED_ROWS)).astype(int)
+    (first, *_), row = file_rows(x), x.nbytes // len(x)
+    try:
+        found = np.memmap(first.name, x.dtype, "r", first.offset, x.shape)
+    except (OSError, ValueError):
+        return False
+    return row == 0 or found[some].tobytes() == np.asarray(x)[some].tobytes()
 
 
 def join_rows(parts: list[Array], places: list[Array]) -> Array:

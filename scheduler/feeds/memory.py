@@ -17,10 +17,11 @@ import numpy as np
 from flowgrad.graph import Graph, Variable
 from flowgrad.typing import Array
 
+from ..executors import Executor
 from ..machine import empty_array
-from ..tasks import token
+from ..tasks import is_future, token
 from .check import Feeds, check_feeds
-from .chunks import is_dask_array
+from .chunks import is_elsewhere
 
 # Feeds of a call up to this many bytes are kept for comparison; so many calls are remembered.
 COPIED = 32 << 20
@@ -56,16 +57,17 @@ class FeedMemory:
 
     Parameters
     ----------
-    hashed : bool
-        True: tokens are hashes, the same for everybody; False: they hold in this process only and cost less.
+    executor : Executor
+        Computes feeds that are dask's. Where it is remote, tokens are hashes, the same for everybody; else they hold in this
+        process only and cost less.
     limit : int
         Bytes of feeds that may be kept; 0: nothing computed from the feeds is kept, so each call has tokens of its own.
     forget : callable
         Is told the number of a call whose tokens will never come again.
     """
 
-    def __init__(self, hashed: bool, limit: int, forget: Callable[[int], None]):
-        self.hashed = hashed
+    def __init__(self, executor: Executor, limit: int, forget: Callable[[int], None]):
+        self.executor, self.hashed = executor, executor.remote
         self.limit = limit
         self.forget = forget
         self.calls: list[_Call] = []
@@ -75,7 +77,7 @@ class FeedMemory:
     def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         """Return checked feeds with their tokens; raises what `check_feeds` raises."""
         if not self._copies(feeds):
-            checked = _owned(check_feeds(graph, feeds, dtype), feeds)
+            checked = _owned(check_feeds(graph, feeds, dtype, executor=self.executor), feeds)
             name = token if self.limit or self.hashed else self._token
             return RememberedFeeds(**vars(checked), tokens={v: name(a) for v, a in checked.arrays.items()})
         beginnings = _beginnings(feeds)
@@ -129,7 +131,10 @@ def _owned(checked: Feeds, feeds: Any) -> Feeds:
     """Return feeds that share no memory with the user's, who may change theirs while results still read them."""
     arrays = dict(checked.arrays)
     for v, a in arrays.items():
-        if hasattr(feeds[v], "__array__") and not is_dask_array(feeds[v]) and np.may_share_memory(a, feeds[v]):
+        given = feeds[v]
+        if isinstance(given, (list, tuple)) or (is_elsewhere(given) and not is_future(given)):
+            continue  # put together from what is theirs
+        if not isinstance(given, np.ndarray) or np.may_share_memory(a, given):
             arrays[v] = a.copy()
     return replace(checked, arrays=arrays)
 

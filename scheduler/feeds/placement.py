@@ -156,7 +156,8 @@ class Placement:
             if not len(place):
                 continue
             at = self._home(feed, c, workers)
-            args = (self._source(i, c, workers), rows[place] - feed.starts[c], feed.form, feed.starts[c], salt)
+            start, stop = feed.starts[c : c + 2]
+            args = (self._source(i, c, workers), feed.told, rows[place] - start, feed.form, start, stop - start, salt)
             parts.append(graph.task("take", rows_of, *args, worker=at))
             places.append(place)
         return graph.task("rows", join_rows, parts, places, worker=worker)

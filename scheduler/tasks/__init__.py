@@ -1,6 +1,6 @@
 """What is to be done, as plain records under keys that name their content."""
 
-from .daskgraph import Load, row_chunks, to_dask
+from .daskgraph import Load, futures_in, is_future, partitions, row_chunks, to_dask
 from .identity import code_token, is_named
 from .keys import Ref, attrs_token, attrs_tokens, combine, token
 from .records import Data, Record, Task, TaskGraph, prefix_of, references

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import dask
 import dask.local
 from dask.core import flatten
 from dask.optimization import cull
-from dask.task_spec import DataNode, GraphNode, List, TaskRef
+from dask.task_spec import Alias, DataNode, GraphNode, List, TaskRef
 from dask.task_spec import Task as DaskTask
 
 from .keys import Ref
@@ -73,29 +74,54 @@ class Load:
 
 
 def row_chunks(x: Any) -> list[Any]:
-    """Return the chunks of a dask array along its rows: an array where the client has it, a future, or a `Load`."""
-    if x.ndim == 2 and len(x.chunks[1]) > 1:
-        x = x.rechunk({1: -1})
+    """Return the chunks of a dask array that is cut along its rows alone: arrays where the client has them, futures, or `Load`s."""
     keys = list(flatten(x.__dask_keys__()))
     graph = dict(x.__dask_graph__())
-    if not all(_is_future(graph.get(key)) for key in keys):
+    if not all(_future_of(graph.get(key)) is not None for key in keys):
         (x,) = dask.optimize(x)
         graph = dict(x.__dask_graph__())
     return [_chunk(key, graph) for key in keys]
 
 
+def partitions(frame: Any, name: str, ndim: int) -> dict[Any, Any]:
+    """Return the graph of a frame with its partitions under the keys that chunks of an array of this name have."""
+    frame = frame.optimize()
+    graph = dict(frame.__dask_graph__())
+    # dask keeps some aliases under other keys than they have; what fuses tasks loses what those stand for.
+    graph |= {k: Alias(k, node.target) for k, node in graph.items() if isinstance(node, Alias) and node.key != k}
+    for k, key in enumerate(flatten(frame.__dask_keys__())):
+        chunk = (name, k, *(0,) * (ndim - 1))
+        future = _future_of(graph[key])
+        graph[chunk] = Alias(chunk, key) if future is None else future
+    return graph
+
+
+def futures_in(collection: Any) -> list[Any]:
+    """Return the futures that a dask collection is made of."""
+    found: list[Any] = []
+    for node in dict(collection.__dask_graph__()).values():
+        own = _future_of(node)
+        found += [own] if own is not None else filter(is_future, getattr(node, "args", ()))
+    return found
+
+
+def is_future(value: Any) -> bool:
+    """Whether something is a future of dask's."""
+    return hasattr(value, "client") and hasattr(value, "key") and not dask.is_dask_collection(value)
+
+
 def _chunk(key: Any, graph: dict[Any, Any]) -> Any:
     node = graph[key]
-    if _is_future(node):
-        return node
+    if _future_of(node) is not None:
+        return _future_of(node)
     if isinstance(node, DataNode):
         return node.value
     return Load(key, cull(graph, [key])[0])
 
 
-def _is_future(node: Any) -> bool:
+def _future_of(node: Any) -> Any:
     value = node.value if isinstance(node, DataNode) else node
-    return hasattr(value, "client") and hasattr(value, "key")
+    return value if is_future(value) else None
 
 
 def _argument(arg: Any) -> Any:

@@ -62,7 +62,9 @@ class TrainingJob:
         self.settings, self.epochs = settings, epochs
         optimizer = settings.optimizer
         self.rule, self.executor = optimizer.rule, settings.engine.executor
-        self.feeds: Feeds = check_feeds(optimizer.graph, feeds, settings.engine.dtype, lazy=True)
+        self.feeds: Feeds = check_feeds(
+            optimizer.graph, feeds, settings.engine.dtype, lazy=True, executor=self.executor
+        )
         check_batch_size(optimizer.batch_size, self.feeds.samples, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)

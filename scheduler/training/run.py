@@ -51,7 +51,11 @@ class Run:
         self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
         self.job = job = TrainingJob(settings, feeds, epochs)
         graph, target = settings.optimizer.graph, settings.optimizer.target
-        checked = None if validation is None else check_feeds(graph, validation, job.feeds.dtype, lazy=True)
+        checked = (
+            None
+            if validation is None
+            else check_feeds(graph, validation, job.feeds.dtype, lazy=True, executor=job.executor)
+        )
         layout = job.step.program.layout
         self.epoch = self.position = 0
         self.before = settings.optimizer.epochs

@@ -218,7 +218,7 @@ class Trainer:
         {'loss': 20.0}
         """
         target = self.optimizer.target
-        checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True)
+        checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True, executor=self.engine.executor)
         with closing(Evaluation(self.engine, target, checked)) as evaluation:
             return evaluation.scores(None)
 

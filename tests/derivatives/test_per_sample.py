@@ -220,8 +220,8 @@ def test_wrong_requests_are_told():
             call()
     unknown = da.from_array(made.feeds[made.label], chunks=3)
     unknown = unknown[unknown[:, 0] >= 0]
-    with pytest.raises(fg.errors.FeedError, match="compute_chunk_sizes"):
-        engine.per_sample_gradients(made.loss, {**made.feeds, made.label: unknown})
+    again = engine.per_sample_gradients(made.loss, {**made.feeds, made.label: unknown})
+    np.testing.assert_allclose(again.norms(), found.norms())
 
 
 def test_a_loss_that_reaches_no_parameter_has_zero_gradients():

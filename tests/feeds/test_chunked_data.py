@@ -135,7 +135,7 @@ def test_nothing_is_computed_before_training(tmp_path):
     assert checked.dtype == np.float32
 
 
-# -- what does not fit --
+# -- what does not fit: see also `test_table` --
 
 
 def bad(value, label=None):
@@ -149,13 +149,16 @@ def test_a_wrong_shape_is_told_before_anything_runs(tmp_path):
         bad(lambda x: as_stack(tmp_path, "x", x[:, :19], 70))
 
 
-def test_an_unknown_length_is_told():
-    def unknown(x):
-        y = da.from_array(x, chunks=(70, 20))
-        return y[y[:, 0] > -100]
+def test_sizes_that_are_not_known_are_found_without_a_change_of_what_was_fed(expected):
+    fed = []
 
-    with pytest.raises(FeedError, match="compute_chunk_sizes"):
-        bad(unknown)
+    def feeds(net):
+        y = da.from_array(net.feeds[net.x], chunks=(70, 20))
+        fed.append(y[y[:, 0] > -100])
+        return {net.x: fed[0], net.label: net.feeds[net.label]}
+
+    assert fit("sync", feeds) == expected["shard"]
+    assert np.isnan(fed[0].shape[0])
 
 
 def test_a_value_that_is_not_finite_is_told_with_its_sample(tmp_path):

@@ -1,0 +1,110 @@
+"""What may be fed: any kind as an array of numbers, or refused in one line; every way of reading a feed comes through here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowgrad.errors import FeedError
+from flowgrad.typing import Array
+
+# Packages whose tables and columns hide what is missing from NumPy.
+TABLES = ("pandas", "polars", "pyarrow")
+
+
+class Named(Protocol):
+    """A variable, or what stands for one where its feed is read."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def dim(self) -> int:
+        """Entries of a sample."""
+
+
+def as_array(v: Named, value: Any, first: int = 0) -> Array:
+    """Return a feed, or a chunk of one that begins with sample `first`, as an array of numbers, not copied if it is one.
+
+    Raises
+    ------
+    FeedError
+        For what is no array of real numbers, or has holes; whether numbers are finite is not looked at.
+    """
+    package = type(value).__module__.partition(".")[0]
+    if package in ("scipy", "sparse", "cupyx") and not isinstance(value, np.ndarray):
+        raise FeedError(
+            f"the feed for {v.name!r} is sparse, {package} {type(value).__name__}, and flowgrad reads dense arrays: "
+            f"give its toarray() or todense(), shape (N, {v.dim})"
+        )
+    try:
+        array = _table(v, value, first) if package in TABLES else _joined(value)
+    except FeedError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise FeedError(
+            f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({reason})"
+        ) from None
+    if array.dtype.kind not in "fiub":
+        raise FeedError(
+            f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: "
+            f"convert it to float32 or float64, shape (N, {v.dim})"
+        )
+    if np.ma.is_masked(array):
+        raise FeedError(
+            f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
+        )
+    return np.asarray(array)
+
+
+def as_chunk(v: Named, value: Any, shape: Sequence[int], dtype: Any, first: int) -> Array:
+    """Return a chunk of a feed as an array if it is what was told of it before it was there."""
+    array = as_array(v, value, first)
+    if array.shape != tuple(shape) or array.dtype.newbyteorder("=") != np.dtype(dtype).newbyteorder("="):
+        raise FeedError(
+            f"the feed for {v.name!r} is not what its chunks were said to be: from sample {first} on they have shape "
+            f"{array.shape} and dtype {array.dtype}, not {tuple(shape)} and {dtype}: correct the meta, or the chunk"
+        )
+    return array
+
+
+def _joined(value: Any) -> Array:
+    # NumPy leaves the masks of rows in a list behind.
+    if isinstance(value, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in value):
+        return np.ma.stack(value)
+    return np.asanyarray(value)
+
+
+def _table(v: Named, value: Any, first: int) -> Array:
+    if hasattr(value, "collect"):  # a lazy frame
+        value = value.collect()
+    if hasattr(value, "get_columns"):
+        columns = value.get_columns()
+    elif hasattr(value, "iloc") and value.ndim == 2:
+        if len(set(value.dtypes)) == 1 and isinstance(value.dtypes.iloc[0], np.dtype):
+            return np.asarray(value)
+        columns = [value.iloc[:, k] for k in range(value.shape[1])]
+    elif hasattr(value, "column_names"):
+        columns = value.columns
+    else:
+        return _column(v, value, first)
+    return np.stack([_column(v, column, first) for column in columns], axis=1)
+
+
+def _column(v: Named, column: Any, first: int) -> Array:
+    dtype = getattr(column, "dtype", None)
+    if isinstance(dtype, np.dtype):
+        return np.asarray(column)
+    missing = column.is_null() if hasattr(column, "is_null") else column.isna()
+    holes = np.flatnonzero(np.asarray(missing))
+    if len(holes):
+        package = type(column).__module__.partition(".")[0]
+        raise FeedError(
+            f"the feed for {v.name!r} has missing values (NA): sample {first + int(holes[0])} of "
+            f"{package} {dtype or column.type}: drop such samples or fill them"
+        )
+    return np.asarray(column, dtype=getattr(dtype, "numpy_dtype", None))
