@@ -47,7 +47,7 @@ def _content(v: Variable, source: Any) -> dict[str, str]:
     for chunk, start, stop in zip(source.chunks, source.starts, source.starts[1:]):
         inside = places[(places >= start) & (places < stop)] - start
         if len(inside):
-            digest.update(_little(rows_of(chunk, inside, source.form, start, "")).data)
+            digest.update(_little(rows_of(chunk, source.told, inside, source.form, start, stop - start, "")).data)
     return {"rows": digest.hexdigest()}
 
 
