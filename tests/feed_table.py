@@ -141,6 +141,7 @@ kind("masked array without a masked entry")(lambda at: np.ma.array(X, mask=np.ze
 # -- frames --
 
 NAMES = ("a", "b", "c", "d")
+ODD = ("client", "key", "chunks", "collect")
 
 
 def pandas_frame(dtype=None, array=X):
@@ -157,6 +158,7 @@ kind("pandas frame, mixed columns", needs="pandas")(lambda at: mixed(package("pa
 kind("pandas frame, Int64", needs="pandas")(lambda at: pandas_frame("Int64"))
 kind("pandas frame, Float32", needs="pandas")(lambda at: pandas_frame("Float32"))
 kind("pandas frame, boolean", needs="pandas")(lambda at: pandas_frame(bool).astype("boolean"))
+kind("pandas frame, columns named like methods", needs="pandas")(lambda at: pandas_frame().set_axis(ODD, axis=1))
 kind("pandas frame, Int64 beside float64", needs="pandas")(lambda at: pandas_frame().astype({"b": "Int64"}))
 kind("pandas frame, Arrow", needs=("pandas", "pyarrow"))(lambda at: pandas_frame("double[pyarrow]"))
 kind("pandas frame, Arrow integers", needs=("pandas", "pyarrow"))(lambda at: pandas_frame("int32[pyarrow]"))
@@ -191,6 +193,9 @@ kind("dask array, cut along both axes, of unknown length")(
 )
 kind("dask array, masked chunks without a masked entry")(lambda at: da.ma.masked_greater(in_dask(X), 9.0))
 kind("dask frame", needs="dask.dataframe")(lambda at: frame_in_dask(pandas_frame()))
+kind("dask frame, columns named like methods", needs="dask.dataframe")(
+    lambda at: frame_in_dask(pandas_frame().set_axis(ODD, axis=1))
+)
 kind("dask frame, Int64", needs="dask.dataframe")(lambda at: frame_in_dask(pandas_frame("Int64")))
 kind("dask frame, Arrow", needs=("dask.dataframe", "pyarrow"))(
     lambda at: frame_in_dask(pandas_frame("double[pyarrow]"))

@@ -103,7 +103,7 @@ def is_chunked(value: Any) -> bool:
 
 def is_dask_array(value: Any) -> bool:
     """Return whether a feed is a dask array."""
-    return bool(dask.is_dask_collection(value)) and hasattr(value, "_meta") and hasattr(value, "chunks")
+    return bool(dask.is_dask_collection(value)) and hasattr(type(value), "chunks")  # a frame's column may be called so
 
 
 def is_elsewhere(value: Any) -> bool:
@@ -131,7 +131,7 @@ def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
             f"give a dask array or frame, shape (N, {v.dim})"
         )
     elif foreign or executor is None or not executor.remote:
-        return as_array(v, _computed([value], where)[0])
+        return as_array(v, _computed([value], where)[0]).copy()  # it may be what the user holds
     else:
         x = _array_of_future(v, value if is_future(value) else executor.start([value])[0], executor)
     check_told(v, x)
@@ -268,15 +268,13 @@ def _can_be_mapped(x: np.memmap[Any, Any]) -> bool:
         return False
     if x.dtype.kind not in "fiub" or x.filename is None or not os.path.isfile(x.filename):
         return False
-    if isinstance(x.filename, int) or not file_rows(x):
-        return False
     some = np.linspace(0, len(x) - 1, min(len(x), COMPARED_ROWS)).astype(int)
-    (first, *_), row = file_rows(x), x.nbytes // len(x)
+    first = file_rows(x)[0]
     try:
         found = np.memmap(first.name, x.dtype, "r", first.offset, x.shape)
     except (OSError, ValueError):
         return False
-    return row == 0 or found[some].tobytes() == np.asarray(x)[some].tobytes()
+    return found[some].tobytes() == np.asarray(x)[some].tobytes()
 
 
 def join_rows(parts: list[Array], places: list[Array]) -> Array:

@@ -80,15 +80,16 @@ def _joined(value: Any) -> Array:
 
 
 def _table(v: Named, value: Any, first: int) -> Array:
-    if hasattr(value, "collect"):  # a lazy frame
+    if hasattr(type(value), "collect"):  # a lazy frame
         value = value.collect()
-    if hasattr(value, "get_columns"):
+    # Asked of types, for columns may be called anything.
+    if hasattr(type(value), "get_columns"):
         columns = value.get_columns()
-    elif hasattr(value, "iloc") and value.ndim == 2:
+    elif hasattr(type(value), "iloc") and value.ndim == 2:
         if len(set(value.dtypes)) == 1 and isinstance(value.dtypes.iloc[0], np.dtype):
             return np.asarray(value)
         columns = [value.iloc[:, k] for k in range(value.shape[1])]
-    elif hasattr(value, "column_names"):
+    elif hasattr(type(value), "column_names"):
         columns = value.columns
     else:
         return _column(v, value, first)

@@ -107,7 +107,7 @@ def futures_in(collection: Any) -> list[Any]:
 
 def is_future(value: Any) -> bool:
     """Whether something is a future of dask's."""
-    return hasattr(value, "client") and hasattr(value, "key") and not dask.is_dask_collection(value)
+    return type(value).__module__.startswith("distributed.") and hasattr(value, "client") and hasattr(value, "key")
 
 
 def _chunk(key: Any, graph: dict[Any, Any]) -> Any:

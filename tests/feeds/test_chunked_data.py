@@ -178,6 +178,18 @@ def test_a_label_out_of_range_is_told_with_its_sample(tmp_path):
         bad(lambda x: x, as_stack(tmp_path, "label", label, 70))
 
 
+def test_a_file_that_goes_away_is_told(tmp_path):
+    class Gone(fg.Callback):
+        def on_epoch(self, record):
+            (tmp_path / "x.npy").unlink()
+
+    net = Net()
+    feeds = chunked_feeds(tmp_path, as_file, labels=False)(net)
+    trainer = net.trainer("sync", "shard", 3, callbacks=[Gone()])
+    with pytest.raises(FeedError, match=r"x\.npy of a feed cannot be read .* put it where all workers find it"):
+        trainer.fit(feeds, epochs=2)
+
+
 def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch):
     seen = []
     run_round = getattr(estimate.run_round, "__wrapped__", estimate.run_round)  # it travels, what wraps it need not

@@ -5,6 +5,7 @@ import threading
 import warnings
 import weakref
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -139,6 +140,15 @@ def test_graphs_are_let_go(given):
     engine.clear_cache()
     gc.collect()
     assert not any(ref() for ref in alive)
+
+
+def test_what_a_delayed_function_returns_stays_its_own():
+    net, engine = Net(), fg.Engine("sync")
+    feed = net.feeds[net.x]
+    gradients = engine.per_sample_gradients(net.loss, {**net.feeds, net.x: dask.delayed(lambda: feed)()})
+    expected = fg.Engine("sync").per_sample_gradients(net.loss, {**net.feeds, net.x: feed.copy()}).array()
+    feed *= -3
+    np.testing.assert_array_equal(gradients.array(), expected)
 
 
 def test_dask_feeds_are_computed_once():
