@@ -16,10 +16,9 @@ from weakref import WeakKeyDictionary
 from distributed import Client, Future, Semaphore, rejoin, secede
 from distributed.scheduler import KilledWorker
 
-import flowgrad as fg
 from flowgrad.errors import ClusterError
 
-from ..executors import Handle, Lost, TaskFailed
+from ..executors import Handle, Lost, TaskFailed, asking, check_versions, disagreement, unreadable
 from .group import GangBroken
 from .member import LONGEST_PATIENCE, PATIENCE, Absent, Spec, run_member
 
@@ -212,26 +211,19 @@ def _prepare(client: Client, addresses: Sequence[str]) -> None:
     if not new:
         return
 
-    def make_mailbox(dask_worker: Any) -> str:
-        # Pickled by value, being local: so it can say what is missing where flowgrad is.
-        try:
-            import_module("flowgrad.scheduler.collective.mailbox").Mailbox.of(dask_worker)
-        except (ImportError, AttributeError) as error:
-            return str(error)
-        return ""
+    def make_mailbox(dask_worker: Any) -> None:
+        import_module("flowgrad.scheduler.collective.mailbox").Mailbox.of(dask_worker)
 
+    check_versions(client, [])
     try:
-        answers = client.run(make_mailbox, workers=new, on_error="return", callback_timeout=PREPARING)
+        answers = client.run(asking(make_mailbox), workers=new, on_error="return", callback_timeout=PREPARING)
     except TimeoutError:
         raise GangBroken(f"a worker has not answered for {PREPARING:g} s") from None
     for address, answer in answers.items():
         if isinstance(answer, Exception):
             raise GangBroken(f"worker {address} went away ({answer})")
-        if answer:
-            raise ClusterError(
-                f"worker {address} cannot import flowgrad ({answer}): install flowgrad {fg.__version__} where it runs, "
-                f"and start it again"
-            )
+        if told := disagreement(f"worker {address}", answer):
+            raise ClusterError(told)
     ready.update(new)
 
 
@@ -286,6 +278,9 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
             if now - gone_since > GONE:
                 raise GangBroken("a worker went away")
         errors = [error for error in (f.exception() for f in futures if f.status == "error") if error is not None]
+        for error in errors:
+            if told := unreadable(error, client):
+                raise told
         if errors:
             # What broke the gang was raised by one member; the others only noticed that it was gone.
             raise next((e for e in errors if not isinstance(e, GangBroken)), errors[0])

@@ -8,10 +8,14 @@ from .local import LocalExecutor
 from .recovery import Recovery, describe_failure
 
 _LAZY = {
+    "asking": ".versions",
+    "check_versions": ".versions",
     "connect": ".distributed",
     "dashboard_address": ".cluster",
+    "disagreement": ".versions",
     "existing_cluster": ".cluster",
     "local_cluster": ".cluster",
+    "unreadable": ".versions",
 }
 
 

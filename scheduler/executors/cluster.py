@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -29,6 +28,7 @@ from tornado.ioloop import PeriodicCallback
 from flowgrad.errors import ClusterError
 
 from .distributed import MARK, reach
+from .versions import check_versions, known_to_agree
 
 # Seconds that a scheduler that runs already may take to answer, and to have a worker.
 TIMEOUT = 10.0
@@ -149,6 +149,7 @@ def local_cluster(
             client.register_plugin(PromptScheduler())
             client.register_plugin(PromptWorker())
             client.set_metadata(MARK, True)
+            known_to_agree(client)
             yield client
 
 
@@ -170,7 +171,7 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
     Raises
     ------
     ClusterError
-        When no scheduler answers, it has no workers, or a worker cannot import flowgrad.
+        When no scheduler answers, it has no workers, or has another flowgrad or none.
     """
     timeout = TIMEOUT if timeout is None else timeout
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -188,12 +189,7 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
             raise ClusterError(
                 f"the scheduler at {address} has no workers after {timeout:g} s: start one with `dask worker {address}`"
             ) from error
-        try:
-            client.run(_import_flowgrad)
-        except Exception as error:
-            raise ClusterError(
-                f"a worker of {address} cannot import flowgrad: {_brief(error)}: install it there"
-            ) from error
+        check_versions(client)
         with _quiet_when_interrupted():
             yield client
 
@@ -202,10 +198,6 @@ def dashboard_address(client: Client) -> str | None:
     """Return the address of the cluster's dashboard, None when it has none."""
     services = client.scheduler_info().get("services", {})
     return str(client.dashboard_link) if "dashboard" in services else None
-
-
-def _import_flowgrad() -> None:
-    import_module("flowgrad")
 
 
 @contextmanager

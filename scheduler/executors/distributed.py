@@ -18,12 +18,12 @@ from distributed import Client, get_client, get_worker
 from distributed.deploy import Cluster
 from distributed.scheduler import KilledWorker
 
-import flowgrad as fg
 from flowgrad.errors import ClusterError
 
 from ..machine import aligned, one_thread
 from ..tasks import Data, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
+from .versions import check_versions, disagreement, unreadable
 
 # Key of the scheduler's metadata that tells a cluster of our own.
 MARK = "flowgrad-own-cluster"
@@ -166,10 +166,7 @@ class DistributedExecutor(Executor):
         except Exception as error:  # what could not be read there comes here as text
             if "No module named 'flowgrad" not in str(error):
                 raise
-            raise ClusterError(
-                f"worker {worker or 'of ' + self.name} cannot import flowgrad ({error}): "
-                f"install flowgrad {fg.__version__} where it runs, and start it again"
-            ) from None
+            raise ClusterError(disagreement(f"worker {worker or 'of ' + self.name}", ("", str(error)))) from None
         return [Handle(key, futures[key]) for key in data]
 
     async def _scatter(self, data: dict[str, Any], workers: list[str] | None) -> Any:
@@ -210,10 +207,12 @@ class DistributedExecutor(Executor):
                 self._wait(futures, set())
                 values = list(self._patiently(self.client.gather(futures, asynchronous=True)))
                 return [_own_copy(value) for value in values] if self._in_process() else values
-        except BaseException:
+        except BaseException as error:
             # dask keeps an exception with its key; the frames of its traceback would keep the futures, and so the key, for ever.
             for future in futures:
                 future.release()
+            if told := unreadable(error, self.client):
+                raise told from None
             raise
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         self._known()  # it may be the scheduler that is gone
@@ -271,6 +270,8 @@ class DistributedExecutor(Executor):
                 error = future.exception()
                 if isinstance(error, KilledWorker):
                     raise Lost(str(error), killed=str(error.task))
+                if told := unreadable(error, self.client):
+                    raise told
                 raise TaskFailed(error, getattr(error, "flowgrad_worker", ""))
             if future.status != "finished":
                 self._known()  # it may be the scheduler that is gone
@@ -349,8 +350,15 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
     Raises
     ------
     ClusterError
-        If nothing answers at the address within `timeout` seconds.
+        If nothing answers at the address within `timeout` seconds, or there is another flowgrad or none.
     """
+    executor = _connected(where, timeout)
+    if executor is not None:
+        check_versions(executor.client)
+    return executor
+
+
+def _connected(where: Any, timeout: float) -> DistributedExecutor | None:
     if where is None:
         try:
             return DistributedExecutor(get_client())
