@@ -11,6 +11,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from conftest import ROOT, local_cluster
+from dask.tokenize import tokenize
 from distributed import Client, LocalCluster, get_client
 from models import Model
 
@@ -201,3 +202,45 @@ def test_a_trainer_in_its_own_callback():
     fg.Trainer(expected.optimizer, fg.Engine("sync")).fit(expected.feeds, epochs=2)
     assert twin.fingerprint() == fg.Trainer(expected.optimizer, fg.Engine("sync")).fingerprint()
     assert twin.settings.callbacks.callbacks[0].trainer is twin
+
+
+# -- what tasks get and give --
+
+
+def trained(optimizer, feeds):
+    nodes = optimizer.graph.nodes
+    trainer = fg.Trainer(optimizer, fg.Engine("sync"))
+    trainer.fit({nodes[k]: a for k, a in feeds.items()}, epochs=2)
+    return optimizer
+
+
+@pytest.mark.distributed
+def test_optimizers_go_to_tasks_and_come_back(client):
+    model = Model("Adam")
+    feeds = {v.index: a for v, a in model.feeds.items()}
+    futures = [client.submit(trained, model.optimizer, feeds, pure=False) for _ in range(2)]
+    first, second = client.gather(futures)
+    expected = trained(Model("Adam").optimizer, feeds)
+    prints = [fg.Trainer(o, fg.Engine("sync")).fingerprint() for o in (first, second, expected)]
+    assert prints[0] == prints[1] == prints[2]
+    assert not model.optimizer.epochs
+
+
+@pytest.mark.distributed
+def test_a_task_of_a_graph_is_another_one_when_a_value_was_set(client):
+    """dask names tasks by what they are given: what was computed does not count, what was set does."""
+    with fg.Graph():
+        w = fg.Variable(2, [1.0, 2.0])
+        y = fg.Exp(w)
+    tokens = [tokenize(y)]
+    y.forward()
+    y.backward(y)
+    tokens.append(tokenize(y))
+    w.set_value([0.0, 0.0])
+    tokens.append(tokenize(y))
+    assert tokens[0] == tokens[1] != tokens[2]
+    futures = []
+    for value in (1.0, 0.0):
+        w.set_value([value, value])
+        futures.append(client.submit(lambda node: node.forward(), y))
+    assert [f.result(timeout=60)[0] for f in futures] == [np.e, 1.0]

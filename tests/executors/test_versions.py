@@ -223,8 +223,8 @@ def test_a_scheduler_that_cannot_read_graphs(by_hand, tmp_path_factory, lacking,
     assert not done.returncode, done.stderr
     told = (
         f"ClusterError the scheduler {address} cannot read the graph that it is sent (No module named '{lacking}'): it needs "
-        f"flowgrad {fg.__version__} and the modules of your ops as workers do; "
-        f"run `pip install flowgrad=={fg.__version__}` where it runs"
+        f"flowgrad {fg.__version__} and the modules of your ops as workers do; run "
+        f"`pip install flowgrad=={fg.__version__}` where it runs"
     )
     lines = done.stdout.splitlines()
     assert len(lines) == calls, done.stdout
