@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 
 import cloudpickle
 import numpy as np
@@ -342,3 +343,44 @@ def test_a_training_that_fails_leaves_copies_alone():
     same(expected.graph, taking.taken[0][1])
     with pytest.raises(AssertionError):
         same(model.graph, taking.taken[0][1])
+
+
+class Told(fg.Op):
+    """An op with nodes in an attribute."""
+
+    def __init__(self, a, *others):
+        super().__init__(a, others=others)
+
+    @staticmethod
+    def apply(a, *, others):
+        return a
+
+
+@ways
+def test_nodes_in_attributes(way):
+    with fg.Graph():
+        x = fg.Variable(1, [1.0])
+        y = Told(x, x, fg.Variable(2))
+    twin = way(y)
+    assert twin.attrs == {"others": (twin.graph.nodes[0], twin.graph.nodes[1])}
+
+
+def test_while_another_thread_trains():
+    model, stop = Model("Adam"), []
+
+    class Until(fg.Callback):
+        def on_epoch(self, record):
+            return fg.STOP if stop else None
+
+    thread = threading.Thread(target=lambda: model.fit(epochs=100_000, callbacks=[Until()]))
+    thread.start()
+    try:
+        for k in range(200):
+            found = (pickle.loads(pickle.dumps(model.optimizer)), copy.deepcopy(model.optimizer))[k % 2]
+            found.graph.nodes[0].set_value(np.zeros(3))
+            assert found._provide is None
+    finally:
+        stop.append(True)
+        thread.join(60)
+    assert not thread.is_alive()
+    same(model.graph, copy.deepcopy(model.graph))
