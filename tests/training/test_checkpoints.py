@@ -392,6 +392,27 @@ def test_dask_arrays_are_told_apart_by_their_chunks(tmp_path):
         assert fit(5, lambda a: a) == whole.bits()
 
 
+@pytest.mark.distributed
+def test_chunks_that_lie_on_workers_are_known_again(client, tmp_path):
+    array = pytest.importorskip("dask.array")
+
+    def fit(epochs, change=0.0):
+        model = Model("Adam")
+        images = client.persist(array.from_array(model.feeds[model.x] + change, chunks=(4, 3)) * 1.0)
+        trainer = fg.Trainer(model.optimizer, fg.Engine(client))
+        trainer.fit({**model.feeds, model.x: images}, epochs=epochs, checkpoint=tmp_path, resume=True)
+        return model.bits()
+
+    whole = Model("Adam")
+    whole.fit(epochs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(1)
+        assert fit(2) == whole.bits()
+    with pytest.warns(UserWarning, match="may be of other data: 'x' came from other dask chunks then"):
+        fit(3, change=1.0)
+
+
 def test_nothing_is_kept_about_the_values_of_private_trainings(tmp_path):
     for folder, private in ((tmp_path / "a", True), (tmp_path / "b", False)):
         more = {"per_sample_clip": 1.0, "noise_multiplier": 1.0, "noise_seed": 3} if private else {}
