@@ -216,6 +216,9 @@ class DistributedExecutor(Executor):
             raise
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         self._known()  # it may be the scheduler that is gone
+        for state in list(self.client.futures.values()):  # what one graph needs another one may have been for
+            if told := unreadable(getattr(state, "exception", None), self.client):
+                raise told
         raise Lost("values that were kept on a worker are gone with it: call again")
 
     def _no_worker(self) -> ClusterError:

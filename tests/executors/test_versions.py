@@ -206,7 +206,7 @@ class Twice(fg.Op):
 """
 
 
-@pytest.mark.parametrize(("lacking", "first", "calls"), [("flowgrad", NONE, 6), ("elsewhere", "", 3)])
+@pytest.mark.parametrize(("lacking", "first", "calls"), [("flowgrad", NONE, 6), ("elsewhere", "", 4)])
 def test_a_scheduler_that_cannot_read_graphs(by_hand, tmp_path_factory, lacking, first, calls):
     """It did not answer in time, or a module of somebody's own is what it lacks: told in one line by every call."""
     folder = tmp_path_factory.mktemp("modules")
