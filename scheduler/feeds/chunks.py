@@ -25,8 +25,8 @@ from .kinds import Named, as_array, as_chunk
 
 # Rows of a file are read by tasks that cover about so much of it.
 FILE_CHUNK_BYTES = 64 << 20
-# Rows by which a file is known again.
-COMPARED_ROWS = 64
+# By so much of its rows a file is known again, and by so many at least.
+COMPARED_BYTES, COMPARED_ROWS = 1 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Chunked:
 
 
 def is_chunked(value: Any) -> bool:
-    """Return whether a feed, as `settled` returns it, is a dask array or a memory-mapped file that others can map too."""
-    return is_dask_array(value) or (isinstance(value, np.memmap) and _can_be_mapped(value))
+    """Return whether a feed, as `settled` returns it, is a dask array or a memory-mapped file."""
+    return is_dask_array(value) or isinstance(value, np.memmap)
 
 
 def is_dask_array(value: Any) -> bool:
@@ -114,8 +114,11 @@ def is_elsewhere(value: Any) -> bool:
 def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
     """Return what is dask's as a dask array whose chunks' sizes are known, or as an array; anything else as it is.
 
-    Nothing is brought here that an executor can leave where it is: on a cluster that is all that lies there.
+    Nothing is brought here that an executor can leave where it is: on a cluster that is all that lies there. Memory maps are only
+    what others can map too.
     """
+    if isinstance(value, np.memmap) and not _can_be_mapped(value):
+        return np.asarray(value)
     if not is_elsewhere(value):
         return value
     futures = [value] if is_future(value) else futures_in(value)
@@ -268,7 +271,8 @@ def _can_be_mapped(x: np.memmap[Any, Any]) -> bool:
         return False
     if x.dtype.kind not in "fiub" or x.filename is None or not os.path.isfile(x.filename):
         return False
-    some = np.linspace(0, len(x) - 1, min(len(x), COMPARED_ROWS)).astype(int)
+    count = max(COMPARED_ROWS, COMPARED_BYTES // (x.nbytes // len(x)))
+    some = np.linspace(0, len(x) - 1, min(len(x), count)).astype(int)
     first = file_rows(x)[0]
     try:
         found = np.memmap(first.name, x.dtype, "r", first.offset, x.shape)

@@ -6,6 +6,7 @@ from conftest import ROOT
 from feed_table import CALLS, KINDS, Net, call, made
 
 from flowgrad.errors import FeedError
+from flowgrad.scheduler.feeds import Chunked, check_feeds
 
 
 def test_the_page_is_current(monkeypatch):
@@ -58,10 +59,39 @@ def check(name, calls, net, expected, folder, client):
     assert len(messages) <= 1
 
 
-@pytest.mark.parametrize("where", ["sync", "threads"])
 @pytest.mark.parametrize("name", KINDS)
-def test_here(name, where, nets, expected, tmp_path, request):
-    check(name, CALLS, nets(where), expected, tmp_path, lambda: request.getfixturevalue("client"))
+def test_here(name, nets, expected, tmp_path, request):
+    check(name, CALLS, nets("sync"), expected, tmp_path, lambda: request.getfixturevalue("client"))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if "dask" in name or "delayed" in name or "map" in name])
+def test_chunks_on_threads(name, nets, expected, tmp_path, request):
+    calls = ["fit", "forward", "per_sample_gradients"]
+    check(name, calls, nets("threads"), expected, tmp_path, lambda: request.getfixturevalue("client"))
+
+
+LEFT = (
+    "dask array, cut along both axes",
+    "dask array of unknown length",
+    "dask frame",
+    "delayed pandas frame",
+    "future of scatter",
+    "dask array that is persisted",
+    "dask array made of a persisted one",
+    "memory map, part of it",
+)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", LEFT)
+def test_nothing_is_brought_to_the_client(name, nets, tmp_path, client):
+    net = nets("cluster")
+    feeds = net.feeds(x=made(name, tmp_path, lambda: client))
+    checked = check_feeds(net.graph, feeds, lazy=True, executor=net.engine.executor)
+    found = checked.arrays[net.x]
+    assert isinstance(found, Chunked)
+    assert not any(isinstance(chunk, np.ndarray) for chunk in found.chunks)
+    assert len(found) == checked.samples == 12
 
 
 @pytest.mark.distributed
