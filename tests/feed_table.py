@@ -379,6 +379,13 @@ kind("dask array, a chunk of objects", refusal="'x' has dtype object")(lambda at
 kind("pandas frame, objects", refusal="'x' has dtype object", needs="pandas")(lambda at: pandas_frame(object))
 kind("NumPy, strings", refusal="'x' has dtype <U")(lambda at: X.astype(str))
 kind("NumPy, times", refusal="'x' has dtype datetime64")(lambda at: X.astype("datetime64[s]"))
+for value in (None, "x", {"a": X}, iter(X)):
+    shown = type(value).__name__
+    why = "'x' has dtype <U" if shown == "str" else f"'x' is no array but a {shown}"
+    kind(shown, refusal=why)(lambda at, value=value: value)
+kind("dask scalar", refusal="'x' is a dask Scalar", needs="dask.dataframe")(
+    lambda at: frame_in_dask(pandas_frame()).a.sum()
+)
 kind("dask bag", refusal="'x' is a dask Bag")(lambda at: package("dask.bag").from_sequence([1, 2], npartitions=2))
 kind("ragged lists", refusal="'x' is ragged")(lambda at: [*X[:-1].tolist(), [1.0]])
 for name in ("csr_matrix", "coo_array"):

@@ -126,7 +126,7 @@ def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
     where = futures[0].client if foreign else executor
     if is_dask_array(value):
         x = value
-    elif hasattr(value, "to_delayed") and hasattr(value, "_meta"):
+    elif not is_future(value) and np.ndim(getattr(value, "_meta", 0)):
         x = _array_of_frame(v, value, where)
     elif not (is_future(value) or isinstance(value, Delayed)):
         raise FeedError(

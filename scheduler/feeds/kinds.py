@@ -49,6 +49,10 @@ def as_array(v: Named, value: Any, first: int = 0) -> Array:
         raise FeedError(
             f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({reason})"
         ) from None
+    if array.dtype == object and array.ndim == 0:
+        raise FeedError(
+            f"the feed for {v.name!r} is no array but a {type(value).__name__}: give an array or a list, shape (N, {v.dim})"
+        )
     if array.dtype.kind not in "fiub":
         raise FeedError(
             f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: "
