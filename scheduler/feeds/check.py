@@ -13,7 +13,7 @@ from flowgrad.graph import Graph, Node, Variable
 from flowgrad.typing import Array
 
 from ..executors import Executor
-from .chunks import Shape, check_told, chunked, gathered, is_chunked, is_elsewhere, settled
+from .chunks import Shape, check_told, chunked, gathered, is_chunked, is_dask_array, settled
 from .kinds import as_array, as_chunk
 
 # Length from which on BLAS's own threads may take part in a scalar product.
@@ -87,7 +87,7 @@ def read_feeds(
         if lazy and is_chunked(value):
             check_told(v, value)
         else:
-            read[v] = _numeric(v, gathered(v, value, executor) if is_elsewhere(value) else value)
+            read[v] = _numeric(v, gathered(v, value, executor) if is_dask_array(value) else value)
     return read
 
 

@@ -103,7 +103,8 @@ def is_chunked(value: Any) -> bool:
 
 def is_dask_array(value: Any) -> bool:
     """Return whether a feed is a dask array."""
-    return bool(dask.is_dask_collection(value)) and hasattr(type(value), "chunks")  # a frame's column may be called so
+    # Asked of the type, for a frame's column may be called so.
+    return bool(dask.is_dask_collection(value)) and all(hasattr(type(value), a) for a in ("chunks", "to_delayed"))
 
 
 def is_elsewhere(value: Any) -> bool:
@@ -139,13 +140,18 @@ def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
         x = _array_of_future(v, value if is_future(value) else executor.start([value])[0], executor)
     check_told(v, x)
     x = _of_known_sizes(x, where)
-    return _gathered(v, x, where) if foreign else x
+    return gathered(v, x, where) if foreign else x
 
 
-def gathered(v: Variable, value: Any, executor: Executor | None) -> Array:
-    """Compute what is dask's and bring it here, chunk by chunk: no worker needs to have room for all of it."""
-    value = settled(v, value, executor)
-    return _gathered(v, value, executor) if is_dask_array(value) else value
+def gathered(v: Variable, x: Any, where: Any) -> Array:
+    """Compute a dask array and bring it here, chunk by chunk: no worker needs to have room for all of it."""
+    blocks = x.to_delayed()
+    grid = np.empty(blocks.shape, object)
+    starts = [0, *accumulate(x.chunks[0])]
+    for place, block in zip(np.ndindex(blocks.shape), _computed(blocks.ravel().tolist(), where)):
+        shape = [sizes[k] for sizes, k in zip(x.chunks, place)]
+        grid[place] = as_chunk(v, block, shape, x.dtype, starts[place[0]])
+    return np.asarray(np.block(grid.tolist()))
 
 
 def check_told(v: Named, x: Any) -> None:
@@ -177,7 +183,7 @@ def chunked(v: Variable, value: Any, dtype: np.dtype[Any], executor: Executor | 
         if executor is not None and futures_in(x) and not all(map(is_future, chunks)):
             chunks = row_chunks(executor.persist(x))  # a task that loads a chunk knows of no other one
         if all(isinstance(c, np.ndarray) for c in chunks):
-            return _gathered(v, x, executor)
+            return gathered(v, x, executor)
     starts = (0, *(int(n) for n in np.cumsum(sizes)))
     return Chunked(form, starts, (value.shape[1:], value.dtype), chunks, int(value.nbytes))
 
@@ -201,16 +207,6 @@ def _computed(values: Sequence[Any], where: Any) -> list[Any]:
     if isinstance(where, Executor):
         return where.compute_all(values)
     return list(where.gather(where.compute(list(values))))
-
-
-def _gathered(v: Variable, x: Any, where: Any) -> Array:
-    blocks = x.to_delayed()
-    grid = np.empty(blocks.shape, object)
-    starts = [0, *accumulate(x.chunks[0])]
-    for place, block in zip(np.ndindex(blocks.shape), _computed(blocks.ravel().tolist(), where)):
-        shape = [sizes[k] for sizes, k in zip(x.chunks, place)]
-        grid[place] = as_chunk(v, block, shape, x.dtype, starts[place[0]])
-    return np.asarray(np.block(grid.tolist()))
 
 
 def _of_known_sizes(x: Any, where: Any) -> Any:
