@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,10 +18,14 @@ from .inputs import frozen, integer, vector
 from .jacobians import LocalJacobian
 from .typing import Array
 
-_current: ContextVar[Graph | None] = ContextVar("flowgrad_graph", default=None)
 # What stays here when graphs and nodes are pickled or copied: what follows from the rest, and what is about this process.
-_GRAPH_STAYS = frozenset(["_nodes", "_jacobians", "_tokens", "_version", "_computed", "_training", "_pending"])
+_GRAPH_STAYS = frozenset(["_nodes", "_jacobians", "_version", "_computed", "_training", "_pending"])
 _NODE_STAYS = frozenset(["graph", "index", "_parents", "_edges", "_value", "_given"])
+# Graphs that are open, the innermost last; each thread and each asyncio task has its own.
+_open: ContextVar[tuple[Graph, ...]] = ContextVar("flowgrad_graphs", default=())
+_building = threading.Lock()
+if hasattr(os, "register_at_fork"):  # another thread may have held it
+    os.register_at_fork(after_in_child=_building._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class Graph:
@@ -28,6 +34,9 @@ class Graph:
     Nodes built inside ``with graph:`` belong to it; outside of any ``with`` they belong to ``fg.default_graph``. Nodes are
     kept in the order in which they were built. Because a node can only name parents that exist already, this order is
     topological and a cycle cannot be built.
+
+    Several threads may build in one graph. A new thread begins outside of every ``with``: write ``with graph:`` in it, else its
+    variables belong to ``fg.default_graph``; what is built from nodes belongs to their graph in any thread.
 
     Parameters
     ----------
@@ -51,7 +60,6 @@ class Graph:
         self.rng = np.random.default_rng(self.seed)
         self._nodes: list[Node] = []
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
-        self._tokens: list[Token[Graph | None]] = []
         self._version = 0  # how often variables were set
         self._computed = False  # whether any node may have a value that was computed
         # While a training runs: who answers whether a variable may be set, and what gives variables their latest values.
@@ -59,11 +67,11 @@ class Graph:
         self._pending: Callable[[], None] | None = None
 
     def __enter__(self) -> Graph:
-        self._tokens.append(_current.set(self))
+        _open.set((*_open.get(), self))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _current.reset(self._tokens.pop())
+        _open.set(_open.get()[:-1])
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -148,8 +156,8 @@ default_graph = Graph(seed=0)
 
 def current_graph() -> Graph:
     """Return the graph that new variables belong to: the innermost ``with graph:``, else ``fg.default_graph``."""
-    graph = _current.get()
-    return default_graph if graph is None else graph
+    graphs = _open.get()
+    return graphs[-1] if graphs else default_graph
 
 
 class Node:
@@ -173,11 +181,12 @@ class Node:
         self.dim = dim
         self._parents = parents
         self.attrs = attrs
-        self.index = len(graph._nodes)
-        self.name = f"{type(self).__name__.lower()}{self.index}" if name is None else str(name)
         self._edges: list[tuple[Node, int]] = []
         self._value: Array | None = None
-        graph._nodes.append(self)
+        with _building:  # other threads may build in this graph
+            self.index = len(graph._nodes)
+            self.name = f"{type(self).__name__.lower()}{self.index}" if name is None else str(name)
+            graph._nodes.append(self)
         for slot, parent in enumerate(parents):
             parent._edges.append((self, slot))
 
@@ -376,8 +385,8 @@ class Variable(Node):
         value = None
         if not isinstance(init, (bool, np.bool_)):
             value = vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
-        super().__init__(graph, int(dim), (), {}, name)
         self.trainable = bool(trainable)
+        super().__init__(graph, int(dim), (), {}, name)
         if value is None and init:
             value = graph.rng.normal(0.0, 0.001, (1, self.dim))
         self._value = None if value is None else frozen(value)
@@ -435,6 +444,9 @@ class Training(Protocol):
 
     def check(self, variable: Variable) -> None:
         """Refuse to set a variable where that could not count."""
+
+    def here(self) -> bool:
+        """Whether it runs in this process."""
 
 
 def _bare_graph(cls: type[Graph], kinds: Sequence[type[Node]]) -> Graph:

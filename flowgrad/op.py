@@ -188,7 +188,8 @@ class Op(Node):
                 )
             if parent.graph is not parents[0].graph:
                 raise GraphError(
-                    f"{kind}: {parents[0]} and {parent} belong to two different graphs: build both in the same `with graph:`"
+                    f"{kind}: {parents[0]} and {parent} belong to two different graphs: build both in the same `with graph:`, "
+                    f"which every thread opens for itself"
                 )
         dims = [p.dim for p in parents]
         try:

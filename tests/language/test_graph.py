@@ -1,13 +1,14 @@
 """Graphs: scoping, names and edges, initial values."""
 
 import re
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.errors import ShapeError
+from flowgrad.errors import GraphError, ShapeError
 
 
 def test_scoping():
@@ -136,3 +137,64 @@ def test_local_jacobians_tell_what_they_are():
     for kind, shape in ((fg.Dense, "(N, out, in)"), (fg.Outer, "(N, n)")):
         with pytest.raises(ValueError, match=re.escape(f"is {shape}, N == 1 for all samples, not (3,)")):
             kind(np.ones(3))
+
+
+def test_threads_build_in_one_graph():
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 2.0])
+    start = threading.Barrier(8)
+
+    def build():
+        start.wait()
+        with graph:
+            for _ in range(200):
+                y = fg.Variable(2, [1.0, 2.0]) * x
+                assert y.graph is graph
+
+    threads = [threading.Thread(target=build) for _ in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert [n.index for n in graph.nodes] == list(range(1 + 8 * 400))
+    assert len(x.children) == 1600
+    assert all(p.index < n.index for n in graph.nodes for p in n.parents)
+
+
+def test_a_thread_begins_outside_of_every_scope_but_operands_tell_their_graph():
+    made = {}
+
+    def build():
+        made["free"] = fg.Variable(2)
+        made["node"] = x * x
+        with pytest.raises(GraphError, match="which every thread opens for itself"):
+            made["free"] * x
+
+    with fg.Graph() as graph:
+        x = fg.Variable(2)
+        thread = threading.Thread(target=build)
+        thread.start()
+        thread.join()
+    assert (made["free"].graph, made["node"].graph) == (fg.default_graph, graph)
+
+
+def test_scopes_of_one_graph_may_overlap():
+    graph, inner, outer = fg.Graph(), threading.Event(), threading.Event()
+
+    def build():
+        with graph:
+            inner.set()
+            outer.wait(10)
+
+    thread = threading.Thread(target=build)
+    with graph:
+        thread.start()
+        inner.wait(10)
+    outer.set()
+    thread.join()
+    assert fg.Variable(1).graph is fg.default_graph
