@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from ..executors import Executor, Handle
-from ..machine import ROOM, room_bytes
+from ..machine import ROOM, forked_lock, room_bytes
 
 # Bytes that an engine keeps if it is not told otherwise.
 DEFAULT_BYTES = 256 << 20
@@ -58,7 +58,7 @@ class ValueCache:
     def __init__(self, executor: Executor, limit: int = DEFAULT_BYTES):
         self.executor = executor
         self.limit = limit
-        self.lock = threading.RLock()
+        self.lock = forked_lock(threading.RLock)
         self.held: OrderedDict[str, tuple[Handle, int, int | None]] = OrderedDict()
         self.hits = self.misses = self.bytes = 0
         self.salt = ""

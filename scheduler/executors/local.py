@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import dask
@@ -13,22 +14,41 @@ import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
 
+from ..machine import after_fork, forked_lock, one_thread, threads_can_start
 from ..machine import blas_threads as limited_to
-from ..machine import one_thread
 from ..tasks import Data, Record, Ref, references, to_dask
 from .base import Executor, Handle, Worker
 
 
-class LocalExecutor(Executor):
-    """Runs tasks at once, in this process: with dask's threaded scheduler, or without `threads` one task after the other."""
+def _forget_pools() -> None:
+    """Let dask make new pools in the child of a fork: it would give the next graph to threads that are not there."""
+    dask.threaded.default_pool = None
+    dask.threaded.pools.clear()
+    dask.threaded.pools_lock = threading.Lock()
 
-    def __init__(self, threads: bool):
+
+after_fork(_forget_pools)
+
+
+class LocalExecutor(Executor):
+    """Runs tasks at once, in this process: with dask's threaded scheduler, or without `threads` one task after the other.
+
+    Of threads there are as many as processors, or `most`.
+    """
+
+    def __init__(self, threads: bool, most: int = CPU_COUNT):
         self.name = "threads" if threads else "sync"
-        self._get = dask.threaded.get if threads else dask.local.get_sync
-        self.threads = CPU_COUNT if threads else 1
+        self.threads = min(most, CPU_COUNT) if threads else 1
+        self._pooled = threads
         self._held: dict[str, Any] = {}
         self._uses: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = forked_lock()
+
+    @property
+    def _get(self) -> Any:
+        if not (self._pooled and threads_can_start()):
+            return dask.local.get_sync
+        return dask.threaded.get if self.threads == CPU_COUNT else partial(dask.threaded.get, num_workers=self.threads)
 
     @property
     def address(self) -> Any:

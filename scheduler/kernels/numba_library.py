@@ -29,13 +29,13 @@ from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
 from flowgrad.optim import Rule
 
-from ..machine import cache_folder
+from ..machine import cache_folder, forked_lock
 from ..tasks import FAN_IN, code_token, is_named, token
 from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
 
 # Stands for the code that machine code is made by, as it was when this was imported.
 OWN_CODE = token(*(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))), FAN_IN)
-_loading = threading.RLock()
+_loading = forked_lock(threading.RLock)
 # Seconds of compiling after which it is told, once.
 LONG = 2.0
 ANNOUNCED = "compiled for this machine, once; that takes some seconds"

@@ -6,5 +6,6 @@ from .collector import without_collection
 from .doctor import Finding, examine
 from .facts import cache_folder, read_facts
 from .floats import without_subnormals
+from .forks import after_fork, forked_lock
 from .signals import Interrupts
-from .threads import each_side_by_side, spread
+from .threads import each_side_by_side, spread, threads_can_start

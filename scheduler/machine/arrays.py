@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from contextlib import suppress
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from flowgrad.typing import Array
+
+from .forks import forked_lock
 
 # Bytes that are kept to be used again: memory of results, of arrays that are worth it, and buffers of kernels.
 ROOM = 256 << 20
@@ -76,7 +77,7 @@ class Frames:
 
     def __init__(self, limit: int):
         self.limit, self.nbytes = limit, 0
-        self._lock = threading.Lock()
+        self._lock = forked_lock()
         self._sets: OrderedDict[Hashable, list[list[Array]]] = OrderedDict()
 
     def take(self, key: Hashable) -> list[Array] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, lru_cache
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+from .forks import after_fork, forked_lock
 
 # The BLAS that compiled kernels call where NumPy's cannot be asked for; it is loaded late, and must be there to be told.
 OTHER_BLAS = "scipy.linalg.cython_blas"
@@ -24,7 +25,7 @@ class _Limit:
     """How many threads there may be now, for all who ask at the same time."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = forked_lock()
         self.users = self.threads = 0
         self.before: dict[str, tuple[Any, int]] = {}  # by the library's file
 
@@ -43,14 +44,19 @@ class _Limit:
 
     def leave(self) -> None:
         with self.lock:
-            self.users -= 1
+            self.users = max(0, self.users - 1)  # a block that a fork cut short is forgotten
             if not self.users:
-                for pool, threads in self.before.values():
-                    _set(pool, threads)
-                self.before, self.threads = {}, 0
+                self.restore()
+
+    def restore(self) -> None:
+        """Give all libraries the threads that they had before anybody asked."""
+        for pool, threads in self.before.values():
+            _set(pool, threads)
+        self.users, self.before, self.threads = 0, {}, 0
 
 
 _limit = _Limit()
+after_fork(_limit.restore)  # whoever asked is not in the child
 
 
 def one_thread() -> AbstractContextManager[None]:

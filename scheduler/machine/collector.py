@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import gc
-import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from .forks import after_fork, forked_lock
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_lock = threading.Lock()
+_lock = forked_lock()
 _halted = 0
 _enabled = False
 
@@ -38,8 +39,19 @@ def without_collection(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         finally:
             with _lock:
-                _halted -= 1
+                _halted = max(0, _halted - 1)  # what a fork cut short is forgotten
                 if not _halted and _enabled:
                     gc.enable()
 
     return halted
+
+
+def _go_on() -> None:
+    """Collect again in the child of a fork, where those who halted it are not."""
+    global _halted
+    if _halted and _enabled:
+        gc.enable()
+    _halted = 0
+
+
+after_fork(_go_on)

@@ -7,7 +7,7 @@ and whatever other threads do next takes twice as long.
 from __future__ import annotations
 
 import itertools
-import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache, partial
@@ -17,6 +17,7 @@ from dask.system import CPU_COUNT
 
 from ..tasks import bounds
 from .blas import one_thread
+from .forks import after_fork
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -27,8 +28,12 @@ def _helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="flowgrad")
 
 
-if hasattr(os, "register_at_fork"):  # threads do not survive a fork, which Windows does not know
-    os.register_at_fork(after_in_child=_helpers.cache_clear)
+after_fork(_helpers.cache_clear)
+
+
+def threads_can_start() -> bool:
+    """Whether pools take work: in what runs when the interpreter ends (``atexit``) they refuse it."""
+    return threading.main_thread().is_alive()
 
 
 def spread(work: Callable[[int, int], T], samples: int, threads: int) -> list[T]:
@@ -71,6 +76,8 @@ def each_side_by_side(work: Callable[[A], T], items: Iterable[A], threads: int =
 
 def _together(calls: Sequence[Callable[[], T]]) -> list[T]:
     """Return what calls return, the first of which the caller's thread makes; an error comes when all are done."""
+    if not threads_can_start():
+        return [call() for call in calls]
     with one_thread():
         futures = [_helpers().submit(call) for call in calls[1:]]
         try:

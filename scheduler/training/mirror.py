@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Variable
 from flowgrad.optim import State
 
+from ..machine import forked_lock
 from .job import TrainingJob
 
 
@@ -28,9 +30,9 @@ class Mirror:
     def __init__(self, job: TrainingJob, state: State):
         self.job, self.state, self.open = job, state, False
         self.graph, self.optimizer = job.settings.optimizer.graph, job.settings.optimizer
-        self._thread = threading.get_ident()
-        self._filling, self._stale = threading.RLock(), False
-        if self.graph._training is not None:
+        self._thread, self._process = threading.get_ident(), os.getpid()
+        self._filling, self._stale = forked_lock(threading.RLock), False
+        if self.graph._training is not None and self.graph._training.here():
             raise GraphError(f"{self.graph} is being trained already: one call of fit at a time")
         self.graph._training = self
         self._before = [v._value for v in job.variables], self.optimizer.memory()
@@ -55,6 +57,10 @@ class Mirror:
         self.graph._pending = None
         self.optimizer.provide(None)
 
+    def here(self) -> bool:
+        """Whether it is this process that trains, and not one that this one was forked from meanwhile."""
+        return os.getpid() == self._process
+
     def check(self, variable: Variable) -> None:
         """Refuse to set a variable where that could not count.
 
@@ -62,6 +68,8 @@ class Mirror:
         ------
         GraphError
         """
+        if not self.here():
+            return
         if threading.get_ident() != self._thread:
             raise GraphError(
                 f"{variable} cannot be set by another thread while its graph is being trained: wait for fit"
