@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from distributed import Client, Future, Semaphore, rejoin, secede
+from distributed import Client, Future, Semaphore
 from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..executors import Handle, Lost, TaskFailed, asking, check_versions, disagreement, unreadable
+from ..executors import Handle, Lost, TaskFailed, asking, check_versions, disagreement, own_thread_left, unreadable
 from .group import GangBroken
 from .member import LONGEST_PATIENCE, PATIENCE, Absent, Spec, run_member
 
@@ -119,7 +119,7 @@ def run_together(
     end = None if timeout is None else time.monotonic() + timeout
     _check_client(client)
     unreachable, patience = 0, PATIENCE
-    with _own_thread_left(), _order(client, addresses, end):
+    with own_thread_left(), _order(client, addresses, end):
         while True:
             _prepare(client, addresses)
             spec = Spec(uuid.uuid4().hex, tuple(addresses), patience)
@@ -185,20 +185,6 @@ def _check_client(client: Client) -> None:
             "a gang is waited for, which an asynchronous client cannot do here: call it in a thread of its own, "
             "as `await asyncio.to_thread(fg.gang, client, ...)`"
         )
-
-
-@contextmanager
-def _own_thread_left() -> Iterator[None]:
-    """Within a task, leave its thread to the gang meanwhile."""
-    try:
-        secede()
-    except (ValueError, KeyError):  # this is no task, or one that has left its thread before
-        yield
-        return
-    try:
-        yield
-    finally:
-        rejoin()
 
 
 def _prepare(client: Client, addresses: Sequence[str]) -> None:

@@ -35,8 +35,8 @@ class Engine:
     Parameters
     ----------
     where : optional
-        None: the current dask client if there is one, else threads. ``"sync"``, ``"threads"``, an address such as
-        ``"tcp://..."``, a ``distributed.Client`` or a cluster.
+        None: the current dask client if there is one, else threads; within a dask task always threads, as many as its worker has.
+        ``"sync"``, ``"threads"``, an address such as ``"tcp://..."``, a ``distributed.Client`` or a cluster.
     dtype : optional
         float32 or float64; by default that of the feeds.
     grain : str

@@ -15,6 +15,7 @@ _LAZY = {
     "disagreement": ".versions",
     "existing_cluster": ".cluster",
     "local_cluster": ".cluster",
+    "own_thread_left": ".distributed",
     "unreadable": ".versions",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -95,6 +96,10 @@ class Executor(ABC):
         """
         each = [w.threads for w in workers]
         return max(min(each), min(sum(each), CPU_COUNT)) if self.own else min(each)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Return a block in which the caller mostly waits for tasks."""
+        return nullcontext()
 
     @cached_property
     def measured(self) -> dict[Any, Any]:

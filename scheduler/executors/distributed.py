@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import CancelledError
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import dask
 import numpy as np
-from distributed import Client, get_client, get_worker
-from distributed.deploy import Cluster
+from distributed import Client, get_client, get_worker, rejoin, secede, utils
+from distributed.deploy import Cluster, SpecCluster
 from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..machine import aligned, one_thread
+from ..machine import after_fork, aligned, one_thread
 from ..tasks import Data, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
+from .local import LocalExecutor
 from .versions import check_versions, disagreement, unreadable
 
 # Key of the scheduler's metadata that tells a cluster of our own.
@@ -38,9 +42,9 @@ POLL_SECONDS = 1.0
 RECONNECT_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
-# Clients that nobody gave us, by the scheduler's address. They stay: one that is collected while dask holds the lock of its event
-# loops waits for that lock for ever.
-_own_clients: dict[str, Client] = {}
+# Clients that nobody gave us, by process and the scheduler's address. They stay: one that is collected while dask holds the lock of
+# its event loops waits for that lock for ever.
+_own_clients: dict[tuple[int, str], Client] = {}
 
 
 class DistributedExecutor(Executor):
@@ -49,7 +53,7 @@ class DistributedExecutor(Executor):
     remote = True
 
     def __init__(self, client: Client):
-        self.client = client
+        self.client, self._process = client, os.getpid()
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
     @property
@@ -81,7 +85,8 @@ class DistributedExecutor(Executor):
         More would wait for each other at every step while some other process has the processor: ten times slower rounds, where
         steps are short.
         """
-        return min((int(w["nthreads"]) for w in self._known().values()), default=1)
+        known = self._known() or {w.address: {"nthreads": w.threads} for w in self.workers()}
+        return min(int(w["nthreads"]) for w in known.values())
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers that run, in the order of their names; wait for one if there is none.
@@ -91,7 +96,7 @@ class DistributedExecutor(Executor):
         ClusterError
             If the scheduler is gone, or no worker comes within a minute.
         """
-        start = time.monotonic()
+        start, asked = time.monotonic(), None
         while True:
             workers = self._known()
             self._bring_back(len(workers))
@@ -102,9 +107,18 @@ class DistributedExecutor(Executor):
                 return [Worker(a, int(w["nthreads"]), int(w.get("memory_limit") or 0)) for a, w in ordered]
             if time.monotonic() - start > WORKERS_SECONDS:
                 raise self._no_worker()
+            # An adaptive cluster starts workers for tasks that wait, and for nothing else.
+            asked = asked or self.client.submit(_nothing, key=f"worker-{uuid.uuid4().hex}", pure=False)
             time.sleep(0.1)
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """Within a task, leave its thread to other tasks: those that are waited for may need it."""
+        return own_thread_left()
+
     def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise _of_another_process(self.name)
+        _check_synchronous(self.client)
         if self.client.status in ("closing", "closed"):
             raise ClusterError(f"the client of {self.name} is closed: make an Engine with one that is not")
 
@@ -201,6 +215,10 @@ class DistributedExecutor(Executor):
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
         self._check_open()
+        with self.waiting():
+            return self._result(handles)
+
+    def _result(self, handles: Sequence[Handle]) -> list[Any]:
         futures = [h.future for h in handles]
         try:
             with suppress(CancelledError):
@@ -266,6 +284,10 @@ class DistributedExecutor(Executor):
 
     def outcome(self, handles: Sequence[Handle], workers: Collection[str] = ()) -> list[Any]:
         """Gather values that may get lost."""
+        with self.waiting():
+            return self._outcome(handles, workers)
+
+    def _outcome(self, handles: Sequence[Handle], workers: Collection[str]) -> list[Any]:
         futures = [h.future for h in handles]
         self._wait(futures, set(workers))
         for future in futures:
@@ -295,7 +317,8 @@ class DistributedExecutor(Executor):
             with suppress(CancelledError):  # their status tells
                 try:
                     left[-1].exception(timeout=POLL_SECONDS)
-                except TimeoutError:
+                except TimeoutError as error:
+                    _forget_frames(error)  # else values would stay with workers until garbage is collected here
                     since = self._gone(workers, since)
                     continue
             left.pop()
@@ -347,14 +370,80 @@ def _own_copy(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
-    """Return an executor for a client, a cluster or an address; None: the current client if there is one.
+def _nothing() -> None:
+    pass
+
+
+@contextmanager
+def own_thread_left() -> Iterator[None]:
+    """Within a task, leave its thread to other tasks meanwhile."""
+    try:
+        secede()
+    except (ValueError, KeyError, AttributeError):  # no task, one that left its thread before, or another thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        rejoin()
+
+
+def _check_synchronous(where: Client | Cluster) -> None:
+    if where.asynchronous:
+        what = "client" if isinstance(where, Client) else "cluster"
+        raise ClusterError(f"the {what} is asynchronous: give an address or a synchronous client")
+
+
+def _of_another_process(name: str) -> ClusterError:
+    return ClusterError(
+        f"the client of {name} belongs to the process that this one was forked from: "
+        f"make a new Engine here, of an address or of a new client"
+    )
+
+
+# Clusters whose event loop is in the process that this one was forked from.
+_left_behind: WeakSet[Cluster] = WeakSet()
+
+
+def _begin_anew() -> None:
+    """Let a new client of a forked process work: the thread that prepares large messages for dask is not there."""
+    _left_behind.update(getattr(SpecCluster, "_instances", ()))
+    if hasattr(utils, "_offload_executor"):
+        utils._offload_executor = ThreadPoolExecutor(1, thread_name_prefix="Dask-Offload")
+
+
+after_fork(_begin_anew)
+
+
+def _given(client: Client) -> DistributedExecutor:
+    """Return an executor for a client that somebody else made."""
+    _check_synchronous(client)
+    executor = DistributedExecutor(client)
+    with suppress(ValueError):  # dask writes the process into the name that it gives a client
+        if uuid.UUID(client.id[-36:]).clock_seq != os.getpid() & 0x3FFF:
+            raise _of_another_process(executor.name)
+    return executor
+
+
+def _here_in_a_task() -> LocalExecutor | None:
+    """Return what runs within a task, if this is one, on as many threads as its worker has."""
+    try:
+        threads = int(get_worker().state.nthreads)
+    except ValueError:
+        return None
+    return LocalExecutor(threads > 1, threads)
+
+
+def connect(where: Any, timeout: float = 10.0) -> Executor | None:
+    """Return an executor for a client, a cluster or an address; None: the current client if there is one, but not within a task.
 
     Raises
     ------
     ClusterError
         If nothing answers at the address within `timeout` seconds, or there is another flowgrad or none.
     """
+    if where is None and (here := _here_in_a_task()):
+        return here
     executor = _connected(where, timeout)
     if executor is not None:
         check_versions(executor.client)
@@ -364,13 +453,17 @@ def connect(where: Any, timeout: float = 10.0) -> DistributedExecutor | None:
 def _connected(where: Any, timeout: float) -> DistributedExecutor | None:
     if where is None:
         try:
-            return DistributedExecutor(get_client())
+            return _given(get_client())
         except ValueError:
             return None
+    if isinstance(where, (Client, Cluster)):
+        _check_synchronous(where)
+    if isinstance(where, Cluster) and where in _left_behind:
+        raise _of_another_process(f"{where.scheduler_address}")
     if isinstance(where, (Client, Cluster)) and getattr(where.status, "name", where.status) != "running":
         raise ClusterError(f"{where!r} is not running any more: make a new one, and a new Engine of it")
     if isinstance(where, Client):
-        return DistributedExecutor(where)
+        return _given(where)
     if isinstance(where, Cluster):
         return DistributedExecutor(_own(where.scheduler_address, lambda: Client(where, set_as_default=False)))
     if not isinstance(where, str):
@@ -388,9 +481,10 @@ def _connected(where: Any, timeout: float) -> DistributedExecutor | None:
 
 
 def _own(address: str, make: Callable[[], Client]) -> Client:
-    known = _own_clients.get(address)
+    mine = os.getpid(), address
+    known = _own_clients.get(mine)
     if known is None or known.status != "running":
-        known = _own_clients[address] = make()
+        known = _own_clients[mine] = make()
     return known
 
 
@@ -408,10 +502,15 @@ def reach(address: str, timeout: float) -> Client:
         failure = error
     # Its frames hold a half-made client. That must go now: collected while dask holds the lock of its event loops, it would wait
     # for that lock for ever.
-    chain: list[BaseException | None] = [failure]
+    _forget_frames(failure)
+    gc.collect()
+    raise failure
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of all that the frames of an error hold, and hold one another by."""
+    chain: list[BaseException | None] = [error]
     for link in chain:
         if link is not None and link.__traceback__ is not None:
             link.__traceback__ = None
             chain += [link.__cause__, link.__context__]
-    gc.collect()
-    raise failure

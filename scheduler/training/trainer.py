@@ -146,6 +146,7 @@ class Trainer:
             checkpoint = Checkpoints(checkpoint)
         saver = None if checkpoint is None else Saver(checkpoint, resume)
         with (
+            self.engine.executor.waiting(),
             Interrupts() as interrupts,
             closing(Run(self.settings, feeds, validation, saver, epochs, resume, interrupts)) as run,
         ):
@@ -219,7 +220,7 @@ class Trainer:
         """
         target = self.optimizer.target
         checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True, executor=self.engine.executor)
-        with closing(Evaluation(self.engine, target, checked)) as evaluation:
+        with self.engine.executor.waiting(), closing(Evaluation(self.engine, target, checked)) as evaluation:
             return evaluation.scores(None)
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
