@@ -434,5 +434,5 @@ kind("labels of floats, dask array", "t", refusal="'t' has shape")(lambda at: in
 def made(name, folder, client):
     """Return the feed of a kind; skips where a package is not installed."""
     for needed in KINDS[name].needs:
-        pytest.importorskip(needed)
+        pytest.importorskip(needed, exc_type=ImportError)
     return KINDS[name].make(SimpleNamespace(folder=folder, client=client() if KINDS[name].client else None))
