@@ -61,7 +61,7 @@ class LocalExecutor(Executor):
         return {name: value for name, value in vars(self).items() if name not in stays}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        LocalExecutor.__init__(self, state["_get"] is dask.threaded.get)
+        LocalExecutor.__init__(self, state["_pooled"])
         vars(self).update(state)
 
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:

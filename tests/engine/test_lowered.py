@@ -39,6 +39,7 @@ class Counted:
         self.feeds = {self.x: self.images}
         self.values = (self.images * self.w.value) ** 2
         self.gradient = (2 * self.images**2 * self.w.value).mean(axis=0)
+        fg.Engine("sync").lower(self.loss, self.feeds)  # the first engine that uses an op of one's own tries it
         Counting.calls = 0
 
 
