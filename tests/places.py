@@ -24,6 +24,7 @@ from distributed import Client, LocalCluster, get_client, worker_client
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
+from flowgrad.scheduler.machine import blas, forks, one_thread, without_collection
 
 SAMPLES = 240
 # Seconds after which a place is given up.
@@ -163,6 +164,18 @@ def by_one_engine_for_all_tasks(call):
     return CALLS[call](engine)
 
 
+def plan_of(where=None):
+    """Return the plan of a training, without the threads that there are for it."""
+    graph, _, loss, feeds = net()
+    history = fg.Trainer(fg.Adam(graph, loss, batch_size=16), fg.Engine(where)).fit(feeds, epochs=1)
+    return {name: history.plan[name] for name in ("grain", "shards", "kernel")}
+
+
+def the_same_plan(calls):
+    with client_of() as client:
+        assert client.submit(plan_of).result() == plan_of("threads")
+
+
 # -- forks and processes --
 
 
@@ -266,14 +279,24 @@ def forked_in_a_callback(calls):
     fg.Trainer(trainer.optimizer, trainer.engine, callbacks=[Forking()]).fit(feeds, epochs=1)
 
 
-def forked_while_others_hold_locks(calls):
-    from flowgrad.scheduler.machine import forks
+def as_if_nobody_else_were_there(engine, *calls):
+    assert gc.isenabled()
+    assert blas._limit.users == 0
+    with_engine(engine, *calls)
+    assert gc.isenabled()
 
+
+def forked_while_others_hold_locks(calls):
     engine, held, go_on = fg.Engine("threads", shards=4), threading.Event(), threading.Event()
     for call in calls:
         check(call, CALLS[call](engine))
 
+    @without_collection
     def hold():
+        with one_thread():
+            hold_locks()
+
+    def hold_locks():
         locks = list(forks._locks)
         for lock in locks:
             lock.acquire()
@@ -286,7 +309,7 @@ def forked_while_others_hold_locks(calls):
     thread.start()
     held.wait()
     try:
-        in_child(with_engine, engine, *calls)
+        in_child(as_if_nobody_else_were_there, engine, *calls)
     finally:
         go_on.set()
         thread.join()
@@ -407,6 +430,7 @@ PLACES = {
     "task, address": in_tasks(by_an_address),
     "task, shared engine": in_tasks(by_one_engine_for_all_tasks),
     "task, coroutine": in_tasks(in_a_coroutine),
+    "task, plan": the_same_plan,
     "task of a task": in_tasks_of_tasks(make),
     "task of a task, get_client": in_tasks_of_tasks(on_the_cluster),
     "pool": pool,
