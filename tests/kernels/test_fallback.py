@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import flowgrad as fg
@@ -157,3 +158,51 @@ def test_workers_that_cannot_keep_kernels_compile_their_own(tmp_path):
     environment = {f"distributed.nanny.environ.{k}": v for k, v in readonly(tmp_path / "none").items()}
     with dask.config.set(environment), local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
         assert train(client) == train("sync")
+
+
+def chain(n):
+    x = fg.Variable(8, trainable=False)
+    a = fg.Variable(8, np.full(8, 0.1)) * x
+    for _ in range(n):
+        a = fg.Tanh(a)
+    return x, fg.Sum(a)
+
+
+def recurrence(n):
+    x, h = fg.Variable(4 * n, trainable=False), fg.Variable(6, np.zeros(6), trainable=False)
+    w, u = fg.Variable(24, True), fg.Variable(36, True)
+    for k in range(n):
+        h = fg.Tanh(fg.MatVec(w, x[4 * k : 4 * k + 4]) + fg.MatVec(u, h))
+    return x, fg.Sum(h)
+
+
+def neurons(n):
+    x = fg.Variable(5, trainable=False)
+    return x, fg.Sum(fg.Vectorize(*[fg.Logistic(fg.Dot(fg.Variable(5, True), x)) for _ in range(n)]))
+
+
+def losses_of(build, size):
+    """Train by each kernel from the same start; return the losses."""
+    with fg.Graph(seed=0) as graph:
+        x, loss = build(size)
+    feeds = {x: np.random.default_rng(0).normal(size=(200, x.dim)).astype(np.float32)}
+    start = {v: v.value for v in graph.nodes if isinstance(v, fg.Variable) and v.trainable}
+    losses = {}
+    for kernel in ("numba", "numpy"):
+        for v, value in start.items():
+            v.set_value(value)
+        trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=50), fg.Engine("threads", kernel=kernel))
+        losses[kernel] = trainer.fit(feeds, epochs=1).epochs[0]["loss"]
+    return losses
+
+
+@pytest.mark.parametrize(("build", "size"), [(chain, 1200), (recurrence, 96), (neurons, 300)])
+def test_no_graph_waits_for_a_compiler(build, size):
+    """Ops are compiled, once a machine, and not graphs."""
+    from flowgrad.scheduler.kernels import numba_library
+
+    losses_of(build, 3)
+    with numba_library.compiling() as compiled:
+        losses = losses_of(build, size)
+    assert compiled == []
+    assert losses["numba"] == pytest.approx(losses["numpy"], rel=1e-4)
