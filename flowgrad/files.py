@@ -58,6 +58,10 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     >>> fg.load(path).graph.nodes[0].value
     array([1., 2.])
     """
+    if not isinstance(graph, Graph) or not (optimizer is None or isinstance(optimizer, Optimizer)):
+        raise GraphError(f"save takes a path, a graph and an optimizer: fg.save({os.fspath(path)!r}, graph, optimizer)")
+    if optimizer is not None and optimizer.graph is not graph:
+        raise GraphError(f"the optimizer is of {optimizer.graph}, not of {graph}: save it with its own graph")
     arrays = {f"value/{n.index}": n._value for n in graph.nodes if isinstance(n, Variable) and n._value is not None}
     about: dict[str, Any] = {
         "graph": _describe(graph),

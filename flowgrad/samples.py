@@ -137,7 +137,7 @@ def _run(what: str, rule: Rule, values: list[Array], g: Array) -> Array:
     given = [v.copy() for v in values]
     result = np.array(rule(given, g), np.float64)
     for k, (now, before) in enumerate(zip(given, values)):
-        _compare(f"{what} changes its operand {k}", now, before, ("it is then", "it was"), "write into a copy", (0, 0))
+        _compare(f"{what} changes its operand {k}", now, before, ("now", "it was"), "write into a copy", (0, 0))
     return result
 
 

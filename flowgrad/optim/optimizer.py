@@ -99,9 +99,10 @@ class Optimizer:
             )
         self.graph = graph
         self.target = target
-        self.rule = replace(rule, **of_rule)
-        self.batch_size = integer(batch_size, "batch_size")
+        self.rule = rule
+        self.rule = replace(self.rule, **of_rule)
         self.privacy: Privacy | None = None
+        self.batch_size = batch_size
         if per_sample_clip is not None:
             self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
         elif noise_multiplier != 0:
@@ -126,7 +127,10 @@ class Optimizer:
 
     @state.setter
     def state(self, state: State | None) -> None:
-        self._state, self._state_of = state, ()
+        checked = None if state is None else {name: _state_array(name, value) for name, value in state.items()}
+        if self._provide is not None:
+            self._provide()  # or what a training shows would be laid over this one when it is read
+        self._state, self._state_of = checked, ()
 
     def keep(self, state: State) -> None:
         """Keep a state of the rule for the variables that are trainable now, laid end to end."""
@@ -138,11 +142,40 @@ class Optimizer:
 
     def memory(self) -> tuple[Any, ...]:
         """Return what `restore` gives back: state, rule and epochs."""
-        return self.state, self._state_of, self.rule, self.epochs
+        state = self.state
+        kept = None if state is None else {name: value.copy() for name, value in state.items()}
+        return kept, self._state_of, self.rule, self.epochs
 
     def restore(self, memory: tuple[Any, ...]) -> None:
         """Have again what there was."""
         self._state, self._state_of, self.rule, self.epochs = memory
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples whose mean gradient makes one update; may be set, but not while the graph is being trained."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        size = integer(size, "batch_size")
+        if hasattr(self, "_batch_size") and self.graph._training is not None:
+            raise GraphError(
+                f"the batch size of {self.graph} cannot change while it is being trained: set it before or after fit"
+            )
+        self._batch_size = size
+        if self.privacy is not None:
+            self.privacy = replace(self.privacy, batch_size=size)
+
+    @property
+    def rule(self) -> Rule:
+        """The pure update rule; may be set."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        if not isinstance(rule, Rule):
+            raise GraphError(f"a rule is an object such as fg.Adam(graph, loss).rule, not {rule!r}")
+        self._rule = rule
 
     @property
     def learning_rate(self) -> float | Callable[[int], float]:
@@ -181,7 +214,7 @@ class Optimizer:
                     f"{self}: its state has {len(array)} entries ({slot!r}), the trainable variables have {size}: "
                     f"set optimizer.state = None to begin anew"
                 )
-        return {**state, **arrays}
+        return {"t": state.get("t", np.zeros(1, np.int64)), **arrays}
 
     def one_step(self) -> float:
         """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.
@@ -244,6 +277,21 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"
+
+
+def _state_array(name: str, value: Any) -> Array:
+    """Return an array of an optimizer's state as it can be used."""
+    try:
+        array = np.array(value)
+        good = array.dtype.kind in "fiu" and array.ndim == 1 and bool(np.isfinite(array).all())
+    except (TypeError, ValueError):
+        good = False
+    if good and name == "t":  # the count of updates
+        good = len(array) == 1 and array.dtype.kind in "iu" and int(array[0]) >= 0
+    if not good:
+        what = "one integer, the count of updates, as np.array([0])" if name == "t" else "a vector of finite numbers"
+        raise GraphError(f"an optimizer's state has {what}, under {name!r}, not {value!r:.60}")
+    return array
 
 
 def _parts(array: Array, variables: Sequence[Variable]) -> dict[Variable, Array]:

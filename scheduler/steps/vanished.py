@@ -18,6 +18,8 @@ MANY = 0.5
 def vanished(gradient: Array, places: Mapping[Variable, tuple[int, int]]) -> dict[Variable, float]:
     """Return variables whose gradients are next to nothing beside the largest, and what part of it; empty if those are few.
 
+    Where all are zero that is all of them: so it is in a net that begins with zeros, and in one that has learnt all there is.
+
     Parameters
     ----------
     gradient : array (P,)
@@ -35,6 +37,6 @@ def vanished(gradient: Array, places: Mapping[Variable, tuple[int, int]]) -> dic
     sizes = {v: float(np.sqrt(np.mean(np.square(gradient[a:b], dtype=np.float64)))) for v, (a, b) in places.items()}
     largest = max(sizes.values(), default=0.0)
     if not largest > 0:
-        return {}
+        return dict.fromkeys(places, 0.0)
     faint = {v: float(f"{size / largest:.3g}") for v, size in sizes.items() if size < FAINT * largest}
     return faint if sum(v.dim for v in faint) > MANY * sum(v.dim for v in places) else {}

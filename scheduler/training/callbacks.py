@@ -58,6 +58,8 @@ class Callback:
     def on_epoch(self, record: Mapping[str, Any]) -> Signal | None:
         """Return ``fg.STOP`` to end the training after this epoch, ``fg.KEEP`` to keep its state, or both: ``fg.STOP | fg.KEEP``.
 
+        What is kept is the state with what callbacks changed of it in this epoch.
+
         `record` is an entry of ``History.epochs``. When training ends the variables and the optimizer get the state that was kept
         last, or the last one if none was kept.
         """
@@ -101,11 +103,18 @@ class Callbacks:
             said = None if handler is None else handler(*args)
             if isinstance(said, Signal):
                 answer |= said
-            elif said:
+            elif _says_something(said):
                 raise GraphError(
                     f"{method} of {type(callback).__name__} returned {said!r}: return fg.STOP, fg.KEEP or None"
                 )
         return answer
+
+
+def _says_something(said: Any) -> bool:
+    try:
+        return bool(said)
+    except Exception:  # an array, say, is neither true nor false
+        return True
 
 
 class EarlyStopping(Callback):

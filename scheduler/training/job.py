@@ -25,6 +25,8 @@ from .checkpoint import describe_model, describe_rule
 
 # Samples whose gradient is looked at after the first epoch.
 LOOKED_AT = 256
+# Mean loss below which gradients may be zero for a good reason.
+LEARNT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,16 @@ class TrainingJob:
             return
         rows = np.arange(min(LOOKED_AT, self.feeds.samples))
         with one_thread():
-            gradient, _ = shard_step(self.step, state, const, feeds, rows, len(rows))
+            gradient, loss = shard_step(self.step, state, const, feeds, rows, len(rows))
         used, layout = ancestors(self.settings.optimizer.target), self.step.program.layout
         places = {v: layout[v.index][1:] for v in self.variables if v in used and v.index in layout}
         faint = vanished(gradient, places)
-        if faint:
+        if faint and not gradient.any() and abs(loss) > LEARNT:
+            warn(
+                "all gradients are 0 after the first epoch, and the net learns nothing: let variables begin with other values than "
+                "zeros, such as normal(0, 1 / sqrt(inputs))"
+            )
+        elif faint and gradient.any():
             first = next(iter(faint))
             names = ", ".join(repr(v.name) for v in list(faint)[:5]) + (", ..." if len(faint) > 5 else "")
             warn(

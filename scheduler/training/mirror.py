@@ -7,10 +7,12 @@ import threading
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Variable
-from flowgrad.optim import State
+from flowgrad.optim import Optimizer, State
 
 from ..machine import forked_lock
 from .job import TrainingJob
+
+_claiming = forked_lock()
 
 
 class Mirror:
@@ -27,16 +29,27 @@ class Mirror:
         Whether variables may be set now.
     """
 
-    def __init__(self, job: TrainingJob, state: State):
-        self.job, self.state, self.open = job, state, False
-        self.graph, self.optimizer = job.settings.optimizer.graph, job.settings.optimizer
+    def __init__(self, optimizer: Optimizer):
+        """Claim the optimizer's graph, before anything of it is read."""
+        self.graph, self.optimizer, self.open = optimizer.graph, optimizer, False
         self._thread, self._process = threading.get_ident(), os.getpid()
         self._filling, self._stale = forked_lock(threading.RLock), False
-        if self.graph._training is not None and self.graph._training.here():
-            raise GraphError(f"{self.graph} is being trained already: one call of fit at a time")
-        self.graph._training = self
-        self._before = [v._value for v in job.variables], self.optimizer.memory()
-        self._shown, self._kept, self._rule = self._before[0], self.optimizer.state, self.optimizer.rule
+        with _claiming:
+            if self.graph._training is not None and self.graph._training.here():
+                raise GraphError(f"{self.graph} is being trained already: one call of fit at a time")
+            self.graph._training = self
+        self._memory = optimizer.memory()
+
+    def begin(self, job: TrainingJob, state: State) -> None:
+        """Remember what variables and the optimizer have before the first step."""
+        self.job, self.state = job, state
+        self._before = [v._value for v in job.variables]
+        self._rule = self.optimizer.rule
+
+    def leave(self) -> None:
+        """Give the graph free."""
+        if self.graph._training is self:
+            self.graph._training = None
 
     def show(self, state: State) -> None:
         """Let variables and the optimizer have this state from now on."""
@@ -51,7 +64,6 @@ class Mirror:
                 self._stale = False
                 self.job.store(self.state)
                 self._forget()
-                self._shown, self._kept = [v._value for v in self.job.variables], self.optimizer.state
 
     def _forget(self) -> None:
         self.graph._pending = None
@@ -94,27 +106,26 @@ class Mirror:
                 )
             self.job.take_rule(rule)
             self._rule, different = rule, True
-        if not self._stale:
-            values = [v._value for v in self.job.variables]
-            if self.optimizer.state is not self._kept or any(a is not b for a, b in zip(values, self._shown)):
-                now = self.job.first_state()
-                different |= any(now[k].tobytes() != self.state[k].tobytes() for k in now)
-                self.state = now
-                self._shown, self._kept = values, self.optimizer.state
+        frozen = next((v for v in self.job.variables if not v.trainable), None)
+        if frozen is not None:
+            raise GraphError(f"{frozen} is being trained: set its trainable before or after fit")
+        if not self._stale:  # somebody read it, and may have changed it, arrays of the state in place too
+            now = self.job.first_state()
+            different |= any(now[k].tobytes() != self.state[k].tobytes() for k in now)
+            self.state = now
         return different
 
     def close(self) -> None:
         """Leave variables as they are; anybody may set them again."""
         self._fill()
-        self.graph._training = None
+        self.leave()
 
     def undo(self) -> None:
         """Give variables and the optimizer back what they had before."""
         self._stale = False
         self._forget()
-        values, memory = self._before
-        for v, value in zip(self.job.variables, values):
+        for v, value in zip(self.job.variables, self._before):
             v._value = value
         self.graph._outdate(self.job.variables)
-        self.optimizer.restore(memory)
-        self.graph._training = None
+        self.optimizer.restore(self._memory)
+        self.leave()

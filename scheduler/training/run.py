@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import ClusterError, FlowgradError
+from flowgrad.errors import ClusterError, FlowgradError, warn
 from flowgrad.files import checked_record, same_version
+from flowgrad.optim import describe, restore
 from flowgrad.typing import Array
 
 from ..costs import Plan
@@ -25,6 +27,9 @@ from .evaluation import Evaluation
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
 from .mirror import Mirror
+
+# Stands for a setting that is a function of the user's own.
+OWN = "a function of one's own"
 
 
 class Run:
@@ -47,8 +52,10 @@ class Run:
         epochs: int,
         resume: bool,
         interrupts: Interrupts,
+        mirror: Mirror,
     ):
         self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
+        self.mirror = mirror
         self.job = job = TrainingJob(settings, feeds, epochs)
         graph, target = settings.optimizer.graph, settings.optimizer.target
         checked = (
@@ -94,9 +101,16 @@ class Run:
         self.kept = checkpoint.kept
         self.plan = checked_record(Plan, about["plan"])
         self.epoch, self.position, self.before = int(about["epoch"]), int(about["position"]), int(about["before"])
-        if about["rule"] != self._numbers():  # as callbacks had it
-            self.job.take_rule(replace(self.job.rule, **about["rule"]))
+        if about["rule"] != self._described_rule():  # as callbacks had it
+            known = {name: restore(value) for name, value in about["rule"].items() if value != OWN}
+            self.job.take_rule(replace(self.job.rule, **known))
             self.settings.optimizer.rule = self.job.rule
+            lost = [name for name, value in about["rule"].items() if value == OWN != self._described_rule()[name]]
+            if lost:
+                warn(
+                    f"a callback had set the {lost[0].replace('_', ' ')} to a function of its own, which no checkpoint holds: "
+                    f"this run goes on with {getattr(self.job.rule, lost[0])} until it is set again"
+                )
         self.history = checked_record(History, {**about["history"], "steps": StepLosses(checkpoint.losses)})
         return checkpoint.state
 
@@ -111,7 +125,7 @@ class Run:
 
     def train(self) -> History:
         """Run the epochs that are left."""
-        self.mirror = Mirror(self.job, self.windows.state)
+        self.mirror.begin(self.job, self.windows.state)
         try:
             self._train()
             self.mirror.show(self.kept or self.windows.state)
@@ -242,11 +256,17 @@ class Run:
             self.kept, self.history.kept_epoch = self.windows.state, epoch
         return STOP in answer
 
-    def _numbers(self) -> dict[str, Any]:
-        """Return the rule's settings that are plain values, for callbacks may change them."""
+    def _described_rule(self) -> dict[str, Any]:
+        """Return the rule's settings as plain values, for callbacks may change them."""
         rule = self.settings.optimizer.rule
-        values = {f.name: getattr(rule, f.name) for f in fields(rule)}
-        return {name: value for name, value in values.items() if value is None or isinstance(value, (bool, int, float))}
+        described: dict[str, Any] = {}
+        for f in fields(rule):
+            value = getattr(rule, f.name)
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            with suppress(FlowgradError):
+                described[f.name] = describe(value) if plain or callable(value) else OWN
+            described.setdefault(f.name, OWN)
+        return described
 
     def _checkpoint(self) -> None:
         """Write the state after the last window, with what it takes to go on from there, if anything is to be written."""
@@ -257,7 +277,7 @@ class Run:
             "epoch": self.epoch,
             "position": self.position,
             "before": self.before,
-            "rule": self._numbers(),
+            "rule": self._described_rule(),
             "run": self.identity,
             "plan": self.plan.as_dict(),
             "history": {**self.history.as_dict(), "steps": []},  # they are an array

@@ -25,6 +25,7 @@ from .estimate import estimate, explain_training
 from .evaluation import Evaluation
 from .history import History
 from .job import Settings, TrainingJob
+from .mirror import Mirror
 from .run import Run
 
 
@@ -145,12 +146,16 @@ class Trainer:
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
             checkpoint = Checkpoints(checkpoint)
         saver = None if checkpoint is None else Saver(checkpoint, resume)
-        with (
-            self.engine.executor.waiting(),
-            Interrupts() as interrupts,
-            closing(Run(self.settings, feeds, validation, saver, epochs, resume, interrupts)) as run,
-        ):
-            return run.train()
+        mirror = Mirror(self.optimizer)
+        try:
+            with (
+                self.engine.executor.waiting(),
+                Interrupts() as interrupts,
+                closing(Run(self.settings, feeds, validation, saver, epochs, resume, interrupts, mirror)) as run,
+            ):
+                return run.train()
+        finally:
+            mirror.leave()
 
     def fingerprint(self) -> str:
         """Return 32 hex digits that stand for the weights and the state of the optimizer.

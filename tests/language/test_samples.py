@@ -121,7 +121,7 @@ WRONG = [
         dropout,
         r"apply of Dropout 'wrong'.* something else when it is called again: .* now .*, before .*; draw random numbers",
     ),
-    (clipping, r"apply of Clipping 'wrong'.* changes its operand 0: .* is it is then .*, it was .*; write into a copy"),
+    (clipping, r"apply of Clipping 'wrong'.* changes its operand 0: .* is now .*, it was .*; write into a copy"),
     (one_at_a_time, r"apply of OneAtATime 'wrong'.* works for one sample, but failed for \d: ValueError: .*; axis 0"),
     (summed, r"apply of Summed 'wrong'.* gave shape \(1, \d+\) for \d samples, not \(\d, 3\)"),
     (slope, r"jacobian by slot 0 of Slope 'wrong'.* mixes samples"),

@@ -239,3 +239,142 @@ def test_what_is_not_read_is_not_copied(monkeypatch):
     net = Net()
     trainer_of(net, callbacks=[Watch(lambda record: parameters(net)[0].value)]).fit(net.feeds, epochs=5)
     assert len(stored) == 1 + 6
+
+
+@pytest.mark.parametrize("way", ["unread", "read", "in place", "none"])
+def test_a_state_that_a_callback_sets_counts(way):
+    def train(by_hand):
+        net = Net()
+
+        def reset(record):
+            optimizer = trainer.optimizer
+            if way == "none":
+                optimizer.state = None
+                return
+            if way == "in place":
+                for name in ("v", "s"):
+                    if name in optimizer.state:
+                        optimizer.state[name][:] = 0
+                return
+            if way == "read":
+                assert optimizer.state is not None
+            size = sum(v.dim for v in optimizer.variables())
+            zeros = {slot: np.zeros(size, np.float32) for slot in optimizer.rule.slots}
+            optimizer.state = {**zeros, "t": np.array([15])}
+
+        trainer = trainer_of(net, callbacks=[] if by_hand else [Watch(reset)])
+        if not by_hand:
+            trainer.fit(net.feeds, epochs=3)
+        for _ in range(3 * by_hand):
+            trainer.fit(net.feeds, epochs=1)
+            reset(None)
+        return parameters(net)[0].value.tobytes()
+
+    net = Net()
+    trainer_of(net).fit(net.feeds, epochs=3)
+    assert train(False) == train(True) != parameters(net)[0].value.tobytes()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"t": 5},
+        {"t": np.array([np.nan])},
+        {"t": np.array([-1])},
+        {"v": [["a"]]},
+        {"v": np.ones((2, 2))},
+        {"v": [np.inf]},
+    ],
+)
+def test_a_state_that_cannot_be_is_refused_where_it_is_set(state):
+    trainer = trainer_of(Net())
+    with pytest.raises(fg.FlowgradError, match=rf"an optimizer's state has .* under '{next(iter(state))}'"):
+        trainer.optimizer.state = state
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda o, w: setattr(o, "batch_size", 4), "batch size .* cannot change while it is being trained"),
+        (lambda o, w: setattr(w, "trainable", False), "is being trained: set its trainable before or after fit"),
+        (lambda o, w: setattr(o, "rule", "adam"), "a rule is an object such as"),
+        (lambda o, w: np.array([1, 2]), r"on_epoch of Act returned array"),
+    ],
+)
+def test_what_cannot_change_is_refused_by_name(change, told):
+    net = Net()
+
+    class Act(fg.Callback):
+        def on_epoch(self, record):
+            return change(trainer.optimizer, parameters(net)[0])
+
+    trainer = trainer_of(net, callbacks=[Act()])
+    with pytest.raises(fg.FlowgradError, match=told):
+        trainer.fit(net.feeds, epochs=2)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "8", None])
+def test_a_batch_size_is_checked_where_it_is_set(size):
+    trainer = trainer_of(Net())
+    with pytest.raises(fg.FlowgradError, match="batch_size"):
+        trainer.optimizer.batch_size = size
+
+
+def test_private_steps_follow_the_batch_size():
+    def train(late):
+        net = Net()
+        first = 32 if late else 16
+        optimizer = fg.GradientDescent(
+            net.graph, net.loss, 0.1, batch_size=first, per_sample_clip=1.0, noise_multiplier=0.5, noise_seed=1
+        )
+        optimizer.batch_size = 16
+        fg.Trainer(optimizer, fg.Engine("sync", kernel="numpy", shards=2)).fit(net.feeds, epochs=1)
+        return parameters(net)[0].value.tobytes()
+
+    assert train(True) == train(False)
+
+
+def test_a_schedule_that_a_callback_set_is_there_when_a_run_goes_on(tmp_path):
+    def run(rate, fail_at=None, **settings):
+        net = Net()
+
+        class Change(fg.Callback):
+            def on_epoch(self, record):
+                if record["epoch"] == fail_at:
+                    raise KeyboardInterrupt
+                if record["epoch"] == 2:
+                    trainer.optimizer.learning_rate = rate
+
+        trainer = trainer_of(net, callbacks=[Change()])
+        trainer.fit(net.feeds, epochs=4, **settings)
+        return trainer.fingerprint()
+
+    schedule = fg.CosineDecay(0.3, 60)
+    with pytest.raises(KeyboardInterrupt):
+        run(schedule, fail_at=3, checkpoint=tmp_path / "own")
+    assert run(schedule, checkpoint=tmp_path / "own", resume=True) == run(schedule)
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda t: 0.3, fail_at=3, checkpoint=tmp_path / "lambda")
+    with pytest.warns(UserWarning, match="learning rate to a function of its own, which no checkpoint holds"):
+        run(lambda t: 0.3, checkpoint=tmp_path / "lambda", resume=True)
+
+
+def test_two_threads_never_train_one_graph_at_once():
+    net = Net()
+    trainer, ready, told = trainer_of(net), threading.Barrier(2), []
+
+    def fit():
+        ready.wait()
+        try:
+            trainer.fit(net.feeds, epochs=1)
+        except fg.FlowgradError as error:
+            told.append(str(error))
+
+    for _ in range(5):
+        several = [threading.Thread(target=fit) for _ in range(2)]
+        for one in several:
+            one.start()
+        for one in several:
+            one.join()
+    assert trainer.optimizer.epochs == 10 - len(told)
+    assert all("trained already" in text for text in told)

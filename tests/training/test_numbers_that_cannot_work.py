@@ -48,13 +48,25 @@ def test_a_net_that_begins_well_is_left_in_peace(recwarn):
     assert not [w for w in recwarn if "vanished" in str(w.message)]
 
 
+@pytest.mark.parametrize("target", [1.0, 0.0])
+def test_a_net_of_zeros_is_told_and_one_that_has_learnt_all_is_not(recwarn, target):
+    with fg.Graph() as graph:
+        x, label = fg.Variable(3, trainable=False), fg.Variable(1, trainable=False)
+        hidden = fg.Tanh(fg.MatVec(fg.Variable(12, np.zeros(12)), x))
+        loss = fg.MeanSquaredError(fg.Dot(fg.Variable(4, np.zeros(4)), hidden), label)
+    trainer_of(graph, loss).fit({x: np.ones((80, 3)), label: np.full(80, target)}, epochs=1)
+    told = [str(w.message) for w in recwarn if "gradients" in str(w.message)]
+    assert len(told) == (target != 0.0)
+    assert all("all gradients are 0" in text for text in told)
+
+
 @pytest.mark.parametrize(
     ("gradients", "told"),
     [
         ([[1e-9] * 3, [1.0]], [0]),
         ([[0.0] * 3, [1.0]], [0]),
         ([[1e-9], [1.0] * 3], []),  # one unit that rests
-        ([[0.0] * 3, [0.0]], []),  # the net has learnt all there is
+        ([[0.0] * 3, [0.0]], [0, 1]),
         ([[1e-3] * 3, [1.0]], []),
         ([], []),
     ],
