@@ -17,15 +17,18 @@ from distributed import Client, Future, Semaphore
 from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
+from flowgrad.inputs import real
 
 from ..executors import Handle, Lost, TaskFailed, asking, check_versions, disagreement, own_thread_left, unreadable
 from .group import GangBroken
-from .member import LONGEST_PATIENCE, PATIENCE, Absent, Spec, run_member
+from .member import LONGEST_PATIENCE, PATIENCE, Absent, Spec, inside_a_gang, run_member
 
 # Seconds between looks at whether the workers are still there, and that one may be gone before it counts as lost.
 LOOK, GONE = 1.0, 3.0
 # How often a gang is formed whose members have a thread but cannot reach each other.
 TRIES = 3
+# Seconds that a gang within a gang waits for a worker, which the outer one may hold until this one ends.
+NESTED = 10.0
 # Seconds that workers may take to make their mailboxes.
 PREPARING = 30.0
 # Addresses of workers that have a mailbox.
@@ -76,6 +79,10 @@ def gang(
     [2.5, 2.5]
     """
     _check_client(client)
+    if not callable(function):
+        raise ClusterError(f"a gang calls a function on each worker, and {function!r} is none")
+    if timeout is not None:
+        timeout = real(timeout, "a gang's timeout, in seconds,", 0, above=True)
     calls = [a if isinstance(a, tuple) else (a,) for a in arguments]
     known = client.scheduler_info(n_workers=-1)["workers"]
     places = list(known) if workers is None else list(workers)
@@ -180,6 +187,12 @@ def run_gang(
 
 
 def _check_client(client: Client) -> None:
+    if not isinstance(client, Client):
+        raise ClusterError(
+            f"a gang is formed by a distributed.Client, not by {client!r}: give Client(cluster) or Client(address)"
+        )
+    if client.status in ("closing", "closed"):
+        raise ClusterError("the client is closed: make a new one")
     if client.asynchronous:
         raise ClusterError(
             "a gang is waited for, which an asynchronous client cannot do here: call it in a thread of its own, "
@@ -229,9 +242,15 @@ def _order(client: Client, addresses: Sequence[str], end: float | None) -> Itera
             # It would go on looking after its leases for ever; there is none where they do not end.
             if callback := getattr(lease, "refresh_callback", None):
                 held.callback(client.loop.add_callback, callback.stop)
+            began = time.monotonic()
             while not lease.acquire(timeout=LOOK):
                 if _check(client, addresses, end):
                     raise GangBroken("a worker went away")
+                if inside_a_gang() and time.monotonic() - began > NESTED:
+                    raise ClusterError(
+                        f"this gang is formed by a member of another one, and {address} has no thread beside those of gangs: "
+                        f"form it before or after, or give it other workers"
+                    )
             held.callback(lease.release)
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from .mailbox import UNREACHABLE, Line, Mailbox
 PATIENCE, LONGEST_PATIENCE = 1.0, 30.0
 # Seconds in which a connection is made wherever there is a network, to a busy worker too.
 CONNECTED = 4.0
+
+_inside = threading.local()
 
 
 @dataclass(frozen=True)
@@ -81,4 +84,15 @@ def run_member(spec: Spec, rank: int, function: Callable[..., Any], *args: Any) 
     if any(isinstance(arg, Absent) for arg in args):
         raise GangBroken("what an earlier gang left on this worker is gone")
     with joined(spec, rank) as group:
-        return group if isinstance(group, Absent) else function(group, *args)
+        if isinstance(group, Absent):
+            return group
+        _inside.depth = depth = getattr(_inside, "depth", 0) + 1
+        try:
+            return function(group, *args)
+        finally:
+            _inside.depth = depth - 1
+
+
+def inside_a_gang() -> bool:
+    """Whether this thread runs a member's function."""
+    return getattr(_inside, "depth", 0) > 0

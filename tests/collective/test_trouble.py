@@ -332,3 +332,38 @@ def test_memory_is_level_over_many_gangs():
     assert max(grown) < 12  # letters alone were 4,000 MiB
     assert tasks == 0
     assert not any(semaphores.values())
+
+
+# -- what cannot be asked --
+
+
+def inner(group, part):
+    return float(group.all_reduce(np.ones(1))[0])
+
+
+def outer(group, seconds):
+    before, forming.NESTED = forming.NESTED, seconds
+    try:
+        return fg.gang(get_client(), inner, [1, 2], timeout=60)
+    finally:
+        forming.NESTED = before
+
+
+def test_a_gang_within_a_gang_that_holds_all_threads_is_told(client):
+    with pytest.raises(fg.FlowgradError, match=r"formed by a member of another one, and .* has no thread beside"):
+        fg.gang(client, outer, [1.0, 1.0], timeout=60)
+    assert fg.gang(client, inner, [1, 2], timeout=60) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"client": None}, r"formed by a distributed\.Client, not by None"),
+        ({"function": 5}, "calls a function on each worker, and 5 is none"),
+        ({"timeout": "5s"}, "timeout, in seconds"),
+        ({"timeout": 0}, "timeout, in seconds"),
+    ],
+)
+def test_what_cannot_be_a_gang_is_one_line(client, change, told):
+    with pytest.raises(fg.FlowgradError, match=told):
+        fg.gang(**{"client": client, "function": inner, "arguments": [1, 2], **change})
