@@ -24,7 +24,9 @@ import numpy as np
 from llvmlite import binding as llvm
 
 from flowgrad import ops
+from flowgrad.errors import GraphError
 from flowgrad.formulas import OPERANDS, formula
+from flowgrad.inputs import brief
 from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
 from flowgrad.optim import Rule
@@ -125,10 +127,30 @@ def _load(kernels: Sequence[Kernel], dtype: str) -> dict[Kernel, int]:
             _compiled.append(len(names))
             with _telling():
                 room = importlib.import_module(".numba_compile", __package__)
-                machine_code = room.object_of(names, np.dtype(dtype))
+                machine_code = _compiled_by(room, names, dtype)
             if kept:
                 _write(path, machine_code)
         return places_of(machine_code, names)
+
+
+def _compiled_by(room: Any, kernels: Mapping[str, Kernel], dtype: str) -> bytes:
+    """Return machine code.
+
+    Raises
+    ------
+    GraphError
+        If the compiler refuses a function of somebody's own.
+    """
+    try:
+        machine_code: bytes = room.object_of(kernels, np.dtype(dtype))
+    except Exception as error:
+        own = [k.function.__qualname__ for k in kernels.values() if k.function is not None]
+        why = [line for line in str(error).splitlines() if line and not line.startswith("Failed in")]
+        raise GraphError(
+            f"{', '.join(own) or 'a kernel'} cannot be compiled ({type(error).__name__}: {brief(why[0]) if why else error}): write "
+            f"plain loops over 1-d arrays, leave it out, or use kernel='numpy'"
+        ) from None
+    return machine_code
 
 
 @contextmanager

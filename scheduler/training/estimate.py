@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from flowgrad.errors import FlowgradError, warn
 from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
@@ -83,6 +84,8 @@ class Trial:
             why_not = f"the rule {type(optimizer.rule).__name__} states no loop"
         elif engine.grain != "node" and engine.kernel != "numpy":
             why_not = why_not_compiled() if engine.kernel == "numba" else why_not_chosen()
+            if not why_not and engine.kernel == "auto" and job.step.private is None:
+                why_not = _why_not_this(job)
         self.kernel = choose_kernel(engine.kernel, engine.grain, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
         shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
@@ -171,6 +174,18 @@ class Trial:
         step = self.job.step.by(kernel)
         with one_thread():
             run_round(step, (self.job.state, []), self._const, self._arrays, [shards] * repetitions, threads)
+
+
+def _why_not_this(job: TrainingJob) -> str:
+    """Compile what a step needs; return why that cannot be, which is told, or an empty string."""
+    step = job.step.by("numba")
+    try:
+        compiled_round(step.program, step.names, job.rule, job.feeds.dtype)
+    except FlowgradError as error:
+        why = str(error)
+        warn(f"steps are run by NumPy, not compiled: {why}")
+        return why
+    return ""
 
 
 def _readable(job: TrainingJob, count: int) -> tuple[Array | None, list[Array], Array]:

@@ -206,3 +206,33 @@ def test_no_graph_waits_for_a_compiler(build, size):
         losses = losses_of(build, size)
     assert compiled == []
     assert losses["numba"] == pytest.approx(losses["numpy"], rel=1e-4)
+
+
+class Uncompilable(fg.Op):
+    """The sum of squares, by a function that no compiler of numbers takes."""
+
+    kinds = (fg.Outer,)
+    shape = staticmethod(lambda *dims: 1)
+    apply = staticmethod(lambda a: (a * a).sum(axis=1, keepdims=True))
+    jacobian = staticmethod(lambda slot, y, a: fg.Outer(2 * a))
+
+    @staticmethod
+    def row_value(y, a):
+        y[0] = sum(float(str(x)) ** 2 for x in a.tolist())
+
+    @staticmethod
+    def row_factor(slot, f, y, a):
+        f[:] = [2 * x for x in eval("a")]
+
+
+def test_an_op_that_cannot_be_compiled_runs_by_numpy_and_is_named():
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(3, trainable=False)
+        loss = Uncompilable(fg.Variable(3, [1.0, 2.0, 3.0]) * x)
+    feeds = {x: np.ones((20, 3))}
+    told = r"Uncompilable.row_\w+ cannot be compiled \(.*use kernel='numpy'"
+    with pytest.warns(UserWarning, match=rf"run by NumPy, not compiled: {told}"):
+        history = fg.Trainer(fg.Adam(graph, loss, batch_size=5), fg.Engine("sync")).fit(feeds, epochs=1)
+    assert history.plan["kernel"] == "numpy"
+    with pytest.raises(fg.FlowgradError, match=told):
+        fg.Trainer(fg.Adam(graph, loss, batch_size=5), fg.Engine("sync", kernel="numba")).fit(feeds, epochs=1)
