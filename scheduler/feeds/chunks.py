@@ -21,7 +21,7 @@ from flowgrad.typing import Array
 
 from ..executors import Executor
 from ..tasks import futures_in, is_future, partitions, row_chunks
-from .kinds import Named, as_array, as_chunk
+from .kinds import Named, as_array, as_chunk, check_numbers
 
 # Rows of a file are read by tasks that cover about so much of it.
 FILE_CHUNK_BYTES = 64 << 20
@@ -156,10 +156,7 @@ def gathered(v: Variable, x: Any, where: Any) -> Array:
 
 def check_told(v: Named, x: Any) -> None:
     """Raise an error if an array, of whatever kind, cannot be fed to a variable by its shape and dtype."""
-    if x.dtype.kind not in "fiub":
-        raise FeedError(
-            f"the feed for {v.name!r} has dtype {x.dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
-        )
+    check_numbers(v, x.dtype)
     labels = v.dim > 1 and x.dtype.kind in "iu" and x.shape[1:] in ((), (1,))
     known = x.ndim != 2 or not math.isnan(x.shape[1])
     if x.ndim == 0 or x.ndim > 2 or (x.ndim == 2 and known and x.shape[1] != v.dim and not labels):

@@ -53,16 +53,20 @@ def as_array(v: Named, value: Any, first: int = 0) -> Array:
         raise FeedError(
             f"the feed for {v.name!r} is no array but a {type(value).__name__}: give an array or a list, shape (N, {v.dim})"
         )
-    if array.dtype.kind not in "fiub":
-        raise FeedError(
-            f"the feed for {v.name!r} has dtype {array.dtype}, not numbers: "
-            f"convert it to float32 or float64, shape (N, {v.dim})"
-        )
+    check_numbers(v, array.dtype)
     if np.ma.is_masked(array):
         raise FeedError(
             f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
         )
     return np.asarray(array)
+
+
+def check_numbers(v: Named, dtype: Any) -> None:
+    """Raise an error if what has this dtype is no real numbers."""
+    if dtype.kind not in "fiub":
+        raise FeedError(
+            f"the feed for {v.name!r} has dtype {dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
+        )
 
 
 def as_chunk(v: Named, value: Any, shape: Sequence[int], dtype: Any, first: int) -> Array:

@@ -12,7 +12,6 @@ import importlib
 import importlib.metadata
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +30,7 @@ from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
 from flowgrad.optim import Rule
 
-from ..machine import cache_folder, forked_lock
+from ..machine import cache_folder, cache_problem, forked_lock
 from ..tasks import FAN_IN, code_token, is_named, token
 from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
 
@@ -227,9 +226,5 @@ def why_not_kept() -> str:
     if any(is_kept(dtype) for dtype in ("float32", "float64")):
         return ""
     folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        return f"{folder} cannot be written ({error.strerror or error}); set FLOWGRAD_CACHE_DIR to a folder"
+    problem = cache_problem(folder)
+    return problem and f"{folder} cannot be written ({problem}); set FLOWGRAD_CACHE_DIR to a folder"

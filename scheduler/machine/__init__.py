@@ -4,7 +4,7 @@ from .arrays import CACHE_LINE, ROOM, aligned, canonical, clear_room, empty_arra
 from .blas import blas_threads, one_thread, product_address
 from .collector import without_collection
 from .doctor import Finding, examine
-from .facts import cache_folder, read_facts
+from .facts import cache_folder, cache_problem, read_facts
 from .floats import without_subnormals
 from .forks import after_fork, forked_lock
 from .signals import Interrupts

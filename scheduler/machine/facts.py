@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def read_facts() -> Facts:
         settings={name: dask.config.get(name, None) for name in SETTINGS},
         numba=_read_numba() if numba else {},
         cache=str(folder),
-        cache_problem=_cache_problem(folder),
+        cache_problem=cache_problem(folder),
         cache_files=len(list(folder.glob("flowgrad_*.o"))),
     )
 
@@ -121,14 +122,18 @@ def _read_numba() -> dict[str, Any]:
     }
 
 
-def _cache_problem(folder: Path) -> str:
+def cache_problem(folder: Path) -> str:
     """Return why kernels cannot be kept in `folder`, which may not exist yet; or an empty string."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
         return f"{nearest} is not a folder"
-    return "" if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} cannot be written to"
+    try:  # what a folder's mode allows is not all that may forbid it
+        with tempfile.TemporaryFile(dir=nearest):
+            return ""
+    except OSError as error:
+        return f"{nearest} cannot be written to: {error.strerror or error}"
 
 
 def cache_folder() -> Path:

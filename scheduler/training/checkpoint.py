@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,14 @@ from flowgrad.errors import DataError, GraphError, warn
 from flowgrad.files import arrays_under, read_arrays, write_arrays
 from flowgrad.graph import Node, ancestors
 from flowgrad.inputs import integer, real
-from flowgrad.optim import Rule, Schedule
+from flowgrad.optim import Rule, Schedule, describe, restore
 from flowgrad.typing import Array
 
 from ..feeds import ROWS
 
 PATTERN = "step-*.safetensors"
+# Stands for a setting that no file can hold.
+OWN = "a function of one's own"
 # What tells that two runs are the same, by key in a checkpoint; and then the data.
 WORDS = {
     "model": "a model of",
@@ -213,6 +215,32 @@ def _check_same_data(folder: Path, before: list[dict[str, Any]] | None, now: lis
 def describe_rule(rule: Rule) -> str:
     """Return words that tell an optimizer with its settings from another."""
     return f"{type(rule).__name__.removesuffix('Rule')}({_settings(rule)})"
+
+
+def rule_settings(rule: Rule) -> dict[str, Any]:
+    """Return a rule's settings as plain values; `OWN` stands for what is no such value."""
+    return {f.name: _plain(getattr(rule, f.name)) for f in fields(rule)}
+
+
+def _plain(value: Any) -> Any:
+    if not (value is None or callable(value) or isinstance(value, (bool, int, float, str))):
+        return OWN
+    try:
+        return describe(value)
+    except DataError:  # a function of the user's
+        return OWN
+
+
+def restored_rule(rule: Rule, settings: Mapping[str, Any]) -> Rule:
+    """Return a rule with the settings of a checkpoint; what it could not hold stays as it is, which is told if it differs."""
+    now = rule_settings(rule)
+    lost = [name for name, value in settings.items() if value == OWN != now[name]]
+    if lost:
+        warn(
+            f"a callback had set the {lost[0].replace('_', ' ')} to a function of its own, which no checkpoint holds: "
+            f"this run goes on with {now[lost[0]]} until it is set again"
+        )
+    return replace(rule, **{name: restore(value) for name, value in settings.items() if value not in (OWN, now[name])})
 
 
 def _settings(of: Any) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import ClusterError, FlowgradError, warn
+from flowgrad.errors import ClusterError, FlowgradError
 from flowgrad.files import checked_record, same_version
-from flowgrad.optim import describe, restore
 from flowgrad.typing import Array
 
 from ..costs import Plan
@@ -21,15 +19,12 @@ from ..feeds import Batches, Epoch, Placement, check_feeds
 from ..machine import Interrupts
 from ..windows import Windows
 from .callbacks import KEEP, STOP, Signal
-from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint
+from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint, restored_rule, rule_settings
 from .estimate import plan_training
 from .evaluation import Evaluation
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
 from .mirror import Mirror
-
-# Stands for a setting that is a function of the user's own.
-OWN = "a function of one's own"
 
 
 class Run:
@@ -101,16 +96,10 @@ class Run:
         self.kept = checkpoint.kept
         self.plan = checked_record(Plan, about["plan"])
         self.epoch, self.position, self.before = int(about["epoch"]), int(about["position"]), int(about["before"])
-        if about["rule"] != self._described_rule():  # as callbacks had it
-            known = {name: restore(value) for name, value in about["rule"].items() if value != OWN}
-            self.job.take_rule(replace(self.job.rule, **known))
-            self.settings.optimizer.rule = self.job.rule
-            lost = [name for name, value in about["rule"].items() if value == OWN != self._described_rule()[name]]
-            if lost:
-                warn(
-                    f"a callback had set the {lost[0].replace('_', ' ')} to a function of its own, which no checkpoint holds: "
-                    f"this run goes on with {getattr(self.job.rule, lost[0])} until it is set again"
-                )
+        rule = restored_rule(self.job.rule, about["rule"])
+        if rule != self.job.rule:  # as callbacks had it
+            self.job.take_rule(rule)
+            self.settings.optimizer.rule = rule
         self.history = checked_record(History, {**about["history"], "steps": StepLosses(checkpoint.losses)})
         return checkpoint.state
 
@@ -222,13 +211,13 @@ class Run:
                 f"the weights became inf or nan in epoch {epoch}: try a smaller learning rate; "
                 f"the variables keep the values that they had before"
             )
-        if self.before + epoch == 1:
-            self.job.tell_vanished(self.windows.state)
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
         losses = self.history.steps.losses[-len(sizes) :]
         rate = self.samples / (time.perf_counter() - self.began)
+        if self.before + epoch == 1:
+            self.job.tell_vanished(self.windows.state)
         loss = math.fsum(map(float.__mul__, losses, map(float, sizes))) / samples
         stop = self._record(epoch, loss, scores, rate)
         self.began, self.samples = time.perf_counter(), 0  # what callbacks take is no training
@@ -256,18 +245,6 @@ class Run:
             self.kept, self.history.kept_epoch = self.windows.state, epoch
         return STOP in answer
 
-    def _described_rule(self) -> dict[str, Any]:
-        """Return the rule's settings as plain values, for callbacks may change them."""
-        rule = self.settings.optimizer.rule
-        described: dict[str, Any] = {}
-        for f in fields(rule):
-            value = getattr(rule, f.name)
-            plain = value is None or isinstance(value, (bool, int, float, str))
-            with suppress(FlowgradError):
-                described[f.name] = describe(value) if plain or callable(value) else OWN
-            described.setdefault(f.name, OWN)
-        return described
-
     def _checkpoint(self) -> None:
         """Write the state after the last window, with what it takes to go on from there, if anything is to be written."""
         if self.saver is None:
@@ -277,7 +254,7 @@ class Run:
             "epoch": self.epoch,
             "position": self.position,
             "before": self.before,
-            "rule": self._described_rule(),
+            "rule": rule_settings(self.settings.optimizer.rule),
             "run": self.identity,
             "plan": self.plan.as_dict(),
             "history": {**self.history.as_dict(), "steps": []},  # they are an array
