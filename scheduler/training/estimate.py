@@ -118,10 +118,8 @@ class Trial:
         elif engine.grain == "collective" and min(len(executor.workers()), self.case.shards) < 2:
             why_one = "one shard" if self.case.shards < 2 else "one worker"
             grain = "round", f"collective rounds were asked for, but there is {why_one}"
-        idle = len(executor.workers()) - self.case.shards
-        if grain[0] == "collective" and idle > 0:
-            several = self.case.shards + idle
-            grain = grain[0], f"{grain[1]}; {idle} of {several} workers stand idle, shards={several} would use them"
+        if grain[0] == "collective" and (idle := _idle(len(executor.workers()), self.case.shards)):
+            grain = grain[0], f"{grain[1]}; {idle}"
         other = worth_trying(grain[0], costs)
         return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads, other)
 
@@ -286,13 +284,14 @@ def explain_training(e: Estimate) -> str:
     """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
     plan, case = e.plan, e.case
     flops = case.work.flops(case.batch)
+    idle = _idle(e.links.workers, case.shards)
     more = plan.threads > e.links.threads  # a round takes more than a worker has
     share = 100 * case.work.products * case.batch / max(flops, 1.0)
     lines = [
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
-        *_idle(e),
+        *([f"  {idle}"] if plan.grain == "collective" and idle else []),
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
         *([f"  threads: {plan.threads} of this machine share the shards of a step"] if more else []),
         f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
@@ -323,14 +322,13 @@ def _why(e: Estimate) -> str:
     return f"one after the other; {together}"
 
 
-def _idle(e: Estimate) -> list[str]:
-    """Return a line about workers that have nothing to do, if there are any that could have."""
-    workers, shards = e.links.workers, e.case.shards
-    if e.plan.grain != "collective" or workers <= shards:
-        return []
-    return [
-        f"  workers: {workers - shards} of {workers} stand idle; shards={workers} would use them, with other last digits"
-    ]
+def _idle(workers: int, shards: int) -> str:
+    """Return words about workers that have no shard, if there are any."""
+    if workers <= shards:
+        return ""
+    return (
+        f"workers: {workers - shards} of {workers} stand idle; shards={workers} would use them, with other last digits"
+    )
 
 
 def _other_shards(e: Estimate) -> list[str]:
