@@ -1,4 +1,4 @@
-"""Training over worker processes: time of a dependent step, two workers against one, DDP, memory over many steps, large data."""
+"""Training over worker processes: time of a dependent step, DDP, memory over many steps, large data."""
 
 from __future__ import annotations
 
@@ -27,9 +27,6 @@ Tell = Callable[[str], None]
 BATCHES = (32, 256, 4096, 32_768)
 # Milliseconds per dependent step: two processes, two threads of one.
 WANTED_STEP = {(2, 1): 6.0, (1, 2): 2.5}
-WANTED_SPEEDUP = 1.8
-# Of the comparison of one worker with two: about as many as MNIST has.
-SAMPLES = 65_536
 
 
 def net(hidden: int, batch: int, samples: int) -> tuple[fg.Optimizer, dict[Any, Any]]:
@@ -102,37 +99,6 @@ def steps_report(tell: Tell) -> str:
     about = (
         "784-90-10, Adam, 286 kB of parameters, batch 32 in two shards, grain `shard`. Beside it, on the same cluster, the same "
         "chain of tasks on 286 kB that do nothing but add 1."
-    )
-    return about + "\n\n" + "\n".join(lines)
-
-
-def scaling_report(tell: Tell, turns: int = 3) -> str:
-    """Compare samples per second of two workers and of one, where a step is worth it."""
-    lines = [
-        "| batch | grain | a step on one, ms | on two, ms | samples/s on one; on two | speed-up (turn by turn) |",
-        "|---:|---|---:|---:|---|---|",
-    ]
-    for batch in (4096, 16_384):
-        for grain in ("shard", "auto"):
-            speeds: dict[int, list[float]] = {1: [], 2: []}
-            plans: dict[int, str] = {}
-            for _ in range(turns):
-                for workers in speeds:  # one cluster at a time: the other one's processes would take time too
-                    with local_cluster(workers, 1, dashboard=False) as client:
-                        rate, history = rates(client, 1024, batch, SAMPLES, 4, grain=grain)
-                    speeds[workers].append(max(rate))
-                    plans[workers] = history.plan["grain"]
-            best = {workers: max(seen) for workers, seen in speeds.items()}
-            ratio, paired = best[2] / best[1], statistics.median(b / a for a, b in zip(*speeds.values()))
-            label = grain if grain == "shard" else f"auto: {plans[1]}; {plans[2]}"
-            lines.append(
-                f"| {batch} | {label} | {batch * 1e3 / best[1]:.0f} | {batch * 1e3 / best[2]:.0f} | {best[1]:,.0f}; {best[2]:,.0f} "
-                f"| {ratio:.2f}x ({paired:.2f}x): {'yes' if ratio >= WANTED_SPEEDUP else 'no'} |"
-            )
-            tell(lines[-1])
-    about = (
-        f"784-1024-10, {SAMPLES:,} samples, compiled; wanted {WANTED_SPEEDUP}x where a step takes 50 ms or more. "
-        f"At grain `round` one task of one worker computes with the threads of both, which are of one machine."
     )
     return about + "\n\n" + "\n".join(lines)
 
@@ -278,7 +244,6 @@ def numpy_report(tell: Tell, turns: int = 5) -> str:
 REPORTS: dict[str, Callable[[Tell], str]] = {
     "The NumPy kernel on a stock cluster": numpy_report,
     "A dependent step": steps_report,
-    "Two workers against one": scaling_report,
     "Against DistributedDataParallel": ddp_report,
     "Memory over many steps": many_steps_report,
     "Data larger than memory": large_data_report,
