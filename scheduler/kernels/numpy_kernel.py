@@ -78,7 +78,7 @@ def _bend(i: Instr, args: Sequence[Array], dim: int) -> Array:
             i.slot, tuple(_by_slot(i, slots, values)), tuple(_by_slot(i, slots, moved)), **dict(i.attrs)
         )
         if local is None:
-            return np.zeros((1, 1, dim))
+            return np.zeros((1, 1 if sums else g.shape[1], dim))
         return local.pull_sum(g) if sums else local.pull(g)
     wide = np.float64
     h = STEP * max(1.0, *(float(np.abs(v).max()) for v in values)) / max(

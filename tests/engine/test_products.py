@@ -91,6 +91,16 @@ def test_second_derivatives_of_every_op_by_hips_autograd(op, fed, kernel):
     same(np.concatenate([found[v] for v in wrt]), hvp(flat, d), 1e-10)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_the_second_derivative_of_a_piecewise_linear_loss_is_zero(kernel, samples):
+    with fg.Graph():
+        x, w = fg.Variable(2, trainable=False), fg.Variable(2, [0.5, -1.0])
+        loss = fg.ReLU(fg.MatVec(w, x))
+    product = fg.Engine("sync", kernel=kernel).hvp(loss, {w: np.ones(2)}, {x: np.ones((samples, 2))})
+    assert product[w].tolist() == [0.0, 0.0]
+
+
 @settings(max_examples=60)
 @given(made=strategies.graphs(max_moves=6), dtype=st.sampled_from(("f4", "f8")))
 def test_compiled_products_are_those_of_numpy(made, dtype):
