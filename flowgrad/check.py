@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import GradientError, GraphError
+from .errors import FlowgradError, GradientError, GraphError
 from .formulas import OPERANDS, compiled, formula
-from .graph import Node, Variable, ancestors, run_rule
-from .jacobians import Outer
+from .graph import Node, Variable, ancestors, pull_back, run_rule
+from .jacobians import LocalJacobian, Outer
+from .returned import both_rule
 from .samples import check_samples
 from .typing import Array
 
@@ -63,10 +64,12 @@ def check_gradients(
     node.forward()
     worst = 0.0
     for op in upstream:
+        said = ("the rule says", f"central differences {_coarse(op)}say")
         for slot in range(len(op.parents)):
-            analytic = op.local_jacobian(slot).dense(op.dim)[0]
+            analytic = _dense(op, slot)
             numeric = _slot_differences(op, slot)
-            worst = max(worst, compare(f"{op} by slot {slot} ({op.parents[slot]})", analytic, numeric, rtol, atol))
+            what = f"{op} by slot {slot} ({op.parents[slot]})"
+            worst = max(worst, compare(what, analytic, numeric, rtol, atol, said))
         check_compiled(op, rtol, atol)
         check_tangents(op, rtol, atol)
     for variable in _variables(upstream, wrt):
@@ -98,6 +101,20 @@ def central_differences(f: Callable[[Array], Array], x: Array) -> Array:
         down[i] -= h
         columns.append((f(up) - f(down)) / (up[i] - down[i]))
     return np.stack(columns, axis=1)
+
+
+def _dense(node: Node, slot: int, local: LocalJacobian | None = None) -> Array:
+    """Return a local Jacobian, the one at the values now set if none is given, as an array ``(out, in)``."""
+    return pull_back(node, slot, local or node.local_jacobian(slot), np.eye(node.dim))
+
+
+def _coarse(node: Node) -> str:
+    """Return what is to be said of differences where an op's values have too few digits for them."""
+    if not node.parents:
+        return ""
+    rule: Any = type(node)
+    dtype = np.asarray(rule.apply(*(p.forward()[None] for p in node.parents), **node.attrs)).dtype
+    return "" if dtype == np.float64 else f"of {dtype} (return float64 values, for their digits) "
 
 
 def _slot_differences(op: Node, slot: int) -> Array:
@@ -175,16 +192,19 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
     if op.formula is not None:
         same("formula", _entries(op.formula, node, values, y), y)
         for slot, text in enumerate(op.slopes[: len(values)]):
-            diagonal = np.diagonal(node.local_jacobian(slot).dense(node.dim)[0])
+            diagonal = np.diagonal(_dense(node, slot))
             same(f"slopes[{slot}]", _entries(text, node, values, y), diagonal)
     if op.row_value is not None:
         row = np.zeros(node.dim)
         op.row_value(row, *values)
         same("row_value", row, y)
     if op.both is not None:
-        value, local = op.both(*(v[None] for v in values), **node.attrs)
-        same("both", np.concatenate([value[0], local.dense(node.dim)[0].ravel()]),
-             np.concatenate([y, node.local_jacobian(0).dense()[0].ravel()]))  # fmt: skip
+        try:
+            value, local = both_rule(op)(*(v[None] for v in values), **node.attrs)
+        except FlowgradError as error:
+            raise type(error)(f"{node}: {error}") from None
+        same("both", np.concatenate([value[0], _dense(node, 0, local).ravel()]),
+             np.concatenate([y, _dense(node, 0).ravel()]))  # fmt: skip
     for slot in range(len(values)):
         local = node.local_jacobian(slot)
         if op.row_factor is not None and isinstance(local, Outer):
@@ -227,10 +247,10 @@ def check_tangents(node: Node, rtol: float, atol: float) -> None:
     (up, up_values), (down, down_values) = at(h), at(-h)
     for slot in range(len(values)):
         ends = [
-            run_rule(node, "jacobian", slot, value, *moved).dense(node.dim)[0]
+            _dense(node, slot, run_rule(node, "jacobian", slot, value, *moved))
             for value, moved in ((up, up_values), (down, down_values))
         ]
         tangent = run_rule(node, "jacobian_tangent", slot, (y, *values), ((up - down) / (2 * h), *directions))
-        dense = np.zeros_like(ends[0]) if tangent is None else tangent.dense(node.dim)[0]
+        dense = np.zeros_like(ends[0]) if tangent is None else _dense(node, slot, tangent)
         what = f"the second derivative (jacobian_tangent, bends) of {node} by slot {slot}"
-        compare(what, np.broadcast_to(dense, ends[0].shape), (ends[0] - ends[1]) / (2 * h), rtol, atol)
+        compare(what, dense, (ends[0] - ends[1]) / (2 * h), rtol, atol)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from . import draw as drawing
-from .errors import GraphError, NodeFailed, ShapeError, warn
+from .errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
 from .inputs import frozen, integer, vector
 from .jacobians import LocalJacobian
+from .returned import Misfit, carry, local_of, value_of
 from .typing import Array
 
 # What stays here when graphs and nodes are pickled or copied: what follows from the rest, and what is about this process.
@@ -260,7 +261,7 @@ class Node:
         missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
         for node in sorted(missing, key=operator.attrgetter("index"), reverse=True):
             pulled = [
-                child.local_jacobian(slot).pull(table[child][:, None, :])[:, 0, :]
+                pull_back(child, slot, child.local_jacobian(slot), table[child])
                 for child, slot in node._edges
                 if child in table and table[child].size
             ]
@@ -301,10 +302,6 @@ class Node:
         needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
         values = [p._value if k in needs else None for k, p in enumerate(self.parents)]
         local: LocalJacobian = run_rule(self, "jacobian", slot, self._value if -1 in needs else None, *values)
-        if any(factor is None for factor in vars(local).values()):
-            raise NodeFailed(
-                f"jacobian of {self} by slot {slot} has None for a factor: its class's `uses` leaves out values"
-            )
         local.out_dim = self.dim
         return local
 
@@ -480,14 +477,30 @@ def run_rule(node: Node, rule: str, *args: Any) -> Any:
         left_out = rule == "jacobian" and any(value is None for value in args)
         hint = "; its class's `uses` leaves out values" if left_out else ""
         raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}{hint}") from error
-    if rule == "apply" and np.shape(result) != (1, node.dim):
-        raise ShapeError(f"apply of {node} gave shape {np.shape(result)} for one sample; it must be (1, {node.dim})")
+    try:
+        if rule == "apply":
+            return value_of(result, (1, node.dim)).astype(np.float64, copy=False)
+        if result is not None or rule == "jacobian":
+            local_of(type(node), args[0], result)
+    except FlowgradError as error:
+        by = "" if rule == "apply" else f" by slot {args[0]}"
+        raise type(error)(f"{rule} of {node}{by} {error}") from None
     if rule == "jacobian" and not isinstance(result, type(node).kind(args[0])):  # type: ignore[attr-defined]
         declared = type(node).kind(args[0]).__name__  # type: ignore[attr-defined]
         raise GraphError(
             f"jacobian of {node} by slot {args[0]} gave {type(result).__name__}, but its class declares {declared}: correct `kinds`"
         )
     return result
+
+
+def pull_back(node: Node, slot: int, local: LocalJacobian, g: Array) -> Array:
+    """Pull a cotangent ``(V, dim)`` of a node back to a parent by a local Jacobian of its own; name the node if it fails."""
+    try:
+        return carry(local, "pull", g[:, None, :], node.parents[slot].dim, ())[:, 0, :]
+    except Misfit as error:
+        raise ShapeError(f"jacobian of {node} by slot {slot} {error}") from error
+    except Exception as error:
+        raise NodeFailed(f"pull of {node} by slot {slot} failed: {type(error).__name__}: {error}") from error
 
 
 def ancestors(*nodes: Node) -> dict[Node, None]:

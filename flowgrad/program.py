@@ -38,7 +38,7 @@ class Instr(NamedTuple):
     ``op.needs(slot, arity)`` lists. ``add``: the sum of the arguments, in their order. ``scatter``: each argument is added
     into a zero cotangent at its start in ``attrs["starts"]``. ``push``: a tangent, then the same values. ``bend``/``bend_sum``:
     the pull of a cotangent by the tangent of the local Jacobian; then come values, and as many tangents, see
-    `tangents.bent_slots`.
+    `tangents.bent_slots`. `dim` is the length of `out`.
     """
 
     verb: Verb
@@ -49,6 +49,7 @@ class Instr(NamedTuple):
     slot: int = 0
     arity: int = 0
     label: str = ""
+    dim: int = 0
 
 
 class Input(NamedTuple):
@@ -143,8 +144,8 @@ class Builder:
         self.types.append(type_)
         out = len(self.types) - 1
         # Written out: there are many, and `_replace` takes three times as long.
-        verb, _, _, op, attrs, slot, arity, label = instr
-        self.instrs.append(Instr(verb, out, tuple(args), op, attrs, slot, arity, label))
+        verb, _, _, op, attrs, slot, arity, label, _ = instr
+        self.instrs.append(Instr(verb, out, tuple(args), op, attrs, slot, arity, label, type_.dim))
         return out
 
     def apply(self, op: type[Op], args: Sequence[int], attrs: dict[str, Any], label: str = "") -> int:
@@ -153,7 +154,7 @@ class Builder:
         dim, batched = op.shape(*[t.dim for t in given], **attrs), any([t.batched for t in given])
         self.types.append(Type(dim, batched))
         out = len(self.types) - 1
-        self.instrs.append(Instr("apply", out, tuple(args), op, tuple(attrs.items()), 0, len(given), label))
+        self.instrs.append(Instr("apply", out, tuple(args), op, tuple(attrs.items()), 0, len(given), label, dim))
         return out
 
     def build(self, outputs: dict[str, int]) -> Program:

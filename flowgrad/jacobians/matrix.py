@@ -11,9 +11,8 @@ from .outer import scale_rows
 
 def _of(kind: str, name: str, factor: Array, shape: str) -> Array:
     if np.ndim(factor) != shape.count(",") + 1:
-        raise ValueError(
-            f"{kind}({name}): the shape of {name} is {shape}, N == 1 for all samples, not {np.shape(factor)}"
-        )
+        given = "None" if factor is None else np.shape(factor)
+        raise ValueError(f"{kind}({name}): the shape of {name} is {shape}, N == 1 for all samples, not {given}")
     return factor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import iadd
 from typing import Any
 
@@ -15,6 +15,7 @@ from flowgrad.autodiff import Edge
 from flowgrad.errors import NodeFailed
 from flowgrad.jacobians import Factors, LocalJacobian, OuterShare
 from flowgrad.program import Instr, Program
+from flowgrad.returned import carry, is_own, jacobian_rule, split
 from flowgrad.typing import Array
 
 from ..kernels import kernel_named, kernel_of, run_instr
@@ -91,7 +92,7 @@ def local_jacobian(i: Instr, values: Sequence[Array]) -> LocalJacobian:
     for need, value in zip(i.op.needs(i.slot, i.arity), values):
         operands[need] = value
     with naming("jacobian", i):
-        return i.op.jacobian(i.slot, operands[-1], *operands[:-1], **dict(i.attrs))
+        return jacobian_rule(i.op)(i.slot, operands[-1], *operands[:-1], **dict(i.attrs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ class LastEdges:
             if e.wrt != wrt:
                 continue
             entries = None if e.entries is None else np.array(e.entries)
-            for delta, row in _guarded(e.pull, args, lambda local, g: local.split(g)):
+            for delta, row in _guarded(e, args, lambda local, g: local.split(g), split):
                 row = row if row is None else row.astype(self.dtype, copy=False)
                 shares.append(OuterShare(delta.astype(self.dtype, copy=False), row, e.start, entries))
         return Factors(shares, self.rows, samples, self.sizes[wrt], self.dtype)
@@ -133,23 +134,28 @@ class LastEdges:
         mine = [e for e in self.edges if e.wrt == wrt]
         if len(mine) == 1 and mine[0].entries is None and mine[0].dim == self.sizes[wrt] == hi - lo:
             # The only edge: the last product goes straight into the result.
-            _guarded(mine[0].pull, args, lambda local, g: _pull_into(local, g, out))
+            _guarded(mine[0], args, lambda local, g: _pull_into(local, g, out), partial(_carry_into, out))
         else:
             self.factors(wrt, out.shape[1], args).write(lo, hi, out)
 
 
 def _pull_into(local: LocalJacobian, g: Array, out: Array) -> None:
-    own = type(local).__module__.startswith("flowgrad.")
-    if own and g.shape[1] == out.shape[1]:
+    if g.shape[1] == out.shape[1]:
         local.pull(g, out)
-    else:  # a kind of the user's own, or one cotangent for all samples
+    else:  # one cotangent for all samples
         out[...] = local.pull(g)
 
 
-def _guarded(pull: Instr, args: Sequence[Array], use: Callable[[Any, Array], Any]) -> Any:
-    local = local_jacobian(pull, [args[a] for a in pull.args[1:]])
-    with naming("pull", pull):
-        return use(local, args[pull.args[0]])
+def _carry_into(out: Array, local: LocalJacobian, g: Array, dim: int, values: Sequence[Array]) -> None:
+    out[...] = carry(local, "pull", g, dim, values)
+
+
+def _guarded(e: Edge, args: Sequence[Array], use: Callable[[Any, Array], Any], of_users: Callable[..., Any]) -> Any:
+    """Use the local Jacobian of an edge and its cotangent; `of_users` looks at what that of a user's op gives."""
+    g, *values = (args[a] for a in e.reads)
+    local = local_jacobian(e.pull, values)
+    with naming("pull", e.pull):
+        return use(local, g) if is_own(e.pull.op) else of_users(local, g, e.dim, values)
 
 
 def jacobian_block(ends: LastEdges, spans: Sequence[Span], samples: int, *args: Array) -> list[Array]:

@@ -126,7 +126,7 @@ class Code:
                 measure()
             if why == w.CALL:
                 instr, out, args = self.table.calls[self.code[ctx[w.ROW] - 1, EXTRA]]
-                self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args), dim=out.dim)
+                self.array(out, ctx)[...] = run_instr(instr, *(self.array(a, ctx) for a in args))
 
 
 class _Lent:

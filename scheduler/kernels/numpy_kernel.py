@@ -15,11 +15,12 @@ from flowgrad.errors import NodeFailed
 from flowgrad.jacobians import LocalJacobian
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
+from flowgrad.returned import carry, jacobian_rule, like, local_of, value_rule
 from flowgrad.tangents import bent_slots
 from flowgrad.typing import Array
 
 from ..machine import canonical, frames
-from .numpy_text import KernelWriter, join, like, stretch, value_rule
+from .numpy_text import KernelWriter, join, stretch
 
 FILE = "<flowgrad kernel>"
 _numbers = itertools.count()
@@ -27,15 +28,15 @@ _numbers = itertools.count()
 LARGE = 20_000
 
 
-def run_instr(instr: Instr, *args: Array, dim: int = 0) -> Array:
-    """Run one instruction on its arguments; the task of grain ``node``. `dim`: length of the result, where it is a tangent."""
+def run_instr(instr: Instr, *args: Array) -> Array:
+    """Run one instruction on its arguments; the task of grain ``node``."""
     try:
-        return canonical(_run(instr, [canonical(a) for a in args], dim))
+        return canonical(_run(instr, [canonical(a) for a in args]))
     except Exception as error:
         raise _named(instr, error) from error
 
 
-def _run(i: Instr, args: Sequence[Array], dim: int = 0) -> Array:
+def _run(i: Instr, args: Sequence[Array]) -> Array:
     attrs = dict(i.attrs)
     if i.verb == "apply":
         return value_rule(i.op)(*args, **attrs)
@@ -44,20 +45,18 @@ def _run(i: Instr, args: Sequence[Array], dim: int = 0) -> Array:
     if i.verb == "scatter":
         return join(args, attrs["starts"], attrs["dim"])
     if i.verb.startswith("bend"):
-        return like(_bend(i, args, dim), args[0])
+        return like(_bend(i, args), args[0])
     if i.op is Vectorize:
         start, stop = stretch(i)
         part = args[0][:, :, start:stop]
         return part.sum(axis=1, keepdims=True) if i.verb == "pull_sum" else part
     local = _local_jacobian(i, i.op.needs(i.slot, i.arity), args[1:])
-    if i.verb == "push":
-        return like(local.push(args[0], dim), args[0])
-    return like(local.pull_sum(args[0]) if i.verb == "pull_sum" else local.pull(args[0]), args[0])
+    return carry(local, i.verb, args[0], i.dim, args[1:])
 
 
 def _local_jacobian(i: Instr, slots: Sequence[int], values: Sequence[Array]) -> LocalJacobian:
     own, *operands = _by_slot(i, slots, values)
-    return i.op.jacobian(i.slot, own, *operands, **dict(i.attrs))
+    return jacobian_rule(i.op)(i.slot, own, *operands, **dict(i.attrs))
 
 
 def _by_slot(i: Instr, slots: Sequence[int], values: Sequence[Array]) -> list[Any]:
@@ -66,20 +65,20 @@ def _by_slot(i: Instr, slots: Sequence[int], values: Sequence[Array]) -> list[An
     return [known.get(slot) for slot in range(-1, i.arity)]
 
 
-def _bend(i: Instr, args: Sequence[Array], dim: int) -> Array:
+def _bend(i: Instr, args: Sequence[Array]) -> Array:
     """Return the pull of a cotangent by the tangent of the local Jacobian; by central differences where an op states no rule."""
     g, slots = args[0], bent_slots(i)
     values, tangents = args[1 : 1 + len(slots)], args[1 + len(slots) :]
     # Samples that move make what stands still, or is shared, one for each sample.
     moved = [np.broadcast_to(t[0], np.broadcast_shapes(t[0].shape, v.shape)) for v, t in zip(values, tangents)]
-    needs, sums = i.op.needs(i.slot, i.arity), i.verb == "bend_sum"
+    needs, verb = i.op.needs(i.slot, i.arity), i.verb.replace("bend", "pull")
     if i.op.jacobian_tangent is not None and (-1 not in needs or len(slots) == 1 + i.arity):
         local = i.op.jacobian_tangent(
             i.slot, tuple(_by_slot(i, slots, values)), tuple(_by_slot(i, slots, moved)), **dict(i.attrs)
         )
         if local is None:
-            return np.zeros((1, 1 if sums else g.shape[1], dim))
-        return local.pull_sum(g) if sums else local.pull(g)
+            return np.zeros((1, 1 if sums else g.shape[1], i.dim))
+        return carry(local_of(i.op, i.slot, local, "jacobian_tangent "), verb, g, i.dim, moved)
     wide = np.float64
     h = STEP * max(1.0, *(float(np.abs(v).max()) for v in values)) / max(
         1e-30, *(float(np.abs(t).max()) for t in moved))  # fmt: skip
@@ -87,7 +86,7 @@ def _bend(i: Instr, args: Sequence[Array], dim: int) -> Array:
     for sign in (1.0, -1.0):
         at = [v.astype(wide) + sign * h * t.astype(wide) for v, t in zip(values, moved)]
         local = _local_jacobian(i, slots, at)
-        ends.append(local.pull_sum(g.astype(wide)) if sums else local.pull(g.astype(wide)))
+        ends.append(carry(local, verb, g.astype(wide), i.dim, at))
     return (ends[0] - ends[1]) / (2 * h)
 
 
@@ -142,7 +141,7 @@ class Kernel:
         env: dict[int, Array] = {i.var: value for i, value in zip(self.program.inputs, inputs)}
         for i, dead in zip(self.program.instrs, self.dead):
             try:
-                env[i.out] = _run(i, [env[a] for a in i.args], self.program.types[i.out].dim)
+                env[i.out] = _run(i, [env[a] for a in i.args])
             except Exception as error:
                 raise _named(i, error) from error
             for var in dead:

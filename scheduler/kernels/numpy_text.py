@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import ShapeError
-from flowgrad.jacobians import Identity, LocalJacobian
+from flowgrad.jacobians import Identity
 from flowgrad.op import Op
 from flowgrad.ops import Vectorize
 from flowgrad.program import Instr, Program, Type
+from flowgrad.returned import both_rule, carry, is_own, jacobian_rule, value_rule
 from flowgrad.typing import Array
 
 from ..tasks import token
@@ -51,7 +51,7 @@ class KernelWriter:
 
     def __init__(self, program: Program):
         self.program = program
-        self.text = Text(names={"add": np.add, "join": join, "like": like, "reduce": reduce})
+        self.text = Text(names={"add": np.add, "carry": carry, "join": join, "reduce": reduce})
         self.uses = Counter(a for i in program.instrs for a in i.args)
         self.left = Counter(self.uses)
         self.outputs = set(program.outputs.values())
@@ -111,11 +111,11 @@ class KernelWriter:
                 self.takes_out[i.op] = "out" in inspect.signature(i.op.apply).parameters
             return self.takes_out[i.op]
         if i.verb in ("pull", "pull_sum"):
-            return _own(i.op) and not self._is_alias(i) and not (i.op is Vectorize and i.verb == "pull")
+            return is_own(i.op) and not self._is_alias(i) and not (i.op is Vectorize and i.verb == "pull")
         return i.verb in ("add", "scatter")
 
     def _is_alias(self, i: Instr) -> bool:
-        return i.verb == "pull" and _own(i.op) and i.op.kind(i.slot) is Identity
+        return i.verb == "pull" and is_own(i.op) and i.op.kind(i.slot) is Identity
 
     def _target(self, i: Instr) -> str:
         """Return where an instruction writes, or nothing: NumPy makes an array."""
@@ -157,9 +157,7 @@ class KernelWriter:
             return f"v{i.out} = v{i.args[0]}"
         if i.verb not in ("apply", "pull", "pull_sum"):
             self.text.names[f"i{i.out}"] = i
-            return (
-                f"v{i.out} = run_one(i{i.out}, ({''.join(f'v{a}, ' for a in i.args)}), {self.program.types[i.out].dim})"
-            )
+            return f"v{i.out} = run_one(i{i.out}, ({''.join(f'v{a}, ' for a in i.args)}))"
         if i.op is Vectorize and i.verb != "apply":  # it may have very many operands: do not list them once per operand
             start, stop = stretch(i)
             part = f"v{i.args[0]}[:, :, {start}:{stop}]"
@@ -186,13 +184,15 @@ class KernelWriter:
         for need, var in zip(i.op.needs(i.slot, i.arity), i.args[1:]):
             used[need] = f"v{var}"
         local = known or f"{op}_jacobian({i.slot}, {', '.join([used[-1], *used[:-1]])}{attrs})"
-        pulled = f"{local}.{i.verb}(v{i.args[0]}{into})"
-        return pulled if _own(i.op) else f"like({pulled}, v{i.args[0]})"
+        if is_own(i.op):
+            return f"{local}.{i.verb}(v{i.args[0]}{into})"
+        values = "".join(f"v{a}, " for a in i.args[1:])
+        return f"carry({local}, {i.verb!r}, v{i.args[0]}, {i.dim}, ({values}))"
 
     def _name(self, op: type[Op]) -> str:
         key = f"{op.__name__}_{id(op):x}"
         self.text.names.setdefault(f"{key}_value", value_rule(op))
-        self.text.names.setdefault(f"{key}_jacobian", op.jacobian)
+        self.text.names.setdefault(f"{key}_jacobian", jacobian_rule(op))
         if op.both is not None:
             self.text.names.setdefault(f"{key}_both", both_rule(op))
         return key
@@ -210,11 +210,6 @@ class KernelWriter:
             return f"v{i.out} = join(({pieces}), {starts}, {types[i.out].dim}{f', {out}' if out else ''})"
         rest = [(a, start) for a, start in zip(i.args, starts) if a not in self.place]
         return "; ".join([f"v{i.out} = {out}", *(f"{out}[:, :, {s}:{s + types[a].dim}] = v{a}" for a, s in rest)])
-
-
-def like(result: Array, array: Array) -> Array:
-    """Return a result in the precision of what went in, whatever a rule of the user's makes of it."""
-    return np.asarray(result).astype(array.dtype, copy=False)
 
 
 def join(pieces: Sequence[Array], starts: tuple[int, ...], dim: int, out: Array | None = None) -> Array:
@@ -243,39 +238,3 @@ def _applied(i: Instr) -> tuple[Any, ...]:
     """Return the op of an instruction and what it was applied to, as far as the instruction reads it."""
     read = dict(zip(range(i.arity) if i.verb == "apply" else i.op.needs(i.slot, i.arity), i.args[i.verb != "apply" :]))
     return i.op, token(i.attrs) if i.attrs else "", *(read.get(k) for k in range(i.arity))
-
-
-def _own(op: type[Op]) -> bool:
-    return op.__module__.startswith("flowgrad.ops.")
-
-
-def value_rule(op: type[Op]) -> Callable[..., Array]:
-    """Return the value rule of an op; of a user's, with a look at the shape of what it gives."""
-    if _own(op):
-        return op.apply
-
-    def apply(*values: Array, **attrs: Any) -> Array:
-        return _checked(op, op.apply(*values, **attrs), values, attrs)
-
-    return apply
-
-
-def both_rule(op: Any) -> Callable[..., tuple[Array, LocalJacobian]]:
-    """Return the rule that gives an op's value and local Jacobian; of a user's, with a look at the value's shape."""
-    if _own(op):
-        rule: Callable[..., tuple[Array, LocalJacobian]] = op.both
-        return rule
-
-    def both(*values: Array, **attrs: Any) -> tuple[Array, LocalJacobian]:
-        result, jacobian = op.both(*values, **attrs)
-        return _checked(op, result, values, attrs), jacobian
-
-    return both
-
-
-def _checked(op: type[Op], result: Array, values: Sequence[Array], attrs: dict[str, Any]) -> Array:
-    attributes = {name: value for name, value in attrs.items() if name != "out"}
-    wanted = (max(map(len, values)), op.shape(*(v.shape[1] for v in values), **attributes))
-    if np.shape(result) != wanted:
-        raise ShapeError(f"gave shape {np.shape(result)}, it must be {wanted}")
-    return like(result, values[0])

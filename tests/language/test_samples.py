@@ -1,4 +1,4 @@
-"""Ops that mix samples, draw random numbers or change their operands are named: by the checker, and at their first use."""
+"""Ops that mix samples, draw random numbers, change operands or return what is no value are named: by the checker, and in use."""
 
 import time
 
@@ -123,7 +123,10 @@ WRONG = [
     ),
     (clipping, r"apply of Clipping 'wrong'.* changes its operand 0: .* is now .*, it was .*; write into a copy"),
     (one_at_a_time, r"apply of OneAtATime 'wrong'.* works for one sample, but failed for \d: ValueError: .*; axis 0"),
-    (summed, r"apply of Summed 'wrong'.* gave shape \(1, \d+\) for \d samples, not \(\d, 3\)"),
+    (
+        summed,
+        r"apply of Summed 'wrong'.* failed for \d: ShapeError: gave shape \(1, \d+\), it must be \(\d, 3\); axis 0",
+    ),
     (slope, r"jacobian by slot 0 of Slope 'wrong'.* mixes samples"),
     (at_once, r"both of AtOnce 'wrong'.* mixes samples"),
 ]
@@ -179,7 +182,9 @@ def test_an_operand_that_all_samples_share_is_tried_too():
 
     with fg.Graph():
         y = Joined(fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [3.0, 4.0]))
-    with pytest.raises(GradientError, match=r"apply of Joined .* mixes samples|gave shape \(1, 2\) for 3 samples"):
+    with pytest.raises(
+        GradientError, match=r"apply of Joined .* mixes samples|gave shape \(1, 2\), it must be \(3, 2\)"
+    ):
         fg.check_gradients(y)
 
 
@@ -257,3 +262,106 @@ def test_not_a_number_is_as_good_as_another_where_it_comes_each_time():
         x = fg.Variable(3, trainable=False)
         y = Arcsine(x)
     assert fg.Engine("sync").forward(y, {x: np.zeros((2, 3))}).tolist() == [[0.0] * 3] * 2
+
+
+def odd(where, give):
+    """Return an op whose value, local Jacobian or its factor is what `give` makes of the right one."""
+
+    class Odd(fg.Op):
+        @staticmethod
+        def apply(a):
+            return give(3.0 * a) if where == "value" else 3.0 * a
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            slope = np.full_like(a, 3.0)
+            if where == "jacobian":
+                return give(slope)
+            return fg.Diagonal(give(slope) if where == "factor" else slope)
+
+    return Odd
+
+
+RETURNED = {
+    "list": lambda a: a.tolist(),
+    "int": lambda a: np.rint(a).astype(int),
+    "float32": lambda a: a.astype("f4"),
+    "matrix": lambda a: np.matrix(a),
+    "None": lambda a: None,
+    "text": lambda a: "3",
+    "object": lambda a: a.astype(object),
+    "complex": lambda a: a + 0j,
+    "masked": lambda a: np.ma.masked_array(a, a > 0),
+    "wide": lambda a: np.hstack([a, a]),
+    "samples": lambda a: np.vstack([a, a]),
+}
+RIGHT = ("list", "int", "float32", "matrix")
+RUN = {
+    "interpreter": lambda y, w, x: w.backward(y),
+    "gradient": lambda y, w, x: fg.Engine("sync").gradient(y, {x: np.ones((5, 3))}),
+    "node by node": lambda y, w, x: fg.Engine("sync", grain="node").gradient(y, {x: np.ones((5, 3))}),
+    "jacobian": lambda y, w, x: fg.Engine("sync").jacobian(y, w, {x: np.ones((5, 3))}),
+    "forward mode": lambda y, w, x: fg.Engine("sync").jacobian(y, w, {x: np.ones((5, 3))}, mode="forward"),
+    "norms": lambda y, w, x: fg.Engine("sync").per_sample_gradients(y, {x: np.ones((5, 3))}).norms(),
+    "fit": lambda y, w, x: fg.Trainer(fg.Adam(y.graph, y, batch_size=2), fg.Engine("sync")).fit(
+        {x: np.ones((5, 3))}, 1
+    ),
+    "check_gradients": lambda y, w, x: fg.check_gradients(y),
+}
+
+
+@pytest.mark.parametrize("run", RUN)
+@pytest.mark.parametrize(
+    ("where", "given"),
+    [(w, g) for w in ("value", "factor", "jacobian") for g in RETURNED if w != "jacobian" or g not in RIGHT],
+)
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_what_rules_return_is_taken_or_named(where, given, run):
+    with fg.Graph():
+        x, w = fg.Variable(3, [1.0, -2.0, 4.0], trainable=False), fg.Variable(3, [1.0, 1.0, 2.0])
+        y = fg.Sum(odd(where, RETURNED[given])(w * x, name="odd"))
+    if run == "check_gradients" and where == "value" and given in ("int", "float32"):
+        with pytest.raises(GradientError, match=r"'odd'.* differences of (int64|float32) \(return float64 values"):
+            RUN[run](y, w, x)
+        return
+    if given in RIGHT:
+        RUN[run](y, w, x)
+        return
+    with pytest.raises(fg.FlowgradError, match=r"Odd 'odd'.* (gave|None for a factor)") as error:
+        RUN[run](y, w, x)
+    told = str(error.value)
+    assert "\n" not in told
+    assert "broadcast" not in told
+    assert "must" in told or "None for a factor: Diagonal(d) is empty" in told
+
+
+def test_what_a_kind_of_ones_own_pulls_is_taken_or_named():
+    class Tripled(fg.LocalJacobian):
+        wide = False
+
+        def pull(self, g, out=None):
+            return np.concatenate([g, g], axis=2) if Tripled.wide else (3.0 * g).tolist()
+
+    class Odd(fg.Op):
+        kinds = (Tripled,)
+
+        @staticmethod
+        def apply(a):
+            return 3.0 * a
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            return Tripled()
+
+    with fg.Graph():
+        x, w = fg.Variable(3, [1.0, -2.0, 4.0], trainable=False), fg.Variable(3, [1.0, 1.0, 2.0])
+        y = fg.Sum(Odd(w * x, name="odd"))
+    for run in RUN:
+        RUN[run](y, w, x)
+    Tripled.wide = True
+    for run in RUN:
+        if run != "forward mode":
+            with pytest.raises(
+                fg.FlowgradError, match=r"Odd 'odd'.* gives shape \(\d, \d, 6\), it must give \(\d, \d, 3\)"
+            ):
+                RUN[run](y, w, x)

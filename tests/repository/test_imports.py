@@ -37,6 +37,7 @@ LARGER = {"kernels": 3030}
 ROOMS = (
     ("typing", "errors"),
     ("inputs", "jacobians", "draw", "formulas"),
+    ("returned",),
     ("graph",),
     ("op",),
     ("samples",),
