@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import math
+import operator as op
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,8 +25,24 @@ UFUNCS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "d
 UNARY = {ast.USub: "negative"}
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
+VALUES = {ast.Add: op.add, ast.Sub: op.sub, ast.Mult: op.mul, ast.Div: op.truediv, ast.Pow: op.pow}
 # Names of operands, by slot.
 OPERANDS = "abcdefgh"
+# Operations within one another, at most: whoever walks through a formula calls itself for each.
+NESTED = 200
+# What no attribute of a formula can be called: the rules that are made of it know something else by that name.
+TAKEN = {
+    *FUNCTIONS,
+    *UFUNCS.values(),
+    *UNARY.values(),
+    "out",
+    "slot",
+    "moved",
+    "name",
+    "Identity",
+    "Diagonal",
+    "__debug__",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,21 @@ class Formula:
             return f"{ast.unparse(tree)[:-1]}, out=out)"
         return self.text
 
+    def computes(self, attributes: Collection[str]) -> bool:
+        """Whether something is computed of attributes alone, so that `constants` depends on what they are."""
+        parts = (part for part in ast.walk(self.tree) if isinstance(part, ast.BinOp))
+        return any(names and names <= {*attributes} for names in map(_names, parts))
+
+    def constants(self, attributes: Mapping[str, Any]) -> None:
+        """Compute what is made of numbers and attributes alone.
+
+        Raises
+        ------
+        GraphError
+            If that is no finite real number.
+        """
+        _constant(self.tree, attributes)
+
     def writes(self) -> bool:
         """Whether its last operation can write into an array."""
         return self.numpy(into=True) != self.text
@@ -76,44 +109,93 @@ def formula(text: str, arity: int, attributes: tuple[str, ...] | None = None) ->
     GraphError
         If something else is in it, or it is no expression.
     """
+    names: set[str] = set()
     try:
         tree = ast.parse(text, mode="eval").body
+        _check(tree, text, names)
+        made = Formula(text, frozenset(names), tree)
+        made.constants({})
     except (SyntaxError, TypeError, ValueError) as error:
-        raise GraphError(f"{text!r} is no expression: {error}") from None
-    names: set[str] = set()
-    _check(tree, text, names)
+        if isinstance(error, GraphError):
+            raise
+        raise GraphError(f"{text!r:.60} is no expression: {error}") from None
+    except (RecursionError, MemoryError):  # of the parser
+        raise GraphError(_nested(text)) from None
     known = {*OPERANDS[:arity], "y"}
     for name in sorted(names - known):
+        if name in TAKEN:
+            raise GraphError(
+                f"{text!r:.60} names {name!r}, which means something else here: call the attribute otherwise"
+            )
         if attributes is not None and name not in attributes:
             raise GraphError(
-                f"{text!r} names {name!r}, which is neither an operand ({', '.join(OPERANDS[:arity])}), nor y, nor an attribute"
+                f"{text!r:.60} names {name!r}, which is neither an operand ({', '.join(OPERANDS[:arity])}), nor y, nor an attribute"
             )
-    return Formula(text, frozenset(names), tree)
+    return made
 
 
-def _check(tree: ast.expr, text: str, names: set[str]) -> None:
+def _nested(text: str) -> str:
+    return (
+        f"{text!r:.60}... has more than {NESTED} operations within one another: put parentheses around parts of a long sum, or "
+        f"make several ops of it"
+    )
+
+
+def _constant(tree: ast.expr, attributes: Mapping[str, Any]) -> float | None:
+    """Return the value of what is made of numbers and attributes alone, None of the rest.
+
+    In floats: Python's integers would be computed to the last digit, of which ``2**(2**64)`` has more than there is memory.
+    """
+    if isinstance(tree, ast.Name):
+        value = attributes.get(tree.id)
+        return float(value) if isinstance(value, (int, float, np.number)) else None
+    found = [_constant(part, attributes) for part in ast.iter_child_nodes(tree) if isinstance(part, ast.expr)]
+    parts = [part for part in found if part is not None]
+    try:
+        if isinstance(tree, ast.Constant):
+            return float(tree.value)  # type: ignore[arg-type]
+        if len(parts) < len(found) or not isinstance(tree, (ast.BinOp, ast.UnaryOp)):
+            return None
+        value = -parts[0] if isinstance(tree, ast.UnaryOp) else VALUES[type(tree.op)](*parts)
+        if isinstance(value, complex) or (not math.isfinite(value) and all(map(math.isfinite, parts))):
+            raise ValueError
+    except (ArithmeticError, ValueError):
+        given = ", ".join(f"{name}={attributes[name]!r:.20}" for name in sorted(_names(tree)))
+        where = f" for {given}" if given else ""
+        raise GraphError(f"{ast.unparse(tree)!r:.60} is no finite real number{where}") from None
+    return value
+
+
+def _names(tree: ast.expr) -> set[str]:
+    return {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)}
+
+
+def _check(tree: ast.expr, text: str, names: set[str], depth: int = 0) -> None:
+    if depth > NESTED:
+        raise GraphError(_nested(text))
+    depth += 1
     if isinstance(tree, ast.Name):
         names.add(tree.id)
     elif isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
         return
     elif isinstance(tree, ast.BinOp) and type(tree.op) in UFUNCS:
-        _check(tree.left, text, names)
-        _check(tree.right, text, names)
+        _check(tree.left, text, names, depth)
+        _check(tree.right, text, names, depth)
     elif isinstance(tree, ast.UnaryOp) and type(tree.op) in UNARY:
-        _check(tree.operand, text, names)
+        _check(tree.operand, text, names, depth)
     elif isinstance(tree, ast.Compare) and len(tree.ops) == 1 and type(tree.ops[0]) in COMPARISONS:
-        _check(tree.left, text, names)
-        _check(tree.comparators[0], text, names)
+        _check(tree.left, text, names, depth)
+        _check(tree.comparators[0], text, names, depth)
     elif isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in FUNCTIONS:
         wanted = FUNCTIONS[tree.func.id][1]
         if len(tree.args) != wanted or tree.keywords:
-            raise GraphError(f"{text!r}: {tree.func.id} takes {wanted} operand{'s' * (wanted > 1)}")
+            raise GraphError(f"{text!r:.60}: {tree.func.id} takes {wanted} operand{'s' * (wanted > 1)}")
         for arg in tree.args:
-            _check(arg, text, names)
+            _check(arg, text, names, depth)
     else:
         raise GraphError(
-            f"{text!r}: {ast.unparse(tree)!r} cannot be in a formula; it may have numbers, names, + - * / **, one comparison at a "
-            f"time, and {', '.join(FUNCTIONS)}"
+            f"{text!r:.60}: {ast.unparse(tree)!r:.60} cannot be in a formula; it may have numbers, names, + - * / **, one "
+            f"comparison at a time, and {', '.join(FUNCTIONS)}"
         )
 
 

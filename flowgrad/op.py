@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .errors import GraphError, ShapeError
+from .formulas import OPERANDS, formula
 from .graph import Node
 from .inputs import brief
 from .jacobians import Diagonal, LocalJacobian
@@ -30,6 +31,8 @@ class Takes(NamedTuple):
         Whether there may be more.
     attributes : frozenset of str
         Those by name.
+    needed : frozenset of str
+        Those of them that have no default.
     """
 
     operands: tuple[str, ...] = ()
@@ -37,6 +40,7 @@ class Takes(NamedTuple):
     any_operands: bool = True
     any_attributes: bool = True
     attributes: frozenset[str] = frozenset()
+    needed: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=1024)
@@ -53,6 +57,7 @@ def _takes(apply: Callable[..., Any]) -> Takes:
         inspect.Parameter.VAR_POSITIONAL in kinds,
         inspect.Parameter.VAR_KEYWORD in kinds,
         frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY) - {"out"},
+        frozenset(p.name for p in taken if p.kind is p.KEYWORD_ONLY and p.default is p.empty) - {"out"},
     )
 
 
@@ -75,6 +80,9 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
         most = f"{least}" if least == len(operands) else f"{least} to {len(operands)}"
         words = f"operand{'s' * (most != '1')} ({', '.join(operands)})"
         raise GraphError(f"{kind} takes {most} {words}, not {len(parents)}")
+    lacking = sorted(takes.needed - set(attrs))
+    if lacking:
+        raise GraphError(f"{kind} needs {', '.join(f'{k}=' for k in lacking)}, which its value rule or formula names")
     for key, value in attrs.items():
         try:
             hash(value)
@@ -83,6 +91,21 @@ def _check_operands(kind: str, apply: Callable[..., Any], parents: tuple[Any, ..
                 f"{kind}: the attribute {key!r} is a {type(value).__name__}, which cannot be hashed: "
                 f"make it a tuple of numbers, or an operand (a Variable with trainable=False)"
             ) from None
+
+
+def _check_formulas(cls: type[Op]) -> None:
+    """Check the formulas that a class states, against what its value rule takes."""
+    own = vars(cls)
+    stated = [own.get("formula"), *(own.get("slopes") or ()), *(own.get("bends") or {}).values()]
+    takes = _takes(cls.apply) if isinstance(cls.apply, Hashable) else Takes()
+    arity = len(own.get("slopes") or ()) or (len(OPERANDS) if takes.any_operands else len(takes.operands))
+    names = None if takes.any_attributes else tuple(sorted({*takes.attributes, *takes.operands}))
+    for text in stated:
+        try:
+            if text is not None:
+                formula(text, arity, names)
+        except GraphError as error:
+            raise GraphError(f"{cls.__name__}: {error}") from None
 
 
 # What else an op may state of each rule.
@@ -170,6 +193,7 @@ class Op(Node):
     def __init_subclass__(cls, **kwargs: Any):
         """Forget what a class above states of a rule that this one states anew."""
         super().__init_subclass__(**kwargs)
+        _check_formulas(cls)
         for rule, names in FOLLOWS.items():
             for name in names if rule in vars(cls) else ():
                 if name not in vars(cls):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,11 +51,22 @@ class Elementwise(Op):
     ([1.0, 0.607], True)
     """
 
+    # Formulas in which something is computed of attributes alone.
+    _computing: ClassVar[tuple[Formula, ...]] = ()
+
     def __init_subclass__(cls, **kwargs: Any):
         """Make the rules of the formulas that the class states."""
         if {"formula", "slopes", "bends"} & set(vars(cls)):
             _make_rules(cls)
         super().__init_subclass__(**kwargs)
+
+    def __init__(self, *parents: Node, name: str | None = None, **attrs: Any):
+        for stated in self._computing:
+            try:
+                stated.constants(attrs)
+            except GraphError as error:
+                raise GraphError(f"{type(self).__name__}: {error}") from None
+        super().__init__(*parents, name=name, **attrs)
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
@@ -77,6 +88,7 @@ def _make_rules(cls: type[Elementwise]) -> None:
         )
     cls.bends = stated = own.get("bends", {})
     arity = len(cls.slopes)
+    _check_texts(cls.__name__, cls.slopes, stated)
     try:
         value = formula(own["formula"], arity)
         attributes = tuple(sorted(value.names - {*OPERANDS[:arity], "y"}))
@@ -86,6 +98,13 @@ def _make_rules(cls: type[Elementwise]) -> None:
         raise GraphError(f"{cls.__name__}: {error}") from None
     if "y" in value.names:
         raise GraphError(f"{cls.__name__}: its formula {value.text!r} names y, which is its value")
+    unnamed = sorted({*OPERANDS[:arity]} - value.names)
+    if unnamed:
+        raise GraphError(
+            f"{cls.__name__}: its formula {value.text!r} does not name {', '.join(unnamed)}, of which it has a slope: a value has "
+            f"as many entries as each operand"
+        )
+    cls._computing = tuple(f for f in (value, *slopes, *bends.values()) if f.computes(attributes))
     _check_bends(cls.__name__, slopes, bends)
     operands = ", ".join(OPERANDS[:arity])
     named = f", *, {', '.join(attributes)}" if attributes else ""
@@ -109,6 +128,20 @@ def _make_rules(cls: type[Elementwise]) -> None:
             return None if tangent is None else Diagonal(tangent(*values, moved[1:], **attrs))
 
         cls.jacobian_tangent = staticmethod(jacobian_tangent)
+
+
+def _check_texts(name: str, slopes: tuple[Any, ...], bends: Any) -> None:
+    if len(slopes) > len(OPERANDS):
+        raise GraphError(f"{name} has {len(slopes)} slopes: an op by formulas has {len(OPERANDS)} operands at most")
+    wrong = [text for text in slopes if not isinstance(text, str)]
+    if wrong:
+        raise GraphError(f"{name}: a slope is a text, such as '2 * a', not {wrong[0]!r:.60}")
+    good = isinstance(bends, dict) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(k, int) for k in pair) and isinstance(text, str)
+        for pair, text in bends.items()
+    )
+    if not good:
+        raise GraphError(f"{name}: bends are texts by pair of slots, such as {{(0, 0): '2'}}, not {bends!r:.60}")
 
 
 def _check_bends(name: str, slopes: Sequence[Formula], bends: Mapping[tuple[int, int], Formula]) -> None:

@@ -1,5 +1,6 @@
 """Elementwise ops by formulas: what they become, what is refused, and that every part is checked."""
 
+import importlib.util
 import pickle
 
 import numpy as np
@@ -85,11 +86,76 @@ def test_what_follows_from_formulas(parts, kinds, uses):
             {"formula": "exp(a)", "slopes": ("y",), "jacobian": staticmethod(lambda slot, y, a: fg.Diagonal(y))},
             "states jacobian beside the slopes",
         ),
+        ({"formula": "a * 2 ** (2**64)", "slopes": ("1",)}, r"Made: '2 \*\* 2 \*\* 64' is no finite real number"),
+        ({"formula": "a", "slopes": ("1 + 0 ** -1",)}, r"'0 \*\* \(-1\)' is no finite real number"),
+        ({"formula": "a * (-8) ** 0.5", "slopes": ("1",)}, r"'\(-8\) \*\* 0.5' is no finite real number"),
+        ({"formula": "a + 1" + "0" * 400, "slopes": ("1",)}, "is no finite real number"),
+        (
+            {"formula": " + ".join(["a"] * 3000), "slopes": ("1",)},
+            "more than 200 operations within one another: put paren",
+        ),
+        ({"formula": "-" * 20_000 + "a", "slopes": ("1",)}, "more than 200 operations within one another: put paren"),
+        ({"formula": "2", "slopes": ("0",)}, "its formula '2' does not name a, of which it has a slope"),
+        ({"formula": "a", "slopes": ("1", "0")}, "its formula 'a' does not name b, of which it has a slope"),
+        ({"formula": "exq(a)", "slopes": ("y",)}, r"'exq\(a\)' cannot be in a formula"),
+        ({"formula": "a * out", "slopes": ("1",)}, "names 'out', which means something else here"),
+        ({"formula": "a * exp", "slopes": ("1",)}, "names 'exp', which means something else here"),
+        ({"formula": "a", "slopes": (1,)}, "a slope is a text, such as '2 . a', not 1"),
+        ({"formula": "a", "slopes": ("1",), "bends": {0: "0"}}, "bends are texts by pair of slots"),
+        ({"formula": "a", "slopes": ("1",) * 9}, "has 9 slopes: an op by formulas has 8 operands at most"),
     ],
 )
 def test_what_is_no_formula_is_refused_when_the_class_is_made(parts, said):
-    with pytest.raises(GraphError, match=said):
+    with pytest.raises(GraphError, match=said) as error:
         made(**parts)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("formula", "attrs", "said"),
+    [
+        ("a * 2**k", {"k": 2**64}, r"Made: '2 \*\* k' is no finite real number for k=18446744073709551616"),
+        ("a / (1 / k)", {"k": 0}, r"Made: '1 / k' is no finite real number for k=0"),
+        ("a + b", {}, "Made needs b=, which its value rule or formula names"),
+    ],
+)
+def test_attributes_that_a_formula_cannot_do_with_are_told_when_a_node_is_built(formula, attrs, said):
+    with fg.Graph() as graph:
+        a = fg.Variable(1, [2.0])
+        with pytest.raises(GraphError, match=said):
+            made(formula=formula, slopes=("1.0",))(a, **attrs)
+        assert graph.nodes == (a,)
+        assert made(formula="a * 2**k", slopes=("2**k",))(a, k=-3).forward() == 0.25
+
+
+@pytest.mark.parametrize("terms", [10, 200])
+def test_long_formulas_run_with_both_kernels(terms):
+    op = made(formula=" + ".join(["a"] * terms), slopes=(" + ".join(["1.0"] * terms),))
+    with fg.Graph() as graph:
+        x, w = fg.Variable(1, trainable=False), fg.Variable(1, [1.0])
+        loss = fg.Sum(op(w * x))
+    for kernel in ("numpy", "numba") if importlib.util.find_spec("numba") else ("numpy",):
+        w.set_value([1.0])
+        trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.5, batch_size=1), fg.Engine("sync", kernel=kernel))
+        trainer.fit({x: np.ones((1, 1))}, epochs=1)
+        assert w.value == 1.0 - terms / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("exq(a)", "cannot be in a formula"),
+        ("a * to", "names 'to', which is neither"),
+        ("a * by + 2**(2**64)", "no finite real"),
+    ],
+)
+def test_formulas_of_ops_with_rules_are_checked_when_the_class_is_made(text, said):
+    def apply(a, *, by):
+        return a * by
+
+    with pytest.raises(GraphError, match=f"Ruled: .*{said}"):
+        type("Ruled", (fg.Op,), {"__module__": __name__, "apply": staticmethod(apply), "formula": text})
 
 
 @pytest.mark.parametrize("stated", [{"formula": "exp(2 * a)"}, {"slopes": ("2 * y",)}, {"bends": {(0, 0): "y"}}])
