@@ -50,7 +50,8 @@ def told(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{'an array' if type(value) is np.ndarray else f'a {name}'} of {value.dtype}, shape {value.shape}"
     array = numbers(value) if isinstance(value, (list, tuple)) else None
-    return f"a {name}" if array is None else f"a {name} of shape {array.shape}"
+    name = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return name if array is None else f"{name} of shape {array.shape}"
 
 
 def value_of(result: Any, shape: tuple[int, ...]) -> Array:

@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import GraphError, warn
 from ..graph import Graph, Node, Variable, ancestors
 from ..inputs import integer
+from ..returned import told
 from ..typing import Array
 from .privacy import Privacy
-from .rules import Rule, State
+from .rules import Rule, RuleError, State, named
 
 
 class Common(TypedDict, total=False):
@@ -261,14 +262,49 @@ class Optimizer:
         used = ancestors(self.target)
         moved = {v: v.value for v in variables if v in used and v.value is not None}
         values = np.concatenate([np.zeros(0), *(moved.get(v, np.zeros(v.dim)) for v in variables)])
-        state = self.state_now() or self.rule.init(values)
+        state = self.state_now()
         if self.privacy is not None:
-            gradient = gradient + self.privacy.noise(len(gradient), int(state["t"][0]) + 1)
-        values, state = self.rule.update(values, gradient, state)
+            made = 0 if state is None else int(state["t"][0])
+            gradient = gradient + self.privacy.noise(len(gradient), made + 1)
+        values, state = self._updated(variables, values, gradient, state)
         self.keep(state)
         for variable, value in _parts(values, variables).items():
             if variable in moved:
                 variable._assign(value[None])
+
+    def _updated(
+        self, variables: Sequence[Variable], values: Array, gradient: Array, state: State | None
+    ) -> tuple[Array, State]:
+        """Return values and state after an update; name the variables if the rule fails."""
+        try:
+            state = state or self.rule.begin(values)
+            updated = named(f"update of {type(self.rule).__name__}", self.rule.update, values, gradient, state)
+        except RuleError as error:
+            stops = zip(variables, accumulate(v.dim for v in variables))
+            of = [v.name for v, stop in stops if error.entry is None or stop - v.dim <= error.entry < stop]
+            names = ", ".join(map(repr, of[:5])) + (", ..." if len(of) > 5 else "")
+            raise RuleError(f"{error}; it was given {names}") from error
+        if not isinstance(updated, tuple) or len(updated) != 2 or np.shape(updated[0]) != values.shape:
+            given = f"{len(updated)} values" if isinstance(updated, tuple) else told(updated)
+            raise RuleError(
+                f"update of {type(self.rule).__name__} gave {given}, it must be the parameters, shape {values.shape}, and a state"
+            )
+        return updated
+
+    def try_rule(self, dtype: Any) -> None:
+        """Make an update that is dropped by a rule of one's own, for what is wrong with it is told best here.
+
+        Raises
+        ------
+        RuleError
+            Names the rule, what it gave, what it must give, and the variables.
+        """
+        if type(self.rule).__module__ == Rule.__module__:
+            return
+        variables = self.variables()
+        values = np.concatenate([np.zeros(0), *(np.zeros(v.dim) if v.value is None else v.value for v in variables)])
+        gradient = np.random.default_rng(0).normal(size=values.shape).astype(dtype)
+        self._updated(variables, values.astype(dtype), gradient, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the training that runs here; its last state goes along."""

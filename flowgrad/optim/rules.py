@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import GraphError
+from ..errors import FlowgradError, GraphError
 from ..inputs import real
+from ..returned import numbers, told
 from ..typing import Array
 from .norms import block_norms, scale_of
 
@@ -63,9 +64,40 @@ class Rule:
                 raise GraphError(f"{kind}: {name} must be at least 0 and below 1, not {value!r}")
             object.__setattr__(self, name, number)
 
+    def __init_subclass__(cls, **kwargs: Any):
+        """Forget the loop of a class above where this one states its step anew: machine code would be of another rule."""
+        super().__init_subclass__(**kwargs)
+        if "step" in vars(cls) and "loop" not in vars(cls):
+            cls.loop = Rule.loop  # type: ignore[method-assign]
+        if cls.loop is not Rule.loop and not {"v", "s"} >= {*cls.slots}:
+            raise GraphError(
+                f"{cls.__name__} states a loop, which is given the slots 'v' and 's' alone, not {cls.slots!r}"
+            )
+
     def init(self, w: Array) -> State:
         """Return the state before the first update of parameters `w` ``(P,)``."""
         return {"t": np.zeros(1, np.int64), **{slot: np.zeros_like(w) for slot in self.slots}}
+
+    def begin(self, w: Array) -> State:
+        """Return what `init` gives, as arrays like `w`.
+
+        Raises
+        ------
+        RuleError
+            If a rule of one's own fails, or gives something else.
+        """
+        what = f"init of {type(self).__name__}"
+        state = named(what, self.init, w)
+        names = {"t", *self.slots}
+        if not isinstance(state, dict) or state.keys() != names:
+            given = ", ".join(map(repr, state)) if isinstance(state, dict) else told(state)
+            raise RuleError(
+                f"{what} gave {given}, it must be a dict of {', '.join(map(repr, sorted(names)))}: 't' and its slots"
+            )
+        t = numbers(state["t"])
+        if t is None or t.shape != (1,) or t.dtype.kind not in "iu":
+            raise RuleError(f"{what} gave {told(state['t'])} for 't', it must be one integer, np.zeros(1, np.int64)")
+        return {"t": t, **{slot: _like(f"{what} for {slot!r}", state[slot], w) for slot in self.slots}}
 
     def update(self, w: Array, g: Array, state: State) -> tuple[Array, State]:
         """Return new parameters and new state for the mean gradient `g` ``(P,)``; changes none of its inputs."""
@@ -86,7 +118,28 @@ class Rule:
             here = w[part]
             a, b, c = work[:, : len(here)]
             slots = {slot: state[slot][part] for slot in self.slots}
-            here -= self.step(self.prepare(here, g[part], scale, c), slots, t, a, b)
+            here -= self.moved(self.prepare(here, g[part], scale, c), slots, t, a, b)
+
+    def moved(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
+        """Return what `step` gives; of a rule of one's own, with a look at it.
+
+        Raises
+        ------
+        RuleError
+            If it fails, or gives something else, or what is not a number where the gradient is one.
+        """
+        if getattr(self.step, "__module__", "") == __name__:
+            return self.step(g, state, t, a, b)
+        what, before = f"step of {type(self).__name__} at update {t}", dict(state)
+        result = _like(what, named(what, self.step, g, state, t, a, b), g)
+        for slot, here in before.items():
+            if state.get(slot) is not here:  # set, not written to
+                here[...] = _like(f"{what} for {slot!r}", state.get(slot), here)
+        strange = np.isnan(result) & np.isfinite(g)
+        if strange.any():
+            entry = int(strange.argmax())
+            raise RuleError(f"{what} gave nan where the gradient is {g[entry]:.10g}", entry)
+        return result
 
     def scale(self, g: Array) -> float:
         """Return the factor by which the gradient is clipped."""
@@ -110,7 +163,7 @@ class Rule:
 
         `a` and `b` are room for intermediate results, shaped like `g`; the result may lie in one of them. `g` stays as it is.
         """
-        raise NotImplementedError
+        raise NotImplementedError("a rule states what is subtracted: `step(self, g, state, t, a, b)`")
 
     def constants(self, t: int) -> list[float]:
         """Return the numbers that `loop` works with at update `t`; rounded to the parameters' dtype once, as NumPy does."""
@@ -123,6 +176,33 @@ class Rule:
         The constants are read into locals first: a compiler cannot know that `w` does not overlap `c`.
         """
         raise NotImplementedError
+
+
+class RuleError(GraphError):
+    """A rule of one's own that fails or gives what no rule does; `entry` is the number of the parameter, where there is one."""
+
+    def __init__(self, message: str, entry: int | None = None):
+        super().__init__(message)
+        self.entry = entry
+
+
+def named(what: str, rule: Callable[..., Any], *args: Any) -> Any:
+    """Run a function of a rule; name it if it fails."""
+    try:
+        return rule(*args)
+    except FlowgradError:
+        raise
+    except Exception as error:
+        raise RuleError(f"{what} failed for {len(args[0])} numbers: {type(error).__name__}: {error}") from error
+
+
+def _like(what: str, value: Any, array: Array) -> Array:
+    """Return real numbers in the shape and precision of an array."""
+    given = numbers(value)
+    if given is None or given.shape != array.shape:
+        shape = told(value) if given is None or not isinstance(value, np.ndarray) else f"shape {given.shape}"
+        raise RuleError(f"{what} gave {shape}, it must be real numbers of shape {array.shape}")
+    return given.astype(array.dtype, copy=False)
 
 
 def _blend(mean: Array, term: Array, beta: float, t: int, out: Array) -> None:

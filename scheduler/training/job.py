@@ -70,6 +70,7 @@ class TrainingJob:
         check_batch_size(optimizer.batch_size, self.feeds.samples, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
+        optimizer.try_rule(self.feeds.dtype)
         step = replace(compile_step(optimizer.target, self.feeds, self.variables, "shard"), rule=self.rule)
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
         self.state = self.first_state()
@@ -98,7 +99,7 @@ class TrainingJob:
     def first_state(self) -> dict[str, Array]:
         """Return what variables and the optimizer have now."""
         w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
-        state = self.rule.init(w)
+        state = self.rule.begin(w)
         before = self.settings.optimizer.state_now()
         if before is not None:
             order = places_of(self.step.program, self.settings.optimizer.variables())
@@ -117,7 +118,7 @@ class TrainingJob:
         self.settings.optimizer.graph._outdate(self.variables)
         every = self.settings.optimizer.variables()
         zeros = np.zeros(sum(v.dim for v in every), self.feeds.dtype)
-        ordered = dict(self.settings.optimizer.state_now() or self.rule.init(zeros))
+        ordered = dict(self.settings.optimizer.state_now() or self.rule.begin(zeros))
         order = places_of(self.step.program, every)
         for slot in self.rule.slots:
             ordered[slot] = ordered[slot].copy()

@@ -231,3 +231,118 @@ def test_the_same_bits_on_every_executor(executor, kernel, feature):
         return w.value.tobytes() + last.value.tobytes()
 
     assert train(executor, "round") == train(executor, "shard") == train("sync", "round")
+
+
+# -- rules of one's own --
+
+
+class Halving(fg.optim.Rule):
+    """Subtracts half of a running sum, by a slot."""
+
+    slots = ("v",)
+
+    def step(self, g, state, t, a, b):
+        state["v"] += g
+        return np.multiply(0.5, state["v"], out=a)
+
+
+def own(**rules):
+    return type("Own", (Halving,), rules)(0.1)
+
+
+def late(g, t, then):
+    return then if t > 1 else g
+
+
+WRONG = {
+    "a list": (lambda s, g, state, t, a, b: [0.0], r"step of Own at update 1 gave a list of shape \(1,\), .* shape \(5,\)"),
+    "shape": (lambda s, g, state, t, a, b: g[:2], r"step of Own at update 1 gave shape \(2,\), .* shape \(5,\)"),
+    "one": (lambda s, g, state, t, a, b: g[:1], r"step of Own at update 1 gave shape \(1,\), .* shape \(5,\)"),
+    "none": (lambda s, g, state, t, a, b: None, r"step of Own at update 1 gave None, .* shape \(5,\)"),
+    "two": (lambda s, g, state, t, a, b: (g, state), r"step of Own at update 1 gave a tuple, .* shape \(5,\)"),
+    "complex": (lambda s, g, state, t, a, b: g + 0j, r"step of Own at update 1 gave an array of complex.*, .* shape \(5,\)"),
+    "raises": (lambda s, g, state, t, a, b: 1 / 0, r"step of Own at update 1 failed for 5 numbers: ZeroDivisionError"),
+    "slot": (lambda s, g, state, t, a, b: state["m"], r"step of Own at update 1 failed for 5 numbers: KeyError: 'm'"),
+    "nan": (lambda s, g, state, t, a, b: np.where(np.arange(len(g)) == 4, np.nan, g), r"step of Own at update 1 gave nan where"),
+    "set": (lambda s, g, state, t, a, b: state.update(v=g[:3]) or g, r"step of Own at update 1 for 'v' gave shape \(3,\)"),
+}  # fmt: skip
+BEGINS = {
+    "shape": (
+        lambda s, w: {"t": np.zeros(1, int), "v": w[:2]},
+        r"init of Own for 'v' gave shape \(2,\), .* shape \(5,\)",
+    ),
+    "none": (lambda s, w: None, r"init of Own gave None, it must be a dict of 't', 'v'"),
+    "lacks": (lambda s, w: {"t": np.zeros(1, int)}, r"init of Own gave 't', it must be a dict of 't', 'v'"),
+    "count": (lambda s, w: {"t": 0, "v": w}, r"init of Own gave an? int for 't', it must be one integer"),
+    "raises": (lambda s, w: w["v"], r"init of Own failed for 5 numbers: IndexError"),
+}
+
+
+def five(rule):
+    with fg.Graph() as graph:
+        x = fg.Variable(5, np.ones(5), trainable=False)
+        w, v = fg.Variable(3, np.ones(3), name="first"), fg.Variable(2, np.ones(2), name="last")
+        loss = fg.Dot(x, fg.Vectorize(w, v))
+    return fg.Optimizer(graph, loss, rule, batch_size=1), {x: np.ones((2, 5))}
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [({"step": step}, told) for step, told in WRONG.values()]
+    + [({"init": init}, told) for init, told in BEGINS.values()],
+    ids=[*WRONG, *(f"init {name}" for name in BEGINS)],
+)
+def test_a_rule_of_ones_own_that_is_wrong_is_named(executor, rules, told):
+    optimizer, feeds = five(own(**rules))
+    variables = "'last'" if "nan" in told else "'first', 'last'"
+    for use in (optimizer.one_step, lambda: fg.Trainer(optimizer, fg.Engine(executor)).fit(feeds, 1)):
+        with pytest.raises(GraphError, match=f"{told}.*it was given {variables}$") as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert all((v.value == 1.0).all() for v in optimizer.variables())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_a_rule_of_ones_own_can_only_mean_is_taken(executor, dtype):
+    """Lists, another precision, and a slot that is set instead of written to."""
+
+    def init(self, w):
+        return {"t": np.zeros(1, np.int32), "v": [0] * len(w)}
+
+    def step(self, g, state, t, a, b):
+        state["v"] = np.float64(1.0) * state["v"] + g
+        return (0.5 * state["v"]).tolist()
+
+    found = []
+    for rule in (own(), own(init=init, step=step)):
+        optimizer, feeds = five(rule)
+        fg.Trainer(optimizer, fg.Engine(executor, dtype=dtype)).fit(feeds, 2)
+        found.append([v.value.tolist() for v in optimizer.variables()] + [optimizer.state["v"].tolist()])
+    assert found[0] == found[1]
+
+
+def test_a_rule_that_is_wrong_later_is_named_where_it_runs(executor):
+    optimizer, feeds = five(own(step=lambda s, g, state, t, a, b: late(g, t, g[:1])))
+    with pytest.raises(GraphError, match=r"step of Own at update 2 gave shape \(1,\), .* shape \(5,\)"):
+        fg.Trainer(optimizer, fg.Engine(executor)).fit(feeds, 1)
+    assert all((v.value == 1.0).all() for v in optimizer.variables())
+
+
+def test_an_update_of_ones_own_gives_parameters_and_a_state():
+    for update, told in (
+        (lambda s, w, g, state: w, "gave an array"),
+        (lambda s, w, g, state: (w, state, g), "gave 3 values"),
+    ):
+        with pytest.raises(
+            GraphError, match=rf"update of Own {told}.*must be the parameters, shape \(5,\), and a state"
+        ):
+            five(own(update=update))[0].one_step()
+
+
+def test_a_step_stated_anew_is_not_run_by_the_loop_of_a_class_above():
+    stated = type("Own", (fg.optim.rules.AdamRule,), {"step": lambda s, g, state, t, a, b: 0 * g})
+    assert stated.loop is fg.optim.Rule.loop
+    with pytest.raises(
+        GraphError, match=r"Own states a loop, which is given the slots 'v' and 's' alone, not \('m',\)"
+    ):
+        type("Own", (fg.optim.Rule,), {"slots": ("m",), "loop": staticmethod(lambda w, g, v, s, t, c: None)})
