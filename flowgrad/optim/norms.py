@@ -37,7 +37,7 @@ def block_norms(g: Array) -> Array:
     array([4096.,  904.])
     """
     padded = np.zeros(-(-len(g) // NORM_BLOCK) * NORM_BLOCK)
-    with np.errstate(over="ignore", invalid="ignore"):  # `scale_of` tells
+    with np.errstate(over="ignore", invalid="ignore"):  # `norm_of` looks
         np.multiply(g, g, out=padded[: len(g)], dtype=np.float64)
     rows = padded.reshape(-1, NORM_BLOCK // NORM_LANES, NORM_LANES)
     sums = rows[:, 0].copy()
@@ -49,15 +49,34 @@ def block_norms(g: Array) -> Array:
     return sums[:, 0]
 
 
-def scale_of(blocks: Array, clip_norm: float) -> float:
+def norm_of(g: Array) -> float:
+    """Return the Euclidean norm of a gradient; where its square is too large for a number, by its entries over the largest.
+
+    Examples
+    --------
+    >>> norm_of(np.array([0.0, -1e200]))
+    1e+200
+    """
+    total = 0.0
+    for block in block_norms(g).tolist():
+        total += block
+    norm = math.sqrt(total)
+    if math.isinf(norm):
+        largest = float(np.abs(g).max())
+        if math.isfinite(largest):
+            return largest * norm_of(g / largest)
+    return norm
+
+
+def scale_of(g: Array, clip_norm: float) -> float:
     """Return the factor that brings a gradient down to norm `clip_norm`; 1 where it is not longer.
 
     ``g *= clip_norm / |g| if |g| > clip_norm`` (R. Pascanu, T. Mikolov, Y. Bengio, ICML 2013, algorithm 1).
 
     Parameters
     ----------
-    blocks : ndarray
-        `block_norms` of the whole gradient; those of slices laid end to end.
+    g : ndarray (P,)
+        The whole gradient.
     clip_norm : float
 
     Returns
@@ -67,13 +86,10 @@ def scale_of(blocks: Array, clip_norm: float) -> float:
 
     Examples
     --------
-    >>> scale_of(block_norms(np.array([3.0, 4.0])), 1.0)
+    >>> scale_of(np.array([3.0, 4.0]), 1.0)
     0.2
     """
-    total = 0.0
-    for block in blocks.tolist():
-        total += block
-    norm = math.sqrt(total)
+    norm = norm_of(g)
     if not math.isfinite(norm):
         return math.nan
     return clip_norm / norm if norm > clip_norm else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..inputs import integer, real
 from ..typing import Array
+from .norms import norm_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class Privacy:
 
     def clipped(self, gradient: Array) -> Array:
         """Return one sample's gradient, no longer than `clip`."""
-        return gradient * min(1.0, self.clip / max(float(np.linalg.norm(gradient)), self.clip))
+        with np.errstate(over="ignore"):
+            norm = float(np.linalg.norm(gradient))
+        norm = norm_of(gradient) if math.isinf(norm) else norm
+        return gradient * min(1.0, self.clip / max(norm, self.clip))
 
     def noise(self, size: int, update: int) -> Array:
         """Return what is added to the mean gradient at update number `update` (from 1), in the order of the variables."""

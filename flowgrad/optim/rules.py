@@ -21,7 +21,7 @@ from ..errors import FlowgradError, GraphError
 from ..inputs import real
 from ..returned import numbers, told
 from ..typing import Array
-from .norms import block_norms, scale_of
+from .norms import scale_of
 
 State = dict[str, Array]
 
@@ -143,7 +143,7 @@ class Rule:
 
     def scale(self, g: Array) -> float:
         """Return the factor by which the gradient is clipped."""
-        return 1.0 if self.clip_norm is None else scale_of(block_norms(g), self.clip_norm)
+        return 1.0 if self.clip_norm is None else scale_of(g, self.clip_norm)
 
     def prepare(self, w: Array, g: Array, scale: float, out: Array | None = None) -> Array:
         """Return what the rule works with: the clipped gradient, and weight decay; written to `out` where it is not `g`."""

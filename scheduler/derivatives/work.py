@@ -226,9 +226,29 @@ def _write(part: FactorList, spans: Sequence[Span], out: Array) -> None:
 
 def norms_of(part: FactorList) -> Array:
     """Return the norms ``(N,)``."""
-    total = reduce(iadd, (factors.squared_norms() for factors in part))
-    # Rounding may leave a sum of cross terms a little below zero.
-    return np.sqrt(np.maximum(total, 0, out=total), out=total)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = reduce(iadd, (factors.squared_norms() for factors in part))
+        # Rounding may leave a sum of cross terms a little below zero.
+        norms: Array = np.sqrt(np.maximum(total, 0, out=total), out=total)
+        far = np.flatnonzero(~np.isfinite(norms))
+        if len(far):  # squares that are too large for a number, of entries that may not be
+            norms[far] = _scaled_norms([f.of(far[0], far[-1] + 1) for f in part])[far - far[0]]
+    return norms
+
+
+def _scaled_norms(part: FactorList) -> Array:
+    """Return the norms by entries over the largest of each sample; inf or nan where an entry is."""
+    largest, total = np.zeros((2, part[0].samples), part[0].dtype)
+    for factors in part:
+        for _, block in factors.stretches(0, factors.size):
+            np.maximum(largest, np.abs(block).max(axis=(0, 2)), out=largest)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1)[:, None]
+    for factors in part:
+        for _, block in factors.stretches(0, factors.size):
+            block /= scale
+            total += np.einsum("vnc,vnc->n", block, block)
+    norms: Array = np.sqrt(total) * scale[:, 0]
+    return norms
 
 
 def dot_of(part: FactorList, other: FactorList | None, each: Callable[..., Iterable[Any]] = map) -> Array:

@@ -365,3 +365,20 @@ def test_a_mapped_file_on_a_cluster(tmp_path, client):
             found.norms(), engine.per_sample_gradients(loss, {v: np.array(a) for v, a in feeds.items()}).norms()
         )
     assert graph is loss.graph
+
+
+@pytest.mark.parametrize(("dtype", "large"), [("float32", 1e25), ("float64", 1e200)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_norms_of_samples_whose_squares_are_no_numbers(dtype, large, shared):
+    with fg.Graph():
+        x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 1.0])
+        loss = fg.Dot(w, x) + (fg.Dot(fg.Scale(w, -0.5), x) if shared else fg.Sum(w))
+    rows = np.array([[3.0, 4.0], [3 * large, 4 * large], [0.0, 0.0], [np.finfo(dtype).max] * 2, [large, 0.0]])
+    found = fg.Engine("sync", dtype=dtype).per_sample_gradients(loss, {x: rows})
+    g = found.array().astype(np.longdouble)
+    expected = np.sqrt((g * g).sum(axis=1))
+    expected[expected > np.finfo(dtype).max] = np.inf
+    np.testing.assert_allclose(found.norms(), expected.astype(float), rtol=1e-6)
+    few = fg.Engine("sync", dtype=dtype).per_sample_gradients(loss, {x: rows[[1, 4]]})
+    unit = (g[[1, 4]] / expected[[1, 4], None]).sum(axis=0)
+    np.testing.assert_allclose(few.clipped_sum(1.0)[w], unit.astype(float), rtol=1e-6)

@@ -179,8 +179,16 @@ def test_what_the_loss_does_not_depend_on_is_not_decayed(where):
 
 
 def test_a_gradient_without_a_norm_is_told_by_the_loss():
-    assert math.isnan(scale_of(block_norms(np.array([1e200])), 1.0))
-    assert math.isnan(scale_of(block_norms(np.array([np.nan])), 1.0))
+    for g in ([np.nan], [np.inf, 1.0], [1.7e308, 1.7e308]):
+        assert math.isnan(scale_of(np.array(g), 1.0))
+
+
+@pytest.mark.parametrize("size", [1, 2, NORM_BLOCK + 3])
+def test_a_long_gradient_whose_square_is_no_number_is_clipped(size):
+    g = np.full(size, 1e200)
+    assert scale_of(g, 3.0) == pytest.approx(3e-200 / math.sqrt(size))
+    rule = Model(learning_rate=1.0, clip_norm=3.0).optimizer.rule
+    np.testing.assert_allclose(rule.update(np.zeros(size), g, rule.init(g))[0], -3.0 / math.sqrt(size))
 
 
 # -- the norm does not depend on slices, alignment, kernels --

@@ -122,3 +122,18 @@ def test_accumulation_is_refused():
         optimizer = fg.Adam(graph, w * w, batch_size=4, per_sample_clip=1.0)
     with pytest.raises(fg.FlowgradError, match="batch_size=12"):
         fg.Trainer(optimizer, fg.Engine("sync"), accumulate=3)
+
+
+def test_a_sample_whose_squares_are_no_numbers_is_clipped_and_not_lost():
+    moved = []
+    for step in (True, False):
+        with fg.Graph() as graph:
+            x, w = fg.Variable(2, [3e200, 4e200], trainable=False), fg.Variable(2, [0.0, 0.0])
+            optimizer = fg.GradientDescent(graph, fg.Dot(w, x), 1.0, batch_size=1, per_sample_clip=1.0)
+        if step:
+            optimizer.one_step()
+        else:
+            fg.Trainer(optimizer, fg.Engine("sync")).fit({x: [[3e200, 4e200]]}, epochs=1)
+        moved.append(w.value)
+    for value in moved:
+        np.testing.assert_allclose(value, [-0.6, -0.8])
