@@ -10,6 +10,7 @@ import numpy as np
 from .errors import FlowgradError, GradientError, GraphError
 from .formulas import OPERANDS, compiled, formula
 from .graph import Node, Variable, ancestors, pull_back, run_rule
+from .inputs import brief, listed, real
 from .jacobians import LocalJacobian, Outer
 from .returned import both_rule
 from .samples import check_samples
@@ -48,7 +49,7 @@ def check_gradients(
     GradientError
         Names the node, the slot, the entry and both numbers.
     GraphError
-        If `wrt` is something else.
+        If `node` is no node, or `wrt` something else than variables.
 
     Examples
     --------
@@ -58,6 +59,9 @@ def check_gradients(
     >>> fg.check_gradients(y) < 1e-8
     True
     """
+    if not isinstance(node, Node):
+        raise GraphError(f"check_gradients is of a node, not of {brief(node)}")
+    rtol, atol = real(rtol, "rtol", 0), real(atol, "atol", 0)
     upstream = sorted(ancestors(node), key=lambda n: n.index)
     for op in upstream:  # before any value is kept that would be of no use
         check_together(op, rtol, atol)
@@ -82,11 +86,12 @@ def check_gradients(
 def _variables(upstream: Iterable[Node], wrt: Any) -> list[Variable]:
     if wrt is None:
         return [v for v in upstream if isinstance(v, Variable)]
-    variables = list(wrt) if isinstance(wrt, Iterable) else [wrt]
+    several = listed(wrt)
+    variables = [wrt] if several is None else several
     for v in variables:
         if not isinstance(v, Variable):
             raise GraphError(
-                f"check_gradients differentiates by variables, whose values it can change; {v!r} is not one"
+                f"check_gradients differentiates by variables, whose values it can change; {brief(v)} is not one"
             )
     return variables
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save as to_bytes
 
 from .errors import DataError, GraphError
 from .graph import Graph, Node, Variable
-from .inputs import brief
+from .inputs import brief, file_of, listed
 from .op import Op
 from .optim import AdaGrad, Adam, GradientDescent, Momentum, Optimizer, RMSProp, describe, restore
 from .typing import Array
@@ -58,8 +58,9 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     >>> fg.load(path).graph.nodes[0].value
     array([1., 2.])
     """
+    target = file_of(path)
     if not isinstance(graph, Graph) or not (optimizer is None or isinstance(optimizer, Optimizer)):
-        raise GraphError(f"save takes a path, a graph and an optimizer: fg.save({os.fspath(path)!r}, graph, optimizer)")
+        raise GraphError(f"save takes a path, a graph and an optimizer: fg.save({str(target)!r}, graph, optimizer)")
     if optimizer is not None and optimizer.graph is not graph:
         raise GraphError(f"the optimizer is of {optimizer.graph}, not of {graph}: save it with its own graph")
     arrays = {f"value/{n.index}": n._value for n in graph.nodes if isinstance(n, Variable) and n._value is not None}
@@ -88,7 +89,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
                 "noise_multiplier": optimizer.privacy.noise_multiplier,
             }
         arrays |= {f"state/{k}": v for k, v in (optimizer.state_now() or {}).items()}
-    write_arrays(path, arrays, about)
+    write_arrays(target, arrays, about)
 
 
 def load(path: str | os.PathLike[str], ops: Iterable[type[Op]] = ()) -> Saved:
@@ -120,7 +121,7 @@ def load(path: str | os.PathLike[str], ops: Iterable[type[Op]] = ()) -> Saved:
     4.0
     """
     given = _given(ops)
-    arrays, about = read_arrays(path)
+    arrays, about = read_arrays(file_of(path))
     with same_version(path):
         graph = _rebuild(about, arrays, given)
         optimizer = None
@@ -277,9 +278,9 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array], given: list[type[O
 
 
 def _given(ops: Any) -> list[type[Op]]:
-    if not isinstance(ops, Iterable):
+    given = listed(ops)
+    if given is None:
         raise GraphError(f"ops is a list of op classes, not {brief(ops)}: give [{getattr(ops, '__name__', '...')}]")
-    given = list(ops)
     for cls in given:
         if not isinstance(cls, type) or not issubclass(cls, Op):
             raise GraphError(f"ops is a list of op classes; {brief(cls)} is none")

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import draw as drawing
 from .errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
-from .inputs import frozen, integer, vector
+from .inputs import brief, flag, frozen, integer, vector
 from .jacobians import LocalJacobian
 from .returned import Misfit, carry, local_of, value_of
 from .typing import Array
@@ -254,7 +254,9 @@ class Node:
                [0., 4.]])
         """
         if not isinstance(result, Node) or result.graph is not self.graph:
-            raise GraphError(f"cannot differentiate {result} by {self}: they are not nodes of the same graph")
+            raise GraphError(
+                f"cannot differentiate {brief(result, 80)} by {self}: they are not nodes of the same graph"
+            )
         result.forward()
         table = self.graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
         begin = [] if self in table else [self]
@@ -295,8 +297,8 @@ class Node:
         >>> y.local_jacobian(0).dense().tolist()
         [[[3.0, 0.0], [0.0, 4.0]]]
         """
-        if not 0 <= slot < len(self.parents):
-            raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {slot}")
+        if not isinstance(slot, (int, np.integer)) or not 0 <= slot < len(self.parents):
+            raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {brief(slot)}")
         self.forward()
         # What `uses` leaves out is missing for programs too.
         needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
@@ -376,13 +378,14 @@ class Variable(Node):
     """
 
     def __init__(self, dim: int, init: Any = False, trainable: bool = True, name: str | None = None):
+        label = f"Variable {'' if name is None else name}".rstrip()
         if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
-            raise ShapeError(f"Variable {name or ''}: dim must be a positive integer, not {dim!r}")
+            raise ShapeError(f"{label}: dim must be a positive integer, not {brief(dim)}")
         graph = current_graph()
         value = None
         if not isinstance(init, (bool, np.bool_)):
-            value = vector(f"the initial value of Variable {name or ''}".rstrip(), int(dim), init)
-        self.trainable = bool(trainable)
+            value = vector(f"the initial value of {label}", int(dim), init)
+        self.trainable = flag(trainable, f"{label}: trainable")
         super().__init__(graph, int(dim), (), {}, name)
         if value is None and init:
             value = graph.rng.normal(0.0, 0.001, (1, self.dim))

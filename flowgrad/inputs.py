@@ -1,14 +1,17 @@
-"""Checks of what a user gives: single numbers, and vectors, which nobody may change afterwards."""
+"""Checks of what a user gives: single numbers, choices, paths, and vectors, which nobody may change afterwards."""
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+import os
+from collections.abc import Collection
+from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import FeedError, GraphError, ShapeError
+from .errors import DataError, FeedError, GraphError, ShapeError
 from .typing import Array
 
 
@@ -26,7 +29,7 @@ def integer(value: Any, what: str, least: int = 1) -> int:
     3
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise GraphError(f"{what} must be an integer from {least} on, not {value!r}")
+        raise GraphError(f"{what} must be an integer from {least} on, not {brief(value)}")
     return int(value)
 
 
@@ -44,10 +47,10 @@ def real(value: Any, what: str, least: float = -math.inf, above: bool = False) -
     0.5
     """
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not _is_finite(value) or value < least or (above and value == least):
+    if not number or not _is_finite(value) or float(value) < least or (above and float(value) == least):
         kind = "a finite number" if least == -math.inf else f"a number {'above' if above else 'from'} {least:g}"
         kind += "" if above or least == -math.inf else " on"
-        raise GraphError(f"{what} must be {kind}, not {value!r}")
+        raise GraphError(f"{what} must be {kind}, not {brief(value)}")
     return float(value)
 
 
@@ -56,6 +59,94 @@ def _is_finite(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer larger than any float
         return False
+
+
+def flag(value: Any, what: str) -> bool:
+    """Return True or False, NumPy's too, as Python's.
+
+    Raises
+    ------
+    GraphError
+        If it is something else: a text such as ``"no"`` would count as True.
+
+    Examples
+    --------
+    >>> flag(np.bool_(True), "shuffle")
+    True
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise GraphError(f"{what} must be True or False, not {brief(value)}")
+    return bool(value)
+
+
+def one_of(value: Any, what: str, known: Collection[str]) -> str:
+    """Return a text that is one of those that are known.
+
+    Raises
+    ------
+    GraphError
+        If it is another one, or none.
+
+    Examples
+    --------
+    >>> one_of("auto", "kernel", ("auto", "numpy"))
+    'auto'
+    """
+    if not isinstance(value, str) or value not in known:
+        raise GraphError(f"{what} must be one of {', '.join(map(repr, known))}, not {brief(value)}")
+    return value
+
+
+def listed(value: Any) -> list[Any] | None:
+    """Return what can be iterated as a list; None for all else, and for a text.
+
+    Examples
+    --------
+    >>> listed(iter((1, 2))), listed(np.array(3)), listed("ab")
+    ([1, 2], None, None)
+    """
+    try:
+        entries = None if isinstance(value, (str, bytes)) else iter(value)
+    except TypeError:  # arrays without axes claim that they can
+        return None
+    return None if entries is None else list(entries)
+
+
+def path_of(value: Any, what: str) -> Path:
+    """Return a path that a system can take.
+
+    Raises
+    ------
+    DataError
+        If it is no path, or an empty one.
+
+    Examples
+    --------
+    >>> path_of("runs/net", "checkpoint").name
+    'net'
+    """
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    try:
+        good = isinstance(path, str) and bool(path) and "\0" not in path and bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        good = False
+    if not good:
+        raise DataError(f"{what} must be a path such as 'runs/net', not {brief(value)}")
+    return Path(str(path))
+
+
+def file_of(value: Any, what: str = "path") -> Path:
+    """Return the path of a file that is there, or of nothing: a device would be replaced, and a pipe be waited for.
+
+    Raises
+    ------
+    DataError
+        If it is something else.
+    """
+    path = path_of(value, what)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{what} must be that of a file; {path} is a {'folder' if path.is_dir() else 'device'}")
+    return path
 
 
 def frozen(array: Any) -> Array:
@@ -76,18 +167,27 @@ def real_array(what: str, value: Any, dtype: Any = np.float64) -> Array:
         If they are no numbers, complex or masked, or not finite as `dtype`.
     """
     try:
-        kind = getattr(getattr(value, "dtype", None), "kind", None)
-        if kind == "c" or np.ma.isMaskedArray(value) or (kind is None and np.iscomplexobj(value)):
+        given = np.asarray(value)
+        if given.dtype.kind == "c" or np.ma.isMaskedArray(value):
             raise FeedError(f"{what} is masked or complex: {brief(value)}; give real numbers")
-        with nullcontext() if dtype is np.float64 else np.errstate(over="ignore"):
-            array = np.array(value, dtype=dtype)
+        # NumPy reads numbers from texts and dates, and takes None for nan.
+        if given.dtype.kind not in "biuf" and not (
+            given.dtype.kind == "O" and all(isinstance(entry, (Number, np.bool_)) for entry in given.flat)
+        ):
+            raise TypeError
+        with np.errstate(over="ignore"):
+            array = np.array(given, dtype=dtype)
     except FeedError:
         raise
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise FeedError(f"{what} is not an array of numbers: {brief(value)}") from None
     if not np.isfinite(array).all():
-        place = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise FeedError(f"{what} is not finite: entry {', '.join(map(str, place))} is {array[tuple(place)]}")
+        place = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        where = f"entry {', '.join(map(str, place))} is " if place else ""
+        if given.dtype.kind == "f" and np.isfinite(given[place]):
+            most = f"{np.finfo(array.dtype).max:.2g}"
+            raise FeedError(f"{what} is too large: {where}{given[place]!s}, and {array.dtype} holds up to {most}")
+        raise FeedError(f"{what} is not finite: {where}{array[place]}")
     return array
 
 
@@ -102,5 +202,8 @@ def vector(what: str, dim: int, value: Any) -> Array:
 
 def brief(value: Any, most: int = 40) -> str:
     """Return a value in few letters, for messages."""
-    text = repr(value).replace("\n", " ")
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of very many digits, or an object of somebody's
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -275,7 +275,6 @@ def forked_in_a_callback(calls):
         def on_epoch(self, record):
             in_child(child)
 
-    trainer.callbacks = trainer.settings.callbacks
     fg.Trainer(trainer.optimizer, trainer.engine, callbacks=[Forking()]).fit(feeds, epochs=1)
 
 

@@ -52,7 +52,7 @@ def refused(error, *fragments, graph=None):
     """Expect `error` with every fragment in its one line, and no value of `graph` changed."""
     before = [] if graph is None else [(n, n.value if n.value is None else n.value.copy()) for n in graph.nodes]
     with pytest.raises(error) as caught:
-        yield
+        yield caught
     assert issubclass(caught.type, FlowgradError)
     message = str(caught.value)
     assert "\n" not in message.strip()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..errors import DataError
+from ..inputs import path_of
 
 __all__ = ["DataSet", "load", "load_digits", "load_mnist", "load_npz"]
 
@@ -141,7 +142,7 @@ def load_npz(path: str | os.PathLike[str], dtype: DTypeLike = np.float32) -> Dat
         type, NaN or infinite values, no samples at all, or labels that are not class indices.
     """
     dtype = _float_dtype(dtype)
-    path = Path(path)
+    path = path_of(path, "path")
     arrays = _read(path)
     data: dict[str, Any] = {}
     for part in ("train", "test"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DataError, GraphError
+from ..inputs import brief, integer, listed
 from .fold import Item
 from .fold import fold as fold_items
 from .render import Palette, render
@@ -121,12 +122,15 @@ def _nodes(graph: Drawable, targets: Vertex | Sequence[Vertex] | None) -> Sequen
         raise GraphError("the graph has no nodes to draw: build some inside `with graph:`")
     if targets is None:
         return graph.nodes
-    stack = list(targets) if isinstance(targets, Iterable) else [targets]
+    several = listed(targets)
+    stack: list[Any] = [targets] if several is None else several
     if not stack:
         raise GraphError("there are no targets to draw: leave them out for the whole graph")
     for target in stack:
         if getattr(target, "graph", None) is not graph:
-            raise GraphError(f"{target} is not a node of the graph to draw: give nodes of this graph as targets")
+            raise GraphError(
+                f"{brief(target, 80)} is not a node of the graph to draw: give nodes of this graph as targets"
+            )
     seen = set(stack)
     while stack:
         for parent in stack.pop().parents:
@@ -159,7 +163,7 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
 def _render(
     path: str | os.PathLike[str], items: Sequence[Item], colours: Palette, counted: str, note: str, limit: int
 ) -> Path:
-    boxes, edges = fold_items(items, limit)
+    boxes, edges = fold_items(items, integer(limit, "fold", 0))
     if len(boxes) > MAX_BOXES:
         raise GraphError(
             f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it, with targets=..."

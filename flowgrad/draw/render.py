@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..inputs import file_of
 from .fold import Box, Edge
 from .layout import Layout, lay_out, port_offset
 
@@ -71,7 +73,7 @@ def render(
     DataError
         When matplotlib is missing, the ending is unknown, or the file cannot be written.
     """
-    path = Path(path)
+    path = file_of(path)
     suffix = path.suffix.lstrip(".").lower()
     if suffix not in FORMATS:
         raise DataError(f"cannot draw to {str(path)!r}: let the name end in .{', .'.join(FORMATS)}")
@@ -192,4 +194,5 @@ def _save(figure: Any, path: Path, suffix: str, dpi: float) -> None:
     except OSError as error:
         raise DataError(f"cannot write {str(path)!r}: {error.strerror or error}: choose another place") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as that the folder is a file
+            temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import GraphError, ShapeError
 from ..graph import Node
+from ..inputs import brief
 from ..op import Op
 from .elementwise import Add, Multiply, Negative, Scale, Subtract
 from .functions import Reciprocal
@@ -55,7 +56,7 @@ def _item(a: Node, key: Any) -> Node:
             return Slice(a, start, stop)
         raise ShapeError(f"{a}[{key.start}:{key.stop}:{key.step}]: only steps of 1; use Gather for other selections")
     if isinstance(key, bool) or not hasattr(key, "__index__"):
-        raise ShapeError(f"{a} takes a range such as [2:5] or a position, not {key!r}")
+        raise ShapeError(f"{a} takes a range such as [2:5] or a position, not {brief(key)}")
     position = key.__index__()
     if not -a.dim <= position < a.dim:
         raise ShapeError(f"{a} has no entry {position}: positions run from 0 to {a.dim - 1}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypedDict
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import GraphError, warn
 from ..graph import Graph, Node, Variable, ancestors
-from ..inputs import integer
+from ..inputs import brief, integer, real
 from ..returned import told
 from ..typing import Array
 from .privacy import Privacy
@@ -92,7 +92,7 @@ class Optimizer:
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
         if not isinstance(target, Node) or target.graph is not graph:
-            raise GraphError(f"the target {target!r} is not a node of {graph}")
+            raise GraphError(f"the target {brief(target)} is not a node of {graph}")
         if target.dim != 1:
             raise GraphError(
                 f"the target {target} is not a scalar: a loss has dim 1, this node has dim {target.dim}; "
@@ -106,8 +106,8 @@ class Optimizer:
         self.batch_size = batch_size
         if per_sample_clip is not None:
             self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
-        elif noise_multiplier != 0:
-            raise GraphError("noise_multiplier needs per_sample_clip: the noise is a multiple of it")
+        elif real(noise_multiplier, "noise_multiplier", 0) or noise_seed is not None:
+            raise GraphError("noise_multiplier and noise_seed need per_sample_clip: the noise is a multiple of it")
         self.epochs = 0
         self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()
@@ -128,6 +128,8 @@ class Optimizer:
 
     @state.setter
     def state(self, state: State | None) -> None:
+        if state is not None and not isinstance(state, Mapping):
+            raise GraphError(f"an optimizer's state is a dict of arrays by name, or None, not {brief(state)}")
         checked = None if state is None else {name: _state_array(name, value) for name, value in state.items()}
         if self._provide is not None:
             self._provide()  # or what a training shows would be laid over this one when it is read
@@ -175,7 +177,7 @@ class Optimizer:
     @rule.setter
     def rule(self, rule: Rule) -> None:
         if not isinstance(rule, Rule):
-            raise GraphError(f"a rule is an object such as fg.Adam(graph, loss).rule, not {rule!r}")
+            raise GraphError(f"a rule is an object such as fg.Adam(graph, loss).rule, not {brief(rule)}")
         self._rule = rule
 
     @property

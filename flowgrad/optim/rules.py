@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import FlowgradError, GraphError
-from ..inputs import real
+from ..inputs import flag, real
 from ..returned import numbers, told
 from ..typing import Array
 from .norms import scale_of
@@ -54,7 +54,10 @@ class Rule:
     def __post_init__(self) -> None:
         kind = type(self).__name__
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
-            if name == "bias_correction" or (name == "clip_norm" and value is None):
+            if name == "clip_norm" and value is None:
+                continue
+            if name == "bias_correction":
+                object.__setattr__(self, name, flag(value, f"{kind}: {name}"))
                 continue
             if name == "learning_rate" and callable(value):
                 continue

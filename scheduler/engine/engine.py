@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
-from flowgrad.inputs import integer
+from flowgrad.inputs import brief, flag, integer, one_of
 from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, MeanSquaredError
 from flowgrad.typing import Array
 
@@ -77,10 +77,10 @@ class Engine:
         kernel: str = "auto",
         cache_bytes: int = DEFAULT_BYTES,
     ):
-        if kernel not in ("auto", "numba", "numpy"):
-            raise GraphError(f"unknown kernel {kernel!r}: choose auto, numba or numpy")
-        if dtype is not None and dtype not in (np.float32, np.float64, "float32", "float64", "f4", "f8", float):
-            raise GraphError(f"dtype must be float32 or float64, not {dtype!r}")
+        one_of(kernel, "kernel", ("auto", "numba", "numpy"))
+        known = (np.float32, np.float64, "float32", "float64", "f4", "f8", float)
+        if dtype is not None and (not isinstance(dtype, (str, type, np.dtype)) or dtype not in known):
+            raise GraphError(f"dtype must be float32 or float64, not {brief(dtype)}")
         check_grain(grain)
         shards = shards if shards is None else integer(shards, "shards")
         self._where, self._settings = where, (dtype, grain, shards, kernel, cache_bytes)
@@ -208,6 +208,7 @@ class Engine:
         >>> lowered.tasks(), lowered.compute().tolist()
         ({'forward': 1}, [[2.0], [0.0]])
         """
+        gradient = flag(gradient, "gradient")
 
         def lower(grain: str | None) -> Computation:
             if gradient:
@@ -418,7 +419,7 @@ class Engine:
         """
         losses = (CrossEntropyWithSoftMax, LogisticCrossEntropy, MeanSquaredError)
         if not isinstance(loss, losses):
-            raise GraphError(f"ggn_diagonal is of a {' or '.join(op.__name__ for op in losses)}, not of {loss}")
+            raise GraphError(f"ggn_diagonal is of a {' or '.join(op.__name__ for op in losses)}, not of {brief(loss)}")
         values.check_scalar(loss, "loss")
         outputs, labels = loss.parents
         recipe, checked = self.session.recipe(outputs, wrt, feeds, "ggn_diagonal")

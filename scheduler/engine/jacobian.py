@@ -8,9 +8,8 @@ from typing import Any
 
 import psutil
 
-from flowgrad.errors import GraphError
 from flowgrad.graph import Node
-from flowgrad.inputs import integer
+from flowgrad.inputs import flag, integer, one_of
 from flowgrad.typing import Array
 
 from .. import derivatives
@@ -47,8 +46,8 @@ def jacobian(
     mode: str,
 ) -> Any:
     """Compute the Jacobian of `result` by other nodes; see `Engine.jacobian`."""
-    if mode not in ("auto", "reverse", "forward"):
-        raise GraphError(f"unknown mode {mode!r}: choose auto, reverse or forward")
+    one_of(mode, "mode", ("auto", "reverse", "forward"))
+    compute = flag(compute, "compute")
     recipe, checked = session.recipe(result, wrt, feeds, "jacobian")
     nodes = recipe.wrt
     size = checked.samples * result.dim * sum(n.dim for n in nodes) * checked.dtype.itemsize

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from flowgrad.errors import GraphError, warn
 from flowgrad.graph import Graph, Node, Variable
-from flowgrad.inputs import integer
+from flowgrad.inputs import brief, integer, listed
 from flowgrad.program import Program, verify
 from flowgrad.tangents import linearize
 
@@ -167,9 +167,10 @@ class Session:
 def nodes_of(wrt: Any, graph: Any) -> list[Node]:
     """Return the nodes to differentiate by, each once."""
     nodes: dict[Node, None] = {}
-    for node in [wrt] if isinstance(wrt, Node) or not isinstance(wrt, Iterable) else wrt:
+    several = listed(wrt)
+    for node in [wrt] if several is None else several:
         if not isinstance(node, Node):
-            raise GraphError(f"derivatives are by nodes; {node!r} is not one")
+            raise GraphError(f"derivatives are by nodes; {brief(node)} is not one")
         if node.graph is not graph:
             raise GraphError(f"{node} belongs to another graph")
         nodes[node] = None

@@ -19,7 +19,7 @@ from .session import Session
 
 def grain_of(session: Session, grain: str | None) -> str:
     """Return the grain of a computation that is no training: a round is of optimizer steps."""
-    chosen = check_grain(grain or session.grain)
+    chosen = check_grain(session.grain if grain is None else grain)
     return "shard" if chosen in ("auto", "round", "collective") else chosen
 
 

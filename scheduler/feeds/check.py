@@ -10,6 +10,7 @@ import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable
+from flowgrad.inputs import brief
 from flowgrad.typing import Array
 
 from ..executors import Executor
@@ -43,6 +44,7 @@ def check_feeds(
     dtype: Any = None,
     lazy: bool = False,
     executor: Executor | None = None,
+    what: str = "feeds",
 ) -> Feeds:
     """Check feeds against a graph and bring them to ``(N, dim)``.
 
@@ -57,6 +59,8 @@ def check_feeds(
         Leave what is dask's, and memory-mapped files, where they are; their values are checked when they are read.
     executor : optional
         What computes for it; dask's default if not given.
+    what : str
+        What they are called in messages.
 
     Raises
     ------
@@ -66,7 +70,7 @@ def check_feeds(
     if feeds is None:
         return Feeds({}, 1, np.dtype(dtype or np.float64))
     if not isinstance(feeds, Mapping):
-        raise FeedError(f"feeds must be a dict {{variable: array}}, not {type(feeds).__name__}")
+        raise FeedError(f"{what} must be a dict {{variable: array}}, not {type(feeds).__name__}")
     raw = read_feeds(graph, feeds, executor, lazy)
     samples = check_lengths({v: a.shape[0] for v, a in raw.items()})
     dtype = common_dtype((a.dtype for a in raw.values()), dtype)
@@ -126,7 +130,7 @@ def check_nodes(nodes: Any, what: str) -> tuple[Graph, list[Node]]:
         raise GraphError(f"{what}: no node was given")
     for node in sequence:
         if not isinstance(node, Node):
-            raise GraphError(f"{what}: {node!r} is not a node")
+            raise GraphError(f"{what}: {brief(node)} is not a node")
         if node.graph is not sequence[0].graph:
             raise GraphError(f"{what}: {sequence[0]} and {node} belong to two different graphs")
     return sequence[0].graph, sequence
@@ -145,7 +149,7 @@ def require_values(variables: list[Variable], feeds: Feeds, target: Node) -> Non
 def fed_variable(graph: Graph, key: Any) -> Variable:
     """Return `key` if it can be fed, a variable of `graph`."""
     if not isinstance(key, Node):
-        raise FeedError(f"feeds are given by variable; {key!r} is {type(key).__name__}, not a node")
+        raise FeedError(f"feeds are given by variable; {brief(key)} is {type(key).__name__}, not a node")
     if not isinstance(key, Variable):
         raise FeedError(f"only variables can be fed; {key} is computed from its parents")
     if key.graph is not graph:
@@ -204,14 +208,21 @@ def _shaped(v: Variable, array: Array, dtype: np.dtype[Any], first: int | Array 
     if shaped.dtype != array.dtype and not np.isfinite(shaped).all():
         sample, entry = np.argwhere(~np.isfinite(shaped))[0]
         value = array.reshape(len(array), v.dim)[sample, entry]
+        advice = "use float64" if abs(value) <= np.finfo(np.float64).max else "scale it"
         raise FeedError(
-            f"the feed for {v.name!r} holds {value} at sample {_number(first, sample)}, more than {dtype} can: use float64"
+            f"the feed for {v.name!r} holds {value!s} at sample {_number(first, sample)}, more than {dtype} can: {advice}"
         )
     return shaped
 
 
-def check_batch_size(batch_size: int, samples: int, accumulate: int = 1) -> None:
+def check_batch_size(batch_size: int, feeds: Feeds, accumulate: int = 1) -> None:
     """Raise an error if there are fewer samples than one update takes."""
+    samples = feeds.samples
+    if not feeds.arrays and batch_size * accumulate > 1:
+        raise FeedError(
+            f"nothing is fed, which makes one sample, but the batch size is {batch_size * accumulate}: "
+            f"give {{variable: array (N, dim)}}, or choose batch size 1"
+        )
     if samples < batch_size * accumulate:
         times = f" times accumulate {accumulate} = {batch_size * accumulate}" if accumulate > 1 else ""
         raise FeedError(

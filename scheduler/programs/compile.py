@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.errors import FeedError, GraphError
+from flowgrad.errors import FeedError
 from flowgrad.graph import Graph, Node, Variable
+from flowgrad.inputs import one_of
 from flowgrad.op import Op
 from flowgrad.program import Program, Role, trace, verify
 from flowgrad.samples import check_first_use
@@ -78,9 +79,7 @@ def prune(program: Program) -> Program:
 
 def check_grain(grain: str) -> str:
     """Return `grain`, or raise with the list of those there are."""
-    if grain not in GRAINS:
-        raise GraphError(f"unknown grain {grain!r}: choose one of {', '.join(GRAINS)}")
-    return grain
+    return one_of(grain, "grain", GRAINS)
 
 
 def traced(

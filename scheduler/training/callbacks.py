@@ -8,7 +8,7 @@ from enum import Flag, auto
 from typing import Any
 
 from flowgrad.errors import GraphError
-from flowgrad.inputs import integer, real
+from flowgrad.inputs import brief, flag, integer, listed, one_of, real
 
 from .history import History
 
@@ -75,17 +75,27 @@ class Callback:
         """Receive the whole history; the variables hold the trained values."""
 
 
+METHODS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
 class Callbacks:
     """The callbacks of a trainer."""
 
     def __init__(self, callbacks: Iterable[Any] = ()):
-        if not isinstance(callbacks, Iterable):
-            raise GraphError(f"callbacks is a list of them, not {callbacks!r}: write [{type(callbacks).__name__}(...)]")
-        self.callbacks = tuple(callbacks)
+        given = listed(callbacks)
+        if given is None:
+            kind = type(callbacks).__name__
+            raise GraphError(f"callbacks is a list of them, not {brief(callbacks)}: write [{kind}(...)]")
+        self.callbacks = tuple(given)
         for callback in self.callbacks:
             if isinstance(callback, type):
                 raise GraphError(
                     f"callbacks are objects, {callback.__name__} is a class: write {callback.__name__}(...)"
+                )
+            answers = [getattr(callback, name) for name in METHODS if getattr(callback, name, None) is not None]
+            if not answers or not all(map(callable, answers)):
+                raise GraphError(
+                    f"callbacks are objects with some of the methods {', '.join(METHODS)}, not {brief(callback)}"
                 )
 
     def notify(self, method: str, *args: Any) -> Signal:
@@ -158,9 +168,8 @@ class EarlyStopping(Callback):
         self, monitor: str = "validation_loss", patience: int = 3, min_delta: float = 0.0, restore_best: bool = True
     ):
         known = ("validation_loss", "validation_accuracy", "loss")
-        if monitor not in known:
-            raise GraphError(f"EarlyStopping: monitor is one of {', '.join(map(repr, known))}, not {monitor!r}")
-        self.monitor, self.restore_best = monitor, restore_best
+        self.monitor = one_of(monitor, "EarlyStopping: monitor", known)
+        self.restore_best = flag(restore_best, "EarlyStopping: restore_best")
         self.patience = integer(patience, "EarlyStopping: patience")
         self.min_delta = real(min_delta, "EarlyStopping: min_delta", 0)
         self._forget()

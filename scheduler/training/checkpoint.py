@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from flowgrad.errors import DataError, GraphError, warn
 from flowgrad.files import arrays_under, read_arrays, write_arrays
 from flowgrad.graph import Node, ancestors
-from flowgrad.inputs import integer, real
+from flowgrad.inputs import integer, path_of, real
 from flowgrad.optim import Rule, Schedule, describe, restore
 from flowgrad.typing import Array
 
@@ -63,6 +63,7 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
+        path_of(self.folder, "Checkpoints: folder")
         integer(self.keep, "Checkpoints: keep")
         if self.every_epochs is not None:
             integer(self.every_epochs, "Checkpoints: every_epochs")

@@ -67,7 +67,7 @@ class TrainingJob:
         self.feeds: Feeds = check_feeds(
             optimizer.graph, feeds, settings.engine.dtype, lazy=True, executor=self.executor
         )
-        check_batch_size(optimizer.batch_size, self.feeds.samples, settings.accumulate)
+        check_batch_size(optimizer.batch_size, self.feeds, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
         optimizer.try_rule(self.feeds.dtype)

@@ -56,7 +56,7 @@ class Run:
         checked = (
             None
             if validation is None
-            else check_feeds(graph, validation, job.feeds.dtype, lazy=True, executor=job.executor)
+            else check_feeds(graph, validation, job.feeds.dtype, True, job.executor, "validation")
         )
         layout = job.step.program.layout
         self.epoch = self.position = 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
-from flowgrad.inputs import integer
+from flowgrad.inputs import brief, flag, integer, path_of
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
@@ -84,9 +84,15 @@ class Trainer:
         self.engine = Engine() if engine is None else engine
         called = Callbacks(callbacks)
         if not isinstance(self.engine, Engine):
-            raise GraphError(f"the trainer's engine is an Engine, not {engine!r}: give fg.Engine({engine!r})")
+            raise GraphError(f"the trainer's engine is an Engine, not {brief(engine)}: give fg.Engine({brief(engine)})")
         self.settings = Settings(
-            optimizer, self.engine, bool(shuffle), integer(seed, "seed", 0), called, shortest_epoch, accumulate
+            optimizer,
+            self.engine,
+            flag(shuffle, "shuffle"),
+            integer(seed, "seed", 0),
+            called,
+            shortest_epoch,
+            accumulate,
         )
 
     def fit(
@@ -141,10 +147,10 @@ class Trainer:
         (40, True)
         """
         epochs = integer(epochs, "epochs")
-        if resume and checkpoint is None:
+        if flag(resume, "resume") and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
-            checkpoint = Checkpoints(checkpoint)
+            checkpoint = Checkpoints(path_of(checkpoint, "checkpoint"))
         saver = None if checkpoint is None else Saver(checkpoint, resume)
         mirror = Mirror(self.optimizer)
         try:
@@ -205,6 +211,7 @@ class Trainer:
         >>> "plan: grain" in trainer.explain({x: [1.0, 2.0]})
         True
         """
+        epochs, again = integer(epochs, "epochs"), flag(again, "again")
         return explain_training(estimate(TrainingJob(self.settings, feeds, epochs), again))
 
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What bad input gets: one line that names the node, both sizes and what to do; values stay as they were."""
 
+import os
 import re
 
 import numpy as np
@@ -348,3 +349,151 @@ def test_hints_for_what_is_nearly_right():
         assert (x * fg.Gather(one, [0] * 3)).forward().tolist() == [2.0, 4.0, 6.0]
         with pytest.raises(ShapeError, match=r"has shape \(2, 2\); .*: a matrix is laid out row by row, array.ravel"):
             fg.Variable(4, np.eye(2))
+
+
+# -- every argument --
+
+
+class Odd:
+    """An object whose ``repr`` fails."""
+
+    def __repr__(self):
+        raise RuntimeError("on purpose")
+
+
+LARGE = 10**5000  # more digits than Python writes
+NONE_OF_THEM = [Odd(), object(), b"x", np.array([1, 2]), np.array(3), (1, 2), {1: 2}, lambda: 0, int]
+FLAGS = [None, "", "no", 1, 0.0, *NONE_OF_THEM]
+WHOLE = ["", "3", 2.5, np.nan, -1, True, *NONE_OF_THEM]
+NUMBERS = ["", "0.1", np.nan, np.inf, -1, True, LARGE, *NONE_OF_THEM]
+TEXTS = ["", "a", 5, LARGE, True, *NONE_OF_THEM]
+PATHS = [None, "", "a\0b", "\ud800", 5, 2.5, True, LARGE, *NONE_OF_THEM]
+NODES = ["", "a", 5, LARGE, True, *NONE_OF_THEM]
+CALLBACKS = [[5], ["on_epoch"], [None], "ab", type("Mine", (fg.Callback,), {"on_epoch": 5})(), *NONE_OF_THEM]
+BAD = {
+    "epochs": (WHOLE, lambda m, v: m.trainer.fit(m.feeds, epochs=v)),
+    "validation": ([v for v in NODES if not isinstance(v, dict)], lambda m, v: m.trainer.fit(m.feeds, 1, validation=v)),
+    "checkpoint": (PATHS[1:], lambda m, v: m.trainer.fit(m.feeds, 1, checkpoint=v)),
+    "resume": (FLAGS, lambda m, v: m.trainer.fit(m.feeds, 1, checkpoint="never made", resume=v)),
+    "fit: feeds": (NODES, lambda m, v: m.trainer.fit(v)),
+    "evaluate: feeds": (NODES, lambda m, v: m.trainer.evaluate(v)),
+    "predict: feeds": (NODES, lambda m, v: m.trainer.predict(m.loss, v)),
+    "forward": ([None, *NODES], lambda m, v: m.trainer.predict(v, m.feeds)),
+    "explain: epochs": (WHOLE, lambda m, v: m.trainer.explain(m.feeds, v)),
+    "explain: again": (FLAGS, lambda m, v: m.trainer.explain(m.feeds, again=v)),
+    "optimizer": (NODES, lambda m, v: fg.Trainer(v)),
+    "engine": (NODES, lambda m, v: fg.Trainer(m.optimizer, v)),
+    "shuffle": (FLAGS, lambda m, v: fg.Trainer(m.optimizer, m.engine, shuffle=v)),
+    "seed": (WHOLE, lambda m, v: fg.Trainer(m.optimizer, m.engine, seed=v)),
+    "callbacks": (CALLBACKS, lambda m, v: fg.Trainer(m.optimizer, m.engine, callbacks=v)),
+    "accumulate": (WHOLE, lambda m, v: fg.Trainer(m.optimizer, m.engine, accumulate=v)),
+    "EarlyStopping: monitor": (TEXTS, lambda m, v: fg.EarlyStopping(v)),
+    "EarlyStopping: patience": (WHOLE, lambda m, v: fg.EarlyStopping(patience=v)),
+    "EarlyStopping: min_delta": (NUMBERS, lambda m, v: fg.EarlyStopping(min_delta=v)),
+    "EarlyStopping: restore_best": (FLAGS, lambda m, v: fg.EarlyStopping(restore_best=v)),
+    "Checkpoints: folder": (PATHS, lambda m, v: fg.Checkpoints(v)),
+    "Checkpoints: every_epochs": (WHOLE, lambda m, v: fg.Checkpoints("x", every_epochs=v)),
+    "Checkpoints: every_seconds": (NUMBERS, lambda m, v: fg.Checkpoints("x", every_seconds=v)),
+    "Checkpoints: keep": (WHOLE, lambda m, v: fg.Checkpoints("x", keep=v)),
+    "path": (PATHS, lambda m, v: fg.save(v, m.graph)),
+    "load: path": (PATHS, lambda m, v: fg.load(v)),
+    "ops": (NODES[:-1], lambda m, v: fg.load("never read", ops=v)),
+    "an optimizer": (NODES, lambda m, v: fg.save("never made", m.graph, v)),
+    "a graph": ([None, *NODES], lambda m, v: fg.save("never made", v)),
+    "draw: path": (PATHS, lambda m, v: m.graph.draw(v)),
+    "draw: targets": (NODES, lambda m, v: m.graph.draw("never.svg", v)),
+    "fold": (WHOLE, lambda m, v: m.graph.draw("never.svg", fold=v)),
+    "Graph": (NODES, lambda m, v: fg.Adam(v, m.loss)),
+    "target": ([None, *NODES], lambda m, v: fg.Adam(m.graph, v)),
+    "learning_rate": ([None, *NUMBERS[:-2]], lambda m, v: fg.Adam(m.graph, m.loss, v)),
+    "beta_1": ([None, *NUMBERS], lambda m, v: fg.Adam(m.graph, m.loss, beta_1=v)),
+    "momentum": ([None, *NUMBERS], lambda m, v: fg.Momentum(m.graph, m.loss, momentum=v)),
+    "bias_correction": (FLAGS, lambda m, v: fg.Adam(m.graph, m.loss, bias_correction=v)),
+    "batch_size": ([None, *WHOLE], lambda m, v: fg.Adam(m.graph, m.loss, batch_size=v)),
+    "weight_decay": ([None, *NUMBERS], lambda m, v: fg.Adam(m.graph, m.loss, weight_decay=v)),
+    "clip_norm": (NUMBERS, lambda m, v: fg.Adam(m.graph, m.loss, clip_norm=v)),
+    "per_sample_clip": (NUMBERS, lambda m, v: fg.Adam(m.graph, m.loss, per_sample_clip=v)),
+    "noise_multiplier": ([None, *NUMBERS], lambda m, v: fg.Adam(m.graph, m.loss, noise_multiplier=v)),
+    "noise_seed": (WHOLE, lambda m, v: fg.Adam(m.graph, m.loss, noise_seed=v)),
+    "rule": ([None, *NODES], lambda m, v: fg.Optimizer(m.graph, m.loss, v)),
+    "state": (NODES, lambda m, v: setattr(m.optimizer, "state", v)),
+    "engine: dtype": (TEXTS, lambda m, v: fg.Engine("sync", dtype=v)),
+    "grain": ([None, *TEXTS], lambda m, v: fg.Engine("sync", grain=v)),
+    "shards": (WHOLE, lambda m, v: fg.Engine("sync", shards=v)),
+    "kernel": ([None, *TEXTS], lambda m, v: fg.Engine("sync", kernel=v)),
+    "cache_bytes": ([None, *WHOLE], lambda m, v: fg.Engine("sync", cache_bytes=v)),
+    "derivatives": (NODES, lambda m, v: m.engine.jacobian(m.loss, v, m.feeds)),
+    "gradient: wrt": (NODES, lambda m, v: m.engine.gradient(m.loss, m.feeds, v)),
+    "jacobian": ([None, *NODES], lambda m, v: m.engine.jacobian(v, m.w, m.feeds)),
+    "compute": (FLAGS, lambda m, v: m.engine.jacobian(m.loss, m.w, m.feeds, compute=v)),
+    "memory_budget": (WHOLE, lambda m, v: m.engine.jacobian(m.loss, m.w, m.feeds, memory_budget=v)),
+    "mode": ([None, *TEXTS], lambda m, v: m.engine.jacobian(m.loss, m.w, m.feeds, mode=v)),
+    "lower: gradient": (FLAGS, lambda m, v: m.engine.lower(m.loss, m.feeds, v)),
+    "lower: grain": (TEXTS, lambda m, v: m.engine.lower(m.loss, m.feeds, grain=v)),
+    "check_gradients": ([None, *NODES], lambda m, v: fg.check_gradients(v)),
+    "check_gradients: by variables": (NODES, lambda m, v: fg.check_gradients(m.w, v)),
+    "rtol": ([None, *NUMBERS], lambda m, v: fg.check_gradients(m.w, rtol=v)),
+    "slot": ([None, *NODES[:4]], lambda m, v: m.logits.local_jacobian(v)),
+    "backward": ([None, *NODES], lambda m, v: m.w.backward(v)),
+    "ggn_diagonal": ([None, *NODES], lambda m, v: m.engine.ggn_diagonal(v, m.feeds)),
+    "Graph: seed": (WHOLE, lambda m, v: fg.Graph(v)),
+    "dim": ([None, *WHOLE], lambda m, v: fg.Variable(v)),
+    "trainable": (FLAGS, lambda m, v: fg.Variable(1, trainable=v)),
+    "the value for": (
+        [None, "3", ["3"], [None], "2020", *NONE_OF_THEM[:4], *NONE_OF_THEM[5:]],
+        lambda m, v: m.b.set_value(v),
+    ),
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_an_argument_of_no_sensible_type(model, argument, tmp_path, monkeypatch):
+    """One line that names it, whatever is given; nothing is written, and no value changes."""
+    monkeypatch.chdir(tmp_path)
+    values, call = BAD[argument]
+    name = argument.rpartition(": ")[2]
+    for value in values:
+        with refused(FlowgradError, graph=model.graph) as told:
+            call(model, value)
+        message = str(told.value)
+        assert name in message or name in ("targets", "wrt", "backward"), message
+        assert len(message) < 400, message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "missing/model", "file/model", "folder", "folder/", ".", "..", "/", "n" * 300])
+def test_a_path_where_no_file_can_be(model, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    calls = [
+        lambda: fg.save(name, model.graph),
+        lambda: fg.load(name),
+        lambda: model.graph.draw(f"{name}.svg" if name[-5:] == "model" or len(name) > 99 else name),
+    ]
+    for call in calls:
+        with refused(DataError, graph=model.graph):
+            call()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_pipe_is_no_file(model, tmp_path):
+    """It would be replaced, or waited for."""
+    os.mkfifo(tmp_path / "pipe.svg")
+    for call in (lambda path: fg.save(path, model.graph), fg.load, model.graph.draw):
+        with refused(DataError, "pipe.svg", "is a device"):
+            call(tmp_path / "pipe.svg")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe.svg"]
+
+
+@pytest.mark.parametrize("feeds", [None, {}])
+def test_a_training_without_feeds(model, feeds):
+    with refused(FeedError, "nothing is fed", 2, graph=model.graph):
+        model.trainer.fit(feeds)
+
+
+def test_a_path_of_any_kind_is_taken(model, tmp_path):
+    for path in (tmp_path / "model", str(tmp_path / "model"), np.str_(tmp_path / "model")):
+        fg.save(path, model.graph)
+        assert len(fg.load(path).graph.nodes) == len(model.graph.nodes)

@@ -81,7 +81,7 @@ def test_by_no_nodes_at_all_nothing_is_lost():
     assert engine.cache_info().values == held
 
 
-@pytest.mark.parametrize("value", [np.array([1 + 2j]), np.ma.array([1.0], mask=[True]), [10**400]])
+@pytest.mark.parametrize("value", [np.array([1 + 2j]), np.ma.array([1.0], mask=[True]), [10**400], None, [None], "1"])
 def test_values_that_are_no_real_numbers(value):
     with fg.Graph():
         w = fg.Variable(1, [2.0])
@@ -90,3 +90,19 @@ def test_values_that_are_no_real_numbers(value):
     with pytest.raises(fg.FlowgradError, match="x must be a finite number"):
         real(10**400, "x")
     assert w.value.tolist() == [2.0]
+
+
+def test_a_value_beyond_double_precision():
+    with fg.Graph():
+        w, x = fg.Variable(2, [1.0, 2.0], name="w"), fg.Variable(2, trainable=False, name="x")
+    large = np.array([1.0, "1e400"], np.longdouble)
+    if np.isinf(large[1]):
+        pytest.skip("long double is double here")
+    with pytest.raises(
+        fg.FlowgradError, match=r"'w' \(dim 2\) is too large: entry 1 is 1e\+400, and float64 holds up to"
+    ):
+        w.set_value(large)
+    with pytest.raises(fg.FlowgradError, match=r"'x' holds 1e\+400 at sample 0, more than float64 can: scale it"):
+        fg.Engine("sync").forward(fg.Dot(w, x), {x: large[None]})
+    w.set_value(large[[0, 0]])
+    assert w.value.tolist() == [1.0, 1.0]

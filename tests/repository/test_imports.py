@@ -36,7 +36,8 @@ LARGER = {"kernels": 3030}
 # Rooms of flowgrad/ likewise. Files and folders of one tuple stand side by side.
 ROOMS = (
     ("typing", "errors"),
-    ("inputs", "jacobians", "draw", "formulas"),
+    ("inputs",),
+    ("jacobians", "draw", "formulas"),
     ("returned",),
     ("graph",),
     ("op",),

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,8 +93,8 @@ def test_a_loss_without_classes_has_no_accuracy():
 
 @pytest.mark.parametrize("grain", GRAINS)
 def test_callbacks(grain):
-    model, recorder = Model(), Recorder()
-    history = model.fit(grain=grain, epochs=2, callbacks=[recorder, object()], validation=model.validation)
+    model, recorder, other = Model(), Recorder(), SimpleNamespace(on_recovery=print)
+    history = model.fit(grain=grain, epochs=2, callbacks=[recorder, other], validation=model.validation)
     names = [name for name, _ in recorder.calls]
     assert names[0] == "on_train_begin"
     assert names[-1] == "on_train_end"
