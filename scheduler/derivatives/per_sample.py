@@ -218,5 +218,13 @@ class PerSampleGradients:
                 gradients._take(gradients._again())
         return executor.compute(array())
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._executor.remote:
+            raise GraphError(
+                f"{self!r} cannot be pickled: its factors lie on {self._executor.name}; send what you need of them, "
+                f"such as norms() or mean()"
+            )
+        return vars(self)
+
     def __repr__(self) -> str:
         return f"<PerSampleGradients of {self.samples} samples by {len(self.wrt)} nodes, {sum(self._sizes)} entries>"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from flowgrad.errors import GraphError
@@ -40,7 +41,11 @@ def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = N
     graph, targets = check_nodes(nodes, "forward")
     checked = check_feeds(graph, feeds, session.dtype, executor=session.executor)
     job = _lower_forward(session, targets, graph, checked, grain)
-    return replace(job, finish=lambda values: job.finish(values)[0]) if isinstance(nodes, Node) else job
+    return replace(job, finish=partial(_only, job.finish)) if isinstance(nodes, Node) else job
+
+
+def _only(finish: Callable[[list[Any]], list[Array]], values: list[Any]) -> Array:
+    return finish(values)[0]
 
 
 def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, grain: str | None = None) -> Computation:

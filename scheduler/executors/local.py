@@ -30,6 +30,17 @@ def _forget_pools() -> None:
 after_fork(_forget_pools)
 
 
+class Done(Future[Any]):
+    """A future that is done, and pickled by its value."""
+
+    def __init__(self, value: Any):
+        super().__init__()
+        self.set_result(value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.result(),)
+
+
 class LocalExecutor(Executor):
     """Runs tasks at once, in this process: with dask's threaded scheduler, or without `threads` one task after the other.
 
@@ -111,9 +122,7 @@ class LocalExecutor(Executor):
 
     def future(self, handle: Handle) -> Any:
         """Return the value as a future that is done."""
-        done: Future[Any] = Future()
-        done.set_result(handle.future)
-        return done
+        return Done(handle.future)
 
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Return the values."""

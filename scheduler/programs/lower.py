@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -115,18 +116,16 @@ def lower_forward(program: Program, owner: Graph, feeds: Feeds, grain: str, shar
             continue
         block = graph.task("forward", run_program, held, names, *(inputs[i.var] for i in program.inputs))
         keys += [block] if len(names) == 1 else [graph.task("pick", pick, block, k) for k in range(len(names))]
+    return placed.job(keys, partial(_joined, len(names), placed.bounds))
 
-    def finish(values: list[Any]) -> list[Array]:
-        out = []
-        for k in range(len(names)):
-            parts = [
-                np.broadcast_to(v, (stop - start, v.shape[1]))
-                for v, (start, stop) in zip(values[k :: len(names)], placed.bounds)
-            ]
-            out.append(np.concatenate(parts))
-        return out
 
-    return placed.job(keys, finish)
+def _joined(outputs: int, bounds: Sequence[tuple[int, int]], values: list[Any]) -> list[Array]:
+    """Return the arrays of so many outputs, whose shards come one after the other."""
+    out = []
+    for k in range(outputs):
+        parts = [np.broadcast_to(v, (stop - start, v.shape[1])) for v, (start, stop) in zip(values[k::outputs], bounds)]
+        out.append(np.concatenate(parts))
+    return out
 
 
 def lower_gradient(
@@ -159,22 +158,28 @@ def lower_gradient(
         refs = [inputs[i.var] for i in program.inputs if i.var != seed]
         shares.append(graph.task("gradient", shard_gradient, held, names, feeds.samples, stop - start, *refs))
     keys = [reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group))] if shares else []
+    places: list[tuple[Variable, int, int]] = []
+    at = 0
+    for _, variables in named:
+        fed = variables[0] in feeds.arrays
+        for v in variables:
+            if fed:
+                places.append((v, at, at + v.dim))
+            elif v.index in program.layout:
+                _, start, stop = program.layout[v.index]
+                places.append((v, at + start, at + stop))
+        at += variables[0].dim if fed else program.size("param")
+    return placed.job(keys, partial(_by_variable, list(wrt), places, feeds.dtype))
 
-    def finish(values: list[Any]) -> dict[Variable, Array]:
-        out = {v: np.zeros(v.dim, feeds.dtype) for v in wrt}
-        at = 0
-        for _, variables in named:
-            size = program.size("param") if variables[0] not in feeds.arrays else variables[0].dim
-            piece = values[0][0][at : at + size]
-            for v in variables:
-                if v in feeds.arrays:
-                    out[v] = piece.copy()
-                elif v.index in program.layout:
-                    out[v] = piece[slice(*program.layout[v.index][1:])].copy()
-            at += size
-        return out
 
-    return placed.job(keys, finish)
+def _by_variable(
+    wrt: Sequence[Variable], places: Sequence[tuple[Variable, int, int]], dtype: Any, values: list[Any]
+) -> dict[Variable, Array]:
+    """Return the piece of a flat gradient that lies at each variable's place; zeros for those without one."""
+    out = {v: np.zeros(v.dim, dtype) for v in wrt}
+    for v, start, stop in places:
+        out[v] = values[0][0][start:stop].copy()
+    return out
 
 
 def lower_share(

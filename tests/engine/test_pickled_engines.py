@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import cloudpickle
+import dask.array as da
 import numpy as np
 import pytest
 from conftest import ROOT, local_cluster
@@ -16,7 +17,9 @@ from distributed import Client, LocalCluster, get_client
 from models import Model
 
 import flowgrad as fg
-from flowgrad.errors import ClusterError
+from flowgrad.data import load_mnist
+from flowgrad.errors import ClusterError, FeedError
+from flowgrad.scheduler.derivatives import PerSampleGradients
 from flowgrad.scheduler.executors import LocalExecutor
 
 SETTINGS = {"dtype": np.float32, "grain": "shard", "shards": 2, "kernel": "numpy", "cache_bytes": 1 << 20}
@@ -202,6 +205,77 @@ def test_a_trainer_in_its_own_callback():
     fg.Trainer(expected.optimizer, fg.Engine("sync")).fit(expected.feeds, epochs=2)
     assert twin.fingerprint() == fg.Trainer(expected.optimizer, fg.Engine("sync")).fingerprint()
     assert twin.settings.callbacks.callbacks[0].trainer is twin
+
+
+# -- what calls give --
+
+
+class Asked(fg.Callback):
+    """A callback of a user."""
+
+
+def given(model):
+    """What public calls give, by name."""
+    engine, loss, x, feeds = fg.Engine("sync"), model.loss, model.x, model.feeds
+    history = fg.Trainer(model.optimizer, engine).fit(feeds, epochs=1, validation=feeds)
+    x.set_value(feeds[x][0])
+    model.label.set_value([1.0, 0.0, 0.0])
+    chunked = {v: da.from_array(a, chunks=(4, *a.shape[1:])) for v, a in feeds.items()}
+    return {
+        "lowered values": engine.lower(loss, feeds),
+        "lowered values of several": engine.lower([loss, *loss.parents], feeds),
+        "lowered gradient": engine.lower(loss, feeds, gradient=True),
+        "lowered nodes": engine.lower(loss, feeds, gradient=True, grain="node"),
+        "persisted": engine.lower(loss, feeds, gradient=True).persist(),
+        "future": engine.jacobian(loss, x, feeds, compute=False),
+        "futures": engine.jacobian(loss, [x, loss], feeds, compute=False),
+        "lazy Jacobian": engine.jacobian(loss, x, feeds, memory_budget=2000),
+        "per-sample gradients": engine.per_sample_gradients(loss, feeds),
+        "per-sample gradients of chunks": engine.per_sample_gradients(loss, chunked),
+        "cache": engine.cache_info(),
+        "history": history,
+        "steps": history.steps,
+        "answer": fg.STOP | fg.KEEP,
+        "callback": Asked(),
+        "early stopping": fg.EarlyStopping("loss"),
+        "checkpoints": fg.Checkpoints("x"),
+        "schedule": fg.WarmUp(3, fg.CosineDecay(0.1, 100)),
+        "private": fg.Adam(loss.graph, loss, per_sample_clip=1.0),
+        "rule": model.optimizer.rule,
+        "data": load_mnist().head(3, 3),
+        "local Jacobian": loss.local_jacobian(0),
+        "error": FeedError("on purpose"),
+    }
+
+
+def values_of(thing):
+    """What it holds or computes, to be compared."""
+    if isinstance(thing, dict):
+        return [values_of(part) for part in thing.values()]
+    if hasattr(thing, "result"):
+        return thing.result().tolist()
+    if isinstance(thing, PerSampleGradients):
+        return thing.array().tolist(), thing.norms().tolist(), [v.tolist() for v in thing.mean().values()]
+    if hasattr(thing, "compute"):
+        return values_of(thing.compute())
+    if isinstance(thing, (list, tuple)):
+        return [values_of(part) for part in thing]
+    return repr(vars(thing)) if isinstance(thing, fg.Callback) else repr(thing)
+
+
+def test_what_calls_give_is_pickled():
+    for name, thing in given(Model("Adam")).items():
+        expected = values_of(thing)
+        for way in (again, copy.deepcopy, lambda t: pickle.loads(cloudpickle.dumps(t))):
+            assert values_of(way(thing)) == expected, name
+
+
+@pytest.mark.distributed
+def test_factors_on_a_cluster_are_not(client):
+    _, y, feeds = net()
+    gradients = fg.Engine(client).per_sample_gradients(y, feeds)
+    with pytest.raises(fg.FlowgradError, match=r"by 1 nodes, 3 entries> cannot be pickled: its factors lie on dist"):
+        pickle.dumps(gradients)
 
 
 # -- what tasks get and give --
