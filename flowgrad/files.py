@@ -45,7 +45,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
     ------
     DataError
         If the file cannot be written, or could not be read again: the optimizer or the learning rate is of your own, or a node has
-        an attribute that is no number, text or tuple of such.
+        an attribute that is no number, text, range or tuple of such.
 
     Examples
     --------
@@ -250,12 +250,15 @@ def _describe(graph: Graph) -> list[dict[str, Any]]:
         if isinstance(node, Variable):
             row |= {"dim": node.dim, "trainable": node.trainable}
         else:
-            row |= {"parents": [p.index for p in node.parents], "attrs": node.attrs}
+            row |= {"parents": [p.index for p in node.parents], "attrs": {}}
             for name, value in node.attrs.items():
-                if not _plain(value):
+                try:
+                    row["attrs"][name] = _plain(value)
+                except (TypeError, ValueError):
                     raise DataError(
-                        f"{node} cannot be written to a file: its attribute {name!r} is {value!r}, no number, text or tuple of such"
-                    )
+                        f"{node} cannot be written to a file: its attribute {name!r} is {brief(value)}, "
+                        f"no number, text, range or tuple of such"
+                    ) from None
         rows.append(row)
     return rows
 
@@ -271,7 +274,7 @@ def _rebuild(about: dict[str, Any], arrays: dict[str, Array], given: list[type[O
                 continue
             cls = known[row["op"]]
             node: Node = cls.__new__(cls)
-            attrs = {k: _tuples(v) for k, v in row["attrs"].items()}
+            attrs = {k: _restored(v) for k, v in row["attrs"].items()}
             Op.__init__(node, *(graph._nodes[p] for p in row["parents"]), name=row["name"], **attrs)  # type: ignore[arg-type]
     graph.rng.bit_generator.state = about["rng"]  # the next random values are new ones
     return graph
@@ -329,11 +332,34 @@ def _name(cls: type[Node]) -> str:
     return cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: Any) -> Any:
+    """Return an attribute for JSON; what JSON has no word for is an object that says what it was.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If no file can hold it.
+    """
     if type(value) is tuple:
-        return all(map(_plain, value))
-    return value is None or type(value) in (bool, int, float, str)
+        return list(map(_plain, value))
+    if type(value) is range:
+        return {"range": [value.start, value.stop, value.step]}
+    if isinstance(value, np.generic) and value.dtype.kind not in "VO":
+        return {"dtype": value.dtype.str, "bytes": value.tobytes().hex()}
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError
+    json.dumps(value)  # which refuses integers of very many digits
+    return value
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _restored(value: Any) -> Any:
+    """Return the attribute that `_plain` wrote."""
+    if isinstance(value, list):
+        return tuple(map(_restored, value))
+    if isinstance(value, dict):
+        return (
+            range(*value["range"])
+            if "range" in value
+            else np.frombuffer(bytes.fromhex(value["bytes"]), value["dtype"])[0]
+        )
+    return value
