@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from flowgrad.autodiff import differentiate
-from flowgrad.errors import FeedError
+from flowgrad.errors import FeedError, warn
 from flowgrad.graph import Graph, Node, Variable
 from flowgrad.inputs import one_of
 from flowgrad.op import Op
@@ -117,7 +117,7 @@ def require_inputs(program: Program, target: Node, feeds: Feeds) -> None:
 
 
 def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array:
-    """Return the values of all parameters or constants of a program as one vector ``(1, P)``.
+    """Return the values of all parameters or constants of a program as one vector ``(1, P)``; warn of those that become 0.
 
     Raises
     ------
@@ -140,7 +140,20 @@ def flat_values(program: Program, graph: Graph, role: Role, dtype: Any) -> Array
             f"{nodes[index]} has the value {largest:.3g}, which {flat.dtype} does not hold (up to {np.finfo(flat.dtype).max:.2g}): "
             f"use Engine(dtype='float64'), or smaller values"
         )
+    if flat.dtype != np.float64 and not flat.all():
+        _warn_of_zeros(program, nodes, role, flat)
     return flat
+
+
+def _warn_of_zeros(program: Program, nodes: Sequence[Node], role: Role, flat: Array) -> None:
+    for index, (of, start, stop) in program.layout.items():
+        value = nodes[index].value
+        if of == role and value is not None and (lost := (flat[0, start:stop] == 0) & (value != 0)).any():
+            warn(
+                f"{nodes[index]} has the value {value[lost][0]:.3g}, which {flat.dtype} takes for 0 (it holds "
+                f"{np.finfo(flat.dtype).smallest_subnormal:.2g} and more): use Engine(dtype='float64'), or larger values"
+            )
+            return
 
 
 def input_var(program: Program, role: Role, node: int = -1) -> int | None:

@@ -80,22 +80,36 @@ def test_what_counts_as_vanished(gradients, told):
     assert list(vanished(flat, places)) == [variables[k] for k in told]
 
 
-@pytest.mark.parametrize("which", ["parameter", "constant"])
-@pytest.mark.parametrize("call", ["fit", "forward", "gradient", "evaluate"])
-def test_a_value_beyond_single_precision_is_named(executor, which, call):
+CALLS = ("fit", "forward", "gradient", "evaluate")
+
+
+def of_value(executor, which, value):
+    """Calls on a net one parameter or constant of which has this value."""
     with fg.Graph() as graph:
         x = fg.Variable(2, trainable=False, name="x")
-        w = fg.Variable(2, [1e39 if which == "parameter" else 1.0, 1.0], name="w")
-        c = fg.Variable(2, [1e39 if which == "constant" else 1.0, 1.0], trainable=False, name="c")
+        w = fg.Variable(2, [value if which == "w" else 1.0, 1.0], name="w")
+        c = fg.Variable(2, [value if which == "c" else 1.0, 0.0], trainable=False, name="c")
         loss = fg.Dot(w * c, x)
     feeds, engine = {x: np.ones((4, 2), np.float32)}, fg.Engine(executor, dtype="float32")
     trainer = fg.Trainer(fg.GradientDescent(graph, loss, 0.01, batch_size=2), engine)
-    calls = {
-        "fit": lambda: trainer.fit(feeds, epochs=1),
-        "evaluate": lambda: trainer.evaluate(feeds),
-        "forward": lambda: engine.forward(loss, feeds),
-        "gradient": lambda: engine.gradient(loss, feeds),
-    }
-    name = "w" if which == "parameter" else "c"
-    with pytest.raises(fg.FlowgradError, match=rf"Variable '{name}'.* 1e\+39, which float32 does not hold .*float64"):
-        calls[call]()
+    calls = [
+        lambda: trainer.fit(feeds, epochs=1),
+        lambda: engine.forward(loss, feeds),
+        lambda: engine.gradient(loss, feeds),
+        lambda: trainer.evaluate(feeds),
+    ]
+    return dict(zip(CALLS, calls))
+
+
+@pytest.mark.parametrize("which", ["w", "c"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_value_beyond_single_precision_is_named(executor, which, call):
+    told = rf"Variable '{which}'.* 1e\+39, which float32 does not hold .*float64"
+    with pytest.raises(fg.FlowgradError, match=told):
+        of_value(executor, which, 1e39)[call]()
+    told = rf"Variable '{which}'.* 1e-60, which float32 takes for 0 \(it holds 1.4e-45 and more\): .*float64"
+    with pytest.warns(UserWarning, match=told):
+        of_value(executor, which, 1e-60)[call]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_value(executor, which, 0.0)[call]()
