@@ -162,14 +162,14 @@ def evaluate_shard(
 ) -> tuple[float, float]:
     """Return the sum of the losses of so many samples, and the number of right answers, the mean of several questions.
 
-    `binary` says of each question whether its logits are of yes or no, or of classes.
+    `binary` says of each question whether its logits are of yes or no, or of classes. Where a loss is nan no answer is right.
     """
     outputs = kernel_of(program)(arrange(program, state, const, feeds))
-    right = 0.0
+    right, known = 0.0, ~np.isnan(outputs["0"][:, 0])
     for k, by_entry in enumerate(binary):
         logits, labels = outputs[str(2 * k + 1)], outputs[str(2 * k + 2)]
         if by_entry:
-            right += sample_sum(((logits > 0) == (labels > 0.5)).mean(axis=1), samples)
+            right += sample_sum(((logits > 0) == (labels > 0.5)).mean(axis=1) * known, samples)
         else:
-            right += sample_sum(logits.argmax(axis=1) == labels.argmax(axis=1), samples)
+            right += sample_sum((logits.argmax(axis=1) == labels.argmax(axis=1)) & known, samples)
     return sample_sum(outputs["0"], samples), right / max(1, len(binary))

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from flowgrad.errors import warn
 from flowgrad.graph import Node, Variable
 from flowgrad.ops import LogisticCrossEntropy
 from flowgrad.typing import Array
@@ -48,7 +49,7 @@ class Evaluation:
         variables: Sequence[Variable] = (),
         layout: Layout | None = None,
     ):
-        self.executor = engine.executor
+        self.executor, self.target = engine.executor, target
         self.samples = feeds.samples
         losses = class_losses(target, feeds)
         self.binary = tuple(isinstance(loss, LogisticCrossEntropy) for loss in losses)
@@ -65,7 +66,15 @@ class Evaluation:
         """
         attempt = partial(self._attempt, state)
         parts = self.recovery.persist(attempt, self.executor, lambda failure: self.placement.doubt())
-        scores = {"loss": math.fsum(p[0] for p in parts) / self.samples}
+        losses = [p[0] for p in parts]
+        try:
+            total = math.fsum(losses)
+        except (OverflowError, ValueError):  # of inf and -inf, or beyond both
+            total = sum(losses)
+        scores = {"loss": total / self.samples}
+        if not math.isfinite(total):
+            advice = "see engine.forward(node, feeds) for where it begins, and check the weights and the feeds"
+            warn(f"the loss {self.target} is {total} on these feeds, and an accuracy says little: {advice}")
         if self.binary:
             scores["accuracy"] = sum(p[1] for p in parts) / self.samples
         return scores

@@ -94,3 +94,41 @@ def test_a_loss_that_compares_no_classes_has_none():
     with setting.graph:
         loss = fg.MeanSquaredError(fg.SoftMax(setting.logits), setting.label)
     assert set(setting.evaluate(loss)) == {"loss"}
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("loss", ["classes", "question"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_no_number_is_told(kernel, loss):
+    setting = Setting()
+    fine = setting.evaluate(getattr(setting, loss), kernel=kernel)
+    for v in (setting.w, setting.v):
+        v.set_value(np.full(v.dim, 1e200))
+    setting.feeds[setting.x][:] = np.where(np.arange(4) % 2, 1e200, -1e200)  # inf - inf
+    with pytest.warns(UserWarning, match=rf"the loss .*{getattr(setting, loss).name}.* is nan on these feeds") as told:
+        scores = setting.evaluate(getattr(setting, loss), kernel=kernel)
+    assert "\n" not in str(told[0].message)
+    assert np.isnan(scores["loss"])
+    assert scores["accuracy"] == 0.0 != fine["accuracy"]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_losses_of_both_infinities_are_told():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(1, trainable=False), fg.Variable(1, [1e200])
+        loss = w * x
+    trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync"))
+    with pytest.warns(UserWarning, match="is nan on these feeds"):
+        assert np.isnan(trainer.evaluate({x: np.repeat([1e200, -1e200], 6000)})["loss"])
+    with pytest.warns(UserWarning, match="is inf on these feeds"):
+        assert trainer.evaluate({x: [1e200]})["loss"] == np.inf
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_so_is_that_of_a_validation():
+    setting = Setting()
+    feeds = {v: setting.feeds[v] for v in (setting.x, setting.label)}
+    trainer = fg.Trainer(fg.Adam(setting.graph, setting.classes, batch_size=8), fg.Engine("sync"))
+    with pytest.warns(UserWarning, match="is nan on these feeds"):
+        history = trainer.fit(feeds, 1, validation={**feeds, setting.x: np.sign(feeds[setting.x]) * 1.7e308})
+    assert np.isnan(history.epochs[-1]["validation_loss"])
