@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,10 +20,14 @@ from flowgrad.optim import Rule, Schedule, describe, restore
 from flowgrad.typing import Array
 
 from ..feeds import ROWS
+from ..tasks import code_token
 
 PATTERN = "step-*.safetensors"
-# Stands for a setting that no file can hold.
-OWN = "a function of one's own"
+# Stands for a setting that no file can hold, with what tells functions apart.
+OWN = "a function of one's own, "
+# How that is told: Python's versions write code otherwise.
+CODE = re.compile(r" \(code [0-9a-f]{16} of (Python [\d.]+)\)")
+PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
 # What tells that two runs are the same, by key in a checkpoint; and then the data.
 WORDS = {
     "model": "a model of",
@@ -179,12 +185,23 @@ def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
         Names what differs, and both values; of data, for which variables.
     """
     for key, word in WORDS.items():
-        if before.get(key) != now[key]:
+        if _only_python_differs(before.get(key), now[key]):
+            warn(
+                f"the checkpoint in {folder} was written by another Python, which tells the code of functions otherwise: make sure "
+                f"that {word} {CODE.sub('', now[key])} has the same ones"
+            )
+        elif before.get(key) != now[key]:
             raise GraphError(
                 f"the checkpoint in {folder} is of another run: it has {word} {before.get(key)}, this run has {word} "
                 f"{now[key]}; use the same, or another folder"
             )
     _check_same_data(folder, before.get("data"), now["data"])
+
+
+def _only_python_differs(before: Any, now: Any) -> bool:
+    """Whether words differ, but are the same without the code of functions, which another version of Python wrote."""
+    both = isinstance(before, str) and isinstance(now, str) and CODE.sub("", before) == CODE.sub("", now)
+    return both and CODE.findall(before) != CODE.findall(now)
 
 
 def _check_same_data(folder: Path, before: list[dict[str, Any]] | None, now: list[dict[str, Any]]) -> None:
@@ -229,31 +246,34 @@ def _plain(value: Any) -> Any:
     try:
         return describe(value)
     except DataError:  # a function of the user's
-        return OWN
+        return f"{OWN}{_words(value)}"
 
 
 def restored_rule(rule: Rule, settings: Mapping[str, Any]) -> Rule:
     """Return a rule with the settings of a checkpoint; what it could not hold stays as it is, which is told if it differs."""
     now = rule_settings(rule)
-    lost = [name for name, value in settings.items() if value == OWN != now[name]]
+    own = {name for name, value in settings.items() if str(value).startswith(OWN)}
+    lost = [name for name in own if settings[name] != now[name] and not _only_python_differs(settings[name], now[name])]
     if lost:
         warn(
             f"a callback had set the {lost[0].replace('_', ' ')} to a function of its own, which no checkpoint holds: "
             f"this run goes on with {now[lost[0]]} until it is set again"
         )
-    return replace(rule, **{name: restore(value) for name, value in settings.items() if value not in (OWN, now[name])})
+    changed = {name: value for name, value in settings.items() if name not in own and value != now[name]}
+    return replace(rule, **{name: restore(value) for name, value in changed.items()})
 
 
 def _settings(of: Any) -> str:
-    pairs = []
-    for f in fields(of):
-        value = getattr(of, f.name)
-        if isinstance(value, Schedule):
-            value = f"{type(value).__name__}({_settings(value)})"
-        elif callable(value):  # its repr may tell where it lies in memory
-            value = getattr(value, "__qualname__", type(value).__qualname__)
-        pairs.append(f"{f.name}={value}")
-    return ", ".join(pairs)
+    return ", ".join(f"{f.name}={_words(getattr(of, f.name))}" for f in fields(of))
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, Schedule) and type(value).__module__ == Schedule.__module__:
+        return f"{type(value).__name__}({_settings(value)})"
+    if callable(value):  # its repr may tell where it lies in memory
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"{name} (code {code_token(value)} of {PYTHON})"
+    return value
 
 
 def describe_model(target: Node, parameters: int) -> str:

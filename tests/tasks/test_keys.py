@@ -2,9 +2,11 @@
 
 import dataclasses
 import gc
+import math
 import os
 import subprocess
 import sys
+from functools import partial
 
 import dask
 import numpy as np
@@ -120,6 +122,75 @@ def test_constants_of_a_module_are_in_the_code(monkeypatch):
     assert code_token(limited) == before
     monkeypatch.setitem(globals(), "LIMIT", 2.0)
     assert code_token(limited) != before
+
+
+class Called:
+    """An object of a user that can be called."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, a):
+        return a * self.by
+
+    def method(self, a):
+        return a + self.by
+
+
+def closing_over(by):
+    return lambda a: a * by
+
+
+def with_default(by):
+    return lambda a, by=by: a * by
+
+
+def nested(by):
+    return lambda a: [inner(a) for inner in (lambda b: b * by,)]
+
+
+MAKERS = [
+    closing_over,
+    with_default,
+    nested,
+    lambda by: partial(max, by),
+    lambda by: partial(closing_over(by)),
+    lambda by: partial(np.multiply, key=by),
+    Called,
+    lambda by: Called(by).method,
+    lambda by: closing_over(Called(by)),
+    lambda by: closing_over([{"a": (by,)}]),
+    lambda by: with_default(np.array([by])),
+    lambda by: closing_over(fg.StepDecay(1.0, int(by))),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_functions_hold_is_in_their_code(make):
+    assert code_token(make(2.0)) == code_token(make(2.0)) != code_token(make(3.0))
+
+
+def test_other_functions_and_what_cannot_be_told():
+    functions = [
+        lambda a: a,
+        lambda a: a + 1,
+        lambda a: a + 2,
+        math.sqrt,
+        math.exp,
+        partial(math.exp),
+        object().__str__,
+    ]
+    functions += [make(2.0) for make in MAKERS]
+    assert len({code_token(f) for f in functions}) == len(functions)
+    round_trip = []
+    round_trip.append(round_trip)
+    assert code_token(closing_over(round_trip)) == code_token(closing_over(round_trip))
+
+    def itself(a):
+        return itself(a - 1)
+
+    assert code_token(itself) == code_token(itself)
+    assert code_token(closing_over(object())) == code_token(closing_over(object()))
 
 
 def of_a_set(a):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,46 @@ def test_a_checkpoint_of_another_run_is_refused(written, other, fit, told):
         model.fit(checkpoint=folder, resume=True, **fit)
     assert model.bits() == before
     assert names(folder) == files
+
+
+def scaled(by, t):
+    return by / t
+
+
+def shaped(by):
+    return lambda t: by / t
+
+
+RATES = {
+    "lambda": (lambda t: 0.1 / t, lambda t: 0.1 / t, lambda t: 0.2 / t),
+    "closure": (shaped(0.1), shaped(0.1), shaped(0.2)),
+    "partial": (partial(scaled, 0.1), partial(scaled, 0.1), partial(scaled, 0.2)),
+    "within a schedule": (
+        fg.WarmUp(2, lambda t: 0.1 / t),
+        fg.WarmUp(2, lambda t: 0.1 / t),
+        fg.WarmUp(2, lambda t: 0.2 / t),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_functions_of_ones_own_are_told_apart(tmp_path, kind, monkeypatch):
+    first, same, other = RATES[kind]
+    Model("Adam", learning_rate=first).fit(epochs=1, checkpoint=tmp_path)
+    with pytest.raises(GraphError, match=r"of another run: it has the optimizer Adam\(.*code .*this run has.*code "):
+        Model("Adam", learning_rate=other).fit(epochs=2, checkpoint=tmp_path, resume=True)
+    whole, again = Model("Adam", learning_rate=first), Model("Adam", learning_rate=same)
+    whole.fit(epochs=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.fit(epochs=2, checkpoint=tmp_path, resume=True)
+    assert again.bits() == whole.bits()
+    monkeypatch.setattr(checkpoint, "PYTHON", "Python 4.0")
+    monkeypatch.setattr(checkpoint, "code_token", lambda function: "0" * 16)
+    with pytest.warns(
+        UserWarning, match=r"written by another Python.*make sure that the optimizer Adam\(learning_rate="
+    ):
+        again.fit(epochs=3, checkpoint=tmp_path, resume=True)
 
 
 def test_a_checkpoint_of_another_model_is_refused(written):
