@@ -32,6 +32,10 @@ class NodeFailed(FlowgradError, RuntimeError):
     """The rule of one node raised an exception; the message names the node, ``__cause__`` is the original."""
 
 
+class SettingError(FlowgradError, AttributeError):
+    """An attribute that is not there or cannot be set any more: it would count for nothing."""
+
+
 class ClusterError(FlowgradError, ConnectionError):
     """A dask cluster that cannot be reached or used."""
 

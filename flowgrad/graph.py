@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from . import draw as drawing
 from .errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
-from .inputs import brief, flag, frozen, integer, vector
+from .inputs import Settled, brief, flag, frozen, integer, vector
 from .jacobians import LocalJacobian
 from .returned import Misfit, carry, local_of, value_of
 from .typing import Array
@@ -29,7 +29,7 @@ if hasattr(os, "register_at_fork"):  # another thread may have held it
     os.register_at_fork(after_in_child=_building._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-class Graph:
+class Graph(Settled):
     """A directed acyclic graph of vector nodes.
 
     Nodes built inside ``with graph:`` belong to it; outside of any ``with`` they belong to ``fg.default_graph``. Nodes are
@@ -55,6 +55,9 @@ class Graph:
     >>> x.backward(y)
     array([[6., 8.]])
     """
+
+    seed: int | None
+    rng: np.random.Generator
 
     def __init__(self, seed: int | None = 0):
         self.seed = seed if seed is None else integer(seed, "seed", 0)
@@ -161,7 +164,7 @@ def current_graph() -> Graph:
     return graphs[-1] if graphs else default_graph
 
 
-class Node:
+class Node(Settled):
     """A vertex of a graph; its value is a vector of static length `dim`.
 
     Attributes
@@ -177,16 +180,23 @@ class Node:
         Position in ``graph.nodes``.
     """
 
+    graph: Graph
+    dim: int
+    attrs: dict[str, Any]
+    index: int
+    name: str
+    _parents: tuple[Node, ...]
+    _edges: list[tuple[Node, int]]
+    _settable = frozenset(["name"])
+
     def __init__(self, graph: Graph, dim: int, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
-        self.graph = graph
-        self.dim = dim
-        self._parents = parents
-        self.attrs = attrs
-        self._edges: list[tuple[Node, int]] = []
+        # All at once: there may be very many nodes.
+        vars(self).update(graph=graph, dim=dim, _parents=parents, attrs=attrs, _edges=[])
         self._value: Array | None = None
         with _building:  # other threads may build in this graph
-            self.index = len(graph._nodes)
-            self.name = f"{type(self).__name__.lower()}{self.index}" if name is None else str(name)
+            index = len(graph._nodes)
+            called = f"{type(self).__name__.lower()}{index}" if name is None else str(name)
+            vars(self).update(index=index, name=called)
             graph._nodes.append(self)
         for slot, parent in enumerate(parents):
             parent._edges.append((self, slot))
@@ -376,6 +386,10 @@ class Variable(Node):
     >>> w.value.shape
     (3,)
     """
+
+    trainable: bool
+    _settable = frozenset(["name", "trainable"])
+    _instead: ClassVar = {"value": "call set_value(...)"}
 
     def __init__(self, dim: int, init: Any = False, trainable: bool = True, name: str | None = None):
         label = f"Variable {'' if name is None else name}".rstrip()

@@ -1,17 +1,20 @@
-"""Checks of what a user gives: single numbers, choices, paths, and vectors, which nobody may change afterwards."""
+"""Checks of what a user gives: single numbers, choices, paths, attributes, and vectors, which nobody may change afterwards."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Collection
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
 from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .errors import DataError, FeedError, GraphError, ShapeError
+from .errors import DataError, FeedError, GraphError, SettingError, ShapeError
 from .typing import Array
 
 
@@ -147,6 +150,77 @@ def file_of(value: Any, what: str = "path") -> Path:
     if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{what} must be that of a file; {path} is a {'folder' if path.is_dir() else 'device'}")
     return path
+
+
+class Settled:
+    """What takes no attribute that would count for nothing: what a class states is set once, when it is made.
+
+    Names that begin with an underscore are left alone. A class of somebody's own may have attributes of its own.
+
+    Class attributes
+    ----------------
+    _settable : frozenset of str
+        What may be set at any time, without a check; properties check for themselves.
+    _instead : dict
+        By name of what cannot be set what to do.
+    """
+
+    _settable: ClassVar[frozenset[str]] = frozenset()
+    _instead: ClassVar[dict[str, str]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name[:1] != "_" and name not in self._settable:
+            self._check_settable(name)
+        object.__setattr__(self, name, value)
+
+    def _check_settable(self, name: str) -> None:
+        cls: Any = type(self)
+        package = f"{__package__}."
+        found = inspect.getattr_static(cls, name, None)
+        if isinstance(found, property) and found.fset is not None:
+            return
+        stated = _stated(cls, package)
+        if name in stated and name not in vars(self):
+            return
+        if name not in stated and not isinstance(found, property) and not cls.__module__.startswith(package):
+            return
+        makers = [inspect.signature(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base)]
+        given = {k for maker in makers for k, p in maker.parameters.items() if p.kind is not p.VAR_KEYWORD} - {"self"}
+        known = sorted(self._may_be_set())
+        if name in stated or name in given or isinstance(found, property):
+            how = f"give it to a new {cls.__name__}" if name in given else "it follows from others"
+            raise SettingError(f"{name!r} of {brief(self, 80)} cannot be set: {self._instead.get(name, how)}")
+        raise SettingError(f"{brief(self, 80)} has no attribute {name!r}{nearest(name, known, given)}")
+
+    def _may_be_set(self) -> set[str]:
+        """Return the names of what may be set at any time."""
+        properties = inspect.getmembers_static(type(self), lambda member: isinstance(member, property))
+        return {*self._settable, *(name for name, member in properties if member.fset is not None)}
+
+
+@lru_cache(maxsize=256)
+def _stated(cls: Any, package: str) -> frozenset[str]:
+    """Return the attributes that classes of a package state for their objects."""
+    own = [base for base in cls.__mro__ if f"{base.__module__}.".startswith(package)]
+    notes = {name: note for base in own for name, note in inspect.get_annotations(base).items()}
+    kept = {name for base in own for name, value in vars(base).items() if isinstance(value, cached_property)}
+    return frozenset(kept | {name for name, note in notes.items() if not str(note).startswith("ClassVar")})
+
+
+def nearest(name: str, known: Collection[str], given: Collection[str] = ()) -> str:
+    """Return the end of a message about a name that is none of those that are known, or are known when something is made.
+
+    Examples
+    --------
+    >>> nearest("learningrate", ["learning_rate", "rule"])
+    ": do you mean 'learning_rate'?"
+    >>> nearest("x", ["learning_rate", "rule"])
+    '; there are learning_rate, rule'
+    """
+    near = get_close_matches(name, [*known, *given], 1, 0.7)
+    if near:
+        return f": do you mean {near[0]!r}?"
+    return f"; there {'are' if len(known) > 1 else 'is'} {', '.join(known) or 'none'}"
 
 
 def frozen(array: Any) -> Array:

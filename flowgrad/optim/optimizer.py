@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import accumulate
 from typing import Any, TypedDict
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import GraphError, warn
 from ..graph import Graph, Node, Variable, ancestors
-from ..inputs import brief, integer, real
+from ..inputs import Settled, brief, integer, nearest, real
 from ..returned import told
 from ..typing import Array
 from .privacy import Privacy
@@ -28,7 +28,7 @@ class Common(TypedDict, total=False):
     clip_norm: float | None
 
 
-class Optimizer:
+class Optimizer(Settled):
     """An update rule bound to a graph and a scalar loss.
 
     Parameters
@@ -59,10 +59,12 @@ class Optimizer:
     ----------
     state : dict of ndarray, or None
         State of the rule for the trainable variables laid end to end in the order of creation; None before the first update.
-    learning_rate : float or callable
-        That of the rule; may be set.
+    learning_rate, weight_decay, clip_norm, ... : float or callable
+        Those of the rule; may be set, which makes another rule with the same state.
     epochs : int
         Epochs that `Trainer.fit` has trained; the order of samples goes on from there.
+    target, batch_size, rule : optional
+        As given; may be set, the first two not while the graph is being trained.
 
     Raises
     ------
@@ -76,6 +78,8 @@ class Optimizer:
     approximation that must be named as one. flowgrad does no accounting: use Opacus' accountants or Google's dp-accounting with σ,
     batch size, number of samples and number of updates. The loss that is reported is not private.
     """
+
+    graph: Graph
 
     def __init__(
         self,
@@ -91,24 +95,21 @@ class Optimizer:
     ):
         if not isinstance(graph, Graph):
             raise GraphError(f"the first argument of {type(self).__name__} is a Graph, not {type(graph).__name__}")
-        if not isinstance(target, Node) or target.graph is not graph:
-            raise GraphError(f"the target {brief(target)} is not a node of {graph}")
-        if target.dim != 1:
-            raise GraphError(
-                f"the target {target} is not a scalar: a loss has dim 1, this node has dim {target.dim}; "
-                f"reduce it with Sum or a loss node"
-            )
         self.graph = graph
-        self.target = target
+        self._target = _scalar(graph, target)
         self.rule = rule
+        unknown = [name for name in of_rule if name not in _settings(rule)]
+        if unknown:
+            known = [*_settings(rule), *(name for name in Common.__annotations__ if name not in _settings(rule))]
+            raise GraphError(f"{type(self).__name__} takes no {unknown[0]!r}{nearest(unknown[0], known)}")
         self.rule = replace(self.rule, **of_rule)
-        self.privacy: Privacy | None = None
-        self.batch_size = batch_size
+        self._privacy: Privacy | None = None
+        self._batch_size = integer(batch_size, "batch_size")
         if per_sample_clip is not None:
-            self.privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
+            self._privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
         elif real(noise_multiplier, "noise_multiplier", 0) or noise_seed is not None:
             raise GraphError("noise_multiplier and noise_seed need per_sample_clip: the noise is a multiple of it")
-        self.epochs = 0
+        self._epochs = 0
         self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()
         self._provide: Callable[[], None] | None = None
@@ -147,11 +148,11 @@ class Optimizer:
         """Return what `restore` gives back: state, rule and epochs."""
         state = self.state
         kept = None if state is None else {name: value.copy() for name, value in state.items()}
-        return kept, self._state_of, self.rule, self.epochs
+        return kept, self._state_of, self.rule, self._epochs
 
     def restore(self, memory: tuple[Any, ...]) -> None:
         """Have again what there was."""
-        self._state, self._state_of, self.rule, self.epochs = memory
+        self._state, self._state_of, self.rule, self._epochs = memory
 
     @property
     def batch_size(self) -> int:
@@ -161,13 +162,43 @@ class Optimizer:
     @batch_size.setter
     def batch_size(self, size: int) -> None:
         size = integer(size, "batch_size")
-        if hasattr(self, "_batch_size") and self.graph._training is not None:
-            raise GraphError(
-                f"the batch size of {self.graph} cannot change while it is being trained: set it before or after fit"
-            )
+        self._check_idle("batch size")
         self._batch_size = size
-        if self.privacy is not None:
-            self.privacy = replace(self.privacy, batch_size=size)
+        if self._privacy is not None:
+            self._privacy = replace(self._privacy, batch_size=size)
+
+    @property
+    def target(self) -> Node:
+        """The loss; may be set, but not while the graph is being trained."""
+        return self._target
+
+    @target.setter
+    def target(self, target: Node) -> None:
+        target = _scalar(self.graph, target)
+        self._check_idle("target")
+        self._target = target
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were trained; may be set, but not while the graph is being trained."""
+        return self._epochs
+
+    @epochs.setter
+    def epochs(self, epochs: int) -> None:
+        epochs = integer(epochs, "epochs", 0)
+        self._check_idle("number of epochs")
+        self._epochs = epochs
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """How gradients are clipped and blurred, if they are; see `per_sample_clip`."""
+        return self._privacy
+
+    def _check_idle(self, what: str) -> None:
+        if self.graph._training is not None:
+            raise GraphError(
+                f"the {what} of {self.graph} cannot change while it is being trained: set it before or after fit"
+            )
 
     @property
     def rule(self) -> Rule:
@@ -180,14 +211,22 @@ class Optimizer:
             raise GraphError(f"a rule is an object such as fg.Adam(graph, loss).rule, not {brief(rule)}")
         self._rule = rule
 
-    @property
-    def learning_rate(self) -> float | Callable[[int], float]:
-        """The rule's; setting it makes another rule, with the same state."""
-        return self.rule.learning_rate
+    def __getattr__(self, name: str) -> Any:
+        """Return what the rule is set to: its learning rate and the like."""
+        rule = vars(self).get("_rule")
+        if rule is not None and name in _settings(rule):
+            return getattr(rule, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    @learning_rate.setter
-    def learning_rate(self, rate: float | Callable[[int], float]) -> None:
-        self.rule = replace(self.rule, learning_rate=rate)
+    def __setattr__(self, name: str, value: Any) -> None:
+        rule = vars(self).get("_rule")
+        if rule is not None and name in _settings(rule):
+            self.rule = replace(rule, **{name: value})
+        else:
+            super().__setattr__(name, value)
+
+    def _may_be_set(self) -> set[str]:
+        return {*super()._may_be_set(), *_settings(self.rule)}
 
     def state_now(self) -> State | None:
         """Return the state for the variables that are trainable now: of those that came since, it is zero.
@@ -315,6 +354,22 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"
+
+
+def _settings(rule: Rule) -> list[str]:
+    return [f.name for f in fields(rule)]
+
+
+def _scalar(graph: Graph, target: Any) -> Node:
+    """Return a target that can be trained."""
+    if not isinstance(target, Node) or target.graph is not graph:
+        raise GraphError(f"the target {brief(target)} is not a node of {graph}")
+    if target.dim != 1:
+        raise GraphError(
+            f"the target {target} is not a scalar: a loss has dim 1, this node has dim {target.dim}; "
+            f"reduce it with Sum or a loss node"
+        )
+    return target
 
 
 def _state_array(name: str, value: Any) -> Array:

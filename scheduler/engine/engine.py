@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
-from flowgrad.inputs import brief, flag, integer, one_of
+from flowgrad.inputs import Settled, brief, flag, integer, one_of
 from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, MeanSquaredError
 from flowgrad.typing import Array
 
@@ -25,7 +25,7 @@ from .lowered import Lowered
 from .session import Session
 
 
-class Engine:
+class Engine(Settled):
     """Runs graphs over many samples.
 
     What all methods take: `feeds`, ``{variable: array (N, dim)}``, lists, NumPy's, frames or dask's, where integers ``(N,)`` or

@@ -77,7 +77,7 @@ def _bend(i: Instr, args: Sequence[Array]) -> Array:
             i.slot, tuple(_by_slot(i, slots, values)), tuple(_by_slot(i, slots, moved)), **dict(i.attrs)
         )
         if local is None:
-            return np.zeros((1, 1 if sums else g.shape[1], i.dim))
+            return np.zeros((1, 1 if verb == "pull_sum" else g.shape[1], i.dim))
         return carry(local_of(i.op, i.slot, local, "jacobian_tangent "), verb, g, i.dim, moved)
     wide = np.float64
     h = STEP * max(1.0, *(float(np.abs(v).max()) for v in values)) / max(

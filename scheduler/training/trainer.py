@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
-from flowgrad.inputs import brief, flag, integer, path_of
+from flowgrad.inputs import Settled, brief, flag, integer, path_of
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
@@ -29,7 +29,7 @@ from .mirror import Mirror
 from .run import Run
 
 
-class Trainer:
+class Trainer(Settled):
     """Trains the variables of an optimizer's graph over many samples.
 
     Parameters
@@ -61,6 +61,8 @@ class Trainer:
     True
     """
 
+    settings: Settings
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -80,20 +82,29 @@ class Trainer:
                 f"differentially private steps divide by the batch size: give batch_size={optimizer.batch_size * accumulate} "
                 f"to the optimizer instead of accumulate={accumulate}"
             )
-        self.optimizer = optimizer
-        self.engine = Engine() if engine is None else engine
+        engine = Engine() if engine is None else engine
         called = Callbacks(callbacks)
-        if not isinstance(self.engine, Engine):
+        if not isinstance(engine, Engine):
             raise GraphError(f"the trainer's engine is an Engine, not {brief(engine)}: give fg.Engine({brief(engine)})")
         self.settings = Settings(
             optimizer,
-            self.engine,
+            engine,
             flag(shuffle, "shuffle"),
             integer(seed, "seed", 0),
             called,
             shortest_epoch,
             accumulate,
         )
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What is trained by."""
+        return self.settings.optimizer
+
+    @property
+    def engine(self) -> Engine:
+        """Where it runs."""
+        return self.settings.engine
 
     def fit(
         self,

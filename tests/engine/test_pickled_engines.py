@@ -36,6 +36,10 @@ def net():
     return x, y, {x: np.ones((4, 3))}
 
 
+class Noted(fg.Engine):
+    """May have attributes of its own."""
+
+
 def settings(engine):
     session = engine.session
     return {name: getattr(engine, name) for name in ("dtype", "grain", "shards", "kernel")} | {
@@ -47,7 +51,7 @@ def settings(engine):
 @pytest.mark.parametrize("where", ["sync", "threads", None])
 def test_by_name(where, protocol):
     x, y, feeds = net()
-    engine = fg.Engine(where, **SETTINGS)
+    engine = Noted(where, **SETTINGS)
     expected = engine.jacobian(y, x, feeds)
     engine.note = "mine"
     twin = pickle.loads(pickle.dumps(engine, protocol))

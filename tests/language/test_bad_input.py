@@ -8,7 +8,7 @@ import pytest
 from refusal import Model, refused
 
 import flowgrad as fg
-from flowgrad.errors import ClusterError, DataError, FeedError, FlowgradError, GraphError, ShapeError
+from flowgrad.errors import ClusterError, DataError, FeedError, FlowgradError, GraphError, SettingError, ShapeError
 from flowgrad.scheduler.executors.distributed import connect
 
 
@@ -497,3 +497,81 @@ def test_a_path_of_any_kind_is_taken(model, tmp_path):
     for path in (tmp_path / "model", str(tmp_path / "model"), np.str_(tmp_path / "model")):
         fg.save(path, model.graph)
         assert len(fg.load(path).graph.nodes) == len(model.graph.nodes)
+
+
+# -- attributes --
+
+NO_ATTRIBUTES = {
+    "optimizer.learningrate": "do you mean 'learning_rate'?",
+    "optimizer.clipnorm": "do you mean 'clip_norm'?",
+    "optimizer.lr": "there are batch_size, beta_1, beta_2, bias_correction, clip_norm, epochs, learning_rate, rule, state",
+    "optimizer.per_sample_clip": "cannot be set: give it to a new Adam",
+    "optimizer.noise_seed": "cannot be set: give it to a new Adam",
+    "optimizer.privacy": "cannot be set",
+    "optimizer.graph": "cannot be set: give it to a new Adam",
+    "trainer.sead": "do you mean 'seed'?",
+    "trainer.seed": "cannot be set: give it to a new Trainer",
+    "trainer.callbacks": "cannot be set: give it to a new Trainer",
+    "trainer.optimizer": "cannot be set: give it to a new Trainer",
+    "trainer.engine": "cannot be set: give it to a new Trainer",
+    "trainer.settings": "cannot be set",
+    "engine.grain": "cannot be set: give it to a new Engine",
+    "engine.cache_bytes": "cannot be set: give it to a new Engine",
+    "engine.kernal": "do you mean 'kernel'?",
+    "engine.note": "there is none",
+    "graph.seed": "cannot be set: give it to a new Graph",
+    "graph.nodes": "cannot be set",
+    "graph.loss": "there is none",
+    "loss.trainable": "there is name",
+    "loss.dim": "cannot be set",
+    "loss.parents": "cannot be set",
+    "loss.nmae": "do you mean 'name'?",
+    "loss.value": "cannot be set: it follows from others",
+    "w.trainabel": "do you mean 'trainable'?",
+    "w.value": "cannot be set: call set_value(...)",
+    "w.dim": "cannot be set: give it to a new Variable",
+    "w.init": "cannot be set: give it to a new Variable",
+}
+
+
+@pytest.mark.parametrize("path", NO_ATTRIBUTES)
+def test_an_attribute_that_would_count_for_nothing(model, path):
+    thing, _, name = path.partition(".")
+    told = getattr(model, thing)
+    state = dict(vars(told))
+    with refused(SettingError, repr(name), NO_ATTRIBUTES[path], graph=model.graph):
+        setattr(told, name, 1)
+    assert vars(told) == state
+
+
+class MyGraph(fg.Graph):
+    """A graph of a user."""
+
+
+class MyAdam(fg.Adam):
+    """An optimizer of a user, with things of its own."""
+
+    def __init__(self, *args, **settings):
+        self.early = 1
+        super().__init__(*args, **settings)
+        self.late = 2
+
+
+def test_classes_of_ones_own_have_what_they_like(model):
+    mine = MyGraph()
+    mine.loss = model.loss
+    assert mine.loss is model.loss
+    optimizer = MyAdam(model.graph, model.loss)
+    optimizer.note, optimizer.learning_rate = "mine", 0.5
+    assert (optimizer.early, optimizer.late, optimizer.note, optimizer.rule.learning_rate) == (1, 2, "mine", 0.5)
+    with refused(SettingError, "'graph'"):
+        optimizer.graph = mine
+
+
+def test_names_of_settings_that_there_are_none_of(model):
+    with refused(GraphError, "Adam takes no 'learning_rat': do you mean 'learning_rate'?"):
+        fg.Adam(model.graph, model.loss, learning_rat=1.0)
+    with refused(GraphError, "Momentum takes no 'nesterov'", "momentum", "per_sample_clip"):
+        fg.Momentum(model.graph, model.loss, nesterov=True)
+    with pytest.raises(AttributeError, match="'Adam' object has no attribute 'nesterov'"):
+        model.optimizer.nesterov  # noqa: B018

@@ -1,6 +1,7 @@
 """What callbacks see of a training is what is, and what they change counts or is refused by name."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -296,6 +297,10 @@ def test_a_state_that_cannot_be_is_refused_where_it_is_set(state):
     ("change", "told"),
     [
         (lambda o, w: setattr(o, "batch_size", 4), "batch size .* cannot change while it is being trained"),
+        (lambda o, w: setattr(o, "target", o.target), "target .* cannot change while it is being trained"),
+        (lambda o, w: setattr(o, "epochs", 0), "number of epochs .* cannot change while it is being trained"),
+        (lambda o, w: setattr(o, "learningrate", 0.1), "no attribute 'learningrate': do you mean 'learning_rate'?"),
+        (lambda o, w: setattr(o, "clip_norm", -1.0), "clip_norm must be a number above 0, not -1.0"),
         (lambda o, w: setattr(w, "trainable", False), "is being trained: set its trainable before or after fit"),
         (lambda o, w: setattr(o, "rule", "adam"), "a rule is an object such as"),
         (lambda o, w: np.array([1, 2]), r"on_epoch of Act returned array"),
@@ -378,3 +383,45 @@ def test_two_threads_never_train_one_graph_at_once():
             one.join()
     assert trainer.optimizer.epochs == 10 - len(told)
     assert all("trained already" in text for text in told)
+
+
+@pytest.mark.parametrize("setting", [{"clip_norm": 0.01}, {"weight_decay": 0.5}, {"momentum": 0.1}])
+def test_what_is_set_of_the_rule_counts(setting):
+    def train(change, optimizer):
+        watch = Watch(lambda record: change(optimizer) if record["epoch"] == 1 else None)
+        trainer = fg.Trainer(optimizer, fg.Engine("sync"), callbacks=[watch])
+        trainer.fit(net.feeds, epochs=3)
+        return trainer.fingerprint()
+
+    prints = []
+    for change in (
+        lambda o: [setattr(o, name, value) for name, value in setting.items()],
+        lambda o: setattr(o, "rule", replace(o.rule, **setting)),
+        lambda o: None,
+    ):
+        net = Net()
+        prints.append(train(change, fg.Momentum(net.graph, net.loss, 0.1, batch_size=16)))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_another_target_counts_from_the_next_fit():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(1, trainable=False), fg.Variable(1, [1.0])
+        first, second = w * x, -(w * x)
+    optimizer = fg.GradientDescent(graph, first, 0.25, batch_size=1)
+    trainer = fg.Trainer(optimizer, fg.Engine("sync"))
+    trainer.fit({x: [1.0]}, epochs=1)
+    assert w.value.tolist() == [0.75]
+    optimizer.target = second
+    trainer.fit({x: [1.0]}, epochs=2)
+    assert w.value.tolist() == [1.25]
+    assert trainer.evaluate({x: [1.0]}) == {"loss": -1.25}
+    optimizer.epochs = 0
+    for target in (5, fg.Variable(1)):
+        with pytest.raises(fg.FlowgradError, match="is not a node of"):
+            optimizer.target = target
+    with pytest.raises(fg.FlowgradError, match="is not a scalar"):
+        optimizer.target = fg.Vectorize(w, w)
+    with pytest.raises(fg.FlowgradError, match="epochs must be an integer from 0 on, not -1"):
+        optimizer.epochs = -1
+    assert (optimizer.target, optimizer.epochs) == (second, 0)
