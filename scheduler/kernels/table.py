@@ -651,7 +651,7 @@ class Assembler:
         moves = any([self.slots[v.slot].type.cotangent for v in views])
         if m < 0 and turned == (0, 1) and times == 1 and n * k >= LARGE_MATRIX and not moves:
             # For few samples BLAS is faster if it computes the transpose.
-            views.append(self._room(Type(n, True)))
+            views.append(self._room(Type(n, self._batched(out))))
             kernel = TURN
         self._row(
             PRODUCT, kernel, views, inner=int(each), within=widths, times=times, columns=int(add),

@@ -469,6 +469,19 @@ def test_formulas_of_operands_that_are_not_equally_long_are_left_to_python():
     same(here.run(STEPS), here.expected(STEPS))
 
 
+@pytest.mark.parametrize("samples", [1, 12])
+def test_a_large_matrix_times_a_vector_that_all_samples_share(samples):
+    rng = np.random.default_rng(0)
+    with fg.Graph():
+        x = fg.Variable(64, trainable=False)
+        W, shared = fg.Variable(64 * 64, rng.normal(size=64 * 64)), fg.Variable(64, rng.normal(size=64))
+        loss = fg.Sum(fg.Tanh(fg.MatVec(W, shared)) * x)
+    feeds = {x: rng.normal(size=(samples, 64))}
+    found, expected = (fg.Engine("sync", kernel=kernel).gradient(loss, feeds) for kernel in ("numba", "numpy"))
+    for v in (W, shared):
+        np.testing.assert_allclose(found[v], expected[v], rtol=1e-10, atol=1e-12)
+
+
 def test_a_table_is_made_once_and_steps_of_few_samples_use_it():
     with fg.Graph(seed=0):
         x = fg.Variable(3, trainable=False)
