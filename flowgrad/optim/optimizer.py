@@ -144,6 +144,10 @@ class Optimizer(Settled):
         """Have something called, which keeps a state, when the state is asked for; None: no more."""
         self._provide = state
 
+    def count(self, epochs: int) -> None:
+        """Have this number of epochs, with the state that a training shows."""
+        self._epochs = epochs
+
     def memory(self) -> tuple[Any, ...]:
         """Return what `restore` gives back: state, rule and epochs."""
         state = self.state

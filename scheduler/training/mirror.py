@@ -51,9 +51,10 @@ class Mirror:
         if self.graph._training is self:
             self.graph._training = None
 
-    def show(self, state: State) -> None:
-        """Let variables and the optimizer have this state from now on."""
+    def show(self, state: State, epochs: int) -> None:
+        """Let variables and the optimizer have this state, that of so many epochs, from now on."""
         self.state, self._stale = state, True
+        self.optimizer.count(epochs)
         self.graph._pending = self._fill
         self.graph._outdate(self.job.variables)
         self.optimizer.provide(self._fill)

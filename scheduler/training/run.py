@@ -65,6 +65,7 @@ class Run:
         self.kept: dict[str, Array] = {}
         state = job.state
         checkpoint = read_checkpoint(saver.folder) if saver is not None and resume else None
+        self.resumed = checkpoint is not None
         if checkpoint is None:
             self.plan = plan_training(job)
             self.history = History(self.plan.as_dict())
@@ -117,9 +118,8 @@ class Run:
         self.mirror.begin(self.job, self.windows.state)
         try:
             self._train()
-            self.mirror.show(self.kept or self.windows.state)
+            self._show(self.kept or self.windows.state)
             self.mirror.close()
-            self.settings.optimizer.epochs = self.before + self.epoch
             self.settings.callbacks.notify("on_train_end", self.history)
         except BaseException:
             self.mirror.undo()
@@ -128,8 +128,8 @@ class Run:
 
     def _train(self) -> None:
         history = self.history
-        if history.steps:  # of a checkpoint
-            self.mirror.show(self.windows.state)
+        if self.resumed:
+            self._show(self.windows.state)
         self.info = {"plan": history.plan, "samples": self.job.feeds.samples, "epochs": self.epochs}
         self.info |= {"steps": self.steps_per_epoch * self.epochs, "validation": self.evaluation is not None}
         past = {"past": [dict(record) for record in history.epochs], "kept_epoch": history.kept_epoch}
@@ -148,6 +148,10 @@ class Run:
             if self.saver is not None:
                 advice = f"then go on from {self.saver.folder} with resume=True"
             raise ClusterError(f"{error}; {advice}") from error
+
+    def _show(self, state: dict[str, Array]) -> None:
+        """Let callbacks, or the user in the end, see a state, and how many epochs were trained in all."""
+        self.mirror.show(state, self.before + self.epoch)
 
     def _ask(self, method: str, about: dict[str, Any]) -> Signal:
         """Ask callbacks between epochs; what they change of variables and the optimizer counts."""
@@ -238,7 +242,7 @@ class Run:
         }
         # Whoever interrupts a callback is asked again when the run goes on: the record is there only with the answer.
         if epoch:
-            self.mirror.show(self.windows.state)
+            self._show(self.windows.state)
         answer = self._ask("on_epoch", dict(record))
         self.history.epochs.append(record)
         if KEEP in answer:

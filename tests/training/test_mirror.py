@@ -1,5 +1,6 @@
 """What callbacks see of a training is what is, and what they change counts or is refused by name."""
 
+import copy
 import threading
 from dataclasses import replace
 
@@ -54,6 +55,70 @@ def test_an_epochs_weights_are_there(executor, tmp_path):
         graph, optimizer = fg.load(tmp_path / f"{epochs}.safetensors")
         assert fg.Trainer(optimizer, fg.Engine("sync"), seed=5).fingerprint() == seen[2]
         assert len(graph.nodes) == len(net.graph.nodes)
+
+
+@pytest.mark.parametrize("kept", [None, fg.KEEP])
+def test_epochs_count_with_the_state_that_is_shown(tmp_path, kept):
+    """What a callback saved goes on as what was saved after `fit`: with other orders of samples."""
+
+    def go_on(path):
+        graph, optimizer = fg.load(path)
+        trainer = fg.Trainer(optimizer, fg.Engine("sync", shards=4, kernel="numpy"), seed=5)
+        trainer.fit(dict(zip(graph.nodes, net.feeds.values())), epochs=2)
+        return trainer.fingerprint()
+
+    class Save(fg.Callback):
+        def on_train_begin(self, info):
+            assert trainer.optimizer.epochs == len(info["past"])
+
+        def on_steps(self, info):
+            assert trainer.optimizer.epochs == info["epoch"] - 1
+
+        def on_epoch(self, record):
+            assert trainer.optimizer.epochs == copy.deepcopy(trainer.optimizer).epochs == record["epoch"]
+            fg.save(tmp_path / f"{record['epoch']}.safetensors", net.graph, trainer.optimizer)
+            return kept if record["epoch"] == 1 else None
+
+        def on_train_end(self, history):
+            assert trainer.optimizer.epochs == len(history.epochs)
+
+    net, whole = Net(), Net()
+    trainer = trainer_of(net, callbacks=[Save()])
+    trainer.fit(net.feeds, epochs=1, checkpoint=tmp_path / "state")
+    net = Net()
+    trainer = trainer_of(net, callbacks=[Save()])
+    trainer.fit(net.feeds, epochs=2, checkpoint=tmp_path / "state", resume=True)
+    straight = trainer_of(whole)
+    straight.fit(whole.feeds, epochs=4)
+    assert go_on(tmp_path / "2.safetensors") == straight.fingerprint()
+
+
+def test_a_run_that_was_interrupted_before_its_first_step_goes_on_with_its_weights(tmp_path):
+    class Press(fg.Callback):
+        def on_train_begin(self, info):
+            self.seen = weights(net), trainer.optimizer.epochs
+
+        def on_epoch(self, record):
+            raise KeyboardInterrupt
+
+    def interrupt(trainer, net, **settings):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(net.feeds, epochs=2, validation=net.feeds, checkpoint=tmp_path, **settings)
+        return press.seen
+
+    def weights(net):
+        return [v.value.tobytes() for v in parameters(net)]
+
+    net, press = Net(), Press()
+    trainer_of(net).fit(net.feeds, epochs=1)
+    trainer = trainer_of(net, callbacks=[press])
+    trainer.optimizer.epochs = 1
+    first = interrupt(trainer, net)
+    net = Net()
+    trainer = trainer_of(net, callbacks=[press])
+    before = weights(net)
+    assert interrupt(trainer, net, resume=True) == first != before
+    assert weights(net) == before
 
 
 def test_nodes_that_were_computed_before_are_computed_anew():
