@@ -36,6 +36,8 @@ class Run:
         Where `windows.state` stands: epochs that are complete, and steps of the next one.
     kept : dict
         The state that a callback kept; empty if none did.
+    telling : bool
+        Whether a callback is being called, or raised something.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Run:
         mirror: Mirror,
     ):
         self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
-        self.mirror = mirror
+        self.mirror, self.telling = mirror, False
         self.job = job = TrainingJob(settings, feeds, epochs)
         graph, target = settings.optimizer.graph, settings.optimizer.target
         checked = (
@@ -143,6 +145,8 @@ class Run:
             self._checkpoint()
             raise
         except ClusterError as error:
+            if self.telling:
+                raise  # a callback's, of whatever cluster
             self._checkpoint()
             advice = "a training that is given checkpoint=folder goes on from there"
             if self.saver is not None:
@@ -153,11 +157,17 @@ class Run:
         """Let callbacks, or the user in the end, see a state, and how many epochs were trained in all."""
         self.mirror.show(state, self.before + self.epoch)
 
+    def _notify(self, method: str, about: dict[str, Any]) -> Signal:
+        self.telling = True
+        answer = self.settings.callbacks.notify(method, about)
+        self.telling = False
+        return answer
+
     def _ask(self, method: str, about: dict[str, Any]) -> Signal:
         """Ask callbacks between epochs; what they change of variables and the optimizer counts."""
         self.mirror.open = True
         try:
-            answer = self.settings.callbacks.notify(method, about)
+            answer = self._notify(method, about)
         finally:
             self.mirror.open = False
         if self.mirror.changed():
@@ -201,12 +211,12 @@ class Run:
         self.samples += batches.samples
         info = {"step": len(history.steps), "steps": self.info["steps"], "epoch": epoch, "samples": batches.samples}
         info |= {"loss": float(np.mean(losses)), "seconds": time.perf_counter() - self.start}
-        self.settings.callbacks.notify("on_steps", info)
+        self._notify("on_steps", info)
 
     def _recovered(self, about: dict[str, Any]) -> None:
         record = {"step": len(self.history.steps), **about}
         self.history.recoveries.append(record)
-        self.settings.callbacks.notify("on_recovery", dict(record))
+        self._notify("on_recovery", dict(record))
 
     def _end_of_epoch(self, epoch: int) -> bool:
         """Evaluate, record, save; return whether to stop."""

@@ -99,9 +99,12 @@ class Windows:
     def _run(self, batches: Batches) -> None:
         todo = deque(self.course.handle(course.Asked(batches)))
         while todo:
+            instruction = todo.popleft()
             try:
-                event = self._do(todo.popleft(), batches)
+                event = self._do(instruction, batches)
             except (Lost, TaskFailed) as error:
+                if isinstance(instruction, (course.Report, course.Recover)):
+                    raise  # by who was told, of something else
                 todo.clear()
                 failure = error.with_traceback(None)  # it would keep keys alive
                 workers = self.placement.executor.workers(self.recovery.avoid)

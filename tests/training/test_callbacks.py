@@ -12,7 +12,8 @@ from conftest import ROOT
 from models import GRAINS, Model
 
 import flowgrad as fg
-from flowgrad.errors import FeedError, GraphError
+from flowgrad.errors import ClusterError, FeedError, GraphError
+from flowgrad.scheduler.executors import Lost
 from flowgrad.scheduler.training.callbacks import Callbacks
 
 
@@ -73,6 +74,25 @@ def test_every_callback_is_asked():
     other = SimpleNamespace(on_steps=print)
     answers = Callbacks([Scripted({1: fg.STOP}), other, Scripted({1: fg.KEEP})]).notify("on_epoch", {"epoch": 1})
     assert answers == fg.STOP | fg.KEEP
+
+
+@pytest.mark.parametrize("method", ["on_train_begin", "on_steps", "on_epoch", "on_train_end"])
+@pytest.mark.parametrize("kind", [ClusterError, Lost, GraphError, OSError])
+def test_what_a_callback_raises_comes_out_as_it_is(executor, tmp_path, method, kind):
+    """A cluster that a callback uses is none of the training's, which would say where to go on, or begin a window again."""
+    error, calls = kind("mine"), []
+
+    def fail(about):
+        calls.append(about)
+        raise error
+
+    model = Model()
+    before = model.bits()
+    with pytest.raises(kind) as told:
+        model.fit(executor, epochs=2, callbacks=[SimpleNamespace(**{method: fail})], checkpoint=tmp_path)
+    assert told.value is error
+    assert len(calls) == 1
+    assert model.bits() == before
 
 
 # -- early stopping --
