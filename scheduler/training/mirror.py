@@ -44,6 +44,8 @@ class Mirror:
         """Remember what variables and the optimizer have before the first step."""
         self.job, self.state = job, state
         self._before = [v._value for v in job.variables]
+        read = (v for v in self.graph.nodes if isinstance(v, Variable) and v not in job.feeds.arrays)
+        self._trainable = {v: v.trainable for v in read}
         self._rule = self.optimizer.rule
 
     def leave(self) -> None:
@@ -107,9 +109,10 @@ class Mirror:
                 )
             self.job.take_rule(rule)
             self._rule, different = rule, True
-        frozen = next((v for v in self.job.variables if not v.trainable), None)
-        if frozen is not None:
-            raise GraphError(f"{frozen} is being trained: set its trainable before or after fit")
+        other = next((v for v, before in self._trainable.items() if v.trainable != before), None)
+        if other is not None:
+            what = "not being trained" if other.trainable else "being trained"
+            raise GraphError(f"{other} is {what}: set its trainable before or after fit")
         if not self._stale:  # somebody read it, and may have changed it, arrays of the state in place too
             now = self.job.first_state()
             different |= any(now[k].tobytes() != self.state[k].tobytes() for k in now)

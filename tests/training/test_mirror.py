@@ -16,6 +16,10 @@ def trainer_of(net, where="sync", callbacks=(), rate=0.01, **settings):
     return fg.Trainer(optimizer, fg.Engine(where, shards=4, kernel="numpy", **settings), seed=5, callbacks=callbacks)
 
 
+def idle_of(w):
+    return next(v for v in w.graph.nodes if v.name == "idle")
+
+
 class Watch(fg.Callback):
     """Does something after each epoch."""
 
@@ -367,12 +371,15 @@ def test_a_state_that_cannot_be_is_refused_where_it_is_set(state):
         (lambda o, w: setattr(o, "learningrate", 0.1), "no attribute 'learningrate': do you mean 'learning_rate'?"),
         (lambda o, w: setattr(o, "clip_norm", -1.0), "clip_norm must be a number above 0, not -1.0"),
         (lambda o, w: setattr(w, "trainable", False), "is being trained: set its trainable before or after fit"),
+        (lambda o, w: setattr(idle_of(w), "trainable", True), "'idle'.* is not being trained: set its"),
         (lambda o, w: setattr(o, "rule", "adam"), "a rule is an object such as"),
         (lambda o, w: np.array([1, 2]), r"on_epoch of Act returned array"),
     ],
 )
 def test_what_cannot_change_is_refused_by_name(change, told):
     net = Net()
+    with net.graph:
+        fg.Variable(2, [1.0, 2.0], trainable=False, name="idle")
 
     class Act(fg.Callback):
         def on_epoch(self, record):
