@@ -5,4 +5,4 @@ from .norms import NORM_BLOCK, NORM_LANES, block_norms, scale_of
 from .optimizer import Optimizer, warn_independent
 from .privacy import Privacy
 from .rules import WORK, AdamRule, GradientDescentRule, Rule, State
-from .schedules import CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp, describe, restore
+from .schedules import Asked, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp, describe, is_own, restore

@@ -15,7 +15,8 @@ from ..inputs import integer, real
 class Schedule:
     """Base of the schedules: ``schedule(t)`` is the learning rate of update `t`, counted from 1.
 
-    Any function of one integer is a schedule as well; only those made here can be saved.
+    Any function of one integer is a schedule as well; only those made here can be saved. While a `Trainer` trains, a function is
+    asked in the process that trains, for all updates of an epoch before it begins; what changes in it counts from the next one on.
     """
 
     def __call__(self, t: int) -> float:
@@ -158,6 +159,24 @@ class WarmUp(_Checked):
         return (self.then(1) if callable(self.then) else self.then) * t / self.steps
 
 
+class Asked:
+    """Learning rates that a function was asked for ahead: of updates in a row, and of all others that of the nearest.
+
+    Attributes
+    ----------
+    first : int
+        The number of the first of these updates.
+    rates : list of float
+    """
+
+    def __init__(self, first: int, rates: list[float]):
+        self.first, self.rates = first, rates
+
+    def __call__(self, t: int) -> float:
+        """Return the learning rate of update `t`."""
+        return self.rates[min(max(t - self.first, 0), len(self.rates) - 1)]
+
+
 KINDS = {cls.__name__: cls for cls in (StepDecay, ExponentialDecay, CosineDecay, WarmUp)}
 
 
@@ -178,6 +197,16 @@ def describe(learning_rate: Any) -> Any:
             f"use one of {', '.join(KINDS)}, or set optimizer.rule to one with a number before saving"
         )
     return {"schedule": kind, **{f.name: describe(getattr(learning_rate, f.name)) for f in fields(learning_rate)}}
+
+
+def is_own(learning_rate: Any) -> bool:
+    """Whether a learning rate is, or reads, a function of the user's, which may give something else at another time or place."""
+    if not callable(learning_rate):
+        return False
+    kind = type(learning_rate)
+    if KINDS.get(kind.__name__) is not kind:
+        return True
+    return any(is_own(getattr(learning_rate, f.name)) for f in fields(learning_rate))
 
 
 def restore(described: Any) -> Any:

@@ -109,7 +109,7 @@ class Trial:
         if step.private is not None and kernel == "numba":
             why = "compiled, but for clipping, noise and update"
         elif kernel == "numba":
-            why = compiled_round(step.program, step.names, self.job.rule, self.job.feeds.dtype).told
+            why = compiled_round(step.program, step.names, step.rule, self.job.feeds.dtype).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         grain = choose_grain(engine.grain, costs)
@@ -178,7 +178,7 @@ def _why_not_this(job: TrainingJob) -> str:
     """Compile what a step needs; return why that cannot be, which is told, or an empty string."""
     step = job.step.by("numba")
     try:
-        compiled_round(step.program, step.names, job.rule, job.feeds.dtype)
+        compiled_round(step.program, step.names, step.rule, job.feeds.dtype)
     except FlowgradError as error:
         why = str(error)
         warn(f"steps are run by NumPy, not compiled: {why}")

@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.errors import warn
 from flowgrad.graph import ancestors
 from flowgrad.inputs import frozen
-from flowgrad.optim import Optimizer, Rule, warn_independent
+from flowgrad.optim import Asked, Optimizer, Rule, is_own, warn_independent
 from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
@@ -71,9 +71,12 @@ class TrainingJob:
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
         optimizer.try_rule(self.feeds.dtype)
-        step = replace(compile_step(optimizer.target, self.feeds, self.variables, "shard"), rule=self.rule)
+        step = compile_step(optimizer.target, self.feeds, self.variables, "shard")
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
         self.state = self.first_state()
+        t = int(self.state["t"][0]) + 1
+        self._rates = Asked(t, [Rule.rate(self.rule, t)])  # the first one is enough for a plan
+        self.take_rule(self.rule)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -150,8 +153,24 @@ class TrainingJob:
             )
 
     def take_rule(self, rule: Rule) -> None:
-        """Let steps be made by another rule from now on."""
-        self.rule, self.step = rule, replace(self.step, rule=rule)
+        """Let steps be made by a rule from now on."""
+        self.rule = rule
+        if is_own(rule.learning_rate):
+            rule = replace(rule, learning_rate=self._rates)
+        self.step = replace(self.step, rule=rule)
+
+    def ask_rates(self, t: int, steps: int) -> bool:
+        """Ask a learning rate that is a function for the `steps` updates after update `t`; return whether steps had other ones.
+
+        It is asked here, once before each epoch: what it reads may change, and workers have a copy of that.
+        """
+        if self.step.rule is self.rule:
+            return False
+        updates = range(t + 1, t + steps + 1)
+        rates = [Rule.rate(self.rule, k) for k in updates]
+        other = rates != [self._rates(k) for k in updates]
+        self._rates.first, self._rates.rates = t + 1, rates
+        return other
 
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""

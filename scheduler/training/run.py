@@ -188,6 +188,8 @@ class Run:
         """Run what is left of an epoch, the last window ending with it; return whether to stop."""
         batches, size = self._batches(epoch), self.plan.steps_per_window
         k = self.position
+        if self.job.ask_rates(int(self.windows.state["t"][0]), len(batches) - k) and self.job.executor.remote:
+            self.placement.change(self.job.step)
         while k < len(batches):
             k += self.windows.run(batches[k : k + size], (self.epochs - epoch + 1) * len(batches) - k)
             self.epoch, self.position = (epoch, 0) if k == len(batches) else (epoch - 1, k)

@@ -9,6 +9,7 @@ import pytest
 from faults import Net
 
 import flowgrad as fg
+from flowgrad.optim import GradientDescentRule
 
 
 def trainer_of(net, where="sync", callbacks=(), rate=0.01, **settings):
@@ -18,6 +19,11 @@ def trainer_of(net, where="sync", callbacks=(), rate=0.01, **settings):
 
 def idle_of(w):
     return next(v for v in w.graph.nodes if v.name == "idle")
+
+
+class Doubled(GradientDescentRule):
+    def rate(self, t):
+        return 2 * super().rate(t)
 
 
 class Watch(fg.Callback):
@@ -173,6 +179,72 @@ def test_a_learning_rate_and_a_rule_count(executor, tmp_path):
     expected = train("sync", True)
     assert train(executor, False) == expected
     assert train(executor, False, checkpoint=tmp_path) == expected
+
+
+class Plateau(fg.Callback):
+    """A schedule that reads what changes: of its own, and of a lock, which no other process can have."""
+
+    def __init__(self):
+        self.rate, self.asked, self.lock = 0.01, [], threading.Lock()
+
+    def __call__(self, t):
+        with self.lock:
+            self.asked.append(t)
+            return self.rate
+
+    def on_epoch(self, record):
+        self.rate = 0.01 / (1 + record["epoch"] // 2)
+
+    def on_steps(self, info):
+        if info["epoch"] == 3:
+            self.rate = 0.5  # no epoch ends in the middle: the next one begins with what `on_epoch` sets
+
+
+@pytest.mark.parametrize("grain", ["shard", "round", "collective"])
+@pytest.mark.parametrize("within", [lambda rate: rate, lambda rate: fg.WarmUp(3, then=rate)])
+def test_a_schedule_that_changes_counts_from_the_next_epoch_on(executor, grain, within):
+    net, rate = Net(), Plateau()
+    trainer = trainer_of(net, executor, [rate], within(rate), grain=grain)
+    trainer.fit(net.feeds, epochs=4)
+    net = Net()
+    other = trainer_of(net)
+    for number in (0.01, 0.01, 0.005, 0.005):
+        other.optimizer.learning_rate = within(number)
+        other.fit(net.feeds, epochs=1)
+    assert trainer.fingerprint() == other.fingerprint()
+
+
+def test_a_schedule_is_asked_once_for_each_update():
+    net, rate = Net(), Plateau()
+    trainer_of(net, callbacks=[rate], rate=rate).fit(net.feeds, epochs=3)
+    assert rate.asked == [1, *range(1, 46)]  # and once for the plan
+
+
+def test_a_rule_of_ones_own_makes_of_a_schedule_what_it_did(executor):
+    def train(rule, rate):
+        net = Net()
+        optimizer = fg.Optimizer(net.graph, net.loss, rule(rate), batch_size=32)
+        trainer = fg.Trainer(optimizer, fg.Engine(executor, kernel="numpy", shards=2))
+        trainer.fit(net.feeds, epochs=2)
+        return trainer.fingerprint()
+
+    assert train(Doubled, lambda t: 0.01 / t) == train(GradientDescentRule, lambda t: 0.02 / t)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "numpy"])
+@pytest.mark.parametrize("good", [0, 20])
+@pytest.mark.parametrize("answer", ["0.1", None, -1.0, np.inf, True])
+@pytest.mark.filterwarnings("error")
+def test_a_schedule_that_gives_no_rate_is_named_and_nothing_else_is_told(kernel, good, answer):
+    net = Net()
+    optimizer = fg.Adam(net.graph, net.loss, lambda t: 0.1 if t <= good else answer, batch_size=32)
+    trainer = fg.Trainer(optimizer, fg.Engine("sync", kernel=kernel))
+    before = trainer.fingerprint()
+    with pytest.raises(
+        fg.FlowgradError, match=rf"^AdamRule: the learning rate of update {good + 1}, by .* must be a number"
+    ):
+        trainer.fit(net.feeds, epochs=2)
+    assert trainer.fingerprint() == before
 
 
 def test_a_rate_that_a_callback_set_is_there_when_a_run_goes_on(tmp_path):
