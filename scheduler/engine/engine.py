@@ -189,7 +189,7 @@ class Engine(Settled):
         gradient: bool = False,
         grain: str | None = None,
     ) -> Lowered:
-        """Return what would run, as a dask collection, without running it.
+        """Return what would run, as a dask collection, without running it; what is written to feeds later does not count.
 
         Parameters
         ----------
@@ -212,8 +212,8 @@ class Engine(Settled):
 
         def lower(grain: str | None) -> Computation:
             if gradient:
-                return values.lower_mean_gradient(self.session, targets, feeds, None, grain)
-            return values.lower_values(self.session, targets, feeds, grain)
+                return values.lower_mean_gradient(self.session, targets, feeds, None, grain, later=True)
+            return values.lower_values(self.session, targets, feeds, grain, later=True)
 
         return Lowered(lower(grain), executor=self.executor, lower=lower)
 

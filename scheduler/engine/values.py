@@ -13,7 +13,7 @@ from flowgrad.optim import warn_independent
 from flowgrad.typing import Array
 
 from ..costs import blas_threads_of
-from ..feeds import Feeds, check_feeds, check_nodes
+from ..feeds import Feeds, check_feeds, check_nodes, owned
 from ..programs import Computation, check_grain, lower_forward, lower_gradient
 from .session import Session
 
@@ -36,10 +36,16 @@ def _lower_forward(
     return lower_forward(session.forward_program(targets, feeds, chosen), graph, feeds, chosen, session.shards)
 
 
-def lower_values(session: Session, nodes: Any, feeds: Any, grain: str | None = None) -> Computation:
-    """Check nodes and feeds, and lower the values: of a single node one array, else a list."""
+def lower_values(
+    session: Session, nodes: Any, feeds: Any, grain: str | None = None, later: bool = False
+) -> Computation:
+    """Check nodes and feeds, and lower the values: of a single node one array, else a list.
+
+    What is to be run `later` reads copies of the feeds.
+    """
     graph, targets = check_nodes(nodes, "forward")
     checked = check_feeds(graph, feeds, session.dtype, executor=session.executor)
+    checked = owned(checked, feeds) if later else checked
     job = _lower_forward(session, targets, graph, checked, grain)
     return replace(job, finish=partial(_only, job.finish)) if isinstance(nodes, Node) else job
 
@@ -48,13 +54,16 @@ def _only(finish: Callable[[list[Any]], list[Array]], values: list[Any]) -> Arra
     return finish(values)[0]
 
 
-def lower_mean_gradient(session: Session, target: Any, feeds: Any, wrt: Any, grain: str | None = None) -> Computation:
-    """Check target and feeds, and lower the gradient ``{variable: (dim,)}``."""
+def lower_mean_gradient(
+    session: Session, target: Any, feeds: Any, wrt: Any, grain: str | None = None, later: bool = False
+) -> Computation:
+    """Check target and feeds, and lower the gradient ``{variable: (dim,)}``; see `lower_values` for `later`."""
     if isinstance(target, (list, tuple)):
         raise GraphError("a gradient is of one scalar node, not of a list")
     graph, _ = check_nodes(target, "gradient")
     check_scalar(target, "target")
     checked = check_feeds(graph, feeds, session.dtype, executor=session.executor)
+    checked = owned(checked, feeds) if later else checked
     variables: list[Variable] = []
     for v in session.nodes(graph, checked.arrays, wrt):
         if not isinstance(v, Variable):

@@ -14,6 +14,6 @@ from .check import (
 )
 from .chunks import Chunked, Shape, file_rows, guarded, is_chunked
 from .content import ROWS, describe_data
-from .memory import FeedMemory, RememberedFeeds
+from .memory import FeedMemory, RememberedFeeds, owned
 from .order import ORDER_BYTES, Batches, Epoch
 from .placement import Lane, Placement, lane_of

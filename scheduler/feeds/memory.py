@@ -21,7 +21,7 @@ from ..executors import Executor
 from ..machine import empty_array
 from ..tasks import is_future, token
 from .check import Feeds, check_feeds
-from .chunks import is_elsewhere
+from .chunks import Chunked, is_elsewhere
 
 # Feeds of a call up to this many bytes are kept for comparison; so many calls are remembered.
 COPIED = 32 << 20
@@ -77,7 +77,7 @@ class FeedMemory:
     def check(self, graph: Graph, feeds: Mapping[Any, Any] | None, dtype: Any) -> RememberedFeeds:
         """Return checked feeds with their tokens; raises what `check_feeds` raises."""
         if not self._copies(feeds):
-            checked = _owned(check_feeds(graph, feeds, dtype, executor=self.executor), feeds)
+            checked = owned(check_feeds(graph, feeds, dtype, executor=self.executor), feeds)
             name = token if self.limit or self.hashed else self._token
             return RememberedFeeds(**vars(checked), tokens={v: name(a) for v, a in checked.arrays.items()})
         beginnings = _beginnings(feeds)
@@ -127,16 +127,27 @@ def _beginnings(feeds: Mapping[Any, Array]) -> dict[Any, bytes]:
     return {v: a[:1].tobytes()[:64] if a.ndim else b"" for v, a in feeds.items()}
 
 
-def _owned(checked: Feeds, feeds: Any) -> Feeds:
-    """Return feeds that share no memory with the user's, who may change theirs while results still read them."""
+def owned(checked: Feeds, feeds: Any) -> Feeds:
+    """Return feeds that share no memory with the user's, who may change theirs while something still reads them.
+
+    What is in chunks stays where it is, and so does an array that lies in a file: there may be no room for it.
+    """
     arrays = dict(checked.arrays)
     for v, a in arrays.items():
         given = feeds[v]
         if isinstance(given, (list, tuple)) or (is_elsewhere(given) and not is_future(given)):
             continue  # put together from what is theirs
+        if isinstance(a, Chunked) or _in_file(a):
+            continue
         if not isinstance(given, np.ndarray) or np.may_share_memory(a, given):
-            arrays[v] = a.copy()
+            arrays[v] = _copy(a)
     return replace(checked, arrays=arrays)
+
+
+def _in_file(array: Array | None) -> bool:
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array is not None
 
 
 def _copy(array: Array) -> Array:

@@ -98,6 +98,11 @@ class Callbacks:
                     f"callbacks are objects with some of the methods {', '.join(METHODS)}, not {brief(callback)}"
                 )
 
+    @property
+    def own(self) -> bool:
+        """Whether any of them is somebody's own, which may do anything."""
+        return any(type(callback).__module__.partition(".")[0] != "flowgrad" for callback in self.callbacks)
+
     def notify(self, method: str, *args: Any) -> Signal:
         """Call a method of every callback that has it, and return all their answers together.
 

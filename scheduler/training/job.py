@@ -16,7 +16,7 @@ from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
 from ..engine import Engine
-from ..feeds import Chunked, Feeds, check_batch_size, check_feeds, describe_data
+from ..feeds import Chunked, Feeds, check_batch_size, check_feeds, describe_data, owned
 from ..machine import one_thread
 from ..programs import flat_values
 from ..steps import Step, compile_private, compile_step, places_of, shard_step, vanished
@@ -46,6 +46,11 @@ class Settings:
         """Samples of one update."""
         return self.optimizer.batch_size * self.accumulate
 
+    def checked(self, feeds: Any, dtype: Any, what: str = "feeds") -> Feeds:
+        """Return checked feeds for the length of a training: where callbacks may write to what was fed, copies, as workers have."""
+        checked = check_feeds(self.optimizer.graph, feeds, dtype, True, self.engine.executor, what)
+        return owned(checked, feeds) if self.callbacks.own else checked
+
 
 class TrainingJob:
     """The step of a training run, made ready from feeds as the user gave them.
@@ -64,9 +69,7 @@ class TrainingJob:
         self.settings, self.epochs = settings, epochs
         optimizer = settings.optimizer
         self.rule, self.executor = optimizer.rule, settings.engine.executor
-        self.feeds: Feeds = check_feeds(
-            optimizer.graph, feeds, settings.engine.dtype, lazy=True, executor=self.executor
-        )
+        self.feeds = settings.checked(feeds, settings.engine.dtype)
         check_batch_size(optimizer.batch_size, self.feeds, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)

@@ -15,7 +15,7 @@ from flowgrad.files import checked_record, same_version
 from flowgrad.typing import Array
 
 from ..costs import Plan
-from ..feeds import Batches, Epoch, Placement, check_feeds
+from ..feeds import Batches, Epoch, Placement
 from ..machine import Interrupts
 from ..windows import Windows
 from .callbacks import KEEP, STOP, Signal
@@ -54,12 +54,8 @@ class Run:
         self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
         self.mirror, self.telling = mirror, False
         self.job = job = TrainingJob(settings, feeds, epochs)
-        graph, target = settings.optimizer.graph, settings.optimizer.target
-        checked = (
-            None
-            if validation is None
-            else check_feeds(graph, validation, job.feeds.dtype, True, job.executor, "validation")
-        )
+        target = settings.optimizer.target
+        checked = None if validation is None else settings.checked(validation, job.feeds.dtype, "validation")
         layout = job.step.program.layout
         self.epoch = self.position = 0
         self.before = settings.optimizer.epochs

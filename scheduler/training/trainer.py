@@ -122,7 +122,8 @@ class Trainer(Settled):
         Parameters
         ----------
         feeds : dict
-            ``{variable: array (N, dim)}``; class indices ``(N,)`` for a label of dim > 1.
+            ``{variable: array (N, dim)}``; class indices ``(N,)`` for a label of dim > 1. What callbacks write to arrays in memory
+            meanwhile counts nowhere.
         epochs : int
             Passes over the samples; the last mini-batch of a pass may be smaller and weighs its own samples.
         validation : dict, optional

@@ -166,3 +166,85 @@ def test_dask_feeds_are_computed_once():
     masked = da.ma.masked_greater(da.from_array(net.feeds[net.x], chunks=(2, 4)), 0.5)
     with pytest.raises(fg.FlowgradError, match="is a masked array"):
         fg.Engine("sync").forward(net.hidden, {net.x: masked})
+
+
+class Held:
+    """Something that shows its memory as an array."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __getitem__(self, key):
+        return self.array[key]
+
+    def __setitem__(self, key, value):
+        self.array[key] = value
+
+
+KINDS = {
+    "array": lambda x: x,
+    "single precision": lambda x: x.astype(np.float32),
+    "in columns": np.asfortranarray,
+    "a view": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "rows": list,
+    "object of ones own": Held,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_callback_writes_to_feeds_counts_nowhere(executor, kind, dtype):
+    def train(write):
+        net, given = Net(), KINDS[kind](np.random.default_rng(1).random((6, 4)))
+        feeds = {net.x: given, net.label: net.feeds[net.label]}
+
+        class Write(fg.Callback):
+            def on_epoch(self, record):
+                if write:
+                    given[0][:] = record["epoch"]
+                    feeds[net.label][:] = 0
+
+        optimizer = fg.Adam(net.w.graph, net.loss, 0.1, batch_size=2)
+        engine = fg.Engine(executor, dtype, shards=1, kernel="numpy")
+        trainer = fg.Trainer(optimizer, engine, callbacks=[Write()])
+        history = trainer.fit(feeds, epochs=3, validation=feeds)
+        return trainer.fingerprint(), [record["validation_loss"] for record in history.epochs]
+
+    assert train(True) == train(False)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("grain", ["node", "shard"])
+def test_what_was_lowered_reads_what_was_fed(executor, dtype, gradient, grain):
+    net, x = Net(), np.random.default_rng(1).random((6, 4))
+    engine = fg.Engine(executor, dtype)
+    lowered = engine.lower(net.loss, {**net.feeds, net.x: x}, gradient, grain)
+    expected = engine.lower(net.loss, {**net.feeds, net.x: x.copy()}, gradient, grain).compute()
+    x[:] = 0
+    found = lowered.compute()
+    np.testing.assert_array_equal(found[net.w] if gradient else found, expected[net.w] if gradient else expected)
+
+
+def test_files_are_not_copied_and_nothing_is_where_nobody_can_write(tmp_path):
+    net = Net()
+    np.save(tmp_path / "x.npy", net.feeds[net.x])
+
+    def feeds_of(x, callbacks=()):
+        optimizer = fg.Adam(net.w.graph, net.loss, batch_size=2)
+        trainer = fg.Trainer(optimizer, fg.Engine("sync"), callbacks=callbacks)
+        return trainer.settings.checked({net.x: x}, "float64").arrays[net.x]
+
+    class Own(fg.Callback):
+        pass
+
+    x, file = net.feeds[net.x], np.load(tmp_path / "x.npy", mmap_mode="c")
+    assert np.shares_memory(feeds_of(x), x)
+    assert not np.shares_memory(feeds_of(x, [Own()]), x)
+    assert np.shares_memory(feeds_of(file, [Own()]), file)
+    assert np.shares_memory(feeds_of(np.asarray(file), [Own()]), file)
+    file = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert len(feeds_of(file, [Own()]).chunks) == 1
