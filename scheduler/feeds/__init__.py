@@ -5,6 +5,7 @@ from .check import (
     check_array,
     check_batch_size,
     check_feeds,
+    check_labels,
     check_lengths,
     check_nodes,
     common_dtype,
@@ -12,7 +13,7 @@ from .check import (
     require_values,
     settled_feeds,
 )
-from .chunks import Chunked, Shape, file_rows, guarded, is_chunked
+from .chunks import Chunked, Labels, Shape, file_rows, guarded, is_chunked
 from .content import ROWS, describe_data
 from .memory import FeedMemory, RememberedFeeds, owned
 from .order import ORDER_BYTES, Batches, Epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from flowgrad.inputs import brief
 from flowgrad.typing import Array
 
 from ..executors import Executor
-from .chunks import Shape, check_told, chunked, gathered, is_chunked, is_dask_array, settled
+from .chunks import Chunked, Labels, Shape, check_told, chunked, gathered, is_chunked, is_dask_array, settled
 from .kinds import as_array, as_chunk
 
+# By so much rounding may lead out of the numbers that are labels.
+ROUNDING = 1e-6
 # Length from which on BLAS's own threads may take part in a scalar product.
 BLAS_LENGTH = 10_000
 
@@ -231,6 +233,35 @@ def check_batch_size(batch_size: int, feeds: Feeds, accumulate: int = 1) -> None
         )
 
 
+def check_labels(feeds: Feeds, labels: Mapping[Variable, Labels]) -> Feeds:
+    """Return feeds of which some are labels, whose numbers are checked; of those in chunks, when they are read.
+
+    Raises
+    ------
+    FeedError
+        Names the variable, the sample, the number and the loss.
+    """
+    arrays = dict(feeds.arrays)
+    for v, wanted in labels.items():
+        feed = arrays[v]
+        if isinstance(feed, Chunked):
+            arrays[v] = replace(feed, form=replace(feed.form, labels=wanted))
+        else:
+            _within(v.name, feed, wanted)
+    return replace(feeds, arrays=arrays)
+
+
+def _within(name: str, array: Array, labels: Labels, first: int | Array = 0) -> Array:
+    least, most = labels.least - ROUNDING, labels.most + ROUNDING
+    if array.size and (array.min() < least or array.max() > most):
+        sample, *rest = np.argwhere((array < least) | (array > most))[0]
+        raise FeedError(
+            f"the feed for {name!r} holds {array[(sample, *rest)]!s} at sample {_number(first, sample)}, no label of "
+            f"{labels.loss}: {labels.advice}"
+        )
+    return array
+
+
 def _number(first: int | Array, sample: int) -> int:
     return int(first[sample]) if isinstance(first, np.ndarray) else first + sample
 
@@ -243,4 +274,5 @@ def rows_of(
     The chunk begins with row `start` of all and has `length` of them; `salt` tells one asking from another.
     """
     chunk = as_chunk(form, source() if callable(source) else source, (length, *told[0]), told[1], start)
-    return check_array(form, chunk[rows], form.dtype, start + rows)
+    array = check_array(form, chunk[rows], form.dtype, start + rows)
+    return array if form.labels is None else _within(form.name, array, form.labels, start + rows)

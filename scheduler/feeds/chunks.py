@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
@@ -55,6 +55,15 @@ class FileRows:
             ) from None
 
 
+class Labels(NamedTuple):
+    """Numbers that a loss takes for labels, from `least` to `most`; what it is called, and what to do about others."""
+
+    least: float
+    most: float
+    loss: str
+    advice: str
+
+
 @dataclass(frozen=True)
 class Shape:
     """What rows become: ``(n, dim)`` of a dtype.
@@ -63,11 +72,14 @@ class Shape:
     ----------
     name : str
         Of the variable, for messages.
+    labels : Labels, optional
+        What numbers there may be.
     """
 
     name: str
     dim: int
     dtype: np.dtype[Any]
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from flowgrad.program import Program
 from flowgrad.typing import Array
 
 from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
-from ..feeds import Feeds
+from ..feeds import Feeds, Labels
 from ..kernels import run_by
 from ..machine import canonical, without_collection
 from ..programs import (
@@ -173,6 +173,22 @@ def class_losses(target: Node, feeds: Feeds) -> list[Node]:
     found: list[Node] = [n for n in ancestors(target) if isinstance(n, (CrossEntropyWithSoftMax, LogisticCrossEntropy))]
     learned = {n for n in ancestors(target) if isinstance(n, Variable) and n.trainable and n not in feeds.arrays}
     return [n for n in found if learned.isdisjoint(ancestors(n.parents[1]))] or found
+
+
+def labels_of(target: Node, feeds: Feeds) -> dict[Variable, Labels]:
+    """Return what numbers may be fed as labels of the cross entropies in a loss; others would be trained towards without end."""
+    found: dict[Variable, Labels] = {}
+    for n in ancestors(target):
+        if isinstance(n, LogisticCrossEntropy):
+            labels = Labels(0.0, 1.0, str(n), "they are from 0 to 1; -1 and 1 become that by (labels + 1) / 2")
+        elif isinstance(n, CrossEntropyWithSoftMax):
+            labels = Labels(0.0, np.inf, str(n), "they are from 0 on; give one-hot rows, or class indices (N,)")
+        else:
+            continue
+        v = n.parents[1]
+        if isinstance(v, Variable) and v in feeds.arrays:
+            found[v] = min(found.get(v, labels), labels)
+    return found
 
 
 @without_collection

@@ -16,10 +16,10 @@ from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
 from ..engine import Engine
-from ..feeds import Chunked, Feeds, check_batch_size, check_feeds, describe_data, owned
+from ..feeds import Chunked, Feeds, check_batch_size, check_feeds, check_labels, describe_data, owned
 from ..machine import one_thread
 from ..programs import flat_values
-from ..steps import Step, compile_private, compile_step, places_of, shard_step, vanished
+from ..steps import Step, compile_private, compile_step, labels_of, places_of, shard_step, vanished
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 
@@ -46,10 +46,12 @@ class Settings:
         """Samples of one update."""
         return self.optimizer.batch_size * self.accumulate
 
-    def checked(self, feeds: Any, dtype: Any, what: str = "feeds") -> Feeds:
-        """Return checked feeds for the length of a training: where callbacks may write to what was fed, copies, as workers have."""
-        checked = check_feeds(self.optimizer.graph, feeds, dtype, True, self.engine.executor, what)
-        return owned(checked, feeds) if self.callbacks.own else checked
+    def checked(self, feeds: Any, dtype: Any, what: str = "feeds", training: bool = True) -> Feeds:
+        """Return checked feeds; for the length of a training copies, as workers have, where callbacks may write to what was fed."""
+        target = self.optimizer.target
+        checked = check_feeds(target.graph, feeds, dtype, True, self.engine.executor, what)
+        checked = check_labels(checked, labels_of(target, checked))
+        return owned(checked, feeds) if training and self.callbacks.own else checked
 
 
 class TrainingJob:

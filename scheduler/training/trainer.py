@@ -17,7 +17,6 @@ from flowgrad.typing import Array
 
 from ..engine import Engine
 from ..executors import Executor
-from ..feeds import check_feeds
 from ..machine import Interrupts
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
@@ -139,7 +138,7 @@ class Trainer(Settled):
         ------
         FeedError, GraphError
             Before anything runs or changes, if something does not fit, or the checkpoint is of another model, optimizer, seed,
-            batch size or data size; both values are named.
+            batch size or data size; both values are named. Labels outside of those of a cross entropy are named with the sample.
         DataError
             If checkpoints cannot be written, or none of those there can be read.
         FlowgradError
@@ -242,9 +241,11 @@ class Trainer(Settled):
         >>> trainer.evaluate({x: [1.0, 3.0]})
         {'loss': 20.0}
         """
-        target = self.optimizer.target
-        checked = check_feeds(target.graph, feeds, self.engine.dtype, lazy=True, executor=self.engine.executor)
-        with self.engine.executor.waiting(), closing(Evaluation(self.engine, target, checked)) as evaluation:
+        checked = self.settings.checked(feeds, self.engine.dtype, training=False)
+        with (
+            self.engine.executor.waiting(),
+            closing(Evaluation(self.engine, self.optimizer.target, checked)) as evaluation,
+        ):
             return evaluation.scores(None)
 
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:

@@ -1,7 +1,9 @@
 """What bad feeds get: one line that names the variable and both sizes; values stay as they were."""
 
+import dask
 import numpy as np
 import pytest
+from dask import array as da
 from refusal import USES, Model, N, refused
 
 import flowgrad as fg
@@ -94,3 +96,81 @@ def test_a_feed_of_single_precision_numbers_may_be_large(model):
     feeds = {model.x: changed(np.zeros((N, 4)), largest)}
     found = fg.Engine("sync", dtype="float32").forward(model.x, feeds)
     assert found[2, 1] == np.float32(largest)
+
+
+class Questions:
+    """A net that is asked which of three classes, and three questions of yes or no."""
+
+    def __init__(self):
+        with fg.Graph(seed=0) as graph:
+            x, self.w = fg.Variable(4, trainable=False, name="x"), fg.Variable(12, True)
+            self.classes, self.answers = (fg.Variable(3, trainable=False, name=name) for name in ("classes", "answers"))
+            logits = fg.MatVec(self.w, x)
+            by_class = fg.CrossEntropyWithSoftMax(logits, self.classes)
+            loss = by_class + fg.Sum(fg.LogisticCrossEntropy(logits, self.answers))
+        self.optimizer = fg.Adam(graph, loss, batch_size=4)
+        rng = np.random.default_rng(0)
+        self.feeds = {x: rng.normal(size=(N, 4)), self.classes: rng.random((N, 3)), self.answers: rng.random((N, 3))}
+
+    def with_label(self, which, value, way=lambda array: array):
+        """Feeds one label of which, of sample 4, is something else."""
+        v = getattr(self, which)
+        return {**self.feeds, v: way(changed(self.feeds[v], value, (4, 1)))}
+
+
+LABELLED = {
+    "fit": lambda trainer, bad, good: trainer.fit(bad, epochs=2),
+    "validation": lambda trainer, bad, good: trainer.fit(good, epochs=2, validation=bad),
+    "evaluate": lambda trainer, bad, good: trainer.evaluate(bad),
+}
+AS = {
+    "array": lambda folder: lambda array: array,
+    "single precision": lambda folder: lambda array: array.astype(np.float32),
+    "dask": lambda folder: lambda array: da.from_delayed(dask.delayed(array), array.shape, array.dtype).rechunk((2, 3)),
+    "file": lambda folder: (
+        lambda array: (np.save(folder / "a.npy", array), np.load(folder / "a.npy", mmap_mode="r"))[1]
+    ),
+}
+
+
+@pytest.mark.parametrize("way", AS)
+@pytest.mark.parametrize("call", LABELLED)
+@pytest.mark.parametrize(
+    ("which", "value", "told"),
+    [
+        ("answers", -1.0, "LogisticCrossEntropy .*from 0 to 1"),
+        ("answers", 2.0, "LogisticCrossEntropy .*from 0 to 1"),
+        ("answers", 1.001, "LogisticCrossEntropy .*from 0 to 1"),
+        ("classes", -1.0, "CrossEntropyWithSoftMax .*from 0 on"),
+    ],
+)
+def test_labels_that_are_none(executor, tmp_path, which, value, told, call, way):
+    net = Questions()
+    trainer = fg.Trainer(net.optimizer, fg.Engine(executor))
+    before = net.w.value.tobytes()
+    with pytest.raises(
+        FeedError, match=rf"^the feed for '{which}' holds {value}\d* at sample 4, no label of {told}"
+    ) as error:
+        LABELLED[call](trainer, net.with_label(which, value, AS[way](tmp_path)), net.feeds)
+    assert "\n" not in str(error.value)
+    assert net.w.value.tobytes() == before
+
+
+@pytest.mark.parametrize("way", AS)
+@pytest.mark.parametrize("call", LABELLED)
+@pytest.mark.parametrize(
+    ("which", "value"), [("answers", 0.0), ("answers", 1 + 2e-7), ("classes", 3.0), ("classes", -1e-12)]
+)
+def test_soft_labels_and_rounding_are_right(tmp_path, which, value, call, way):
+    net = Questions()
+    trainer = fg.Trainer(net.optimizer, fg.Engine("sync"))
+    LABELLED[call](trainer, net.with_label(which, value, AS[way](tmp_path)), net.feeds)
+
+
+def test_what_no_cross_entropy_reads_as_labels_may_be_anything():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(3, trainable=False), fg.Variable(3, [1.0, 2.0, 3.0])
+        loss = fg.CrossEntropyWithSoftMax(x * w, fg.SoftMax(x)) + fg.MeanSquaredError(w, x)
+    trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=2), fg.Engine("sync"))
+    trainer.fit({x: -np.ones((4, 3))}, epochs=1)
+    trainer.evaluate({x: -np.ones((4, 3))})
