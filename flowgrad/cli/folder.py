@@ -35,8 +35,10 @@ def run_folder(out: str | os.PathLike[str] | None, name: str) -> Iterator[Path]:
     DataError
         When the folder cannot be written, holds something already, or is in use by another run.
     """
-    folder = Path(out) if out is not None else _fresh(name)
-    partial, made = _reserve(folder)
+    partial, made = _reserve(Path(out) if out is not None else _fresh(name))
+    # Found at the end, too, wherever somebody's callback or op has gone meanwhile.
+    partial, made = partial.absolute(), [path.absolute() for path in made]
+    folder = partial.parent
     try:
         yield partial
         with writing(folder):

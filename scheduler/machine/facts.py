@@ -9,6 +9,7 @@ import os
 import platform
 import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,15 @@ def cache_folder() -> Path:
     """Return where kernels are kept: ``$FLOWGRAD_CACHE_DIR``, else ``flowgrad`` in the user's cache folder."""
     folder = os.environ.get("FLOWGRAD_CACHE_DIR")
     if folder:
-        return Path(folder)
+        return _where_first_asked(folder)
     try:
         home = Path.home()
     except RuntimeError:  # nobody's, as with any uid in a container
         home = Path("/")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "flowgrad"
+    return _where_first_asked(os.environ.get("XDG_CACHE_HOME") or str(home / ".cache")) / "flowgrad"
+
+
+@cache
+def _where_first_asked(folder: str) -> Path:
+    """Return a folder that stays the same when the process goes to another one."""
+    return Path(folder).absolute()

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -49,6 +50,7 @@ class Checkpoints:
     Parameters
     ----------
     folder : path
+        A relative one is of the folder where this is made, wherever a callback goes.
     every_epochs : int, optional
         After so many epochs; None: not by epochs.
     every_seconds : float, optional
@@ -69,7 +71,9 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        path_of(self.folder, "Checkpoints: folder")
+        folder = path_of(self.folder, "Checkpoints: folder")
+        with suppress(OSError):  # there is no folder any more where this is: writing will tell
+            object.__setattr__(self, "folder", folder.absolute())
         integer(self.keep, "Checkpoints: keep")
         if self.every_epochs is not None:
             integer(self.every_epochs, "Checkpoints: every_epochs")

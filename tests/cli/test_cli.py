@@ -159,6 +159,23 @@ def test_run_folder(tmp_path):
     assert (tmp_path / "empty").is_dir()  # it was there before
 
 
+@pytest.mark.parametrize("out", ["run", None])
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_relative_run_folder_stays_where_it_was(tmp_path, monkeypatch, out, fails):
+    for name in ("home", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    with suppress(KeyError), run_folder(out, "any") as folder:
+        (folder / "a.txt").write_text("a")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        (folder / "b.txt").write_text("b")
+        if fails:
+            raise KeyError
+    assert not list((tmp_path / "elsewhere").iterdir())
+    left = sorted(path.name for path in (tmp_path / "home").rglob("*") if path.is_file())
+    assert left == ([] if fails else ["a.txt", "b.txt"])
+
+
 def test_default_run_folders_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "now")

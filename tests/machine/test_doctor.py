@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from flowgrad.cli import main
 from flowgrad.cli.doctor import plain_text, summary
 from flowgrad.scheduler.machine.doctor import KERNELS, LEVELS, Finding, examine, level_of_cpu, level_of_kernel
-from flowgrad.scheduler.machine.facts import Facts, read_cpu, read_facts
+from flowgrad.scheduler.machine.facts import Facts, cache_folder, read_cpu, read_facts
 
 ROOT = Path(__file__).parents[2]
 AVX512 = frozenset({"sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx512bw", "avx512vl"})
@@ -179,6 +179,17 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWGRAD_CACHE_DIR", str(tmp_path / "new" / "deeper"))
     assert not read_facts().cache_problem
     assert not (tmp_path / "new").exists()  # looking changes nothing
+
+
+@pytest.mark.parametrize("variable", ["FLOWGRAD_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_relative_cache_stays_where_it_was(tmp_path, monkeypatch, variable):
+    monkeypatch.delenv("FLOWGRAD_CACHE_DIR", raising=False)
+    monkeypatch.setenv(variable, f"cache-{tmp_path.name}")
+    monkeypatch.chdir(tmp_path)
+    before = cache_folder()
+    monkeypatch.chdir(tmp_path.parent)
+    assert cache_folder() == before
+    assert tmp_path in before.parents
 
 
 def test_plain_text_lines_up():

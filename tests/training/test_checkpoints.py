@@ -61,6 +61,27 @@ def test_files_are_named_by_steps_and_pruned(tmp_path):
     assert names(tmp_path) == ["step-000000018.safetensors", "step-000000021.safetensors"]  # 6 epochs; the end
 
 
+@pytest.mark.parametrize("made", [str, Path, fg.Checkpoints])
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch, made):
+    """Report writers and the like change the folder of the process."""
+
+    class Go(fg.Callback):
+        def on_epoch(self, record):
+            os.chdir(tmp_path)
+
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    model, whole, folder = Model("Adam"), Model("Adam"), made("state")
+    model.fit(epochs=3, checkpoint=folder, callbacks=[Go()])
+    assert names(tmp_path) == ["home"]
+    assert len(names(tmp_path / "home" / "state")) == 3
+    if made is not fg.Checkpoints:
+        os.chdir(tmp_path / "home")
+    model.fit(epochs=4, checkpoint=folder, resume=True, callbacks=[Go()])
+    whole.fit(epochs=4)
+    assert model.bits() == whole.bits()
+
+
 @pytest.mark.parametrize("grain", ["round", "shard", "node"])
 @pytest.mark.parametrize("position", [1, 2, 4])
 def test_going_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, grain, position):
