@@ -8,7 +8,7 @@ from enum import Flag, auto
 from typing import Any
 
 from flowgrad.errors import GraphError
-from flowgrad.inputs import brief, flag, integer, listed, one_of, real
+from flowgrad.inputs import brief, flag, integer, listed, nearest, one_of, real
 
 from .history import History
 
@@ -26,6 +26,7 @@ STOP, KEEP = Signal.STOP, Signal.KEEP
 class Callback:
     """What a trainer calls; any object with some of these methods will do.
 
+    A subclass may have no other ones that begin with ``on_``, for nobody would call them.
     All callbacks are called, in the order in which they were given to the trainer, in the process and the thread that called `fit`.
     Variables and the optimizer have the weights and state of the last finished epoch. In `on_train_begin` and `on_epoch` trained
     variables, ``optimizer.learning_rate``, ``optimizer.rule`` and ``optimizer.state`` may be set, and training goes on with them;
@@ -93,6 +94,12 @@ class Callbacks:
                     f"callbacks are objects, {callback.__name__} is a class: write {callback.__name__}(...)"
                 )
             answers = [getattr(callback, name) for name in METHODS if getattr(callback, name, None) is not None]
+            unknown = [name for name in dir(callback) if name.startswith("on_") and name not in METHODS]
+            unknown = [name for name in unknown if callable(getattr(callback, name, None))]
+            if unknown and (isinstance(callback, Callback) or not answers):
+                raise GraphError(
+                    f"{type(callback).__name__} has {unknown[0]!r}, which is never called{nearest(unknown[0], METHODS)}"
+                )
             if not answers or not all(map(callable, answers)):
                 raise GraphError(
                     f"callbacks are objects with some of the methods {', '.join(METHODS)}, not {brief(callback)}"

@@ -76,6 +76,48 @@ def test_every_callback_is_asked():
     assert answers == fg.STOP | fg.KEEP
 
 
+def having(base, *methods):
+    return type("Mine", (base,), dict.fromkeys(methods, lambda self, about=None: None))()
+
+
+@pytest.mark.parametrize(
+    ("callback", "told"),
+    [
+        (having(object, "on_epoch_end"), "Mine has 'on_epoch_end', which is never called: do you mean 'on_epoch'?"),
+        (
+            having(fg.Callback, "on_epoch_end"),
+            "Mine has 'on_epoch_end', which is never called: do you mean 'on_epoch'?",
+        ),
+        (
+            having(fg.EarlyStopping, "on_batch_end"),
+            "Mine has 'on_batch_end', which is never called; there are on_train_begin",
+        ),
+        (SimpleNamespace(on_step=print), "'on_step', which is never called: do you mean 'on_steps'?"),
+        (having(object, "after_epoch"), "objects with some of the methods on_train_begin"),
+        (lambda record: fg.STOP, "objects with some of the methods on_train_begin"),
+        ({"on_epoch": print}, "objects with some of the methods on_train_begin"),
+        (None, "objects with some of the methods on_train_begin"),
+    ],
+)
+def test_what_would_never_be_called_is_refused(callback, told):
+    model = Model()
+    with pytest.raises(GraphError, match=re.escape(told)) as error:
+        fg.Trainer(model.optimizer, callbacks=[callback])
+    assert "\n" not in str(error.value)
+
+
+def test_what_others_call_may_be_there_too():
+    for callback in (
+        having(object, "on_epoch", "on_batch_end"),
+        having(fg.Callback),
+        SimpleNamespace(on_steps=print, on_gpu=True),
+    ):
+        Callbacks([callback])
+    named = having(fg.Callback, "on_epoch")
+    named.on_gpu = True  # no method
+    Callbacks([named])
+
+
 @pytest.mark.parametrize("method", ["on_train_begin", "on_steps", "on_epoch", "on_train_end"])
 @pytest.mark.parametrize("kind", [ClusterError, Lost, GraphError, OSError])
 def test_what_a_callback_raises_comes_out_as_it_is(executor, tmp_path, method, kind):
