@@ -90,6 +90,10 @@ class _Builder:
         chosen = self.draw(st.sampled_from([*there, None]))
         return self.parameter(dim) if chosen is None else chosen
 
+    def label(self, kind, node):
+        """Return a label: what is fed as one is checked when a training begins."""
+        return self.call("Logistic", node) if "CrossEntropy" in kind and node in self.made.feeds else node
+
     def largest(self, node):
         return np.abs(self.made.values[node]).max()
 
@@ -119,7 +123,7 @@ class _Builder:
         if kind == "CrossEntropyWithSoftMax" and a.dim == 1:  # which it refuses
             kind = "LogisticCrossEntropy"
         if kind in PAIRS:
-            return self.call(kind, a, self.partner(a.dim))
+            return self.call(kind, a, self.label(kind, self.partner(a.dim)))
         if kind in ("Log", "Reciprocal"):
             return self.call(kind, self.positive(a))
         if kind == "ReLU":
