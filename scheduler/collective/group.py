@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from dask import is_dask_collection
 
 from flowgrad.errors import ClusterError
 from flowgrad.typing import Array
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Bytes and members from which on an array is summed slice by slice: every member adds up a part, and sends the sum. Two of them
 # send as much either way, and would wait for each other twice instead of once.
 SLICED, LEAST_SLICES = 1 << 19, 3
+# Kinds of arrays that have a sum, and of those that can be laid end to end: `+` joins text and makes of two Trues one.
+SUMMED, GATHERED = "iufcm", "biufcmMSUV"
 
 
 class Letter(NamedTuple):
@@ -89,10 +92,11 @@ class Group:
         a : array
             Of the same shape and dtype on all members.
         """
-        mine = np.array(a, order="C")
+        mine = self._array("all_reduce", a, SUMMED)
+        about = ("all_reduce", str(mine.dtype), mine.shape)
         if worth_slices(mine, self.size):
-            return self.all_gather(self.reduce_scatter(mine.reshape(-1))).reshape(mine.shape)
-        came = self.exchange(("all_reduce", str(mine.dtype), mine.shape), [mine] * self.size)
+            return self.all_gather(self._slice(about, mine.reshape(-1))).reshape(mine.shape)
+        came = self.exchange(about, [mine] * self.size)
         return np.array(reduce_tree([np.asarray(x.data) for x in came], _sum))
 
     def reduce_scatter(self, a: Any) -> Array:
@@ -100,17 +104,32 @@ class Group:
 
         Slice ``k`` of ``n`` is that of ``np.array_split``: the first ones are one longer where they cannot be equal.
         """
-        mine = np.array(a, order="C", ndmin=1)
-        cuts = slices(len(mine), self.size)
-        about = ("reduce_scatter", str(mine.dtype), mine.shape)
-        came = self.exchange(about, [mine[start:stop] for start, stop in cuts])
-        return np.array(reduce_tree([np.asarray(x.data) for x in came], _sum))
+        mine = self._array("reduce_scatter", a, SUMMED, 1)
+        return self._slice(("reduce_scatter", str(mine.dtype), mine.shape), mine)
 
     def all_gather(self, a: Any) -> Array:
         """Return all members' arrays, end to end along axis 0, where their lengths may differ."""
-        mine = np.array(a, order="C", ndmin=1)
-        came = self.exchange(("all_gather", str(mine.dtype), mine.shape[1:]), [mine] * self.size)
+        mine = self._array("all_gather", a, GATHERED, 1)
+        came = self.exchange(("all_gather", str(mine.dtype), ("n", *mine.shape[1:])), [mine] * self.size)
         return np.concatenate([np.asarray(x.data) for x in came])
+
+    def _slice(self, about: Any, mine: Array) -> Array:
+        came = self.exchange(about, [mine[start:stop] for start, stop in slices(len(mine), self.size)])
+        return np.array(reduce_tree([np.asarray(x.data) for x in came], _sum))
+
+    def _array(self, verb: str, a: Any, kinds: str, ndmin: int = 0) -> Array:
+        """Return what this member gave to a verb as an array of its own."""
+        told = _unseen(a)
+        try:
+            array = np.array(None if told else a, order="C", ndmin=ndmin)
+        except Exception as error:  # whatever it is that makes an array of it
+            told = f"{type(a).__name__} that is no array ({' '.join(str(error).split())})"
+        if not told and (array.dtype.kind not in kinds or array.dtype.hasobject):
+            told = f"{type(a).__name__} of dtype {array.dtype}, shape {array.shape}"
+        if told:
+            wanted = "numbers to add up; to count, integers" if kinds == SUMMED else "an array without objects"
+            raise ClusterError(f"rank {self.rank} ({self.addresses[self.rank]}) gave {verb} {told}: give {wanted}")
+        return array
 
     def barrier(self) -> None:
         """Wait until all members are here."""
@@ -157,6 +176,15 @@ def _sum(group: list[Array]) -> Array:
     return total
 
 
+def _unseen(a: Any) -> str:
+    """Return what NumPy says nothing of: it drops masks, and computes what is dask's, which may wait for this task's thread."""
+    if isinstance(a, (list, tuple)):
+        return next(filter(None, map(_unseen, a)), "")
+    if np.ma.is_masked(a):
+        return f"{type(a).__name__} with masked entries, dtype {a.dtype}, shape {a.shape}"
+    return f"{type(a).__name__} of dask that is not computed" if is_dask_collection(a) else ""
+
+
 def _plain(about: Any) -> Any:
     """Return what travelled as it was sent: tuples arrive as lists."""
     return tuple(_plain(x) for x in about) if isinstance(about, (list, tuple)) else about
@@ -165,4 +193,4 @@ def _plain(about: Any) -> Any:
 def _told(about: Any) -> str:
     verb, *rest = _plain(about)
     dtype, shape = (*rest, "", "")[:2]
-    return f"{verb}({dtype} {shape})" if rest else f"{verb}()"
+    return f"{verb}({dtype} {shape})".replace("'", "") if rest else f"{verb}()"

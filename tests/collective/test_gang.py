@@ -5,11 +5,14 @@ import gc
 import os
 import signal
 import threading
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
+import scipy.sparse
 from distributed import Client, LocalCluster, Semaphore, get_worker
 from faults import go_on, pids, silence, wait_for
 from tornado.ioloop import PeriodicCallback
@@ -82,6 +85,89 @@ def test_members_that_do_other_things_are_told_at_once(client):
     }.items():
         with pytest.raises(fg.FlowgradError, match=told):
             fg.gang(client, differ, [what] * 2)
+
+
+def given(group, verb, kind):
+    ones = np.ones(3)
+    gifts = {
+        "masked": np.ma.array(ones, mask=[0, 1, 0]),
+        "masked row": [ones, np.ma.array(ones, mask=[0, 1, 0])],
+        "masked at rank 1": ones if not group.rank else np.ma.array(ones, mask=[0, 1, 0]),
+        "masked number": 1.0 if not group.rank else np.ma.masked,
+        "None": None,
+        "objects": ones.astype(object),
+        "fractions": [Fraction(1, 2)],
+        "a generator": (k for k in range(3)),
+        "ragged": [[1], [2, 3]],
+        "dask's": da.ones(3),
+        "sparse": scipy.sparse.eye(2),
+        "records": np.zeros(3, [("a", "f8"), ("b", "i4")]),
+        "text": np.array(["a", "b"]),
+        "dates": np.array(["2000-01-01"], "M8[D]"),
+        "truths": ones > 0,
+        "complex": ones * 1j,
+        "a list": [1, 2, 3],
+        "a number": 2.5,
+        "a mask of nothing": np.ma.array(ones),
+        "other layout": np.asfortranarray(np.arange(6.0).reshape(2, 3))[:, ::-1],
+        "nothing": np.zeros((0, 3)),
+    }
+    return getattr(group, verb)(gifts[kind])
+
+
+NOT_SUMMED = {
+    "records": r"rank 0 .* gave (\w+) ndarray of dtype \[\('a'",
+    "text": "ndarray of dtype <U1",
+    "dates": "ndarray of dtype datetime64",
+    "truths": r"ndarray of dtype bool, shape \(3,\): give numbers to add up; to count, integers",
+}
+REFUSED = {
+    "masked": r"^rank 0 \(tcp://\S+\) gave (\w+) MaskedArray with masked entries, dtype float64, shape \(3,\)",
+    "masked row": "MaskedArray with masked entries",
+    "masked at rank 1": "^rank 1 .* MaskedArray with masked entries",
+    "masked number": "^rank 1 .* MaskedConstant with masked entries",
+    "None": "NoneType of dtype object",
+    "objects": "ndarray of dtype object",
+    "fractions": "list of dtype object",
+    "a generator": "generator of dtype object",
+    "ragged": "list that is no array",
+    "dask's": "Array of dask that is not computed",
+    "sparse": "dia_(matrix|array) of dtype object",
+}
+
+
+@pytest.mark.parametrize("verb", ["all_reduce", "reduce_scatter", "all_gather"])
+def test_what_is_given_is_right_or_refused(client, verb):
+    refused = REFUSED | (NOT_SUMMED if verb != "all_gather" else {})
+    for kind, told in refused.items():
+        with pytest.raises(fg.FlowgradError, match=told) as caught:
+            fg.gang(client, given, [(verb, kind)] * 2, timeout=60)
+        assert f"gave {verb} " in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_sums_of_every_kind_that_is_taken(client):
+    for kind, total in {
+        "complex": [2j] * 3,
+        "a list": [2, 4, 6],
+        "a number": 5.0,
+        "a mask of nothing": [2.0] * 3,
+        "other layout": [[4.0, 2.0, 0.0], [10.0, 8.0, 6.0]],
+        "nothing": np.zeros((0, 3)),
+    }.items():
+        for found in fg.gang(client, given, [("all_reduce", kind)] * 2, timeout=60):
+            assert type(found) is np.ndarray
+            np.testing.assert_array_equal(found, total)
+
+
+def test_shapes_of_large_arrays_are_compared_as_they_are_given(threads):
+    def reduce(group, *shapes):
+        return group.all_reduce(np.ones(shapes[group.rank]))
+
+    for last, other in {(200, 500): r"\(200, 500\)", (3,): r"\(3,\)"}.items():
+        told = rf"in all_reduce\(float64 \(500, 200\)\), rank 2 in all_reduce\(float64 {other}\)"
+        with pytest.raises(fg.FlowgradError, match=told):
+            fg.gang(threads, reduce, [((500, 200), (500, 200), last)] * 3, timeout=60)
 
 
 def test_the_exception_of_one_ends_all(client):
