@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from distributed import Client, Future, Semaphore
+from distributed.protocol.pickle import dumps
 from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
@@ -83,6 +84,8 @@ def gang(
         raise ClusterError(f"a gang calls a function on each worker, and {function!r} is none")
     if timeout is not None:
         timeout = real(timeout, "a gang's timeout, in seconds,", 0, above=True)
+    if not isinstance(arguments, Iterable):
+        raise ClusterError(f"a gang's arguments are a sequence, an entry for each member, not {arguments!r}")
     calls = [a if isinstance(a, tuple) else (a,) for a in arguments]
     known = client.scheduler_info(n_workers=-1)["workers"]
     places = list(known) if workers is None else list(workers)
@@ -98,17 +101,35 @@ def gang(
     places = places[: len(calls)]
 
     def submit(spec: Spec) -> list[Future]:
-        return [
-            client.submit(
-                run_member, spec, rank, function, *own, key=f"gang-{spec.name}-{rank}", workers=[address],
-                allow_other_workers=False, pure=False, retries=0,
-            )
-            for rank, (own, address) in enumerate(zip(calls, places))
-        ]  # fmt: skip
+        try:
+            return [
+                client.submit(
+                    run_member, spec, rank, function, *own, key=f"gang-{spec.name}-{rank}", workers=[address],
+                    allow_other_workers=False, pure=False, retries=0,
+                )
+                for rank, (own, address) in enumerate(zip(calls, places))
+            ]  # fmt: skip
+        except TypeError as error:
+            raise _unsendable(function, calls) or error from None
 
     values, futures = run_together(client, places, submit, timeout)
     _release(futures)
     return values
+
+
+def _unsendable(function: Callable[..., Any], calls: list[Any]) -> ClusterError | None:
+    """Return which part of a gang's tasks cannot be sent; dask names the task only."""
+    parts = {"function": function} | {f"arguments of rank {rank}": own for rank, own in enumerate(calls)}
+    for name, part in parts.items():
+        try:
+            dumps(part)
+        except Exception as error:
+            return ClusterError(f"the {name} of a gang cannot be sent to a worker: {_line(error)}")
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0]
 
 
 def run_together(
@@ -126,27 +147,29 @@ def run_together(
     end = None if timeout is None else time.monotonic() + timeout
     _check_client(client)
     unreachable, patience = 0, PATIENCE
-    with own_thread_left(), _order(client, addresses, end):
+    members = {address: f"rank {rank} ({address})" for rank, address in enumerate(addresses)}
+    with own_thread_left(), _order(client, members, end):
         while True:
             _prepare(client, addresses)
             spec = Spec(uuid.uuid4().hex, tuple(addresses), patience)
             futures = submit(spec)
-            values = _outcome(client, futures, addresses, end)
+            values = _outcome(client, futures, members, end)
             if not any(isinstance(value, Absent) for value in values):
                 return values, futures
             _release(futures)
             if not all(isinstance(value, Absent) for value in values):
-                raise GangBroken("a member was lost while the gang met")
+                absent = next(rank for value in values if isinstance(value, Absent) for rank in value.ranks)
+                raise GangBroken(f"{members[addresses[absent]]} was lost while the gang met")
             unreachable += any(value.unreachable for value in values)
             if unreachable == TRIES:
                 cut_off = next(value.unreachable for value in values if value.unreachable)
                 raise ClusterError(
                     f"workers of a gang cannot reach each other: {cut_off}; open the network between them"
                 )
-            absent = {addresses[rank] for value in values for rank in value.ranks}
-            _wait_for_threads(client, sorted(absent), end)
+            away = {addresses[rank] for value in values for rank in value.ranks}
+            _wait_for_threads(client, {address: members[address] for address in sorted(away)}, end)
             # It may be a worker that was started again at its address; or what its task needs takes longer to come.
-            _prepared[client] -= absent
+            _prepared[client] -= away
             patience = min(2 * patience, LONGEST_PATIENCE)
 
 
@@ -227,14 +250,14 @@ def _prepare(client: Client, addresses: Sequence[str]) -> None:
 
 
 @contextmanager
-def _order(client: Client, addresses: Sequence[str], end: float | None) -> Iterator[None]:
+def _order(client: Client, members: Mapping[str, str], end: float | None) -> Iterator[None]:
     """Hold a thread of each worker, so that no other gang waits on one of them for half of its members.
 
     Leases are asked for in one order, so that two gangs never wait for each other. Those of a client that died end by themselves.
     """
     threads = {address: int(w["nthreads"]) for address, w in client.scheduler_info(n_workers=-1)["workers"].items()}
     with ExitStack() as held:
-        for address in sorted(addresses):
+        for address in sorted(members):
             limit = threads.get(address, 1)
             # A worker that is started again at its address may have more threads; a semaphore's limit never changes.
             name = f"flowgrad-gang-{address}-{limit}"
@@ -244,8 +267,8 @@ def _order(client: Client, addresses: Sequence[str], end: float | None) -> Itera
                 held.callback(client.loop.add_callback, callback.stop)
             began = time.monotonic()
             while not lease.acquire(timeout=LOOK):
-                if _check(client, addresses, end):
-                    raise GangBroken("a worker went away")
+                if gone := _check(client, members, end):
+                    raise GangBroken(f"{gone} went away")
                 if inside_a_gang() and time.monotonic() - began > NESTED:
                     raise ClusterError(
                         f"this gang is formed by a member of another one, and {address} has no thread beside those of gangs: "
@@ -255,16 +278,17 @@ def _order(client: Client, addresses: Sequence[str], end: float | None) -> Itera
         yield
 
 
-def _check(client: Client, addresses: Sequence[str], end: float | None) -> set[str]:
-    """Return workers that are gone; raise if time is over."""
+def _check(client: Client, members: Mapping[str, str], end: float | None) -> str:
+    """Return the member whose worker is gone, if one is; raise if time is over."""
     if end is not None and time.monotonic() > end:
         raise ClusterError(
             "the gang has not ended in the time that it was given: give it more, or look at what workers do"
         )
-    return set(addresses) - set(client.scheduler_info(n_workers=-1)["workers"])
+    there = client.scheduler_info(n_workers=-1)["workers"]
+    return next((name for address, name in members.items() if address not in there), "")
 
 
-def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], end: float | None) -> list[Any]:
+def _outcome(client: Client, futures: list[Future], members: Mapping[str, str], end: float | None) -> list[Any]:
     """Wait for all members and return their values; raise what the first to fail raised, and let go of them all."""
     try:
         gone_since = failed_since = math.inf
@@ -279,9 +303,9 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
                 failed_since = min(failed_since, now)
             if now - failed_since > GONE:  # the others, who notice as fast as they can, may be stopped
                 break
-            gone_since = min(gone_since, now) if _check(client, addresses, end) else math.inf
+            gone_since = min(gone_since, now) if (gone := _check(client, members, end)) else math.inf
             if now - gone_since > GONE:
-                raise GangBroken("a worker went away")
+                raise GangBroken(f"{gone} went away")
         errors = [error for error in (f.exception() for f in futures if f.status == "error") if error is not None]
         for error in errors:
             if told := unreadable(error, client):
@@ -289,16 +313,17 @@ def _outcome(client: Client, futures: list[Future], addresses: Sequence[str], en
         if errors:
             # What broke the gang was raised by one member; the others only noticed that it was gone.
             raise next((e for e in errors if not isinstance(e, GangBroken)), errors[0])
-        if any(f.status != "finished" for f in futures):
-            raise GangBroken("a member was lost with its worker")
-        return _gathered(client, futures, addresses, end)
+        for future, name in zip(futures, members.values()):
+            if future.status != "finished":
+                raise GangBroken(f"{name} was lost with its worker")
+        return _gathered(client, futures, members, end)
     except BaseException:
         client.cancel(futures)
         _release(futures)
         raise
 
 
-def _gathered(client: Client, futures: list[Future], addresses: Sequence[str], end: float | None) -> list[Any]:
+def _gathered(client: Client, futures: list[Future], members: Mapping[str, str], end: float | None) -> list[Any]:
     """Bring values here; those of a worker that has just gone, and alone could make them again, dask would wait for for ever."""
     coming = asyncio.run_coroutine_threadsafe(client.gather(futures, asynchronous=True), client.loop.asyncio_loop)
     gone_since = math.inf
@@ -309,9 +334,15 @@ def _gathered(client: Client, futures: list[Future], addresses: Sequence[str], e
             except (CancelledError, OSError, TimeoutError) as error:
                 if coming.done():
                     raise GangBroken(f"what a member returned was lost on its way ({type(error).__name__})") from None
-            gone_since = min(gone_since, time.monotonic()) if _check(client, addresses, end) else math.inf
+            except Exception as error:  # dask does not say of which one
+                if len(futures) > 1:
+                    for future, (address, name) in zip(futures, members.items()):
+                        _gathered(client, [future], {address: name}, end)
+                names = " or ".join(members.values())
+                raise ClusterError(f"what {names} returned cannot be brought here: {_line(error)}") from None
+            gone_since = min(gone_since, time.monotonic()) if (gone := _check(client, members, end)) else math.inf
             if time.monotonic() - gone_since > GONE:
-                raise GangBroken("a worker went away before what its member returned was here")
+                raise GangBroken(f"{gone} went away before what it returned was here")
     finally:
         coming.cancel()
 
@@ -321,15 +352,15 @@ def _release(futures: list[Future]) -> None:
         future.release()
 
 
-def _wait_for_threads(client: Client, addresses: Sequence[str], end: float | None) -> None:
+def _wait_for_threads(client: Client, members: Mapping[str, str], end: float | None) -> None:
     """Wait until each of these workers has a thread for us: something of its own may keep it for as long as it likes."""
     asked = [
         client.submit(
             _nothing, key=f"gang-thread-{uuid.uuid4().hex}", workers=[a], allow_other_workers=False, pure=False
         )
-        for a in addresses
+        for a in members
     ]
-    _outcome(client, asked, addresses, end)
+    _outcome(client, asked, members, end)
     _release(asked)
 
 

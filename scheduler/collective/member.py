@@ -11,6 +11,7 @@ from typing import Any
 
 from distributed import get_worker
 
+from ..executors import sendable
 from .group import GangBroken, Group
 from .mailbox import UNREACHABLE, Line, Mailbox
 
@@ -89,8 +90,17 @@ def run_member(spec: Spec, rank: int, function: Callable[..., Any], *args: Any) 
         _inside.depth = depth = getattr(_inside, "depth", 0) + 1
         try:
             return function(group, *args)
+        except GangBroken:
+            raise
+        except Exception as error:
+            who = f"rank {rank} ({spec.addresses[rank]})"
+            if (told := sendable(error, who)) is error:
+                if not str(error).startswith(who):
+                    error.add_note(f"{who} of a gang of {group.size} raised this")
+                raise
         finally:
             _inside.depth = depth - 1
+    raise told  # not in the `except`, whose error would go along
 
 
 def inside_a_gang() -> bool:

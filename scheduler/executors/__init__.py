@@ -16,6 +16,7 @@ _LAZY = {
     "existing_cluster": ".cluster",
     "local_cluster": ".cluster",
     "own_thread_left": ".distributed",
+    "sendable": ".distributed",
     "unreadable": ".versions",
 }
 

@@ -18,7 +18,9 @@ from weakref import WeakSet
 import dask
 import numpy as np
 from distributed import Client, get_client, get_worker, rejoin, secede, utils
+from distributed.core import error_message
 from distributed.deploy import Cluster, SpecCluster
+from distributed.protocol.pickle import loads
 from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
@@ -347,7 +349,25 @@ def run_task(func: Callable[..., Any], *args: Any) -> Any:
     except Exception as error:
         with suppress(Exception):
             error.flowgrad_worker = get_worker().address  # type: ignore[attr-defined]
-        raise
+        if (told := sendable(error)) is error:
+            raise
+    raise told  # not in the `except`, whose error would go along
+
+
+def sendable(error: Exception, who: str = "a task") -> Exception:
+    """Return an exception that arrives as what it is: dask makes a bare `Exception` of what cannot be pickled with its causes."""
+    if _arrives(error):
+        return error
+    error.__cause__ = error.__context__ = None
+    if _arrives(error):
+        return error
+    told = ClusterError(f"{who} raised {type(error).__name__}, which cannot be pickled: {' '.join(str(error).split())}")
+    told.__dict__ |= {name: value for name, value in vars(error).items() if name == "flowgrad_worker"}
+    return told
+
+
+def _arrives(error: Exception) -> bool:
+    return type(error) is Exception or type(loads(error_message(error)["exception"].data)) is not Exception
 
 
 def _where(records: dict[str, Record], workers: Sequence[str], only: bool, pinned: bool) -> dict[str, Any]:
@@ -377,15 +397,15 @@ def _nothing() -> None:
 @contextmanager
 def own_thread_left() -> Iterator[None]:
     """Within a task, leave its thread to other tasks meanwhile."""
-    try:
+    left = False
+    with suppress(ValueError, KeyError, AttributeError):  # no task, one that left its thread before, or another thread
         secede()
-    except (ValueError, KeyError, AttributeError):  # no task, one that left its thread before, or another thread
-        yield
-        return
+        left = True
     try:
         yield
     finally:
-        rejoin()
+        if left:
+            rejoin()
 
 
 def _check_synchronous(where: Client | Cluster) -> None:

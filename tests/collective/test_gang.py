@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import re
 import signal
 import threading
 from fractions import Fraction
@@ -176,8 +177,10 @@ def test_the_exception_of_one_ends_all(client):
             raise ValueError("no such thing")
         group.barrier()
 
-    with pytest.raises(ValueError, match="no such thing"):
+    with pytest.raises(ValueError, match="no such thing") as caught:
         fg.gang(client, fail, [()] * 2)
+    (note,) = caught.value.__notes__
+    assert re.match(r"rank 1 \(tcp://\S+\) of a gang of 2 raised this", note)
 
     def leave(group):
         if not group.rank:
@@ -326,7 +329,9 @@ def test_a_lost_member_ends_the_gang(hurt, how):
     silence(hurt, 1000.0 if how == signal.SIGKILL else 2.0)
     processes = pids(hurt).values()
     try:
-        with pytest.raises(fg.FlowgradError, match=r"is gone|went away|no sign of life|lost"):
+        with pytest.raises(
+            fg.FlowgradError, match=r"rank 1 \(tcp://\S+\) (is gone|went away|has given no sign of life|was lost)"
+        ):
             fg.gang(hurt, suicide, [()] * 2)
     finally:
         go_on(processes)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -355,9 +356,74 @@ def test_a_gang_within_a_gang_that_holds_all_threads_is_told(client):
     assert fg.gang(client, inner, [1, 2], timeout=60) == [2.0, 2.0]
 
 
+def outer_with_worker_client(group, seconds):
+    before, forming.NESTED = forming.NESTED, seconds
+    try:
+        with worker_client() as client:
+            return fg.gang(client, inner, [1, 2], timeout=60)
+    finally:
+        forming.NESTED = before
+
+
+def test_a_gang_within_a_gang_by_a_worker_client_is_told_too(client):
+    with pytest.raises(fg.FlowgradError, match=r"^this gang is formed by a member of another one"):
+        fg.gang(client, outer_with_worker_client, [1.0, 1.0], timeout=60)
+
+
+class Locked(Exception):
+    """Holds what cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+def trouble(group, what):
+    group.barrier()
+    if group.rank and what == "error":
+        raise Locked("on purpose\nand more")
+    if group.rank and what == "cause":
+        raise ValueError("on purpose") from Locked("beneath")
+    group.barrier()
+    return threading.Lock() if group.rank and what == "value" else None
+
+
+def test_what_cannot_be_sent_back_is_one_line(client):
+    for what, told in {
+        "error": r"^rank 1 \(tcp://\S+\) raised Locked, which cannot be pickled: on purpose and more$",
+        "value": r"^what rank 1 \(tcp://\S+\) returned cannot be brought here: .*lock'?$",
+    }.items():
+        with pytest.raises(fg.FlowgradError, match=told):
+            fg.gang(client, trouble, [what] * 2, timeout=60)
+    with pytest.raises(ValueError, match="on purpose"):
+        fg.gang(client, trouble, ["cause"] * 2, timeout=60)
+
+
+class LockedOp(fg.Op):
+    """Fails by what cannot be pickled."""
+
+    @staticmethod
+    def apply(a):
+        raise Locked("on purpose")
+
+
+def test_a_failure_of_an_op_that_cannot_be_pickled_names_its_node(client):
+    with fg.Graph():
+        x = fg.Variable(2, trainable=False)
+        y = LockedOp(x, name="strange")
+    with pytest.raises(fg.FlowgradError, match=r"strange.*on purpose"):
+        fg.Engine(client).forward(y, {x: np.ones((3, 2))})
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (
+            {"arguments": [1, threading.Lock()]},
+            r"^the arguments of rank 1 of a gang cannot be sent to a worker: .*lock",
+        ),
+        ({"function": threading.Lock().locked}, r"^the function of a gang cannot be sent to a worker: .*lock"),
+        ({"arguments": 5}, "arguments are a sequence, an entry for each member, not 5"),
         ({"client": None}, r"formed by a distributed\.Client, not by None"),
         ({"function": 5}, "calls a function on each worker, and 5 is none"),
         ({"timeout": "5s"}, "timeout, in seconds"),
