@@ -189,7 +189,7 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
             raise ClusterError(
                 f"the scheduler at {address} has no workers after {timeout:g} s: start one with `dask worker {address}`"
             ) from error
-        check_versions(client)
+        check_versions(client, client.scheduler_info(n_workers=-1)["workers"])
         with _quiet_when_interrupted():
             yield client
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import time
 import uuid
@@ -55,7 +56,7 @@ class DistributedExecutor(Executor):
     remote = True
 
     def __init__(self, client: Client):
-        self.client, self._process = client, os.getpid()
+        self.client, self._process, self._looked = client, os.getpid(), -math.inf
         self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
     @property
@@ -125,7 +126,7 @@ class DistributedExecutor(Executor):
             raise ClusterError(f"the client of {self.name} is closed: make an Engine with one that is not")
 
     def _known(self) -> dict[str, Any]:
-        """Ask the scheduler for its workers.
+        """Ask the scheduler for its workers, and those that are new for their flowgrad.
 
         dask tries for half a minute to reach one that is gone, and waits for ever for one that is stopped.
         """
@@ -139,6 +140,8 @@ class DistributedExecutor(Executor):
             about = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_SECONDS)
         except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
             raise self._scheduler_gone() from error
+        check_versions(self.client, about["workers"])
+        self._looked = time.monotonic()
         return about["workers"]
 
     def _patiently(self, coroutine: Any) -> Any:
@@ -200,6 +203,8 @@ class DistributedExecutor(Executor):
     ) -> list[Handle]:
         """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
         self._check_open()
+        if time.monotonic() - self._looked > POLL_SECONDS:  # who has joined since may have another flowgrad
+            self._known()
         large = {
             key: r.value
             for key, r in records.items()
@@ -466,7 +471,7 @@ def connect(where: Any, timeout: float = 10.0) -> Executor | None:
         return here
     executor = _connected(where, timeout)
     if executor is not None:
-        check_versions(executor.client)
+        executor._known()
     return executor
 
 

@@ -1,9 +1,9 @@
-"""Which flowgrad a scheduler and its workers have, asked once for each client."""
+"""Which flowgrad a scheduler and its workers have, asked once of each for each client."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -16,8 +16,8 @@ from flowgrad.errors import ClusterError
 
 # Seconds that a scheduler and workers may take to answer: some of them import flowgrad first.
 ANSWER = 10.0
-# Clients whose scheduler was asked, and whether all workers were.
-_asked: WeakKeyDictionary[Client, bool] = WeakKeyDictionary()
+# Addresses of workers that a client has asked, and "" for the scheduler; None: it asks nobody.
+_asked: WeakKeyDictionary[Client, set[str] | None] = WeakKeyDictionary()
 
 
 def asking(prepare: Callable[[Any], None] | None = None) -> Callable[..., tuple[str, str]]:
@@ -66,11 +66,11 @@ def unreadable(error: BaseException | None, client: Client) -> ClusterError | No
 
 def known_to_agree(client: Client) -> None:
     """Never ask the cluster of this client."""
-    _asked[client] = True
+    _asked[client] = None
 
 
-def check_versions(client: Client, workers: Sequence[str] | None = None) -> None:
-    """Ask scheduler and workers, or only some of these, which flowgrad they have; once, and in one round trip.
+def check_versions(client: Client, workers: Collection[str]) -> None:
+    """Ask the scheduler, and those of the workers that have not been asked, which flowgrad they have; all in one round trip.
 
     A scheduler reads the graphs that it is sent, and with them what they name of flowgrad. Who does not answer is told of later, by
     who needs that answer.
@@ -80,41 +80,48 @@ def check_versions(client: Client, workers: Sequence[str] | None = None) -> None
     ClusterError
         Names who has another one or none, both versions and what to do.
     """
-    known = _asked.get(client) if workers is None else client in _asked
-    if known or client.asynchronous or not client.scheduler or client.status != "running":
+    asked = _asked.setdefault(client, set())
+    if asked is None:
+        return
+    if workers:  # who has gone may come back as another one
+        asked &= {"", *workers}
+    new = {"", *workers} - asked
+    if not new or client.asynchronous or not client.scheduler or client.status != "running":
         return
     with suppress(ValueError):  # no task; what a task runs in was asked by who sent it
         get_worker()
         return
-    _asked[client] = workers is None
+    asked |= new
     if client.scheduler.address.startswith("inproc"):
         return
-    waiting = asyncio.run_coroutine_threadsafe(_ask(client, workers), client.loop.asyncio_loop)
+    waiting = asyncio.run_coroutine_threadsafe(_ask(client, new), client.loop.asyncio_loop)
     try:
-        scheduler, others = waiting.result(ANSWER)
+        answers = waiting.result(ANSWER)
     except Exception:
         waiting.cancel()
         return
-    answers = {f"the scheduler {client.scheduler.address}": scheduler}
-    answers |= {f"worker {address}": answer for address, answer in others.items() if isinstance(answer, tuple)}
-    if told := _told(answers):
-        del _asked[client]
+    if told := _told({who: answer for who, answer in answers.items() if isinstance(answer, tuple)}):
+        asked -= new
         raise ClusterError(told)
 
 
-async def _ask(client: Client, workers: Sequence[str] | None) -> Any:
-    version = asking()
-    return await asyncio.gather(
-        client.run_on_scheduler(version, asynchronous=True),
+async def _ask(client: Client, who: set[str]) -> dict[str, Any]:
+    version, workers = asking(), sorted(who - {""})
+    scheduler, others = await asyncio.gather(
+        client.run_on_scheduler(version, asynchronous=True) if "" in who else asyncio.sleep(0),
         client.run(version, workers=workers, on_error="return", asynchronous=True),
     )
+    answers = {f"worker {address}": answer for address, answer in others.items()}
+    return ({f"the scheduler {client.scheduler.address}": scheduler} if "" in who else {}) | answers
 
 
 def _told(answers: Mapping[str, tuple[str, str]]) -> str:
     there = {found for found, _ in answers.values()}
-    if len(there) == 1 and len(answers) > 1 and (found := there.pop()) not in ("", fg.__version__):
+    first = next(iter(answers), "")
+    everybody = first.startswith("the scheduler") and len(there) == 1 and len(answers) > 1
+    if everybody and (found := there.pop()) not in ("", fg.__version__):
         return (
-            f"{next(iter(answers))} and all of its workers have flowgrad {found}, this client has flowgrad {fg.__version__}: "
+            f"{first} and all of its workers have flowgrad {found}, this client has flowgrad {fg.__version__}: "
             f"run `pip install flowgrad=={found}` here, or that of {fg.__version__} there and start them again"
         )
     wrong = {who: answer for who, answer in answers.items() if disagreement(who, answer)}

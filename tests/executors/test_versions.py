@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, local_cluster
 from distributed import Client, LocalCluster
+from faults import wait_for
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
-from flowgrad.scheduler.executors import existing_cluster, versions
+from flowgrad.scheduler.executors import distributed, existing_cluster, versions
 
 pytestmark = pytest.mark.distributed
 
@@ -35,33 +37,39 @@ MENDS = rf"run `pip install flowgrad=={fg.__version__}` where it runs, and start
 
 @pytest.fixture
 def by_hand(tmp_path):
-    """A function that starts a scheduler and workers, each with a text to run first; gives their address."""
+    """A function that starts a scheduler and workers, each with a text to run first; gives their address.
+
+    Its `join` starts one worker more.
+    """
+    started = []
+
+    def start(text, module, *args):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(text)
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{module}", *args, "--host", "127.0.0.1", "--no-dashboard"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+            stderr=subprocess.PIPE if module == "dask_scheduler" else subprocess.DEVNULL,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    def join(address, text, *args):
+        with Client(address, set_as_default=False) as client:
+            there = len(client.scheduler_info(n_workers=-1)["workers"])
+            process = start(text, "dask_worker", address, "--nthreads", "1", "--no-nanny", *args)
+            client.wait_for_workers(there + 1, timeout=60)
+        return process
 
     @contextmanager
     def made(scheduler, *workers):
-        started, address = [], ""
         try:
-            for k, text in enumerate((scheduler, *workers)):
-                folder = tmp_path / str(len(list(tmp_path.iterdir())))
-                folder.mkdir()
-                (folder / "sitecustomize.py").write_text(text)
-                command = [
-                    sys.executable,
-                    "-m",
-                    "distributed.cli.dask_worker" if k else "distributed.cli.dask_scheduler",
-                ]
-                command += [address, "--nthreads", "1", "--no-nanny"] if k else ["--port", "0"]
-                process = subprocess.Popen(
-                    [*command, "--host", "127.0.0.1", "--no-dashboard"],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
-                    stderr=subprocess.PIPE if not k else subprocess.DEVNULL,
-                    text=True,
-                )
-                started.append(process)
-                if not k:
-                    address = next(line for line in process.stderr if "Scheduler at:" in line).split()[-1]
-            with Client(address, set_as_default=False) as client:
-                client.wait_for_workers(len(workers), timeout=60)
+            process = start(scheduler, "dask_scheduler", "--port", "0")
+            address = next(line for line in process.stderr if "Scheduler at:" in line).split()[-1]
+            for text in workers:
+                join(address, text)
             yield address
         finally:
             for process in started:
@@ -70,6 +78,7 @@ def by_hand(tmp_path):
                 if process.stderr:
                     process.stderr.close()
 
+    made.join = join
     return made
 
 
@@ -138,6 +147,68 @@ def test_a_client_asks_once(client, monkeypatch):
         fg.Engine(another)
         fg.Engine(another)
         assert len(asked) == 3
+
+
+def calls_of(client):
+    """Return an engine made now, and calls that need workers."""
+    with fg.Graph() as graph:
+        x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
+        y = fg.Dot(w, x)
+    feeds, engine = {x: np.ones((8, 2))}, fg.Engine(client, cache_bytes=0)
+    trainer = fg.Trainer(fg.Adam(graph, y, batch_size=4), engine)
+    gradients = engine.per_sample_gradients(y, feeds)
+    return [
+        lambda: engine.forward(y, feeds),
+        lambda: engine.gradient(y, feeds),
+        lambda: engine.jacobian(y, w, feeds),
+        lambda: gradients.norms(),
+        lambda: trainer.fit(feeds, epochs=1),
+        lambda: trainer.evaluate(feeds),
+        lambda: fg.Engine(client),
+    ]
+
+
+def test_workers_that_join_later_are_asked_once(by_hand, monkeypatch):
+    asked = []
+    monkeypatch.setattr(versions, "_ask", lambda c, who, real=versions._ask: (asked.append(who), real(c, who))[1])
+    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.0)  # as if each call came some seconds after the one before
+    with by_hand("", "") as address, Client(address, set_as_default=False) as client:
+        calls = calls_of(client)
+        (first,) = client.scheduler_info(n_workers=-1)["workers"]
+        assert asked == [{"", first}]
+        by_hand.join(address, "")
+        for call in calls:
+            call()
+        (second,) = set(client.scheduler_info(n_workers=-1)["workers"]) - {first}
+        assert asked == [{"", first}, {second}]
+        by_hand.join(address, OLDER)
+        for call in calls:
+            with pytest.raises(ClusterError, match=rf"^worker tcp://\S+ has flowgrad 0\.0\.9, this client .*{MENDS}"):
+                call()
+
+
+def test_a_worker_that_comes_back_as_another_one_is_asked_again(by_hand, monkeypatch):
+    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.0)
+    with by_hand("", "") as address, Client(address, set_as_default=False) as client:
+        place = ("--worker-port", str(free_port()))
+        process = by_hand.join(address, "", *place)
+        forward, *_ = calls_of(client)
+        forward()
+        process.kill()
+        process.wait()
+        wait_for(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == 1)
+        forward()
+        by_hand.join(address, OLDER, *place)
+        with pytest.raises(
+            ClusterError, match=rf"^worker tcp://\S+:{place[1]} has flowgrad 0\.0\.9, this client .*{MENDS}"
+        ):
+            forward()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def test_a_cluster_in_this_process_is_not_asked(monkeypatch):
