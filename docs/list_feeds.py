@@ -21,7 +21,8 @@ page. A kind of feed gives the right numbers in every call, ✓, or every call r
 * `fit`, `evaluate` and `per_sample_gradients` leave what dask holds, and memory-mapped files, where they are, and check chunks
   where they are read. A chunk must have the shape and the dtype that its dask array tells. Unknown sizes are found first, and
   chunks computed for that. The other calls bring chunks here. Local engines bring futures here.
-* A memory map is read from its file if that is found by its name and holds its rows; if not, from the map, by the client.
+* A memory map is read from its file if that is found by its name and is what is mapped; if not, from the map, by the client.
+  A file that is written to or replaced after that, before its rows are read, is told.
 """
 
 

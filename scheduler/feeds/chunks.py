@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import dask
@@ -25,8 +29,25 @@ from .kinds import Named, as_array, as_chunk, check_numbers
 
 # Rows of a file are read by tasks that cover about so much of it.
 FILE_CHUNK_BYTES = 64 << 20
-# By so much of its rows a file is known again, and by so many at least.
+# By so much of its rows a file is known again, and by so many at least, where the system does not tell which one is mapped.
 COMPARED_BYTES, COMPARED_ROWS = 1 << 20, 64
+# Copies of fed files in other places: what each was when this process read it first.
+_copies: dict[tuple[str, FileState], FileState] = {}
+
+
+class FileState(NamedTuple):
+    """What tells a file from one that takes its place, and from itself when it is written to.
+
+    Attributes
+    ----------
+    place : str
+        Where its name leads to this file: a machine, or a container on it; others have copies, or the same by other numbers.
+    """
+
+    place: str
+    inode: int
+    size: int
+    changed: int
 
 
 @dataclass(frozen=True)
@@ -37,22 +58,40 @@ class FileRows:
     ----------
     offset : int
         Of the first row, in bytes.
+    state : FileState
+        When it was fed.
     """
 
     name: str
     dtype: str
     offset: int
     shape: tuple[int, ...]
+    state: FileState
 
     def __call__(self) -> Array:
-        """Map the rows."""
+        """Map the rows.
+
+        Raises
+        ------
+        FeedError
+            If they are not there, or no longer those that were fed.
+        """
         try:
-            return np.memmap(self.name, self.dtype, "r", self.offset, self.shape)
+            with open(self.name, "rb") as file:
+                found = _state(file.fileno())
+                rows = np.memmap(file, self.dtype, "r", self.offset, self.shape)
         except (OSError, ValueError) as error:
             raise FeedError(
                 f"the file {self.name} of a feed cannot be read where its rows are wanted ({error}): "
                 f"put it where all workers find it, or feed an array"
             ) from None
+        same_place = found.place == self.state.place
+        if found != (self.state if same_place else _copies.setdefault((self.name, self.state), found)):
+            raise FeedError(
+                f"the file {self.name} of a feed has been written to or replaced since it was fed: "
+                f"call again with what it holds now, or feed an array"
+            )
+        return rows
 
 
 class Labels(NamedTuple):
@@ -130,8 +169,11 @@ def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
     Nothing is brought here that an executor can leave where it is: on a cluster that is all that lies there. Memory maps are only
     what others can map too.
     """
-    if isinstance(value, np.memmap) and not _can_be_mapped(value):
-        return np.asarray(value)
+    if isinstance(value, np.memmap):
+        if value.mode != "r":
+            value.flush()  # for who reads the file elsewhere; and now it has the time of the last change
+        if not _can_be_mapped(value):
+            return np.asarray(value)
     if not is_elsewhere(value):
         return value
     futures = [value] if is_future(value) else futures_in(value)
@@ -262,12 +304,36 @@ def file_rows(x: np.memmap[Any, Any]) -> list[FileRows]:
     offset = int(root.offset) + x.__array_interface__["data"][0] - root.__array_interface__["data"][0]
     row = x.nbytes // max(1, len(x))
     step = max(1, FILE_CHUNK_BYTES // max(1, row))
+    name = str(root.filename)
+    state = _state(name)
     return [
-        FileRows(
-            str(root.filename), x.dtype.str, offset + start * row, (min(start + step, len(x)) - start, *x.shape[1:])
-        )
+        FileRows(name, x.dtype.str, offset + start * row, (min(start + step, len(x)) - start, *x.shape[1:]), state)
         for start in range(0, len(x), step)
     ]
+
+
+def _state(file: str | int) -> FileState:
+    about = os.stat(file)
+    return FileState(_place(), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _place() -> str:
+    with suppress(OSError):  # Linux: this boot of this kernel, and what is mounted
+        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/mnt")
+    return platform.node()
+
+
+def _mapped(x: Array) -> str:
+    """Return device and inode of the file that is mapped where an array lies, as Linux has them; elsewhere nothing."""
+    address = x.__array_interface__["data"][0]
+    with suppress(OSError), open("/proc/self/maps") as lines:
+        for line in lines:
+            span, _, _, device, inode = line.split()[:5]
+            start, stop = (int(end, 16) for end in span.split("-"))
+            if start <= address < stop:
+                return f"{device} {inode}"
+    return ""
 
 
 def _can_be_mapped(x: np.memmap[Any, Any]) -> bool:
@@ -278,12 +344,12 @@ def _can_be_mapped(x: np.memmap[Any, Any]) -> bool:
         return False
     count = max(COMPARED_ROWS, COMPARED_BYTES // (x.nbytes // len(x)))
     some = np.linspace(0, len(x) - 1, min(len(x), count)).astype(int)
-    first = file_rows(x)[0]
     try:
+        first = file_rows(x)[0]
         found = np.memmap(first.name, x.dtype, "r", first.offset, x.shape)
     except (OSError, ValueError):
         return False
-    return found[some].tobytes() == np.asarray(x)[some].tobytes()
+    return _mapped(found) == _mapped(x) and found[some].tobytes() == np.asarray(x)[some].tobytes()
 
 
 def join_rows(parts: list[Array], places: list[Array]) -> Array:

@@ -1,5 +1,7 @@
 """Feeds in chunks: dask arrays and memory-mapped files stay where they are, and the result is that of arrays in memory."""
 
+import os
+
 import numpy as np
 import pytest
 from dask import array as da
@@ -7,6 +9,7 @@ from faults import BATCH, SAMPLES, Net
 
 import flowgrad as fg
 from flowgrad.errors import FeedError
+from flowgrad.scheduler.feeds import chunks, file_rows
 from flowgrad.scheduler.feeds import placement as data_room
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.feeds.chunks import Chunked
@@ -188,6 +191,97 @@ def test_a_file_that_goes_away_is_told(tmp_path):
     trainer = net.trainer("sync", "shard", 3, callbacks=[Gone()])
     with pytest.raises(FeedError, match=r"x\.npy of a feed cannot be read .* put it where all workers find it"):
         trainer.fit(feeds, epochs=2)
+
+
+def replace(path, array):
+    np.save(path.with_name("new.npy"), array)
+    path.with_name("new.npy").replace(path)
+
+
+def rewrite(path, array):
+    """Write to the file that is there."""
+    before = path.stat()
+    np.save(path, array)
+    os.utime(
+        path, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000)
+    )  # two writes may fall into one tick of its clock
+    assert path.stat().st_ino == before.st_ino
+
+
+LARGE = np.arange(400_000.0).reshape(200_000, 2)
+# One row among many, which no sample of them would hold.
+OTHER = np.where(np.arange(len(LARGE))[:, None] == 4567, -1.0, LARGE)
+CHANGED = r"x\.npy of a feed has been written to or replaced since it was fed: call again"
+
+
+def weighed():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
+        y = fg.Dot(w, x)
+    return x, y, fg.Trainer(fg.GradientDescent(graph, y, 1e-9, batch_size=1000), fg.Engine("sync"))
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_a_map_is_the_file_that_was_opened(tmp_path, executor, change):
+    x, y, trainer = weighed()
+    trainer = fg.Trainer(trainer.optimizer, fg.Engine(executor))
+    engine = fg.Engine(executor)
+    np.save(tmp_path / "x.npy", LARGE)
+    feed = np.load(tmp_path / "x.npy", mmap_mode="r")
+
+    def found(feeds):
+        return trainer.evaluate(feeds)["loss"], float(engine.per_sample_gradients(y, feeds).norms().sum())
+
+    first, other = found({x: LARGE}), found({x: OTHER})
+    assert first != other
+    assert found({x: feed}) == first
+    change(tmp_path / "x.npy", OTHER)
+    assert found({x: feed}) == (first if change is replace else other)
+    assert found({x: np.load(tmp_path / "x.npy", mmap_mode="r")}) == other
+    kept = LARGE.copy()
+    assert found({x: kept}) == first
+    kept[...] = OTHER
+    assert found({x: kept}) == other
+
+
+@pytest.mark.parametrize("change", [replace, rewrite])
+def test_a_file_that_changes_before_it_is_read_is_told(tmp_path, executor, change):
+    class Change(fg.Callback):
+        def on_epoch(self, record):
+            change(tmp_path / "x.npy", OTHER)
+
+    x, y, trainer = weighed()
+    np.save(tmp_path / "x.npy", LARGE)
+    feeds = {x: np.load(tmp_path / "x.npy", mmap_mode="r")}
+    gradients = fg.Engine(executor).per_sample_gradients(y, feeds)
+    trainer = fg.Trainer(trainer.optimizer, fg.Engine(executor), callbacks=[Change()])
+    with pytest.raises(FeedError, match=CHANGED):
+        trainer.fit(feeds, epochs=3)
+    with pytest.raises(FeedError, match=CHANGED):
+        gradients.norms()
+
+
+def test_a_copy_on_another_machine_stays_what_it_was_first(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", LARGE)
+    pieces = file_rows(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    monkeypatch.setattr(chunks, "_place", lambda: "elsewhere")
+    replace(tmp_path / "x.npy", LARGE)  # the copy there, with numbers of its own
+    for _ in range(2):
+        np.testing.assert_array_equal(pieces[0](), LARGE)
+    replace(tmp_path / "x.npy", OTHER)
+    with pytest.raises(FeedError, match=CHANGED):
+        pieces[0]()
+
+
+def test_what_was_written_to_a_map_is_in_the_file_that_others_read(tmp_path, client):
+    x, y, _ = weighed()
+    np.save(tmp_path / "x.npy", LARGE)
+    feed = np.load(tmp_path / "x.npy", mmap_mode="r+")
+    engine = fg.Engine(client)
+    for k in range(3):
+        feed[4567] = k
+        norms = engine.per_sample_gradients(y, {x: feed}).norms()
+        np.testing.assert_array_equal(norms, fg.Engine("sync").per_sample_gradients(y, {x: np.array(feed)}).norms())
 
 
 def test_measuring_reads_no_row_that_is_not_there(tmp_path, client, monkeypatch):
