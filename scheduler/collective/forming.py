@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +21,18 @@ from distributed.scheduler import KilledWorker
 from flowgrad.errors import ClusterError
 from flowgrad.inputs import real
 
-from ..executors import Handle, Lost, TaskFailed, asking, check_versions, disagreement, own_thread_left, unreadable
+from ..executors import (
+    Handle,
+    Lost,
+    TaskFailed,
+    answered,
+    asking,
+    check_versions,
+    disagreement,
+    known_workers,
+    own_thread_left,
+    unreadable,
+)
 from .group import GangBroken
 from .member import LONGEST_PATIENCE, PATIENCE, Absent, Spec, inside_a_gang, run_member
 
@@ -87,7 +99,7 @@ def gang(
     if not isinstance(arguments, Iterable):
         raise ClusterError(f"a gang's arguments are a sequence, an entry for each member, not {arguments!r}")
     calls = [a if isinstance(a, tuple) else (a,) for a in arguments]
-    known = client.scheduler_info(n_workers=-1)["workers"]
+    known = known_workers(client)
     places = list(known) if workers is None else list(workers)
     if not calls or len(calls) > len(places):
         raise ClusterError(
@@ -255,7 +267,7 @@ def _order(client: Client, members: Mapping[str, str], end: float | None) -> Ite
 
     Leases are asked for in one order, so that two gangs never wait for each other. Those of a client that died end by themselves.
     """
-    threads = {address: int(w["nthreads"]) for address, w in client.scheduler_info(n_workers=-1)["workers"].items()}
+    threads = {address: int(w["nthreads"]) for address, w in known_workers(client).items()}
     with ExitStack() as held:
         for address in sorted(members):
             limit = threads.get(address, 1)
@@ -266,7 +278,7 @@ def _order(client: Client, members: Mapping[str, str], end: float | None) -> Ite
             if callback := getattr(lease, "refresh_callback", None):
                 held.callback(client.loop.add_callback, callback.stop)
             began = time.monotonic()
-            while not lease.acquire(timeout=LOOK):
+            while not answered(client, partial(lease.acquire, timeout=LOOK)):
                 if gone := _check(client, members, end):
                     raise GangBroken(f"{gone} went away")
                 if inside_a_gang() and time.monotonic() - began > NESTED:
@@ -274,7 +286,7 @@ def _order(client: Client, members: Mapping[str, str], end: float | None) -> Ite
                         f"this gang is formed by a member of another one, and {address} has no thread beside those of gangs: "
                         f"form it before or after, or give it other workers"
                     )
-            held.callback(lease.release)
+            held.callback(client.loop.add_callback, lease.release)
         yield
 
 
@@ -284,7 +296,7 @@ def _check(client: Client, members: Mapping[str, str], end: float | None) -> str
         raise ClusterError(
             "the gang has not ended in the time that it was given: give it more, or look at what workers do"
         )
-    there = client.scheduler_info(n_workers=-1)["workers"]
+    there = known_workers(client)
     return next((name for address, name in members.items() if address not in there), "")
 
 

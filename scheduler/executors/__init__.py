@@ -8,12 +8,14 @@ from .local import LocalExecutor
 from .recovery import Recovery, describe_failure
 
 _LAZY = {
+    "answered": ".distributed",
     "asking": ".versions",
     "check_versions": ".versions",
     "connect": ".distributed",
     "dashboard_address": ".cluster",
     "disagreement": ".versions",
     "existing_cluster": ".cluster",
+    "known_workers": ".distributed",
     "local_cluster": ".cluster",
     "own_thread_left": ".distributed",
     "sendable": ".distributed",

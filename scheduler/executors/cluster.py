@@ -27,7 +27,7 @@ from tornado.ioloop import PeriodicCallback
 
 from flowgrad.errors import ClusterError
 
-from .distributed import MARK, reach
+from .distributed import MARK, known_workers, reach
 from .versions import check_versions, known_to_agree
 
 # Seconds that a scheduler that runs already may take to answer, and to have a worker.
@@ -189,7 +189,7 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
             raise ClusterError(
                 f"the scheduler at {address} has no workers after {timeout:g} s: start one with `dask worker {address}`"
             ) from error
-        check_versions(client, client.scheduler_info(n_workers=-1)["workers"])
+        check_versions(client, known_workers(client))
         with _quiet_when_interrupted():
             yield client
 

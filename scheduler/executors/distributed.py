@@ -6,10 +6,11 @@ import asyncio
 import gc
 import math
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from functools import cached_property
@@ -43,6 +44,8 @@ GONE_SECONDS = 5.0
 POLL_SECONDS = 1.0
 # How long a scheduler may be away whose connection broke, and how long one that is there may take to answer.
 RECONNECT_SECONDS, ANSWER_SECONDS = 5.0, 60.0
+# How old the list of workers may be when tasks are sent: who has joined since may have another flowgrad.
+LIST_SECONDS = 1.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
 # Clients that nobody gave us, by process and the scheduler's address. They stay: one that is collected while dask holds the lock of
@@ -57,7 +60,7 @@ class DistributedExecutor(Executor):
 
     def __init__(self, client: Client):
         self.client, self._process, self._looked = client, os.getpid(), -math.inf
-        self.name = f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
+        self.name = _name(client)
 
     @property
     def address(self) -> str:
@@ -125,24 +128,19 @@ class DistributedExecutor(Executor):
         if self.client.status in ("closing", "closed"):
             raise ClusterError(f"the client of {self.name} is closed: make an Engine with one that is not")
 
-    def _known(self) -> dict[str, Any]:
-        """Ask the scheduler for its workers, and those that are new for their flowgrad.
-
-        dask tries for half a minute to reach one that is gone, and waits for ever for one that is stopped.
-        """
+    def _check_ready(self) -> None:
+        """Before tasks are sent, look who may run them, if the last look was some time ago."""
         self._check_open()
-        end = time.monotonic() + RECONNECT_SECONDS
-        while self.client.status != "running":
-            if time.monotonic() > end or self.client.status in ("closing", "closed"):
-                raise self._scheduler_gone()
-            time.sleep(0.1)
-        try:
-            about = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=ANSWER_SECONDS)
-        except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
-            raise self._scheduler_gone() from error
-        check_versions(self.client, about["workers"])
+        if time.monotonic() - self._looked > LIST_SECONDS:
+            self._known()
+
+    def _known(self) -> dict[str, Any]:
+        """Ask the scheduler for its workers, and those that are new for their flowgrad."""
+        self._check_open()
+        there = known_workers(self.client)
+        check_versions(self.client, there)
         self._looked = time.monotonic()
-        return about["workers"]
+        return there
 
     def _patiently(self, coroutine: Any) -> Any:
         """Run something on dask's event loop; give up when the scheduler does."""
@@ -163,11 +161,6 @@ class DistributedExecutor(Executor):
         wanted = len(getattr(self.client.cluster, "worker_spec", ())) if self.own else 0
         if count < wanted:
             self.client.cluster.scale(wanted)
-
-    def _scheduler_gone(self) -> ClusterError:
-        return ClusterError(
-            f"the scheduler of {self.name} does not answer any more: start it again and make a new Engine"
-        )
 
     def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
         """Scatter the values to one worker, or wherever there is room."""
@@ -202,9 +195,7 @@ class DistributedExecutor(Executor):
         pinned: bool = False,
     ) -> list[Handle]:
         """Send the graph to the scheduler and return at once; the environment of workers sets their BLAS threads."""
-        self._check_open()
-        if time.monotonic() - self._looked > POLL_SECONDS:  # who has joined since may have another flowgrad
-            self._known()
+        self._check_ready()
         large = {
             key: r.value
             for key, r in records.items()
@@ -263,7 +254,7 @@ class DistributedExecutor(Executor):
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
-        self._check_open()
+        self._check_ready()
         return self.result([Handle("", self.client.compute(collection))])[0]
 
     def compute_all(self, collections: Sequence[Any]) -> list[Any]:
@@ -277,12 +268,12 @@ class DistributedExecutor(Executor):
 
     def start(self, collections: Sequence[Any]) -> list[Any]:
         """Return futures of dask collections."""
-        self._check_open()
+        self._check_ready()
         return list(self.client.compute(list(collections)))
 
     def persist(self, collection: Any) -> Any:
         """Compute a dask collection where it is to stay."""
-        self._check_open()
+        self._check_ready()
         return self.client.persist(collection)
 
     def future(self, handle: Handle) -> Any:
@@ -344,6 +335,38 @@ class DistributedExecutor(Executor):
         """Drop the futures."""
         for h in handles:
             h.future = h.needs = None
+
+
+def answered(client: Client, question: Callable[[], Any]) -> Any:
+    """Return what the scheduler answers to a question, which is an awaitable.
+
+    dask tries for half a minute to reach one that is gone, and waits for ever for one that is stopped.
+
+    Raises
+    ------
+    ClusterError
+        If it is.
+    """
+    end = time.monotonic() + RECONNECT_SECONDS
+    try:
+        while client.status != "running":
+            if time.monotonic() > end or client.status in ("closing", "closed"):
+                raise ConnectionError
+            time.sleep(0.1)
+        return client.sync(question, callback_timeout=ANSWER_SECONDS)
+    except (OSError, TimeoutError, RuntimeError, AttributeError) as error:
+        raise ClusterError(
+            f"the scheduler of {_name(client)} does not answer any more: start it again and make a new Engine"
+        ) from error
+
+
+def known_workers(client: Client) -> dict[str, Any]:
+    """Return what a scheduler knows of its workers, by address."""
+    return answered(client, lambda: client.scheduler.identity(n_workers=-1))["workers"]
+
+
+def _name(client: Client) -> str:
+    return f"distributed ({client.scheduler.address})" if client.scheduler else "distributed"
 
 
 def run_task(func: Callable[..., Any], *args: Any) -> Any:
@@ -489,19 +512,19 @@ def _connected(where: Any, timeout: float) -> DistributedExecutor | None:
         raise ClusterError(f"{where!r} is not running any more: make a new one, and a new Engine of it")
     if isinstance(where, Client):
         return _given(where)
-    if isinstance(where, Cluster):
-        return DistributedExecutor(_own(where.scheduler_address, lambda: Client(where, set_as_default=False)))
-    if not isinstance(where, str):
+    if not isinstance(where, (str, Cluster)):
         raise ClusterError(f"unknown engine {where!r}: give 'sync', 'threads', an address, a Client or a cluster")
+    address = where if isinstance(where, str) else where.scheduler_address
     with suppress(ValueError):  # no task
         if get_worker().scheduler.address == where:
             return DistributedExecutor(get_client())
     try:
-        return DistributedExecutor(_own(where, lambda: reach(where, timeout)))
+        return DistributedExecutor(_own(address, lambda: reach(where, timeout)))
     except Exception as error:  # whatever listens there may answer anything
+        secured = "give a Client that has its certificates, " if address.startswith("tls") else ""
         raise ClusterError(
-            f"no dask scheduler answers at {where} within {timeout:g} s: start one with `dask scheduler`, "
-            f"check the address, or leave it out to run here ({type(error).__name__})"
+            f"no dask scheduler answers at {address} within {timeout:g} s: start one with `dask scheduler`, "
+            f"{secured}check the address, or leave it out to run here ({type(error).__name__})"
         ) from error
 
 
@@ -513,17 +536,37 @@ def _own(address: str, make: Callable[[], Client]) -> Client:
     return known
 
 
-def reach(address: str, timeout: float) -> Client:
-    """Return a client of the scheduler at an address.
+def reach(where: str | Cluster, timeout: float) -> Client:
+    """Return a client of the scheduler at an address, or of a cluster.
+
+    dask waits for ever for one that takes the connection and says nothing: it is stopped, or in the event loop that waits here.
 
     Raises
     ------
     Exception
         Whatever dask raises if none answers there; anything may.
     """
+    came: Future[Client] = Future()
+
+    def make() -> None:
+        client, failure = None, None
+        try:
+            client = Client(where, timeout=timeout, set_as_default=False)
+        except BaseException as error:
+            failure = error
+        if not came.set_running_or_notify_cancel():
+            if client is not None:  # too late
+                client.close()
+        elif client is not None:
+            came.set_result(client)
+        else:
+            came.set_exception(failure)
+
+    threading.Thread(target=make, daemon=True).start()
     try:
-        return Client(address, timeout=timeout, set_as_default=False)
+        return came.result(timeout + POLL_SECONDS)  # dask's own patience ends first
     except Exception as error:
+        came.cancel()
         failure = error
     # Its frames hold a half-made client. That must go now: collected while dask holds the lock of its event loops, it would wait
     # for that lock for ever.

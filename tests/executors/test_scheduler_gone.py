@@ -1,15 +1,19 @@
 """The scheduler is killed, or stopped, while somebody waits: one line, from every call; what was trained is kept."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from distributed import Client
+from distributed import Client, LocalCluster
+from distributed.security import Security
 from faults import At, Net, Slow, wait_for
 
 import flowgrad as fg
@@ -124,6 +128,7 @@ def test_forward_asks_the_scheduler_for_nothing_but_its_values(client, monkeypat
     engine = fg.Engine(client)
     feeds = {x: np.ones((4, 2))}
     asked = []
+    monkeypatch.setattr(distributed, "LIST_SECONDS", 100.0)
     known = distributed.DistributedExecutor._known
     monkeypatch.setattr(distributed.DistributedExecutor, "_known", lambda self: asked.append(1) or known(self))
     engine.forward(y, feeds)
@@ -131,3 +136,57 @@ def test_forward_asks_the_scheduler_for_nothing_but_its_values(client, monkeypat
     engine.jacobian(y, x, feeds)
     engine.per_sample_gradients(y, feeds).norms()
     assert not asked
+
+
+@pytest.mark.parametrize("when", ["before", "while it runs"])
+def test_a_gang_ends_where_the_scheduler_is_stopped(processes, monkeypatch, when):
+    client, scheduler = processes
+    monkeypatch.setattr(distributed, "ANSWER_SECONDS", 3.0)
+    assert fg.gang(client, lambda group, k: k, [1]) == [1]
+    stop = partial(scheduler.send_signal, signal.SIGSTOP)
+    if when == "before":
+        stop()
+        with pytest.raises(ClusterError, match="does not answer any more") as caught:
+            fg.gang(client, lambda group, k: k, [1])
+        error = caught.value
+    else:
+        error = raised_by(client, lambda: fg.gang(client, lambda group, seconds: time.sleep(seconds), [300]), stop)
+    scheduler.send_signal(signal.SIGCONT)
+    assert isinstance(error, ClusterError), error
+    assert "does not answer any more" in str(error)
+
+
+def test_a_scheduler_that_is_stopped_when_it_is_called_is_given_up(processes):
+    client, scheduler = processes
+    address = client.scheduler.address
+    scheduler.send_signal(signal.SIGSTOP)
+    with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://\S+ within 1 s"):
+        distributed.connect(address, timeout=1.0)
+    scheduler.send_signal(signal.SIGCONT)
+    assert distributed.connect(address).workers()
+
+
+def test_a_cluster_in_the_event_loop_that_waits_for_it_is_given_up():
+    async def main():
+        settings = {"processes": False, "dashboard_address": None, "asynchronous": True}
+        async with LocalCluster(n_workers=1, protocol="tcp", **settings) as cluster:
+            with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://\S+ within 1 s"):
+                distributed.connect(cluster.scheduler_address, timeout=1.0)
+
+    asyncio.run(main())
+
+
+def test_who_has_no_certificates_is_told():
+    pytest.importorskip("cryptography")
+    security = Security.temporary()
+    settings = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "security": security}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, **settings) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        with pytest.raises(ClusterError, match=r"give a Client that has its certificates"):
+            fg.Engine(cluster.scheduler_address)
+        net = Net()
+        trainer = net.trainer(client, grain="collective")
+        trainer.fit(net.feeds, epochs=1)
+        assert fg.gang(client, lambda group, k: k, [1]) == [1]

@@ -171,7 +171,7 @@ def calls_of(client):
 def test_workers_that_join_later_are_asked_once(by_hand, monkeypatch):
     asked = []
     monkeypatch.setattr(versions, "_ask", lambda c, who, real=versions._ask: (asked.append(who), real(c, who))[1])
-    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.0)  # as if each call came some seconds after the one before
+    monkeypatch.setattr(distributed, "LIST_SECONDS", 0.0)  # as if each call came some seconds after the one before
     with by_hand("", "") as address, Client(address, set_as_default=False) as client:
         calls = calls_of(client)
         (first,) = client.scheduler_info(n_workers=-1)["workers"]
@@ -188,7 +188,7 @@ def test_workers_that_join_later_are_asked_once(by_hand, monkeypatch):
 
 
 def test_a_worker_that_comes_back_as_another_one_is_asked_again(by_hand, monkeypatch):
-    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "LIST_SECONDS", 0.0)
     with by_hand("", "") as address, Client(address, set_as_default=False) as client:
         place = ("--worker-port", str(free_port()))
         process = by_hand.join(address, "", *place)
