@@ -14,13 +14,14 @@ import numpy as np
 
 from . import draw as drawing
 from .errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
-from .inputs import Settled, brief, flag, frozen, integer, vector
+from .inputs import Fixed, Settled, brief, flag, frozen, integer, vector
 from .jacobians import LocalJacobian
+from .reads import rules_token
 from .returned import Misfit, carry, local_of, value_of
 from .typing import Array
 
 # What stays here when graphs and nodes are pickled or copied: what follows from the rest, and what is about this process.
-_GRAPH_STAYS = frozenset(["_nodes", "_jacobians", "_version", "_computed", "_training", "_pending"])
+_GRAPH_STAYS = frozenset(["_nodes", "_jacobians", "_version", "_computed", "_kinds", "_rules", "_training", "_pending"])
 _NODE_STAYS = frozenset(["graph", "index", "_parents", "_edges", "_value", "_given"])
 # Graphs that are open, the innermost last; each thread and each asyncio task has its own.
 _open: ContextVar[tuple[Graph, ...]] = ContextVar("flowgrad_graphs", default=())
@@ -66,6 +67,8 @@ class Graph(Settled):
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
         self._version = 0  # how often variables were set
         self._computed = False  # whether any node may have a value that was computed
+        self._kinds: tuple[int, set[type]] = (0, set())  # of so many nodes the classes
+        self._rules = ""  # what stood for the rules that values and Jacobians were computed by
         # While a training runs: who answers whether a variable may be set, and what gives variables their latest values.
         self._training: Training | None = None
         self._pending: Callable[[], None] | None = None
@@ -89,6 +92,22 @@ class Graph(Settled):
                 node._value = None
         self._jacobians.clear()
         self._computed = False
+
+    def rules_token(self) -> str:
+        """Return what stands for all that rules of one's own ops read now besides operands; nothing if there are no such ops."""
+        looked, kinds = self._kinds
+        if looked < len(self._nodes):
+            new = self._nodes[looked:]
+            kinds = {*kinds, *(cls for cls in map(type, new) if not cls.__module__.startswith("flowgrad."))}
+            self._kinds = (looked + len(new), kinds)
+        return " ".join(sorted(map(rules_token, kinds))) if kinds else ""
+
+    def _follow_rules(self) -> None:
+        """Forget what was computed by rules that read something else than they do now."""
+        rules = self.rules_token()
+        if rules != self._rules:
+            self.reset_value()
+            self._rules = rules
 
     def _outdate(self, variables: Iterable[Variable]) -> None:
         """Forget what was computed from variables."""
@@ -191,7 +210,7 @@ class Node(Settled):
 
     def __init__(self, graph: Graph, dim: int, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
         # All at once: there may be very many nodes.
-        vars(self).update(graph=graph, dim=dim, _parents=parents, attrs=attrs, _edges=[])
+        vars(self).update(graph=graph, dim=dim, _parents=parents, attrs=Fixed(attrs), _edges=[])
         self._value: Array | None = None
         with _building:  # other threads may build in this graph
             index = len(graph._nodes)
@@ -234,6 +253,7 @@ class Node(Settled):
         >>> y.forward()
         array([3., 8.])
         """
+        self.graph._follow_rules()
         begin = [self] if self._value is None else []
         missing = _reach(begin, lambda n: [p for p in n.parents if p._value is None])
         self.graph._computed = True
@@ -273,7 +293,7 @@ class Node(Settled):
         missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
         for node in sorted(missing, key=operator.attrgetter("index"), reverse=True):
             pulled = [
-                pull_back(child, slot, child.local_jacobian(slot), table[child])
+                pull_back(child, slot, child._local_jacobian(slot), table[child])
                 for child, slot in node._edges
                 if child in table and table[child].size
             ]
@@ -310,6 +330,9 @@ class Node(Settled):
         if not isinstance(slot, (int, np.integer)) or not 0 <= slot < len(self.parents):
             raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {brief(slot)}")
         self.forward()
+        return self._local_jacobian(slot)
+
+    def _local_jacobian(self, slot: int) -> LocalJacobian:
         # What `uses` leaves out is missing for programs too.
         needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
         values = [p._value if k in needs else None for k, p in enumerate(self.parents)]

@@ -274,6 +274,20 @@ def vector(what: str, dim: int, value: Any) -> Array:
     return array.reshape(1, dim)
 
 
+class Fixed(dict[str, Any]):
+    """Attributes of a node, which stay what they are: programs and values that are kept follow from them."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise GraphError(
+            f"attributes of a node are fixed when it is built, here {brief(dict(self))}: build another node"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> Any:
+        return Fixed, (dict(self),)
+
+
 def brief(value: Any, most: int = 40) -> str:
     """Return a value in few letters, for messages."""
     try:

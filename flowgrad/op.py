@@ -157,9 +157,9 @@ class Op(Node):
     both(*values, **attrs) -> (ndarray, LocalJacobian), optional
         The value and the local Jacobian of slot 0 at once, where they share work; the same bits as one by one.
 
-    Attributes must be hashable and stay what they are; rules read nothing else that changes. A class that states a rule anew
-    states anew what belongs to it: `formula` and `row_value` to `apply`; `slopes`, `row_factor` and `jacobian_tangent` to
-    `jacobian`; `row_both` and `both` to either.
+    Attributes must be hashable and stay what they are. Of what else rules read, constants of their module and of classes may
+    change between calls; nothing else may. A class that states a rule anew states anew what belongs to it: `formula` and
+    `row_value` to `apply`; `slopes`, `row_factor` and `jacobian_tangent` to `jacobian`; `row_both` and `both` to either.
 
     Examples
     --------

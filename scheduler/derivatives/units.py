@@ -123,14 +123,14 @@ def cut_up(
     readers = {through(a): k // size for k, i in enumerate(instrs) for a in i.args}
     readers |= dict.fromkeys(map(through, wanted), len(instrs))
     units: list[Unit] = []
-    tokens = attrs_tokens(instrs)
+    tokens, ops = attrs_tokens(instrs), {op: token(op) for op in {i.op for i in instrs}}
     holder: dict[int, tuple[int, int | None]] = {}
     for start in range(0, len(instrs), size):
         run = [i._replace(args=tuple(map(through, i.args))) for i in instrs[start : start + size]]
         own = {i.out for i in run}
         reads = tuple(dict.fromkeys(a for i in run for a in i.args if a not in own))
         numbered = renumber(run, reads)
-        rows = [f"{i.verb} {i.args} {token(i.op)} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
+        rows = [f"{i.verb} {i.args} {ops[i.op]} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
         flops = instr_flops(run[0], program) if apart else 0.0
         results = tuple(k for k, i in enumerate(run, len(reads)) if readers.get(i.out, -1) > start // size)

@@ -47,7 +47,7 @@ class Session:
         self.executor, self.dtype, self.grain, self.shards, self.kernel = executor, dtype, grain, shards, kernel
         self.cache = ValueCache(executor, integer(cache_bytes, "cache_bytes", 0))
         self.memory = FeedMemory(executor, cache_bytes, self.cache.forget)
-        self.recipes = lru_cache(REMEMBERED)(without_collection(Recipe))
+        self.recipes = lru_cache(REMEMBERED)(self._made_recipe)
         self._forward = lru_cache(REMEMBERED)(self._made_forward)
         self._gradients = lru_cache(REMEMBERED)(self._made_gradient)
         self._tangents = lru_cache(REMEMBERED)(self._made_tangents)
@@ -69,18 +69,19 @@ class Session:
         with self.cache.lock:
             return self.memory.check(graph, feeds, self.dtype)
 
-    # -- programs, made once ------------------------------------------------------------------------------------
+    # -- programs, made once for the rules that there are now ---------------------------------------------------
 
     def forward_program(
         self, targets: Sequence[Node], feeds: Feeds, grain: str, params: Sequence[Variable] = ()
     ) -> Program:
         """Return what computes the values of nodes; `params` lie in a vector of their own."""
-        program = self._forward(tuple(targets), frozenset(feeds.arrays), tuple(params), grain)
+        rules = targets[0].graph.rules_token()
+        program = self._forward(rules, tuple(targets), frozenset(feeds.arrays), tuple(params), grain)
         return self._known(program, targets[0], feeds)
 
     @without_collection
     def _made_forward(
-        self, targets: tuple[Node, ...], fed: frozenset[Variable], params: tuple[Variable, ...], grain: str
+        self, rules: str, targets: tuple[Node, ...], fed: frozenset[Variable], params: tuple[Variable, ...], grain: str
     ) -> Program:
         return choose_by_size(compile_forward(targets, fed, params, grain), grain, self.kernel)
 
@@ -88,11 +89,14 @@ class Session:
         self, target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
     ) -> tuple[Program, list[tuple[str, list[Variable]]]]:
         """Return what computes the mean gradient; see `compile_gradient`."""
-        program, named = self._gradients(target, frozenset(feeds.arrays), tuple(wrt), grain)
+        rules = target.graph.rules_token()
+        program, named = self._gradients(rules, target, frozenset(feeds.arrays), tuple(wrt), grain)
         return self._known(program, target, feeds), named
 
     @without_collection
-    def _made_gradient(self, target: Node, fed: frozenset[Variable], wrt: tuple[Variable, ...], grain: str) -> Any:
+    def _made_gradient(
+        self, rules: str, target: Node, fed: frozenset[Variable], wrt: tuple[Variable, ...], grain: str
+    ) -> Any:
         program, named = compile_gradient(target, fed, wrt, grain)
         return choose_by_size(program, grain, self.kernel), named
 
@@ -128,10 +132,15 @@ class Session:
                 return [v for v in variables if v.trainable and v not in fed]
         return nodes_of(wrt, graph)
 
+    @without_collection
+    def _made_recipe(self, rules: str, *about: Any) -> Recipe:
+        return Recipe(*about)
+
     def recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
         """Return how the derivative is computed; warn of nodes that the result does not depend on."""
         with self.cache.lock:
-            recipe = self.recipes(result, tuple(nodes), frozenset(fed), self.grain, self.kernel)
+            rules = result.graph.rules_token()
+            recipe = self.recipes(rules, result, tuple(nodes), frozenset(fed), self.grain, self.kernel)
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])
             more = ", ..." if len(recipe.independent) > 5 else ""

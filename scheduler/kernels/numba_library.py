@@ -29,16 +29,16 @@ from flowgrad.inputs import brief
 from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
 from flowgrad.optim import Rule
+from flowgrad.reads import code_token
 
 from ..machine import cache_folder, cache_problem, forked_lock
-from ..tasks import FAN_IN, code_token, is_named, token
+from ..tasks import FAN_IN, is_named, token
 from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
 
 # Stands for the code that machine code is made by, as it was when this was imported.
 OWN_CODE = token(*(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))), FAN_IN)
 _loading = forked_lock(threading.RLock)
-# Seconds of compiling after which it is told, once.
-LONG = 2.0
+LONG = 2.0  # seconds of compiling after which it is told, once
 ANNOUNCED = "compiled for this machine, once; that takes some seconds"
 announced = threading.Event()
 _logger = logging.getLogger("flowgrad")
@@ -46,7 +46,7 @@ _logger = logging.getLogger("flowgrad")
 
 def update_kernel(rule: type[Rule]) -> Kernel:
     """Return the kernel that updates by a rule."""
-    return Kernel(":update", (), (), rule.loop)
+    return Kernel(":update", (), (code_token(rule.loop),), rule.loop)
 
 
 def _kernels_of(op: Any) -> Iterator[Kernel]:
@@ -183,7 +183,7 @@ def places_of(machine_code: bytes, names: Mapping[str, Kernel]) -> dict[Kernel, 
 
 def symbol_of(kernel: Kernel, dtype: str) -> str:
     """Return the name of a kernel's machine code; all of a process shares its names."""
-    function = "" if kernel.function is None else f"{token(kernel.function)} {code_token(kernel.function)}"
+    function = "" if kernel.function is None else token(kernel.function)
     return f"flowgrad_{dtype}_{token(*kernel[:3], kernel.slot, function, OWN_CODE)}"
 
 

@@ -19,6 +19,7 @@ from flowgrad.jacobians import Diagonal, Identity, Outer, Rows, Selection
 from flowgrad.ops import BatchMatVec, Dot, Gather, MatVec, RowDot, Slice, Vectorize
 from flowgrad.ops.linear import LARGE_MATRIX
 from flowgrad.program import Instr, Program, Type
+from flowgrad.reads import code_token
 from flowgrad.tangents import bent_slots
 from flowgrad.typing import Array
 
@@ -40,7 +41,6 @@ ROLES = {"param": PARAM, "const": CONST, "seed": SEED}
 # Entries of all operands of a tile: they stay in the first cache.
 TILE = 8192
 ALIGNED = 64
-
 
 # Places in the context. What is shared by threads is an address.
 (
@@ -72,8 +72,8 @@ CLIP, DECAY = Kernel("k * out", (), ("k",)), Kernel("out + k * a", ("a",), ("k",
 
 
 def row_kernel(function: Callable[..., None], count: int, slot: int | None = None) -> Kernel:
-    """Return the kernel that calls a function of so many vectors of a sample."""
-    return Kernel(":rows", tuple("abcdefgh"[:count]), (), function, slot)
+    """Return the kernel that calls a function of so many vectors of a sample, as it is now: constants that it names may change."""
+    return Kernel(":rows", tuple("abcdefgh"[:count]), (code_token(function),), function, slot)
 
 
 class View(NamedTuple):

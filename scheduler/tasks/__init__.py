@@ -1,7 +1,7 @@
 """What is to be done, as plain records under keys that name their content."""
 
 from .daskgraph import Load, futures_in, is_future, partitions, row_chunks, to_dask
-from .identity import code_token, is_named
+from .identity import is_named
 from .keys import Ref, attrs_token, attrs_tokens, combine, token
 from .records import Data, Record, Task, TaskGraph, prefix_of, references
 from .tree import FAN_IN, SIDE_BY_SIDE, bounds, fold_tree, levels, reduce_some, reduce_tree

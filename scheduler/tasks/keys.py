@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowgrad.program import Instr, Program
+from flowgrad.reads import PLAIN
 
-from .identity import PLAIN, named_token, object_token
+from .identity import named_token, object_token
 
 
 class Ref(NamedTuple):

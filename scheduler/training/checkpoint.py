@@ -18,10 +18,10 @@ from flowgrad.files import arrays_under, read_arrays, write_arrays
 from flowgrad.graph import Node, ancestors
 from flowgrad.inputs import integer, path_of, real
 from flowgrad.optim import Rule, Schedule, describe, restore
+from flowgrad.reads import code_token
 from flowgrad.typing import Array
 
 from ..feeds import ROWS
-from ..tasks import code_token
 
 PATTERN = "step-*.safetensors"
 # Stands for a setting that no file can hold, with what tells functions apart.

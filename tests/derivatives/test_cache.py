@@ -4,6 +4,7 @@ import gc
 import time
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
@@ -342,3 +343,129 @@ def test_a_dask_array_dies_after_fit():
     del chunks
     gc.collect()
     assert not [ref() for ref in (*gone, *watched) if ref() is not None]
+
+
+class Settings:
+    """What a rule reads as an attribute of a class, and of an object in that."""
+
+    rate, inner = 1.0, SimpleNamespace(rate=1.0)
+
+
+TABLE, TABLES = np.ones(1), SimpleNamespace(first=np.ones(1))
+SCALES = {"all": [1.0]}
+
+
+def scale():
+    return Scaled.scale * TABLE[0] * TABLES.first[0] * SCALES["all"][0] * Settings.rate * Settings.inner.rate
+
+
+class Scaled(fg.Op):
+    """The product with a number that may change, and is told through a function."""
+
+    scale = 1.0
+    calls = 0
+
+    @staticmethod
+    def apply(a):
+        Scaled.calls += 1  # what rules write themselves is nothing that they read
+        return a * scale()
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(np.full_like(a, scale()))
+
+
+def local_op():
+    factor = {"now": 1.0}
+
+    class Local(fg.Op):
+        @staticmethod
+        def apply(a):
+            return a * factor["now"]
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            return fg.Diagonal(np.full_like(a, factor["now"]))
+
+    return Local, factor
+
+
+LOCAL, FACTOR = local_op()
+
+
+class Walked(fg.Op):
+    """A loss for compiled kernels that reads a constant of its module."""
+
+    uses = ((),)
+    kinds = (fg.Outer,)
+
+    @staticmethod
+    def shape(a):
+        return 1
+
+    @staticmethod
+    def apply(a):
+        return a.sum(axis=1, keepdims=True) * WALKED
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Outer(np.full((1, 2), WALKED))
+
+    @staticmethod
+    def row_value(y, a):
+        y[0] = (a[0] + a[1]) * WALKED
+
+
+WALKED = 1.0
+
+
+@pytest.mark.parametrize(
+    ("op", "change"),
+    [
+        (Scaled, lambda m: m.setattr(Scaled, "scale", 3.0)),
+        (Scaled, lambda m: m.setitem(globals(), "TABLE", np.full(1, 3.0))),
+        (Scaled, lambda m: m.setattr(TABLES, "first", np.full(1, 3.0))),
+        (Scaled, lambda m: m.setitem(SCALES, "all", [3.0])),
+        (Scaled, lambda m: m.setattr(Settings, "rate", 3.0)),
+        (Scaled, lambda m: m.setattr(Settings.inner, "rate", 3.0)),
+        (Scaled, lambda m: m.setitem(globals(), "scale", lambda: 3.0)),
+        (LOCAL, lambda m: m.setitem(FACTOR, "now", 3.0)),
+    ],
+)
+@pytest.mark.parametrize("grain", ["shard", "node"])
+def test_rules_that_read_something_else_now_give_one_answer_in_all_calls(op, change, grain, monkeypatch):
+    with fg.Graph():
+        w = fg.Variable(2, [1.0, 2.0])
+        y = op(w)
+        loss = fg.Sum(y * y)
+    engine = fg.Engine("sync", grain=grain)
+
+    def answers():
+        return [
+            engine.gradient(loss)[w],
+            engine.vjp(loss, [1.0])[w],
+            engine.jacobian(loss, w)[0, 0],
+            engine.per_sample_gradients(loss).array(w)[0],
+            w.backward(loss)[0],
+            2 * y.forward() * engine.jvp(y, {w: np.ones(2)})[0],
+            engine.hvp(loss, {w: w.value})[w],
+        ]
+
+    np.testing.assert_allclose(answers(), [[2.0, 4.0]] * 7)
+    misses = engine.cache_info().misses
+    np.testing.assert_allclose(answers(), [[2.0, 4.0]] * 7)
+    assert engine.cache_info().misses == misses
+    change(monkeypatch)
+    np.testing.assert_allclose(answers(), [[18.0, 36.0]] * 7)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_kernels_are_made_anew_for_rules_that_read_something_else(kernel, monkeypatch):
+    with fg.Graph():
+        w = fg.Variable(2, [1.0, 2.0])
+        y = Walked(w)
+    engine = fg.Engine("sync", kernel=kernel)
+    for value in (1.0, 3.0):
+        monkeypatch.setitem(globals(), "WALKED", value)
+        found = [engine.forward(y)[0, 0], *engine.gradient(y)[w], *engine.vjp(y, [1.0])[w]]
+        np.testing.assert_allclose(found, [3 * value, *[value] * 4])

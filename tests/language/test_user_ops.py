@@ -1,6 +1,8 @@
 """Ops that a user defines: in a module, in a function, in a script's ``__main__``; they run on the workers too."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +122,25 @@ def test_an_op_with_an_attribute_and_dense_jacobians(executor, grain):
     np.testing.assert_allclose(gradient, 2.5 * mean + 2 * w.value.sum() * np.ones(3), rtol=1e-12)
     x.set_value(feeds[x][0])
     assert fg.check_gradients(loss) < 1e-6
+
+
+def test_attributes_stay_what_they_are():
+    with fg.Graph():
+        y = fg.Scale(fg.Variable(2, [1.0, 2.0]), 2.0)
+    before = dict(y.attrs)
+    for change in (
+        lambda: y.attrs.__setitem__(next(iter(before)), 5.0),
+        lambda: y.attrs.update(k=5.0),
+        lambda: y.attrs.clear(),
+    ):
+        with pytest.raises(fg.errors.GraphError, match=r"fixed when it is built, here \{.*2\.0\}: build another node"):
+            change()
+    with pytest.raises(fg.FlowgradError, match="cannot be set"):
+        y.attrs = {}
+    for twin in (copy.deepcopy(y), pickle.loads(pickle.dumps(y))):
+        assert twin.attrs == y.attrs == before
+        with pytest.raises(fg.errors.GraphError):
+            twin.attrs.pop("k")
 
 
 def scaled(factor):

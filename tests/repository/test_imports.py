@@ -37,7 +37,7 @@ LARGER = {"kernels": 3030}
 ROOMS = (
     ("typing", "errors"),
     ("inputs",),
-    ("jacobians", "draw", "formulas"),
+    ("jacobians", "draw", "formulas", "reads"),
     ("returned",),
     ("graph",),
     ("op",),

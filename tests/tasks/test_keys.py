@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import flowgrad as fg
-from flowgrad.scheduler.tasks.identity import code_token
+from flowgrad.reads import code_token
 from flowgrad.scheduler.tasks.keys import token
 
 
