@@ -8,6 +8,7 @@ import atexit
 import faulthandler
 import gc
 import multiprocessing
+import multiprocessing.pool
 import os
 import signal
 import sys
@@ -411,6 +412,16 @@ def by_dask(scheduler):
     return place
 
 
+def by_dask_in(make_pool):
+    """In a pool that dask is set to take, smaller than there are tasks; engines on threads would take it too."""
+
+    def place(calls):
+        with make_pool(2) as workers, dask.config.set(pool=workers):
+            by_dask("threads")(calls)
+
+    return place
+
+
 def at_exit(calls):
     """Threads cannot be started any more then."""
 
@@ -449,6 +460,8 @@ PLACES = {
     "joblib, loky": by_joblib("loky"),
     "dask, threads": by_dask("threads"),
     "dask, processes": by_dask("processes"),
+    "dask, pool": by_dask_in(ThreadPoolExecutor),
+    "dask, pool of multiprocessing": by_dask_in(multiprocessing.pool.ThreadPool),
     "at exit": at_exit,
 }
 

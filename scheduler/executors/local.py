@@ -57,7 +57,7 @@ class LocalExecutor(Executor):
 
     @property
     def _get(self) -> Any:
-        if not (self._pooled and threads_can_start()):
+        if not (self._pooled and threads_can_start()) or _in_pool(dask.config.get("pool", None)):
             return dask.local.get_sync
         return dask.threaded.get if self.threads == CPU_COUNT else partial(dask.threaded.get, num_workers=self.threads)
 
@@ -142,6 +142,17 @@ class LocalExecutor(Executor):
             self._held[key] = value
             self._uses[key] = self._uses.get(key, 0) + 1
         return Handle(key, value)
+
+
+def _in_pool(pool: Any) -> bool:
+    """Whether this may be a thread of somebody's pool: all of its threads might wait there for tasks that none of them takes."""
+    here = threading.current_thread()
+    if pool is None or here is threading.main_thread():
+        return False
+    # A pool of concurrent.futures notes its threads after they have begun.
+    if prefix := getattr(pool, "_thread_name_prefix", ""):
+        return here.name.startswith(prefix)
+    return here in getattr(pool, "_pool", (here,))  # of multiprocessing; of another one's threads nothing is known
 
 
 def _resolve(arg: Any, values: dict[str, Any], held: dict[str, Any]) -> Any:

@@ -21,11 +21,13 @@ from .forks import after_fork
 
 T = TypeVar("T")
 A = TypeVar("A")
+# What names of threads that help begin with. To wait for one another they are too few.
+HELPERS = "flowgrad-helper"
 
 
 @lru_cache(maxsize=1)
 def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix="flowgrad")
+    return ThreadPoolExecutor(CPU_COUNT, thread_name_prefix=HELPERS)
 
 
 after_fork(_helpers.cache_clear)
@@ -42,7 +44,7 @@ def spread(work: Callable[[int, int], T], samples: int, threads: int) -> list[T]
     Parameters
     ----------
     work : callable
-        Must not call `spread` or `each_side_by_side` itself.
+        What it deals out itself, its thread does alone.
 
     Examples
     --------
@@ -76,7 +78,7 @@ def each_side_by_side(work: Callable[[A], T], items: Iterable[A], threads: int =
 
 def _together(calls: Sequence[Callable[[], T]]) -> list[T]:
     """Return what calls return, the first of which the caller's thread makes; an error comes when all are done."""
-    if not threads_can_start():
+    if not threads_can_start() or threading.current_thread().name.startswith(HELPERS):
         return [call() for call in calls]
     with one_thread():
         futures = [_helpers().submit(call) for call in calls[1:]]

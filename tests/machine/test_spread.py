@@ -32,6 +32,19 @@ def test_several_threads_at_once_with_one_of_blas_each():
     assert counts() == before
 
 
+def test_within_itself():
+    def work(*_):
+        return spread(lambda start, stop: each_side_by_side(range(start, stop).__getitem__, range(stop - start)), 8, 4)
+
+    expected = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    child = multiprocessing.get_context("fork").Process(target=spread, args=(work, 64, 64))  # what goes wrong hangs
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
+    assert spread(work, 1, 1) == [expected]
+
+
 @pytest.mark.parametrize("bad", [0, 1])
 def test_an_error_comes_when_all_are_done(bad):
     done = []
