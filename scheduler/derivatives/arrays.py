@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from flowgrad.jacobians import Factors
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
+from .. import executors
 from ..feeds import (
     Feeds,
     RememberedFeeds,
@@ -30,6 +32,11 @@ from ..programs import cut_rows
 from ..tasks import combine, token
 from .recipe import Recipe
 from .work import LastEdges, bare, factors_block, jacobian_chunk, run_all
+
+
+def as_task(work: Callable[..., Any], *args: Any) -> Any:
+    """Run the work of a task that is no record; on a worker as records are run."""
+    return executors.run_task(work, *args) if "distributed" in sys.modules else work(*args)
 
 
 def chunk_feeds(feeds: Mapping[Variable, Any], dtype: Any) -> tuple[Feeds, tuple[int, ...]]:
@@ -83,7 +90,7 @@ def chunked_factors(recipe: Recipe, feeds: Feeds, lengths: Sequence[int]) -> lis
     starts = np.cumsum([0, *lengths]).tolist()
     for c, length in enumerate(lengths):
         given = [pieces[recipe.feeds[k]][c] if own is None else own for k, own in leaves]
-        parts.append(delayed(read_factors)(plan, forms, starts[c], length, *given))
+        parts.append(delayed(as_task)(read_factors, plan, forms, starts[c], length, *given))
     return parts
 
 
@@ -192,7 +199,7 @@ def lazy_jacobian(recipe: Recipe, feeds: RememberedFeeds, budget: int) -> dict[N
             line = []
             for pair in down:
                 name = f"jacobian-{token(identity, span, start, stop, pair)}"
-                chunk = delayed(jacobian_chunk)(plan, span, pair, stop - start, *given, dask_key_name=name)
+                chunk = delayed(as_task)(jacobian_chunk, plan, span, pair, stop - start, *given, dask_key_name=name)
                 line.append([da.from_delayed(chunk, (stop - start, pair[1] - pair[0], node.dim), dtype)])
             grid.append(line)
         blocks[node] = da.block(grid) if len(grid) * len(grid[0]) > 1 else grid[0][0][0]

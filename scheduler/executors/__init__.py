@@ -18,6 +18,7 @@ _LAZY = {
     "known_workers": ".distributed",
     "local_cluster": ".cluster",
     "own_thread_left": ".distributed",
+    "run_task": ".distributed",
     "sendable": ".distributed",
     "unreadable": ".versions",
 }

@@ -40,11 +40,13 @@ class Lost(ClusterError):
     ----------
     killed : str
         The task that workers died of, as far as dask can tell; else empty.
+    task : str
+        The task that was waited for when a worker died, whatever it died of; else empty.
     """
 
-    def __init__(self, reason: str, killed: str = ""):
+    def __init__(self, reason: str, killed: str = "", task: str = ""):
         super().__init__(reason)
-        self.killed = killed
+        self.killed, self.task = killed, task or killed
 
 
 class TaskFailed(FlowgradError):

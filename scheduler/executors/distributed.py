@@ -31,6 +31,7 @@ from ..machine import after_fork, aligned, one_thread
 from ..tasks import Data, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 from .local import LocalExecutor
+from .recovery import died_of
 from .versions import check_versions, disagreement, unreadable
 
 # Key of the scheduler's metadata that tells a cluster of our own.
@@ -229,18 +230,22 @@ class DistributedExecutor(Executor):
                 future.release()
             if told := unreadable(error, self.client):
                 raise told from None
+            if isinstance(error, KilledWorker):
+                raise ClusterError(died_of(str(error.task))) from None
             raise
         # Not in an `except`: the first error's traceback would keep its futures, and so their keys would stay cancelled.
         self._known()  # it may be the scheduler that is gone
         for state in list(self.client.futures.values()):  # what one graph needs another one may have been for
             if told := unreadable(getattr(state, "exception", None), self.client):
                 raise told
-        raise Lost("values that were kept on a worker are gone with it: call again")
+        raise Lost(
+            "values that were kept on a worker are gone with it: call again, and if that goes on look at the workers' logs"
+        )
 
     def _no_worker(self) -> ClusterError:
         return ClusterError(
             f"no worker has been there for {WORKERS_SECONDS:g} s on {self.name}: start workers, then call again "
-            f"(a training goes on with resume=True)"
+            f"(a training goes on with resume=True); if they died of this call, their logs say why"
         )
 
     def _in_process(self) -> bool:
@@ -298,7 +303,7 @@ class DistributedExecutor(Executor):
                 raise TaskFailed(error, getattr(error, "flowgrad_worker", ""))
             if future.status != "finished":
                 self._known()  # it may be the scheduler that is gone
-                raise Lost(f"{future.key} was lost with its worker")
+                raise Lost(f"{future.key} was lost with its worker", task=str(future.key))
         try:
             return list(self._patiently(self.client.gather(futures, asynchronous=True)))
         except (CancelledError, OSError, TimeoutError) as error:
@@ -324,6 +329,7 @@ class DistributedExecutor(Executor):
     def _gone(self, workers: set[str], since: float | None) -> float | None:
         """Return since when one of these workers has been gone, or all are; None if not; raise when it is for too long."""
         there = set(self._known())
+        self._bring_back(len(there))
         gone = workers - there
         if there and not gone:
             return None

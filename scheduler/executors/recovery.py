@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 # Failures in a row, without a step in between, after which a run gives up.
 MAX_LOSSES = 30
+# Of them those in which a task that was waited for was lost with its worker, and those in which dask says that it was the task.
+MAX_DEATHS = 8
 MAX_KILLS = 2
 MAX_FAILURES = 4
 LONGEST_PAUSE = 2.0  # seconds
@@ -35,6 +37,7 @@ class Recovery:
 
     avoid: set[str] = field(default_factory=set)
     losses: int = 0
+    deaths: int = 0
     kills: int = 0
     failures: list[TaskFailed] = field(default_factory=list)
 
@@ -48,14 +51,21 @@ class Recovery:
             else:
                 self.progress()
                 return done
-            pause = self.judge(failure, len(executor.workers(self.avoid)))
+            pause = self.judge(failure, self.workers_left(executor, failure))
             again(failure)
             time.sleep(pause)
 
     def progress(self) -> None:
         """Note that steps were done."""
-        self.losses = self.kills = 0
+        self.losses = self.deaths = self.kills = 0
         self.failures = []
+
+    def workers_left(self, executor: Executor, error: Lost | TaskFailed) -> int:
+        """Return how many workers there are for another attempt; who has waited for one in vain is told why it was needed."""
+        try:
+            return len(executor.workers(self.avoid))
+        except ClusterError as none:
+            raise ClusterError(f"{error}, and {none}") from none
 
     def judge(self, error: Lost | TaskFailed, workers: int) -> float:
         """Return how many seconds to wait before the work is done again, which so many workers could do.
@@ -68,13 +78,12 @@ class Recovery:
         if isinstance(error, TaskFailed) and not isinstance(error.error, Lost):
             return self._failed(error, workers)
         killed = getattr(error, "killed", "")
+        task = getattr(error, "task", "")
         self.losses += 1
+        self.deaths += bool(task)
         self.kills += bool(killed)
-        if self.kills > MAX_KILLS:
-            raise ClusterError(
-                f"workers died again and again while they ran {killed}: it may need more memory than they have, or crash; "
-                f"look at the workers' logs, or take smaller batches"
-            ) from error
+        if self.kills > MAX_KILLS or self.deaths > MAX_DEATHS:
+            raise ClusterError(died_of(task)) from error
         if self.losses > MAX_LOSSES:
             raise ClusterError(f"workers went away {self.losses} times without one step done: {error}") from error
         return min(LONGEST_PAUSE, 0.05 * 2 ** (self.losses - 1))
@@ -88,6 +97,14 @@ class Recovery:
             raise first.error
         self.avoid.add(failed.worker)
         return 0.0
+
+
+def died_of(task: str) -> str:
+    """Return what to say of a task that workers die of."""
+    return (
+        f"workers died again and again while they ran {task}: it may need more memory than they have, or crash; "
+        f"look at the workers' logs, or take smaller batches"
+    )
 
 
 def describe_failure(error: Exception) -> str:

@@ -107,8 +107,7 @@ class Windows:
                     raise  # by who was told, of something else
                 todo.clear()
                 failure = error.with_traceback(None)  # it would keep keys alive
-                workers = self.placement.executor.workers(self.recovery.avoid)
-                event = course.Failed(failure, len(workers))
+                event = course.Failed(failure, self.recovery.workers_left(self.placement.executor, failure))
             if event is not None:
                 todo += self.course.handle(event)
         self.state = self._latest  # not before all of its steps were reported

@@ -1,7 +1,10 @@
 """Clients and clusters that are closed, empty, or not the only place where something lies."""
 
 import gc
+import os
+import threading
 
+import dask.array as da
 import numpy as np
 import pytest
 from conftest import local_cluster
@@ -9,8 +12,9 @@ from distributed import Client
 from faults import wait_for
 
 import flowgrad as fg
-from flowgrad.errors import ClusterError
-from flowgrad.scheduler.executors import distributed
+from flowgrad.errors import ClusterError, NodeFailed
+from flowgrad.scheduler.executors import distributed, recovery
+from flowgrad.scheduler.tasks import Task
 
 pytestmark = pytest.mark.distributed
 
@@ -85,3 +89,89 @@ def test_what_fails_leaves_nothing_on_the_scheduler(client):
         with pytest.raises(fg.FlowgradError, match="on purpose"):
             call(y, feeds)
     wait_for(lambda: gc.collect() >= 0 and not client.cluster.scheduler.tasks)
+
+
+class Unsent(Exception):
+    """As errors of databases have it: what it holds cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+def unsent():
+    raise Unsent("no answer")
+
+
+class Asking(fg.Op):
+    """Fails on workers, where there are many samples."""
+
+    @staticmethod
+    def apply(a):
+        return unsent() if len(a) > 4 else a.copy()
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Diagonal(np.ones_like(a))
+
+
+class Dying(fg.Op):
+    """Takes its worker with it, but not the process of the client."""
+
+    def __init__(self, a):
+        super().__init__(a, here=os.getpid())
+
+    @staticmethod
+    def shape(a, *, here):
+        return a
+
+    @staticmethod
+    def apply(a, *, here):
+        if os.getpid() != here:
+            os._exit(1)  # as a segmentation fault does, and the system where memory is short
+        return a.copy()
+
+    @staticmethod
+    def jacobian(slot, y, a, *, here):
+        return fg.Diagonal(np.ones_like(a))
+
+
+def calls_of(op, client):
+    """Return every call of a net with an op in it, and of the same in chunks."""
+    with fg.Graph() as graph:
+        x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 1.0])
+        loss = fg.Sum(op(x) * w)
+    engine, feeds = fg.Engine(client), {x: np.ones((40, 2))}
+    chunks = {x: da.ones((40, 2), chunks=(20, 2))}
+    trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=20), engine)
+    return {
+        "forward": lambda: engine.forward(loss, feeds),
+        "gradient": lambda: engine.gradient(loss, feeds),
+        "jacobian": lambda: engine.jacobian(loss, w, feeds),
+        "lazy": lambda: engine.jacobian(loss, w, feeds, memory_budget=600).compute(scheduler=client),
+        "per sample": lambda: engine.per_sample_gradients(loss, feeds).norms(),
+        "chunks": lambda: engine.per_sample_gradients(loss, chunks).norms(),
+        "evaluate": lambda: trainer.evaluate(feeds),
+        "fit": lambda: trainer.fit(feeds, epochs=1),
+    }
+
+
+@pytest.mark.parametrize("call", ["forward", "gradient", "jacobian", "lazy", "per sample", "chunks", "evaluate"])
+def test_an_error_that_cannot_be_sent_is_told(client, call):
+    with pytest.raises(NodeFailed, match=r"of Asking 'asking2' failed: Unsent: no answer"):
+        calls_of(Asking, client)[call]()
+
+
+def test_an_error_that_is_no_rules_and_cannot_be_sent_is_told(client):
+    executor = fg.Engine(client).executor
+    with pytest.raises(fg.FlowgradError, match="a task raised Unsent, which cannot be pickled: no answer"):
+        executor.run({"unsent": Task(unsent, ())}, ["unsent"])
+
+
+@pytest.mark.parametrize("call", ["forward", "chunks", "evaluate", "fit"])
+def test_a_task_that_workers_die_of_is_told(hurt, call, monkeypatch):
+    monkeypatch.setattr(hurt.cluster.scheduler, "allowed_failures", 0)  # each takes a second for a worker to come back
+    monkeypatch.setattr(recovery, "MAX_DEATHS", 1)
+    monkeypatch.setattr(recovery, "MAX_KILLS", 1)
+    with pytest.raises(ClusterError, match=r"workers died again and again while they ran .*: it may need more memory"):
+        calls_of(Dying, hurt)[call]()

@@ -3,7 +3,7 @@
 import pytest
 
 from flowgrad.errors import ClusterError, FeedError
-from flowgrad.scheduler.executors import Lost, recovery
+from flowgrad.scheduler.executors import LocalExecutor, Lost, recovery
 from flowgrad.scheduler.executors.base import TaskFailed
 from flowgrad.scheduler.executors.recovery import Recovery
 
@@ -36,6 +36,27 @@ def test_a_task_that_workers_die_of_ends_the_run():
         policy.judge(Lost("died", killed="gradient-12"), 2)
     with pytest.raises(ClusterError, match=r"while they ran gradient-12: .*memory"):
         policy.judge(Lost("died", killed="gradient-12"), 2)
+
+
+def test_a_task_that_is_lost_with_its_worker_every_time_ends_the_run():
+    policy = Recovery()
+    for _ in range(recovery.MAX_DEATHS):
+        policy.judge(Lost("gone", task="evaluate-12"), 2)
+    policy.judge(Lost("values were lost on their way"), 2)
+    with pytest.raises(ClusterError, match=r"while they ran evaluate-12: .*memory"):
+        policy.judge(Lost("gone", task="evaluate-12"), 2)
+
+
+def test_who_waits_for_workers_in_vain_is_told_why_they_were_needed():
+    class Empty(LocalExecutor):
+        def workers(self, avoid=()):
+            raise ClusterError("no worker has been there for 60 s")
+
+    def work():
+        raise Lost("evaluate-12 was lost with its worker", task="evaluate-12")
+
+    with pytest.raises(ClusterError, match=r"^evaluate-12 was lost with its worker, and no worker has been there"):
+        Recovery().persist(work, Empty(threads=False), lambda failure: None)
 
 
 def test_a_worker_on_which_a_task_raises_is_avoided():
