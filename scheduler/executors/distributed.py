@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from functools import cached_property
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import dask
 import numpy as np
@@ -27,7 +27,7 @@ from distributed.scheduler import KilledWorker
 
 from flowgrad.errors import ClusterError
 
-from ..machine import after_fork, aligned, one_thread
+from ..machine import after_fork, aligned, forked_lock, one_thread
 from ..tasks import Data, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 from .local import LocalExecutor
@@ -49,9 +49,10 @@ RECONNECT_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 LIST_SECONDS = 1.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
-# Clients that nobody gave us, by process and the scheduler's address. They stay: one that is collected while dask holds the lock of
-# its event loops waits for that lock for ever.
-_own_clients: dict[tuple[int, str], Client] = {}
+# Clients that nobody gave us, by process and the scheduler's address, and who uses them. A thread closes them: one that is
+# collected while dask holds the lock of its event loops waits for that lock for ever.
+_own_clients: dict[tuple[int, str], tuple[Client, WeakSet[DistributedExecutor]]] = {}
+_owning = forked_lock(threading.RLock)
 
 
 class DistributedExecutor(Executor):
@@ -525,7 +526,7 @@ def _connected(where: Any, timeout: float) -> DistributedExecutor | None:
         if get_worker().scheduler.address == where:
             return DistributedExecutor(get_client())
     try:
-        return DistributedExecutor(_own(address, lambda: reach(where, timeout)))
+        return _own(address, lambda: reach(where, timeout))
     except Exception as error:  # whatever listens there may answer anything
         secured = "give a Client that has its certificates, " if address.startswith("tls") else ""
         raise ClusterError(
@@ -534,12 +535,52 @@ def _connected(where: Any, timeout: float) -> DistributedExecutor | None:
         ) from error
 
 
-def _own(address: str, make: Callable[[], Client]) -> Client:
+def _own(address: str, make: Callable[[], Client]) -> DistributedExecutor:
+    """Return an executor on a client that nobody gave us; one for each scheduler, until the last that uses it is gone."""
     mine = os.getpid(), address
-    known = _own_clients.get(mine)
-    if known is None or known.status != "running":
-        known = _own_clients[mine] = make()
-    return known
+    with _owning:
+        known, users = _own_clients.get(mine, (None, WeakSet()))
+        if known is None or known.status != "running":
+            if known is not None and known.status == "closed":
+                threading.Thread(target=_close, args=(known,), daemon=True).start()
+            known, users = _own_clients[mine] = make(), WeakSet()
+        executor = DistributedExecutor(known)
+        users.add(executor)
+    finalize(executor, _let_go, known).atexit = False
+    return executor
+
+
+def _let_go(client: Client) -> None:
+    """Have a client closed when nobody uses it; a collection may run this anywhere, so it waits for nothing, not for a thread."""
+    with suppress(RuntimeError):  # a loop that has ended
+        loop = client.loop.asyncio_loop
+        loop.call_soon_threadsafe(_when_unused, loop, client)
+
+
+def _when_unused(loop: Any, client: Client) -> None:
+    if client.futures and client.status != "closed":  # somebody's, or let go of in a moment
+        loop.call_later(POLL_SECONDS, _when_unused, loop, client)
+    else:
+        threading.Thread(target=_close_unused, daemon=True).start()
+
+
+def _close_unused() -> None:
+    """Close own clients that nobody uses: no executor, and no future or collection of somebody's."""
+    with _owning:
+        unused = [
+            mine
+            for mine, (client, users) in _own_clients.items()
+            if mine[0] == os.getpid() and (client.status == "closed" or not (users or client.futures))
+        ]
+        gone = [_own_clients.pop(mine)[0] for mine in unused]
+    for client in gone:
+        _close(client)
+
+
+def _close(client: Client) -> None:
+    with suppress(Exception):  # its cluster may be gone
+        client.close()
+        client._loop_runner.stop()  # of one that closed itself
 
 
 def reach(where: str | Cluster, timeout: float) -> Client:

@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from conftest import local_cluster
-from distributed import Client
+from distributed import Client, LocalCluster
 from faults import wait_for
 
 import flowgrad as fg
@@ -60,6 +60,46 @@ def test_a_cluster_without_workers_is_told(net, monkeypatch):
         for call in (engine.forward, engine.gradient, lambda *args: engine.jacobian(args[0], loss.parents[0], args[1])):
             with pytest.raises(ClusterError, match=r"no worker has been there for 0\.25 s on .*: start workers"):
                 call(loss, feeds)
+
+
+def own_clients(cluster):
+    return [key for key in distributed._own_clients if key[1] == cluster.scheduler_address]
+
+
+@pytest.mark.parametrize("of", [lambda cluster: cluster, lambda cluster: cluster.scheduler_address])
+def test_clients_that_nobody_gave_go_with_the_last_engine(cluster, net, of):
+    loss, feeds = net
+    engines = [fg.Engine(of(cluster)), fg.Engine(of(cluster), dtype="float32")]
+    expected = engines[0].forward(loss, feeds)
+    engines.pop(0)
+    gc.collect()
+    assert engines[0].forward(loss, feeds).shape == expected.shape
+    future = engines[0].jacobian(loss, loss.parents[0], feeds, compute=False)
+    engines.clear()
+    gc.collect()
+    again = fg.Engine("sync").jacobian(loss, loss.parents[0], feeds)
+    np.testing.assert_allclose(future.result(), again, rtol=1e-6)  # it is of the client
+    assert own_clients(cluster)
+    del future
+    engines = [fg.Engine(of(cluster))]
+    assert len(own_clients(cluster)) == 1
+    np.testing.assert_array_equal(engines[0].forward(loss, feeds), expected)
+    engines.clear()
+    wait_for(lambda: gc.collect() >= 0 and not own_clients(cluster))
+
+
+@pytest.mark.parametrize("address", [False, True])
+def test_clients_of_clusters_that_are_gone_go_too(net, address):
+    loss, feeds = net
+    gc.collect()
+    before = threading.active_count()
+    clusters = []
+    for _ in range(3):
+        with LocalCluster(n_workers=1, processes=False, dashboard_address=None, protocol="tcp") as cluster:
+            fg.Engine(cluster.scheduler_address if address else cluster).forward(loss, feeds)
+        clusters.append(cluster)
+    wait_for(lambda: gc.collect() >= 0 and not any(map(own_clients, clusters)))
+    wait_for(lambda: threading.active_count() <= before + 2)  # not two for each
 
 
 def test_gradients_here_and_on_workers_are_multiplied(client, net):
