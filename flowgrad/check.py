@@ -10,7 +10,7 @@ import numpy as np
 from .errors import FlowgradError, GradientError, GraphError
 from .formulas import OPERANDS, compiled, formula
 from .graph import Node, Variable, ancestors, pull_back, run_rule
-from .inputs import brief, listed, real
+from .inputs import brief, listed, real, without_underflow
 from .jacobians import LocalJacobian, Outer
 from .returned import both_rule
 from .samples import check_samples
@@ -20,6 +20,7 @@ from .typing import Array
 STEP = float(np.cbrt(np.finfo(np.float64).eps))
 
 
+@without_underflow
 def check_gradients(
     node: Node, wrt: Node | Iterable[Node] | None = None, rtol: float = 1e-5, atol: float = 1e-7
 ) -> float:

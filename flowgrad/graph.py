@@ -14,7 +14,7 @@ import numpy as np
 
 from . import draw as drawing
 from .errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
-from .inputs import Fixed, Settled, brief, flag, frozen, integer, vector
+from .inputs import Fixed, Settled, brief, flag, frozen, integer, vector, without_underflow
 from .jacobians import LocalJacobian
 from .reads import rules_token
 from .returned import Misfit, carry, local_of, value_of
@@ -93,7 +93,7 @@ class Graph(Settled):
         self._jacobians.clear()
         self._computed = False
 
-    def rules_token(self) -> str:
+    def _rules_token(self) -> str:
         """Return what stands for all that rules of one's own ops read now besides operands; nothing if there are no such ops."""
         looked, kinds = self._kinds
         if looked < len(self._nodes):
@@ -104,7 +104,7 @@ class Graph(Settled):
 
     def _follow_rules(self) -> None:
         """Forget what was computed by rules that read something else than they do now."""
-        rules = self.rules_token()
+        rules = self._rules_token()
         if rules != self._rules:
             self.reset_value()
             self._rules = rules
@@ -237,6 +237,7 @@ class Node(Settled):
 
     # -- the reference interpreter ------------------------------------------------------------------------------
 
+    @without_underflow
     def forward(self) -> Array:
         """Compute the value ``(dim,)``, and only what is missing for it.
 
@@ -267,6 +268,7 @@ class Node(Settled):
         assert self._value is not None
         return self._value[0]
 
+    @without_underflow
     def backward(self, result: Node) -> Array:
         """Return the Jacobian of `result` by this node, ``(result.dim, self.dim)``; cached until cleared.
 
@@ -309,6 +311,7 @@ class Node(Settled):
             )
         return np.zeros((result.dim, self.dim))
 
+    @without_underflow
     def local_jacobian(self, slot: int) -> LocalJacobian:
         """Return the derivative of this node by the parent in `slot`, as kind + factor.
 
@@ -514,7 +517,7 @@ def run_rule(node: Node, rule: str, *args: Any) -> Any:
     try:
         result = getattr(type(node), rule)(*args, **node.attrs)
     except Exception as error:
-        left_out = rule == "jacobian" and any(value is None for value in args)
+        left_out = rule == "jacobian" and any(value is None for value in args) and "NoneType" in str(error)
         hint = "; its class's `uses` leaves out values" if left_out else ""
         raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}{hint}") from error
     try:

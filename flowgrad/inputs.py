@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from numbers import Number
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 
 from .errors import DataError, FeedError, GraphError, SettingError, ShapeError
 from .typing import Array
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def integer(value: Any, what: str, least: int = 1) -> int:
@@ -221,6 +224,24 @@ def nearest(name: str, known: Collection[str], given: Collection[str] = ()) -> s
     if near:
         return f": do you mean {near[0]!r}?"
     return f"; there {'are' if len(known) > 1 else 'is'} {', '.join(known) or 'none'}"
+
+
+def without_underflow(call: Callable[P, R]) -> Callable[P, R]:
+    """Let a call round what is too small to zero, whatever NumPy is set to make of that: every softmax does it.
+
+    Examples
+    --------
+    >>> with np.errstate(all="raise"):
+    ...     float(without_underflow(np.exp)(-800.0))
+    0.0
+    """
+
+    @wraps(call)
+    def rounded(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(under="ignore"):
+            return call(*args, **kwargs)
+
+    return rounded
 
 
 def frozen(array: Any) -> Array:

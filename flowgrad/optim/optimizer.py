@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import GraphError, warn
 from ..graph import Graph, Node, Variable, ancestors
-from ..inputs import Settled, brief, integer, nearest, real
+from ..inputs import Settled, brief, integer, nearest, real, without_underflow
 from ..returned import told
 from ..typing import Array
 from .privacy import Privacy
@@ -262,6 +262,7 @@ class Optimizer(Settled):
                 )
         return {"t": state.get("t", np.zeros(1, np.int64)), **arrays}
 
+    @without_underflow
     def one_step(self) -> float:
         """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.
 

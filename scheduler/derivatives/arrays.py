@@ -12,6 +12,7 @@ from dask import delayed
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node, Variable
+from flowgrad.inputs import without_underflow
 from flowgrad.jacobians import Factors
 from flowgrad.program import Program
 from flowgrad.typing import Array
@@ -34,6 +35,7 @@ from .recipe import Recipe
 from .work import LastEdges, bare, factors_block, jacobian_chunk, run_all
 
 
+@without_underflow
 def as_task(work: Callable[..., Any], *args: Any) -> Any:
     """Run the work of a task that is no record; on a worker as records are run."""
     return executors.run_task(work, *args) if "distributed" in sys.modules else work(*args)
@@ -112,13 +114,15 @@ def rows(
     *args: Any,
 ) -> Any:
     """Return ``func(part, *args)`` of every block, one below the other."""
-    blocks = [delayed(func)(part, *args) for part in parts]
+    blocks = [delayed(as_task)(func, part, *args) for part in parts]
     return da.concatenate([da.from_delayed(block, (n, *tail), dtype) for block, n in zip(blocks, lengths)])
 
 
 def total(func: Callable[..., Any], parts: Sequence[Any], size: int, dtype: Any, *args: Any) -> Any:
     """Return the sum of ``func(part, *args)`` over all blocks."""
-    return da.stack([da.from_delayed(delayed(func)(part, *args), (size,), dtype) for part in parts]).sum(axis=0)
+    return da.stack([da.from_delayed(delayed(as_task)(func, part, *args), (size,), dtype) for part in parts]).sum(
+        axis=0
+    )
 
 
 def pairs(
@@ -136,10 +140,12 @@ def pairs(
     grid: list[list[Any]] = []
     for i, a in enumerate(left):
         if right is not None:
-            grid.append([delayed(func)(a, b) for b in right])
+            grid.append([delayed(as_task)(func, a, b) for b in right])
         else:
             above = [delayed(np.transpose)(grid[j][i]) for j in range(i)]
-            grid.append([*above, delayed(func)(a, None), *(delayed(func)(a, b) for b in left[i + 1 :])])
+            grid.append(
+                [*above, delayed(as_task)(func, a, None), *(delayed(as_task)(func, a, b) for b in left[i + 1 :])]
+            )
     return da.block(
         [[da.from_delayed(x, (n[i], m[j]), dtype) for j, x in enumerate(line)] for i, line in enumerate(grid)]
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
-from flowgrad.inputs import integer, real
+from flowgrad.inputs import integer, real, without_underflow
 from flowgrad.typing import Array
 
 from ..executors import Executor, Lost
@@ -72,6 +72,7 @@ class PerSampleGradients:
 
     # -- one row per sample -------------------------------------------------------------------------------------
 
+    @without_underflow
     def array(self, node: Node | None = None, compute: bool = True) -> Any:
         """Build the gradients.
 
@@ -180,11 +181,13 @@ class PerSampleGradients:
         if release is not None:
             weakref.finalize(self, release)
 
+    @without_underflow
     def _rows(self, func: Callable[..., Array], tail: tuple[int, ...], compute: bool, *args: Any) -> Any:
         if self._here and compute:
             return func(self._here, *args)
         return self._done(lambda: _dask().rows(func, self._values, self._lengths, tail, self.dtype, *args), compute)
 
+    @without_underflow
     def _pairs(self, other: PerSampleGradients | None, compute: bool) -> Any:
         right = other or self
         if self._here and right._here and compute:
@@ -196,6 +199,7 @@ class PerSampleGradients:
 
         return self._done(pairs, compute, right)
 
+    @without_underflow
     def _sums(self, func: Callable[..., Array], compute: bool, *args: Any) -> dict[Node, Any]:
         if self._here and compute:
             total = func(self._here, *args)

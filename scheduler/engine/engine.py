@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
-from flowgrad.inputs import Settled, brief, flag, integer, one_of
+from flowgrad.inputs import Settled, brief, flag, integer, one_of, without_underflow
 from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, MeanSquaredError
 from flowgrad.typing import Array
 
@@ -135,6 +135,7 @@ class Engine(Settled):
 
     # -- results ------------------------------------------------------------------------------------------------
 
+    @without_underflow
     def forward(self, nodes: Node | Sequence[Node], feeds: Mapping[Any, Any] | None = None) -> Any:
         """Compute values for every sample: ``(N, dim)``, or a list of them for a list; see `Engine` for `feeds`.
 
@@ -154,6 +155,7 @@ class Engine(Settled):
         """
         return values.run(self.session, values.lower_values(self.session, nodes, feeds))
 
+    @without_underflow
     def gradient(
         self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Sequence[Variable] | Variable | None = None
     ) -> dict[Variable, Array]:
@@ -182,6 +184,7 @@ class Engine(Settled):
         """
         return values.run(self.session, values.lower_mean_gradient(self.session, target, feeds, wrt))
 
+    @without_underflow
     def lower(
         self,
         targets: Node | Sequence[Node],
@@ -219,6 +222,7 @@ class Engine(Settled):
 
     # -- derivatives --------------------------------------------------------------------------------------------
 
+    @without_underflow
     def jacobian(
         self,
         result: Node,
@@ -269,6 +273,7 @@ class Engine(Settled):
         """
         return derived.jacobian(self.session, result, wrt, feeds, compute, memory_budget, mode)
 
+    @without_underflow
     def per_sample_gradients(
         self, target: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
     ) -> PerSampleGradients:
@@ -295,6 +300,7 @@ class Engine(Settled):
         """
         return derived.per_sample_gradients(self.session, target, feeds, wrt)
 
+    @without_underflow
     def vjp(
         self,
         result: Node,
@@ -330,6 +336,7 @@ class Engine(Settled):
         total = factors.mean()
         return {n: total[n] * factors.samples if n in shared else factors.array(n) for n in factors.wrt}
 
+    @without_underflow
     def jvp(self, result: Node, tangents: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None) -> Array:
         """Multiply the Jacobian by tangents: ``J · tangent`` for each sample, ``(N, result.dim)``, one sweep of forward mode.
 
@@ -346,6 +353,7 @@ class Engine(Settled):
         """
         return products.jvp(self.session, result, tangents, feeds)
 
+    @without_underflow
     def hvp(
         self, loss: Node, direction: Mapping[Variable, Any], feeds: Mapping[Any, Any] | None = None
     ) -> dict[Variable, Array]:
@@ -369,6 +377,7 @@ class Engine(Settled):
         """
         return products.hvp(self.session, loss, direction, feeds)
 
+    @without_underflow
     def fisher_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
     ) -> dict[Node, Array]:
@@ -394,6 +403,7 @@ class Engine(Settled):
         recipe, checked = self.session.recipe(loss, wrt, feeds, "fisher_diagonal")
         return derived.keep_factors(self.session, recipe, checked)._squares()
 
+    @without_underflow
     def ggn_diagonal(
         self, loss: Node, feeds: Mapping[Any, Any] | None = None, wrt: Node | Sequence[Node] | None = None
     ) -> dict[Node, Array]:

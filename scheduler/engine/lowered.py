@@ -11,6 +11,7 @@ from dask.base import DaskMethodsMixin
 from dask.utils import key_split
 
 from flowgrad import draw
+from flowgrad.inputs import without_underflow
 
 from ..costs import explain_job, program_times, task_links
 from ..executors import Executor
@@ -50,7 +51,7 @@ class Lowered(DaskMethodsMixin):
     ):
         self.job = job
         self._executor, self._lower = executor, lower
-        self.dask = to_dask(job.graph.records) if graph is None else graph
+        self.dask = to_dask(job.graph.records, _run) if graph is None else graph
 
     def __dask_graph__(self) -> dict[str, Any]:
         return self.dask
@@ -85,6 +86,7 @@ class Lowered(DaskMethodsMixin):
         edges = {key: {d for d in deps if d in edges} for key, deps in edges.items()}
         return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
 
+    @without_underflow
     def explain(self) -> str:
         """Say in words and numbers what will run, and what other grains would cost.
 
@@ -103,3 +105,9 @@ class Lowered(DaskMethodsMixin):
 
     def __repr__(self) -> str:
         return f"<Lowered: {len(self.dask)} keys, grain {self.job.grain}>"
+
+
+@without_underflow
+def _run(func: Callable[..., Any], *args: Any) -> Any:
+    """Run a task for somebody who computes the collection."""
+    return func(*args)

@@ -75,7 +75,7 @@ class Session:
         self, targets: Sequence[Node], feeds: Feeds, grain: str, params: Sequence[Variable] = ()
     ) -> Program:
         """Return what computes the values of nodes; `params` lie in a vector of their own."""
-        rules = targets[0].graph.rules_token()
+        rules = targets[0].graph._rules_token()
         program = self._forward(rules, tuple(targets), frozenset(feeds.arrays), tuple(params), grain)
         return self._known(program, targets[0], feeds)
 
@@ -89,7 +89,7 @@ class Session:
         self, target: Node, feeds: Feeds, wrt: Sequence[Variable], grain: str
     ) -> tuple[Program, list[tuple[str, list[Variable]]]]:
         """Return what computes the mean gradient; see `compile_gradient`."""
-        rules = target.graph.rules_token()
+        rules = target.graph._rules_token()
         program, named = self._gradients(rules, target, frozenset(feeds.arrays), tuple(wrt), grain)
         return self._known(program, target, feeds), named
 
@@ -139,7 +139,7 @@ class Session:
     def recipe_of(self, result: Node, nodes: list[Node], fed: Any) -> Recipe:
         """Return how the derivative is computed; warn of nodes that the result does not depend on."""
         with self.cache.lock:
-            rules = result.graph.rules_token()
+            rules = result.graph._rules_token()
             recipe = self.recipes(rules, result, tuple(nodes), frozenset(fed), self.grain, self.kernel)
         if recipe.independent:
             names = ", ".join(repr(n.name) for n in recipe.independent[:5])

@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node
-from flowgrad.inputs import Settled, brief, flag, integer, path_of
+from flowgrad.inputs import Settled, brief, flag, integer, path_of, without_underflow
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
@@ -105,6 +105,7 @@ class Trainer(Settled):
         """Where it runs."""
         return self.settings.engine
 
+    @without_underflow
     def fit(
         self,
         feeds: Mapping[Any, Any],
@@ -200,6 +201,7 @@ class Trainer(Settled):
             digest.update(little.data)
         return digest.hexdigest()
 
+    @without_underflow
     def explain(self, feeds: Mapping[Any, Any], epochs: int = 6, again: bool = False) -> str:
         """Say what training with these feeds would do and cost, without training.
 
@@ -225,6 +227,7 @@ class Trainer(Settled):
         epochs, again = integer(epochs, "epochs"), flag(again, "again")
         return explain_training(estimate(TrainingJob(self.settings, feeds, epochs), again))
 
+    @without_underflow
     def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
         """Return ``"loss"``, its mean over the samples, and where it is made of cross entropies ``"accuracy"``, between 0 and 1.
 
@@ -248,6 +251,7 @@ class Trainer(Settled):
         ):
             return evaluation.scores(None)
 
+    @without_underflow
     def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
         """Return the values of a node for every sample, ``(N, node.dim)``; the same as ``engine.forward``.
 

@@ -1,6 +1,7 @@
 """vjp, jvp, hvp and the diagonals of curvature against HIPS autograd and finite differences."""
 
 import autograd
+import dask.array as da
 import numpy as np
 import oracles
 import pytest
@@ -252,3 +253,66 @@ def test_directions_are_checked_like_values(value, said):
             call()
     with pytest.raises(fg.errors.FeedError, match=said):
         engine.vjp(y, value, feeds)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("where", ["sync", "threads"])
+def test_what_is_too_small_is_rounded_whatever_numpy_is_told(where, kernel):
+    with fg.Graph() as graph:
+        x, t = fg.Variable(4, trainable=False), fg.Variable(3, trainable=False)
+        w = fg.Variable(12, 300 * np.eye(3, 4).ravel())
+        loss = fg.CrossEntropyWithSoftMax(fg.MatVec(w, x), t)
+    X = np.random.default_rng(0).normal(size=(24, 4))
+    X[0] = 1e-200
+    feeds = {x: X, t: X[:, :3].argmax(axis=1)}
+    chunks = {x: da.from_array(X, chunks=(6, 4)), t: da.from_array(feeds[t], chunks=6)}
+    first = w.value
+
+    def numbers():
+        w.set_value(first)
+        engine = fg.Engine(where, kernel=kernel, shards=2)
+        trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=8), engine)
+        gradients, lazy = (engine.per_sample_gradients(loss, f) for f in (feeds, chunks))
+        found = [
+            engine.forward(loss, feeds),
+            engine.gradient(loss, feeds)[w],
+            engine.jacobian(loss, w, feeds),
+            engine.jacobian(loss, w, feeds, memory_budget=1200).compute(),
+            engine.vjp(loss, [1e-200], feeds)[w],
+            engine.jvp(loss, {w: np.full(12, 1e-200)}, feeds),
+            engine.hvp(loss, {w: np.full(12, 1e-200)}, feeds)[w],
+            engine.ggn_diagonal(loss, feeds)[w],
+            engine.lower(loss, feeds).compute(),
+            *(of(g) for g in (gradients, lazy) for of in (type(g).norms, type(g).gram, type(g).array)),
+            gradients.clipped_sum(1e-3)[w],
+            lazy.norms(compute=False).compute(),
+        ]
+        found += [trainer.evaluate(feeds)["loss"], trainer.predict(loss, feeds), trainer.fit(feeds, epochs=2).steps]
+        x.set_value(X[0])
+        t.set_value([1.0, 0.0, 0.0])
+        return [*found, loss.forward(), w.backward(loss), fg.Adam(graph, loss, batch_size=1).one_step(), w.value]
+
+    expected = numbers()
+    with np.errstate(all="raise"):
+        found = numbers()
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-12)
+
+
+def test_only_values_that_were_read_are_missed():
+    class Halved(fg.Op):
+        uses = ((),)
+
+        @staticmethod
+        def apply(a):
+            return a / 2
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            raise OSError("disk full")
+
+    with fg.Graph():
+        a = fg.Variable(1, [1.0])
+        y = Halved(a)
+    with pytest.raises(fg.errors.NodeFailed, match=r"failed: OSError: disk full$"):
+        a.backward(y)
