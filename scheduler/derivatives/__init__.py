@@ -10,7 +10,7 @@ from .per_sample import Blocks, PerSampleGradients
 from .recipe import Recipe
 from .work import LastEdges, clip_weights, join, norms_of, run_all
 
-_LAZY = ("chunk_feeds", "chunked_factors", "lazy_jacobian")
+_LAZY = ("check_chunks", "chunk_feeds", "chunked_factors", "lazy_jacobian")
 
 
 def __getattr__(name: str) -> Any:

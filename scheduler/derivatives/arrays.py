@@ -105,6 +105,19 @@ def read_factors(
     return factors_block(ends, samples, *run_all(program, *arrays, np.ones((1, 1, 1), ends.dtype)))
 
 
+def check_chunks(feeds: Feeds, lengths: Sequence[int], compute: Callable[[Any], Any]) -> None:
+    """Raise an error for the first sample of the first feed that cannot be used, as calls do that read feeds one by one."""
+    starts = np.cumsum([0, *lengths]).tolist()
+    for v, array in feeds.arrays.items():
+        form = Shape(v.name, v.dim, feeds.dtype)
+        for start, piece in zip(starts, array.to_delayed().ravel()):
+            compute(delayed(as_task)(_check_chunk, form, piece, start))
+
+
+def _check_chunk(form: Shape, piece: Array, first: int) -> None:
+    check_array(form, piece, form.dtype, first)
+
+
 def rows(
     func: Callable[..., Any],
     parts: Sequence[Any],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import GraphError
+from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Node
 from flowgrad.inputs import integer, real, without_underflow
 from flowgrad.typing import Array
@@ -63,11 +63,15 @@ class PerSampleGradients:
         lengths: Sequence[int],
         blocks: Blocks,
         again: Callable[[], Blocks] | None = None,
+        check: Callable[[Callable[[Any], Any]], None] | None = None,
     ):
         self.wrt, self.samples, self.dtype = tuple(wrt), sum(lengths), np.dtype(dtype)
         self._executor, self._lengths = executor, list(lengths)
         self._spans, self._sizes = dict(zip(wrt, spans)), list(sizes)
         self._again = again  # makes the blocks once more, if values were lost with a worker
+        self._check = (
+            check  # finds what is wrong with feeds first, by what computes a promise: chunks are read in any order
+        )
         self._take(blocks)
 
     # -- one row per sample -------------------------------------------------------------------------------------
@@ -215,12 +219,18 @@ class PerSampleGradients:
             return array()
         every = {self, other or self}
         executor = next((g._executor for g in (self, *every) if g._executor.remote), self._executor)
-        with suppress(Lost):
+        try:
+            with suppress(Lost):
+                return executor.compute(array())
+            for gradients in every:
+                if gradients._again is not None:
+                    gradients._take(gradients._again())
             return executor.compute(array())
-        for gradients in every:
-            if gradients._again is not None:
-                gradients._take(gradients._again())
-        return executor.compute(array())
+        except FeedError:
+            for gradients in (self, other or self):
+                if gradients._check is not None:
+                    gradients._check(executor.compute)
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         if self._executor.remote:

@@ -99,7 +99,9 @@ def per_sample_gradients(session: Session, target: Node, feeds: Any, wrt: Any) -
         chunked, lengths = derivatives.chunk_feeds(read, session.dtype)
         recipe = session.recipe_of(target, session.nodes(graph, feeds, wrt), chunked.arrays)
         blocks = derivatives.chunked_factors(recipe, chunked, lengths), read.clear  # until then they hold futures
-        return _gradients(session, recipe, chunked, lengths, blocks)
+        return _gradients(
+            session, recipe, chunked, lengths, blocks, None, partial(derivatives.check_chunks, chunked, lengths)
+        )
     recipe, checked = session.recipe(target, wrt, feeds, "per_sample_gradients")
     return keep_factors(session, recipe, checked)
 

@@ -382,3 +382,29 @@ def test_norms_of_samples_whose_squares_are_no_numbers(dtype, large, shared):
     few = fg.Engine("sync", dtype=dtype).per_sample_gradients(loss, {x: rows[[1, 4]]})
     unit = (g[[1, 4]] / expected[[1, 4], None]).sum(axis=0)
     np.testing.assert_allclose(few.clipped_sum(1.0)[w], unit.astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["sync", "threads", pytest.param("client", marks=pytest.mark.distributed)])
+def test_the_first_bad_sample_of_chunks_is_told(where, request):
+    rng = np.random.default_rng(0)
+    with fg.Graph(seed=0):
+        x, t = fg.Variable(4, trainable=False, name="x"), fg.Variable(3, trainable=False, name="t")
+        loss = fg.CrossEntropyWithSoftMax(fg.MatVec(fg.Variable(12, True), x), t)
+    X, labels = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
+    labels[[5, 25, 45]] = 7
+    engine = fg.Engine(request.getfixturevalue("client") if where == "client" else where)
+
+    def told(samples):
+        feeds = {x: da.from_array(samples, chunks=(20, 4)), t: da.from_array(labels, chunks=20)}
+        for call in (engine.forward, lambda *args: engine.per_sample_gradients(*args).norms()):
+            with pytest.raises(fg.errors.FeedError) as caught:
+                call(loss, feeds)
+            yield str(caught.value)
+
+    first, second = told(X)
+    assert first == second
+    assert "sample 5 of the feed for 't'" in first
+    X[50] = np.nan
+    first, second = told(X)
+    assert first == second
+    assert "sample 50" in first
