@@ -200,6 +200,7 @@ kind("dask frame, Int64", needs="dask.dataframe")(lambda at: frame_in_dask(panda
 kind("dask frame, Arrow", needs=("dask.dataframe", "pyarrow"))(
     lambda at: frame_in_dask(pandas_frame("double[pyarrow]"))
 )
+kind("pyarrow tensor", needs="pyarrow")(lambda at: package("pyarrow").Tensor.from_numpy(X))
 kind("dask frame, filtered", needs="dask.dataframe")(lambda at: (lambda f: f[f.a > -1])(frame_in_dask(pandas_frame())))
 kind("dask frame's values", needs="dask.dataframe")(lambda at: frame_in_dask(pandas_frame()).values)
 kind("delayed array")(lambda at: dask.delayed(np.add)(X, 0.0))
@@ -284,6 +285,9 @@ kind("labels, pandas series, Arrow", "t", needs=("pandas", "pyarrow"))(
 kind("labels, pandas frame", "t", needs="pandas")(lambda at: package("pandas").DataFrame({"t": LABELS}))
 kind("labels, polars series", "t", needs="polars")(lambda at: package("polars").Series(LABELS))
 kind("labels, dask series", "t", needs="dask.dataframe")(lambda at: frame_in_dask(package("pandas").Series(LABELS)))
+kind("labels, dask series, categories that are not known", "t", needs="dask.dataframe")(
+    lambda at: frame_in_dask(package("pandas").Series(LABELS)).astype("category")
+)
 kind("labels, delayed", "t")(lambda at: dask.delayed(LABELS.astype)(int))
 kind("labels, future", "t", client=True)(lambda at: at.client.scatter(LABELS.copy(), hash=False))
 
@@ -383,6 +387,38 @@ for value in (None, "x", {"a": X}, iter(X)):
     shown = type(value).__name__
     why = "'x' has dtype <U" if shown == "str" else f"'x' is no array but a {shown}"
     kind(shown, refusal=why)(lambda at, value=value: value)
+for shown, value in {
+    "pandas group": lambda: pandas_frame().groupby("a"),
+    "pandas window": lambda: pandas_frame().rolling(2),
+    "pandas NA": lambda: package("pandas").NA,
+    "pandas time": lambda: package("pandas").Timestamp("2020"),
+}.items():
+    kind(shown, refusal="'x' is no array but a ", needs="pandas")(lambda at, value=value: value())
+for shown, value in {
+    "pyarrow schema": lambda pa: pa.schema([("a", pa.float64())]),
+    "pyarrow scalar": lambda pa: pa.scalar(1.0),
+    "pyarrow buffer": lambda pa: pa.py_buffer(X),
+}.items():
+    kind(shown, refusal="'x' is no array but a ", needs="pyarrow")(lambda at, value=value: value(package("pyarrow")))
+kind("polars dtype", refusal="'x' is no array but a Float64", needs="polars")(lambda at: package("polars").Float64)
+kind("polars lazy frame, no such column", refusal="'x' cannot be read, polars LazyFrame", needs="polars")(
+    lambda at: package("polars").LazyFrame({"a": X[:, 0]}).select("z")
+)
+kind("pandas frame, a column of times", refusal="'x' has dtype datetime64", needs="pandas")(
+    lambda at: pandas_frame().assign(a=package("pandas").Timestamp("2020"))
+)
+kind("torch tensor that asks for gradients", refusal="'x' cannot be read, torch Tensor: convert it", needs="torch")(
+    lambda at: package("torch").tensor(X, requires_grad=True)
+)
+kind("torch tensor, bfloat16", refusal="'x' cannot be read, torch Tensor: convert it", needs="torch")(
+    lambda at: package("torch").tensor(X, dtype=package("torch").bfloat16)
+)
+kind("list of delayed arrays", refusal="'x' is a list of dask's collections, chunks or samples: give one array")(
+    lambda at: [dask.delayed(X[:ROWS]), dask.delayed(X[ROWS:])]
+)
+kind("list of futures", refusal="'x' is a list of dask's futures, chunks or samples: give one array", client=True)(
+    lambda at: at.client.scatter([X[:ROWS].copy(), X[ROWS:].copy()], hash=False)
+)
 kind("dask scalar", refusal="'x' is a dask Scalar", needs="dask.dataframe")(
     lambda at: frame_in_dask(pandas_frame()).a.sum()
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
+from operator import index
 from typing import Any
 
 from ..errors import GraphError, ShapeError
@@ -55,9 +56,14 @@ def _item(a: Node, key: Any) -> Node:
         if step == 1:
             return Slice(a, start, stop)
         raise ShapeError(f"{a}[{key.start}:{key.stop}:{key.step}]: only steps of 1; use Gather for other selections")
-    if isinstance(key, bool) or not hasattr(key, "__index__"):
-        raise ShapeError(f"{a} takes a range such as [2:5] or a position, not {brief(key)}")
-    position = key.__index__()
+    try:
+        position = None if isinstance(key, bool) else index(key)
+    except TypeError:  # arrays have `__index__` too
+        position = None
+    if position is None:
+        raise ShapeError(
+            f"{a} takes a range such as [2:5] or a position, not {brief(key)}; fg.Gather takes several positions"
+        )
     if not -a.dim <= position < a.dim:
         raise ShapeError(f"{a} has no entry {position}: positions run from 0 to {a.dim - 1}")
     return Slice(a, position % a.dim, position % a.dim + 1)

@@ -446,7 +446,10 @@ def own_thread_left() -> Iterator[None]:
 def _check_synchronous(where: Client | Cluster) -> None:
     if where.asynchronous:
         what = "client" if isinstance(where, Client) else "cluster"
-        raise ClusterError(f"the {what} is asynchronous: give an address or a synchronous client")
+        raise ClusterError(
+            f"the {what} is asynchronous: give an address or a synchronous client, or 'threads' to compute here, as in what "
+            f"runs on a scheduler"
+        )
 
 
 def _of_another_process(name: str) -> ClusterError:

@@ -276,11 +276,18 @@ def _of_known_sizes(x: Any, where: Any) -> Any:
 
 def _array_of_frame(v: Variable, frame: Any, where: Any) -> Any:
     da = import_module("dask.array")  # slow, and nobody has needed it before
-    told = as_array(v, frame._meta)
+    try:
+        told = as_array(v, frame._meta)
+    except FeedError:  # of categories, say, dask may know nothing before they are there
+        told = as_array(v, _computed([delayed(_none_of)(frame.to_delayed()[0])], where)[0])
     lengths = _computed([delayed(len)(part) for part in frame.to_delayed()], where)
     name = f"feed-{tokenize(frame)}"
     sizes = (tuple(lengths), *((n,) for n in told.shape[1:]))
     return da.Array(partitions(frame, name, told.ndim), name, sizes, dtype=told.dtype, meta=told)
+
+
+def _none_of(frame: Any) -> Any:
+    return frame.iloc[:0]
 
 
 def _array_of_future(v: Variable, future: Any, executor: Executor) -> Any:

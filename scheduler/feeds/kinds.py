@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import dask
 import numpy as np
 
 from flowgrad.errors import FeedError
 from flowgrad.typing import Array
+
+from ..tasks import is_future
 
 # Packages whose tables and columns hide what is missing from NumPy.
 TABLES = ("pandas", "polars", "pyarrow")
@@ -41,24 +44,28 @@ def as_array(v: Named, value: Any, first: int = 0) -> Array:
             f"give its toarray() or todense(), shape (N, {v.dim})"
         )
     try:
-        array = _table(v, value, first) if package in TABLES else _joined(value)
-    except FeedError:
+        array = _table(v, value, first) if package in TABLES else _joined(v, value)
+    except (FeedError, MemoryError):
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise FeedError(
-            f"the feed for {v.name!r} is ragged or no array: it must have shape (N, {v.dim}) ({reason})"
-        ) from None
+    except Exception as error:  # whatever somebody's arrays and frames raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        what = f"cannot be read, {package} {type(value).__name__}: convert it to an array of float32 or float64,"
+        if isinstance(value, (list, tuple)):
+            what = "is ragged or no array: it must have"
+        raise FeedError(f"the feed for {v.name!r} {what} shape (N, {v.dim}) ({reason[:200]})") from None
     if array.dtype == object and array.ndim == 0:
-        raise FeedError(
-            f"the feed for {v.name!r} is no array but a {type(value).__name__}: give an array or a list, shape (N, {v.dim})"
-        )
+        raise _no_array(v, value)
     check_numbers(v, array.dtype)
     if np.ma.is_masked(array):
         raise FeedError(
             f"the feed for {v.name!r} is a masked array, and flowgrad knows no missing numbers: fill it or drop such samples"
         )
     return np.asarray(array)
+
+
+def _no_array(v: Named, value: Any) -> FeedError:
+    kind = value.__name__ if isinstance(value, type) else type(value).__name__
+    return FeedError(f"the feed for {v.name!r} is no array but a {kind}: give an array or a list, shape (N, {v.dim})")
 
 
 def check_numbers(v: Named, dtype: Any) -> None:
@@ -80,7 +87,13 @@ def as_chunk(v: Named, value: Any, shape: Sequence[int], dtype: Any, first: int)
     return array
 
 
-def _joined(value: Any) -> Array:
+def _joined(v: Named, value: Any) -> Array:
+    if isinstance(value, (list, tuple)) and value and (is_future(value[0]) or dask.is_dask_collection(value[0])):
+        what = "futures" if is_future(value[0]) else "collections"
+        raise FeedError(
+            f"the feed for {v.name!r} is a list of dask's {what}, chunks or samples: give one array, as "
+            f"da.concatenate([da.from_delayed(each, shape, dtype) for each in ...]), or client.gather(...)"
+        )
     # NumPy leaves the masks of rows in a list behind.
     if isinstance(value, (list, tuple)) and any(isinstance(row, np.ma.MaskedArray) for row in value):
         return np.ma.stack(value)
@@ -99,14 +112,19 @@ def _table(v: Named, value: Any, first: int) -> Array:
         columns = [value.iloc[:, k] for k in range(value.shape[1])]
     elif hasattr(type(value), "column_names"):
         columns = value.columns
-    else:
+    elif hasattr(type(value), "dim_names"):  # of pyarrow's tensors
+        return np.asarray(value.to_numpy())
+    elif hasattr(type(value), "is_null") or hasattr(type(value), "isna"):
         return _column(v, value, first)
+    else:
+        raise _no_array(v, value)
     return np.stack([_column(v, column, first) for column in columns], axis=1)
 
 
 def _column(v: Named, column: Any, first: int) -> Array:
     dtype = getattr(column, "dtype", None)
     if isinstance(dtype, np.dtype):
+        check_numbers(v, dtype)
         return np.asarray(column)
     missing = column.is_null() if hasattr(column, "is_null") else column.isna()
     holes = np.flatnonzero(np.asarray(missing))

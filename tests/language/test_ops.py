@@ -273,3 +273,14 @@ def test_operators_build_the_ops_they_stand_for():
         assert a[-2:].forward().tolist() == [3.0, 4.0]
         assert a[-1].forward().tolist() == [4.0]
         assert (a * 3.0).forward().tolist() == [3.0, 6.0, 9.0, 12.0]
+
+
+@pytest.mark.parametrize("key", [np.array([0, 1]), [0, 1], 1.0, True, None, "a"])
+def test_a_node_is_indexed_by_a_range_or_a_position(key):
+    with fg.Graph():
+        x = fg.Variable(4, [1.0, 2.0, 3.0, 4.0])
+        assert [n.forward().tolist() for n in (x[1:3], x[-1], x[np.int64(0)])] == [[2.0, 3.0], [4.0], [1.0]]
+        with pytest.raises(
+            fg.errors.ShapeError, match=r"takes a range such as \[2:5\] or a position, not .*; fg.Gather"
+        ):
+            x[key]
