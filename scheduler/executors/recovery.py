@@ -33,11 +33,14 @@ class Recovery:
     ----------
     avoid : set of str
         Addresses of workers on which a task raised.
+    task : str
+        The last one that was lost with its worker since steps were done.
     """
 
     avoid: set[str] = field(default_factory=set)
     losses: int = 0
     deaths: int = 0
+    task: str = ""
     kills: int = 0
     failures: list[TaskFailed] = field(default_factory=list)
 
@@ -58,6 +61,7 @@ class Recovery:
     def progress(self) -> None:
         """Note that steps were done."""
         self.losses = self.deaths = self.kills = 0
+        self.task = ""
         self.failures = []
 
     def workers_left(self, executor: Executor, error: Lost | TaskFailed) -> int:
@@ -65,7 +69,8 @@ class Recovery:
         try:
             return len(executor.workers(self.avoid))
         except ClusterError as none:
-            raise ClusterError(f"{error}, and {none}") from none
+            task = getattr(error, "task", "") or self.task
+            raise ClusterError(f"{died_of(task) if task else error}, and {none}") from none
 
     def judge(self, error: Lost | TaskFailed, workers: int) -> float:
         """Return how many seconds to wait before the work is done again, which so many workers could do.
@@ -81,6 +86,7 @@ class Recovery:
         task = getattr(error, "task", "")
         self.losses += 1
         self.deaths += bool(task)
+        self.task = task or self.task
         self.kills += bool(killed)
         if self.kills > MAX_KILLS or self.deaths > MAX_DEATHS:
             raise ClusterError(died_of(task)) from error

@@ -48,15 +48,24 @@ def test_a_task_that_is_lost_with_its_worker_every_time_ends_the_run():
 
 
 def test_who_waits_for_workers_in_vain_is_told_why_they_were_needed():
-    class Empty(LocalExecutor):
+    class Two(LocalExecutor):
+        left = 2
+
         def workers(self, avoid=()):
-            raise ClusterError("no worker has been there for 60 s")
+            self.left -= 1
+            if self.left < 0:
+                raise ClusterError("no worker has been there for 60 s")
+            return super().workers(avoid)
 
-    def work():
-        raise Lost("evaluate-12 was lost with its worker", task="evaluate-12")
+    def work(*failures):
+        failing = iter(failures)
+        Recovery().persist(lambda: (_ for _ in ()).throw(next(failing)), Two(threads=False), lambda failure: None)
 
-    with pytest.raises(ClusterError, match=r"^evaluate-12 was lost with its worker, and no worker has been there"):
-        Recovery().persist(work, Empty(threads=False), lambda failure: None)
+    lost, sent = Lost("gone", task="evaluate-12"), Lost("a worker went away while values were sent to it")
+    with pytest.raises(ClusterError, match=r"died .* while they ran evaluate-12: .*, and no worker has been there"):
+        work(lost, sent, sent)
+    with pytest.raises(ClusterError, match=r"^a worker went away while .*, and no worker has been there"):
+        work(sent, sent, sent)
 
 
 def test_a_worker_on_which_a_task_raises_is_avoided():
