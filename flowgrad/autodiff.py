@@ -164,7 +164,8 @@ class _Sweep:
         for var in wrt:
             self.active[var] = True
         for i in program.instrs:
-            self.active[i.out] = self.active[i.out] or any(self.active[a] for a in i.args)
+            through = i.op.differentiable and any(self.active[a] for a in i.args)
+            self.active[i.out] = self.active[i.out] or through
         self.seed = self.builder.input(Type(types[target].dim, types[target].batched or apart, True), "seed")
         self.parts: dict[int, list[int]] = {target: [self.seed]}
         self.pieces: dict[int, list[tuple[int, int]]] = {}

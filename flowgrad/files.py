@@ -16,17 +16,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from .errors import DataError, GraphError
-from .graph import Graph, Node, Variable
+from .graph import Constant, Graph, Node, Variable, outside_scopes
 from .inputs import brief, file_of, listed
 from .op import Op
-from .optim import AdaGrad, Adam, GradientDescent, Momentum, Optimizer, RMSProp, describe, restore
+from .optim import (
+    AdaGrad,
+    Adam,
+    AdamW,
+    AMSGrad,
+    GradientDescent,
+    Lion,
+    Momentum,
+    Nesterov,
+    Optimizer,
+    RMSProp,
+    describe,
+    restore,
+)
 from .typing import Array
 
 FORMAT = "flowgrad"
 VERSION = 1
 
 
-OPTIMIZERS = {kind.__name__: kind for kind in (GradientDescent, Momentum, AdaGrad, RMSProp, Adam)}
+_KINDS = (GradientDescent, Momentum, Nesterov, AdaGrad, RMSProp, Adam, AdamW, AMSGrad, Lion)
+OPTIMIZERS = {kind.__name__: kind for kind in _KINDS}
 
 
 class Saved(NamedTuple):
@@ -82,6 +96,7 @@ def save(path: str | os.PathLike[str], graph: Graph, optimizer: Optimizer | None
             "batch_size": optimizer.batch_size,
             "epochs": optimizer.epochs,
             "target": optimizer.target.index,
+            "rates": [[k if isinstance(k, str) else k.index, rate] for k, rate in optimizer.learning_rates.items()],
         }
         if optimizer.privacy is not None:  # without the seed: it is a secret
             about["optimizer"]["settings"] |= {
@@ -128,7 +143,8 @@ def load(path: str | os.PathLike[str], ops: Iterable[type[Op]] = ()) -> Saved:
         if about["optimizer"] is not None:
             o = about["optimizer"]
             settings = {**{k: restore(v) for k, v in o["settings"].items()}, "batch_size": o["batch_size"]}
-            optimizer = OPTIMIZERS[o["kind"]](graph, graph.nodes[o["target"]], **settings)
+            rates = {k if isinstance(k, str) else graph.nodes[k]: rate for k, rate in o.get("rates", [])}
+            optimizer = OPTIMIZERS[o["kind"]](graph, graph.nodes[o["target"]], learning_rates=rates, **settings)
             optimizer.epochs = o["epochs"]
             state = arrays_under("state", arrays)
             if state:
@@ -244,11 +260,11 @@ def _describe(graph: Graph) -> list[dict[str, Any]]:
             raise DataError(
                 f"{node} cannot be written to a file: another class is called {_name(type(node))} now, and would be taken for it"
             )
-        if isinstance(node, Variable) and type(node) is not Variable:
+        if isinstance(node, Variable) and type(node) not in (Variable, Constant):
             raise DataError(f"{node} cannot be written to a file: its class is no op and not Variable itself")
         row: dict[str, Any] = {"op": _name(type(node)), "name": node.name}
         if isinstance(node, Variable):
-            row |= {"dim": node.dim, "trainable": node.trainable}
+            row |= {"shape": node.shape, "trainable": node.trainable}
         else:
             row |= {"parents": [p.index for p in node.parents], "attrs": {}}
             for name, value in node.attrs.items():
@@ -264,13 +280,16 @@ def _describe(graph: Graph) -> list[dict[str, Any]]:
 
 
 def _rebuild(about: dict[str, Any], arrays: dict[str, Array], given: list[type[Op]]) -> Graph:
-    known = _found({row["op"] for row in about["graph"]} - {_name(Variable)}, given)
+    known = _found({row["op"] for row in about["graph"]} - {_name(Variable), _name(Constant)}, given)
     graph = Graph(seed=about["seed"])
-    with graph:
+    with graph, outside_scopes():
         for i, row in enumerate(about["graph"]):
             if row["op"] == _name(Variable):
                 value = arrays.get(f"value/{i}")
-                Variable(row["dim"], False if value is None else value[0], row["trainable"], row["name"])
+                Variable(row["shape"], False if value is None else value[0], row["trainable"], row["name"])
+                continue
+            if row["op"] == _name(Constant):
+                Constant(arrays[f"value/{i}"][0].reshape(row["shape"]), row["name"])
                 continue
             cls = known[row["op"]]
             node: Node = cls.__new__(cls)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -13,19 +16,50 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from . import draw as drawing
-from .errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
-from .inputs import Fixed, Settled, brief, flag, frozen, integer, vector, without_underflow
+from .errors import FeedError, FlowgradError, GraphError, NodeFailed, ShapeError, warn
+from .initial import initial
+from .inputs import (
+    Fixed,
+    Settled,
+    Shape,
+    brief,
+    flag,
+    frozen,
+    integer,
+    real_array,
+    shape_of,
+    times,
+    vector,
+    without_underflow,
+)
 from .jacobians import LocalJacobian
 from .reads import rules_token
 from .returned import Misfit, carry, local_of, value_of
 from .typing import Array
 
 # What stays here when graphs and nodes are pickled or copied: what follows from the rest, and what is about this process.
-_GRAPH_STAYS = frozenset(["_nodes", "_jacobians", "_version", "_computed", "_kinds", "_rules", "_training", "_pending"])
+_GRAPH_STAYS = frozenset(
+    [
+        "_nodes",
+        "_named",
+        "_jacobians",
+        "_result",
+        "_order",
+        "_way",
+        "_version",
+        "_kinds",
+        "_rules",
+        "_training",
+        "_pending",
+    ]
+)
 _NODE_STAYS = frozenset(["graph", "index", "_parents", "_edges", "_value", "_given"])
 # Graphs that are open, the innermost last; each thread and each asyncio task has its own.
 _open: ContextVar[tuple[Graph, ...]] = ContextVar("flowgrad_graphs", default=())
+# What the names of new nodes begin with.
+_prefix: ContextVar[str] = ContextVar("flowgrad_scope", default="")
 _building = threading.Lock()
+_index = operator.attrgetter("index")
 if hasattr(os, "register_at_fork"):  # another thread may have held it
     os.register_at_fork(after_in_child=_building._at_fork_reinit)  # type: ignore[attr-defined]
 
@@ -64,9 +98,13 @@ class Graph(Settled):
         self.seed = seed if seed is None else integer(seed, "seed", 0)
         self.rng = np.random.default_rng(self.seed)
         self._nodes: list[Node] = []
+        self._named: dict[str, Node] = {}
+        self._result: Node | None = None  # that Jacobians were last asked of
         self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
+        # The last walks, for the next sample: what a node lacked, and the way back from a result. No later node changes them.
+        self._order: tuple[Node | None, list[Node]] = (None, [])
+        self._way: tuple[Node | None, tuple[Node, ...], Way] = (None, (), {})
         self._version = 0  # how often variables were set
-        self._computed = False  # whether any node may have a value that was computed
         self._kinds: tuple[int, set[type]] = (0, set())  # of so many nodes the classes
         self._rules = ""  # what stood for the rules that values and Jacobians were computed by
         # While a training runs: who answers whether a variable may be set, and what gives variables their latest values.
@@ -85,13 +123,58 @@ class Graph(Settled):
         """All nodes in the order of creation, which is a topological order."""
         return tuple(self._nodes)
 
+    def __getitem__(self, name: str) -> Any:
+        """Return the node of a name.
+
+        Raises
+        ------
+        GraphError
+            If there is none; names the closest ones.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph, fg.scope("h0"):
+        ...     w = fg.Variable(3, name="w")
+        >>> graph["h0.w"] is w
+        True
+        """
+        try:
+            return self._named[name]
+        except (KeyError, TypeError):
+            close = difflib.get_close_matches(name, self._named, 3) if isinstance(name, str) else []
+            close = close or [n.name for n in self._nodes if not n.parents][:3]
+            hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise GraphError(f"no node of {self} is called {brief(name)}{hint}") from None
+
+    __iter__ = None  # a graph is not a sequence; `graph.nodes` is
+
+    def saved(self, result: Node) -> dict[Node, Array]:
+        """Return the Jacobians of `result` that are cached now, ``(result.dim, node.dim)`` by node, the last node first.
+
+        What several nodes upstream read is computed once and stays here until a variable is set or it is cleared; nodes on which
+        the result does not depend have zeros.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     x = fg.Variable(1, [3.0], name="x")
+        ...     a = fg.Multiply(x, x, name="a")
+        ...     y = fg.Exp(-a, name="y")
+        >>> _ = a.backward(y)
+        >>> [node.name for node in graph.saved(y)]
+        ['y', 'negative2', 'a']
+        """
+        table = self._jacobians.get(result, {})
+        return {node: _or_zeros(kept, result, node) for node, kept in table.items()}
+
     def reset_value(self) -> None:
         """Forget every computed value and every cached Jacobian; values that were set stay."""
         for node in self._nodes:
             if node.parents:
                 node._value = None
         self._jacobians.clear()
-        self._computed = False
 
     def _rules_token(self) -> str:
         """Return what stands for all that rules of one's own ops read now besides operands; nothing if there are no such ops."""
@@ -112,11 +195,18 @@ class Graph(Settled):
     def _outdate(self, variables: Iterable[Variable]) -> None:
         """Forget what was computed from variables."""
         self._version += 1
-        if self._computed or self._jacobians:
-            for node in _reach(variables, lambda n: [c for c, _ in n._edges]):
-                if node.parents:
-                    node._value = None
-                self._jacobians.pop(node, None)
+        self._forget(list(variables))
+
+    def _forget(self, nodes: list[Node]) -> None:
+        """Forget what was computed from nodes; from one that has no value, nothing was."""
+        for node in nodes:
+            self._jacobians.pop(node, None)
+        while nodes:
+            for child, _ in nodes.pop()._edges:
+                if child._value is not None:
+                    vars(child)["_value"] = None
+                    self._jacobians.pop(child, None)
+                    nodes.append(child)
 
     def clear_jacobian(self) -> None:
         """Forget every cached Jacobian; values stay."""
@@ -146,6 +236,11 @@ class Graph(Settled):
         """
         return str(drawing.draw(self, path, targets, fold))
 
+    if TYPE_CHECKING:  # installed by `summary`
+
+        def summary(self) -> str:
+            """Return a table of the nodes as text."""
+
     # -- pickled and copied: nodes as a flat list, so that no chain is too long ---------------------------------
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -160,6 +255,7 @@ class Graph(Settled):
         for node, (parents, value, attributes) in zip(self._nodes, rows):
             for name, of_node in attributes.items():
                 object.__setattr__(node, name, of_node)
+            self._named[node.name] = node
             node._parents = tuple(self._nodes[k] for k in parents)
             # Copied: what was unpickled may lie in a buffer of somebody else's, and anyhow.
             node._value = None if value is None else frozen(np.array(value))
@@ -183,15 +279,48 @@ def current_graph() -> Graph:
     return graphs[-1] if graphs else default_graph
 
 
+@contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Let the names of all nodes that are built within begin with ``name.``; scopes nest.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph(), fg.scope("encoder"):
+    ...     w = fg.Variable(2, name="w")
+    >>> w.name
+    'encoder.w'
+    """
+    if not isinstance(name, str) or not name:
+        raise GraphError(f"a scope has a name, a text: with fg.scope('encoder'), not {brief(name)}")
+    token = _prefix.set(f"{_prefix.get()}{name}.")
+    try:
+        yield
+    finally:
+        _prefix.reset(token)
+
+
+@contextmanager
+def outside_scopes() -> Iterator[None]:
+    """Let names be what they are, whatever scopes are open."""
+    token = _prefix.set("")
+    try:
+        yield
+    finally:
+        _prefix.reset(token)
+
+
 class Node(Settled):
     """A vertex of a graph; its value is a vector of static length `dim`.
 
     Attributes
     ----------
     name : str
-        Label for messages and pictures; need not be unique.
+        No other node of its graph has it: ``graph[name]``. It begins with the scopes in which the node was built.
     dim : int
         Length of the value; a scalar has ``dim == 1``.
+    shape : tuple of int
+        ``(dim,)`` unless the node knows more; values, feeds and Jacobians are flat, row by row, whatever it is.
     parents : tuple of Node
         Operands by slot; a node may appear in several slots.
     graph : Graph
@@ -200,25 +329,45 @@ class Node(Settled):
     """
 
     graph: Graph
+    shape: Any  # a tuple; on classes of ops `shape` is the rule for lengths
     dim: int
     attrs: dict[str, Any]
     index: int
-    name: str
+    _name: str
     _parents: tuple[Node, ...]
     _edges: list[tuple[Node, int]]
+    _own: ClassVar[bool] = False  # see `is_own`
     _settable = frozenset(["name"])
+    #: The slot of an op whose operand says which rows of the first operand are read, if there is one; that must be a `Variable`.
+    index_slot: ClassVar[int | None] = None
 
-    def __init__(self, graph: Graph, dim: int, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
+    def __init__(self, graph: Graph, shape: Shape, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
         # All at once: there may be very many nodes.
-        vars(self).update(graph=graph, dim=dim, _parents=parents, attrs=Fixed(attrs), _edges=[])
+        vars(self).update(
+            graph=graph, shape=shape, dim=math.prod(shape), _parents=parents, attrs=Fixed(attrs), _edges=[]
+        )
         self._value: Array | None = None
         with _building:  # other threads may build in this graph
-            index = len(graph._nodes)
-            called = f"{type(self).__name__.lower()}{index}" if name is None else str(name)
-            vars(self).update(index=index, name=called)
+            vars(self).update(index=len(graph._nodes))
+            vars(self).update(_name=_free_name(self, name))
+            graph._named[self._name] = self
+            for slot, parent in enumerate(parents):
+                parent._edges.append((self, slot))
             graph._nodes.append(self)
-        for slot, parent in enumerate(parents):
-            parent._edges.append((self, slot))
+
+    @property
+    def name(self) -> str:
+        """What the node is called; no other node of its graph is."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        with _building, outside_scopes():
+            del self.graph._named[self._name]
+            try:
+                self._name = _free_name(self, name)
+            finally:
+                self.graph._named[self._name] = self
 
     @property
     def parents(self) -> tuple[Node, ...]:
@@ -255,18 +404,36 @@ class Node(Settled):
         array([3., 8.])
         """
         self.graph._follow_rules()
-        begin = [self] if self._value is None else []
-        missing = _reach(begin, lambda n: [p for p in n.parents if p._value is None])
-        self.graph._computed = True
-        for node in sorted(missing, key=operator.attrgetter("index")):
-            if not node.parents:
-                raise GraphError(
-                    f"{self} needs variable {node.name!r} (dim {node.dim}), which has no value: "
-                    f"call {node.name}.set_value(...) or give it an init"
-                )
-            node._value = frozen(run_rule(node, "apply", *(p._value for p in node.parents)))
+        if self._value is None:
+            asked, order = self.graph._order
+            if asked is not self or not self._compute(order):
+                order = sorted(_reach([self], lambda n: [p for p in n._parents if p._value is None]), key=_index)
+                self._compute(order)
+                self.graph._order = self, order
         assert self._value is not None
         return self._value[0]
+
+    def _compute(self, nodes: list[Node]) -> bool:
+        """Give nodes their values, operands first; return False where an operand that is none of them has none."""
+        for node in nodes:
+            if node._value is None:
+                if not node._parents:
+                    raise GraphError(
+                        f"{self} needs variable {node.name!r} (dim {node.dim}), which has no value: "
+                        f"call {node.name}.set_value(...) or give it an init"
+                    )
+                values = []
+                for parent in node._parents:
+                    value = parent._value
+                    if value is None:
+                        return False
+                    values.append(value)
+                result = run_rule(node, "apply", *values)
+                if not node._own:  # else it is nobody else's: new, or part of a value
+                    result = frozen(result)
+                result.setflags(False)
+                vars(node)["_value"] = result
+        return True
 
     @without_underflow
     def backward(self, result: Node) -> Array:
@@ -289,27 +456,31 @@ class Node(Settled):
             raise GraphError(
                 f"cannot differentiate {brief(result, 80)} by {self}: they are not nodes of the same graph"
             )
-        result.forward()
-        table = self.graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
-        begin = [] if self in table else [self]
-        missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
-        for node in sorted(missing, key=operator.attrgetter("index"), reverse=True):
-            pulled = [
-                pull_back(child, slot, child._local_jacobian(slot), table[child])
-                for child, slot in node._edges
-                if child in table and table[child].size
-            ]
-            # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
-            table[node] = frozen(sum(pulled[1:], pulled[0])) if pulled else np.empty((0, node.dim))
-        jacobian = table[self]
-        if jacobian.size:
-            return jacobian
-        if self.parents and result in ancestors(self):
+        (jacobian,) = jacobians_of(result, (self,))
+        if not self.graph._jacobians[result][self].size and self.parents and result in ancestors(self):
             warn(
                 f"{result} does not depend on {self}, it is the other way round, so this Jacobian is zero; "
                 f"that of {self} by {result} is {result.name}.backward({self.name})"
             )
-        return np.zeros((result.dim, self.dim))
+        return jacobian
+
+    @property
+    def jacobi(self) -> Array | None:
+        """The Jacobian ``(result.dim, dim)`` of the result that was last differentiated by this node; None if not computed.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(1, [3.0])
+        ...     y = x * x
+        >>> _ = x.backward(y)
+        >>> x.jacobi, y.jacobi
+        (array([[6.]]), array([[1.]]))
+        """
+        result = self.graph._result
+        kept = self.graph._jacobians.get(result, {}).get(self) if result is not None else None
+        return None if kept is None or result is None else _or_zeros(kept, result, self)
 
     @without_underflow
     def local_jacobian(self, slot: int) -> LocalJacobian:
@@ -333,22 +504,13 @@ class Node(Settled):
         if not isinstance(slot, (int, np.integer)) or not 0 <= slot < len(self.parents):
             raise GraphError(f"{self} has {len(self.parents)} parents; there is no slot {brief(slot)}")
         self.forward()
-        return self._local_jacobian(slot)
-
-    def _local_jacobian(self, slot: int) -> LocalJacobian:
-        # What `uses` leaves out is missing for programs too.
-        needs = type(self).needs(slot, len(self.parents))  # type: ignore[attr-defined]
-        values = [p._value if k in needs else None for k, p in enumerate(self.parents)]
-        local: LocalJacobian = run_rule(self, "jacobian", slot, self._value if -1 in needs else None, *values)
-        local.out_dim = self.dim
-        return local
+        return _local(self, slot, type(self).needs(slot, len(self.parents)))  # type: ignore[attr-defined]
 
     def reset_value(self) -> None:
         """Forget this node's value and everything downstream of it; a variable keeps its own value."""
-        for node in _reach([self], lambda n: [c for c, _ in n._edges]):
-            if node.parents:
-                node._value = None
-            self.graph._jacobians.pop(node, None)
+        if self.parents:
+            self._value = None
+        self.graph._forget([self])
 
     def clear_jacobian(self) -> None:
         """Forget the cached Jacobians of every result by this node, and of this node by others."""
@@ -360,16 +522,22 @@ class Node(Settled):
 
     if TYPE_CHECKING:  # installed by `ops.operators`
 
-        def __add__(self, other: Node) -> Node: ...
-        def __sub__(self, other: Node) -> Node: ...
-        def __radd__(self, other: int) -> Node: ...
-        def __truediv__(self, other: Node | float) -> Node: ...
-        def __rtruediv__(self, other: float) -> Node: ...
-        def __mul__(self, other: Node | float) -> Node: ...
-        def __rmul__(self, other: float) -> Node: ...
+        def __add__(self, other: Any) -> Node: ...
+        def __radd__(self, other: Any) -> Node: ...
+        def __sub__(self, other: Any) -> Node: ...
+        def __rsub__(self, other: Any) -> Node: ...
+        def __mul__(self, other: Any) -> Node: ...
+        def __rmul__(self, other: Any) -> Node: ...
+        def __truediv__(self, other: Any) -> Node: ...
+        def __rtruediv__(self, other: Any) -> Node: ...
+        def __pow__(self, other: Any) -> Node: ...
+        def __rpow__(self, other: Any) -> Node: ...
         def __neg__(self) -> Node: ...
-        def __matmul__(self, other: Node) -> Node: ...
-        def __getitem__(self, key: slice | int) -> Node: ...
+        def __matmul__(self, other: Any) -> Node: ...
+        def __rmatmul__(self, other: Any) -> Node: ...
+        def __getitem__(self, key: Any) -> Node: ...
+        def reshape(self, *shape: Any) -> Node:
+            """Return the same entries under other axes; computes nothing."""
 
     __iter__ = None  # a node is not a sequence; without this, __getitem__ would make it iterate for ever
     __array_ufunc__ = None  # `array * node` is ours to refuse
@@ -382,7 +550,7 @@ class Node(Settled):
         return deepcopy(self)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.name!r} (dim {self.dim})"
+        return f"{type(self).__name__} {self.name!r} ({size(self)})"
 
 
 class Variable(Node):
@@ -390,11 +558,13 @@ class Variable(Node):
 
     Parameters
     ----------
-    dim : int
-        Length of the vector.
-    init : bool or array-like
+    dim : int or tuple of int
+        Length of the vector, or axes of an array: ``(4, 3)`` is a vector of 12 that knows it is 4 x 3.
+    init : bool, str, tuple or array-like
         False: no value yet. True: drawn from a normal distribution with mean 0 and standard deviation 0.001 by the graph's
-        generator. An array ``(dim,)`` or ``(dim, 1)``: that value.
+        generator. A text: drawn as `flowgrad.initial.INITIAL` has it by that name, ``"he"``, ``"glorot"``, ``"lecun"``,
+        ``"orthogonal"``, ``"zeros"``, ``"normal"``; with its scale as ``("normal", 0.1)``. An array ``(dim,)``, ``(dim, 1)`` or of
+        the variable's shape: that value.
     trainable : bool
         Whether optimizers may change it. Variables that are fed are never trained.
     name : str, optional
@@ -402,37 +572,60 @@ class Variable(Node):
     Raises
     ------
     ShapeError
-        If `dim` is not a positive integer or the initial value has another length.
+        If a length is no positive integer or the initial value has another one.
+    GraphError
+        If another node of the graph has the name, or there is no way of drawing called `init`.
 
     Examples
     --------
     >>> import flowgrad as fg
     >>> with fg.Graph(seed=0):
-    ...     w = fg.Variable(3, True, name="w")
-    >>> w.value.shape
-    (3,)
+    ...     w = fg.Variable((4, 3), "he", name="w")
+    >>> w, w.value.shape
+    (Variable 'w' (4 x 3), (12,))
     """
 
     trainable: bool
     _settable = frozenset(["name", "trainable"])
     _instead: ClassVar = {"value": "call set_value(...)"}
 
-    def __init__(self, dim: int, init: Any = False, trainable: bool = True, name: str | None = None):
-        label = f"Variable {'' if name is None else name}".rstrip()
-        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
-            raise ShapeError(f"{label}: dim must be a positive integer, not {brief(dim)}")
+    def __init__(
+        self, dim: int | Sequence[int], init: Any = False, trainable: bool = True, name: str | None = None
+    ) -> None:
+        title = f"Variable {'' if name is None else name}".rstrip()
+        axes = shape_of(dim, title)
         graph = current_graph()
-        value = None
-        if not isinstance(init, (bool, np.bool_)):
-            value = vector(f"the initial value of {label}", int(dim), init)
-        self.trainable = flag(trainable, f"{label}: trainable")
-        super().__init__(graph, int(dim), (), {}, name)
-        if value is None and init:
-            value = graph.rng.normal(0.0, 0.001, (1, self.dim))
+        value = draw = None
+        if isinstance(init, (bool, np.bool_, str)) or (
+            isinstance(init, tuple) and init[:1] and isinstance(init[0], str)
+        ):
+            draw = initial(init, title) if init else None
+        else:
+            value = vector(f"the initial value of {title}", axes, init)
+        self.trainable = flag(trainable, f"{title}: trainable")
+        super().__init__(graph, axes, (), {}, name)
+        if draw is not None:
+            value = draw(graph.rng, axes).reshape(1, -1)
         self._value = None if value is None else frozen(value)
 
+    @property
+    def below(self) -> int | None:
+        """Rows of the smallest table that it picks from: it takes integers from 0 on below that; None: it picks from none.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     k = fg.Variable(1, trainable=False)
+        ...     y = fg.Embedding(fg.Variable((5, 2), True), k)
+        >>> k.below
+        5
+        """
+        sizes = (child.parents[0].shape[0] for child, slot in self._edges if slot == child.index_slot)
+        return min(sizes, default=None)
+
     def set_value(self, value: Any) -> None:
-        """Set the value, ``(dim,)`` or ``(dim, 1)``, and reset everything downstream, exactly that.
+        """Set the value, ``(dim,)``, ``(dim, 1)`` or of the variable's shape, and reset everything downstream, exactly that.
 
         The value is copied; for ``dim == 1`` a number will do.
 
@@ -441,7 +634,7 @@ class Variable(Node):
         ShapeError
             If it has another length.
         FeedError
-            If it is not numeric or not finite.
+            If it is not numeric or not finite, or picks rows that a table does not have.
         GraphError
             While its graph is being trained, but for trained variables in callbacks between epochs.
 
@@ -456,7 +649,9 @@ class Variable(Node):
         >>> y.value is None, y.forward().tolist()
         (True, [9.0, 16.0])
         """
-        given = vector(f"the value for {self}", self.dim, value)
+        given = vector(f"the value for {self}", self.shape, value)
+        if self.below is not None:
+            check_indices(f"the value for {self}", given[0], self.below)
         if self.graph._training is not None:
             self.graph._training.check(self)
         self._assign(given)
@@ -479,6 +674,49 @@ class Variable(Node):
         self._given = value
 
 
+class Constant(Variable):
+    """A node whose value never changes: what numbers and arrays in expressions become.
+
+    Parameters
+    ----------
+    value : array-like
+        Of any shape, which is the node's; a number has ``dim == 1``.
+    name : str, optional
+    graph : Graph, optional
+        The current one if not given.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = 1 + fg.Exp(-fg.Variable(2, [0.0, 0.0]))
+    >>> y.parents[0], y.forward()
+    (Constant 1 (dim 2), array([2., 2.]))
+    """
+
+    _settable = frozenset(["name"])
+
+    def __init__(self, value: Any, name: str | None = None, graph: Graph | None = None):
+        array = real_array(f"Constant {name or ''}".rstrip(), value)
+        with graph or current_graph():
+            super().__init__(array.shape or (1,), array, trainable=False, name=name)
+
+    def set_value(self, value: Any) -> None:
+        """Refuse; see `Variable` with ``trainable=False`` for what is set but not trained."""
+        raise GraphError(
+            f"{self} keeps its value: write Variable({self.dim}, value, trainable=False) for one that is set"
+        )
+
+    @property
+    def text(self) -> str:
+        """What it is, in few letters: a number, if all entries are the same."""
+        value = self.forward()
+        return f"{value[0]:.4g}" if (value == value[0]).all() else f"{times(self.shape)} numbers"
+
+    def __repr__(self) -> str:
+        return f"Constant {self.text} ({size(self)})"
+
+
 class Training(Protocol):
     """What a graph knows of the training that runs on it."""
 
@@ -487,6 +725,108 @@ class Training(Protocol):
 
     def here(self) -> bool:
         """Whether it runs in this process."""
+
+
+def check_indices(what: str, value: Array, below: int) -> None:
+    """Raise an error where a vector holds something else than integers from 0 on, below the rows of a table."""
+    wrong = np.flatnonzero((value < 0) | (value >= below) | (value != np.rint(value)))
+    if len(wrong):
+        raise FeedError(
+            f"{what} picks rows of a table: it must hold integers from 0 to {below - 1}, entry {wrong[0]} is {value[wrong[0]]:g}"
+        )
+
+
+def size(node: Node) -> str:
+    """Return how large a node is, for messages."""
+    return f"dim {node.dim}" if len(node.shape) == 1 else times(node.shape)
+
+
+def _free_name(node: Node, name: str | None) -> str:
+    """Return what a new node is called: a name that is given twice is refused, but in the default graph, where cells run twice."""
+    named = node.graph._named
+    if name is None:
+        own = made = f"{_prefix.get()}{type(node).__name__.lower()}{node.index}"
+    else:
+        own = made = f"{_prefix.get()}{name}"
+        if own in named and node.graph is not default_graph:
+            raise GraphError(
+                f"a new {type(node).__name__} cannot be called {own!r}: {named[own]} of the same graph is; give another name, or "
+                f"build them in scopes of their own: with fg.scope('encoder'): ..."
+            )
+    again = 1
+    while made in named:
+        again += 1
+        made = f"{own}_{again}"
+    if again > 1 and name is not None:
+        warn(
+            f"the default graph has a {named[own]} already, so this {type(node).__name__} is called {made!r}: a cell that is run "
+            f"twice should begin with `with fg.Graph() as graph:`"
+        )
+    return made
+
+
+# A way back from a result: nodes, each after those that read it, with these and what pulls their cotangents back to it.
+Way = dict[Node, list[tuple[Node, Callable[[Array], Array]]]]
+
+
+def jacobians_of(result: Node, nodes: tuple[Node, ...]) -> list[Array]:
+    """Return what `Node.backward` does, for several nodes of the result's graph in one walk."""
+    result.forward()
+    graph = result.graph
+    graph._result = result
+    table = graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
+    *asked, way = graph._way
+    if asked != [result, nodes] or len(table) > 1:
+        way = _way_back(result, nodes, table)
+    if len(table) == 1:  # else it is the rest of a way
+        graph._way = result, nodes, way
+    cotangents: dict[Node, Any] = {}  # (result.dim, 1, node.dim)
+    for node, edges in way.items():
+        total = None
+        for child, pull in edges:
+            if child not in cotangents:
+                cotangents[child] = table[child][:, None]
+            pulled = pull(cotangents[child])
+            total = pulled if total is None else total + pulled
+        cotangents[node] = total
+        # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
+        row: Any = np.empty((0, node.dim)) if total is None else total[:, 0]
+        row.setflags(False)
+        table[node] = row
+    return [_or_zeros(table[node], result, node) for node in nodes]
+
+
+def _way_back(result: Node, nodes: Iterable[Node], table: dict[Node, Array]) -> Way:
+    begin = [n for n in nodes if n not in table]
+    missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
+    way: Way = {}
+    for node in sorted(missing, key=_index, reverse=True):
+        moving = [(c, slot) for c, slot in node._edges if way.get(c) or (c in table and table[c].size)]
+        way[node] = [(child, _pulling(child, slot)) for child, slot in moving]
+    return way
+
+
+def _pulling(node: Node, slot: int) -> Callable[[Array], Array]:
+    """Return what pulls cotangents of a node back; a local Jacobian that needs no values is the same for every sample."""
+    needs = type(node).needs(slot, len(node._parents))  # type: ignore[attr-defined]
+    if not needs and node._own:
+        return _local(node, slot, needs).pull
+    return lambda g: pull_back(node, slot, _local(node, slot, needs), g)
+
+
+def _local(node: Node, slot: int, needs: Iterable[int]) -> LocalJacobian:
+    """Return the local Jacobian of a node that has a value; what `uses` leaves out is missing for programs too."""
+    nodes = (*node._parents, node)  # the last one is number -1
+    values: list[Array | None] = [None] * len(nodes)
+    for k in needs:
+        values[k] = nodes[k]._value
+    local: LocalJacobian = run_rule(node, "jacobian", slot, values.pop(), *values)
+    local.out_dim = node.dim
+    return local
+
+
+def _or_zeros(jacobian: Array, result: Node, node: Node) -> Array:
+    return jacobian if jacobian.size else frozen(np.zeros((result.dim, node.dim)))
 
 
 def _bare_graph(cls: type[Graph], kinds: Sequence[type[Node]]) -> Graph:
@@ -520,6 +860,8 @@ def run_rule(node: Node, rule: str, *args: Any) -> Any:
         left_out = rule == "jacobian" and any(value is None for value in args) and "NoneType" in str(error)
         hint = "; its class's `uses` leaves out values" if left_out else ""
         raise NodeFailed(f"{rule} of {node} failed: {type(error).__name__}: {error}{hint}") from error
+    if node._own:
+        return result
     try:
         if rule == "apply":
             return value_of(result, (1, node.dim)).astype(np.float64, copy=False)
@@ -537,9 +879,9 @@ def run_rule(node: Node, rule: str, *args: Any) -> Any:
 
 
 def pull_back(node: Node, slot: int, local: LocalJacobian, g: Array) -> Array:
-    """Pull a cotangent ``(V, dim)`` of a node back to a parent by a local Jacobian of its own; name the node if it fails."""
+    """Pull a cotangent ``(V, 1, dim)`` of a node back to a parent by a local Jacobian of its own; name the node if it fails."""
     try:
-        return carry(local, "pull", g[:, None, :], node.parents[slot].dim, ())[:, 0, :]
+        return local.pull(g) if node._own else carry(local, "pull", frozen(g), node.parents[slot].dim, ())
     except Misfit as error:
         raise ShapeError(f"jacobian of {node} by slot {slot} {error}") from error
     except Exception as error:

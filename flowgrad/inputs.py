@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from functools import cached_property, lru_cache, wraps
 from numbers import Number
@@ -17,6 +17,7 @@ import numpy as np
 from .errors import DataError, FeedError, GraphError, SettingError, ShapeError
 from .typing import Array
 
+Shape = tuple[int, ...]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -246,10 +247,10 @@ def without_underflow(call: Callable[P, R]) -> Callable[P, R]:
 
 def frozen(array: Any) -> Array:
     """Return an array of float64 that cannot be written to; not copied if it is one."""
-    array = np.asarray(array, dtype=np.float64)
+    array = np.asarray(array, np.float64)
     if array.flags.writeable:
         array = array.view()
-        array.flags.writeable = False
+        array.setflags(False)  # a third of the time of `flags.writeable = False`
     return array
 
 
@@ -286,12 +287,41 @@ def real_array(what: str, value: Any, dtype: Any = np.float64) -> Array:
     return array
 
 
-def vector(what: str, dim: int, value: Any) -> Array:
-    """Check a user's vector and return it as a fresh array (1, dim) of float64."""
+def shape_of(value: Any, what: str) -> Shape:
+    """Return axes from a length or a sequence of lengths, positive integers.
+
+    Raises
+    ------
+    ShapeError
+        If it is something else.
+
+    Examples
+    --------
+    >>> shape_of(4, "w"), shape_of([4, 3], "w")
+    ((4,), (4, 3))
+    """
+    axes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for n in axes:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+            raise ShapeError(f"{what}: dim must be a positive integer, or a tuple of such for axes, not {brief(value)}")
+    if not axes:
+        raise ShapeError(f"{what}: dim must be a positive integer; a scalar has dim 1, not {brief(value)}")
+    return tuple(map(int, axes))
+
+
+def times(shape: Sequence[int]) -> str:
+    """Return axes as people write them, ``4 x 3``."""
+    return " x ".join(map(str, shape))
+
+
+def vector(what: str, shape: Shape, value: Any) -> Array:
+    """Check a user's vector, flat or of the shape, and return it as a fresh array (1, dim) of float64."""
     array = real_array(what, value)
-    if array.shape not in ((dim,), (dim, 1)) and not (dim == 1 and array.shape == ()):
+    dim = math.prod(shape)
+    if array.shape not in ((dim,), (dim, 1), shape) and not (dim == 1 and array.size == 1 and array.ndim < 2):
         hint = ": a matrix is laid out row by row, array.ravel()" if array.size == dim else ""
-        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},) or ({dim}, 1){hint}")
+        own = f", ({dim}, 1)" * (len(shape) == 1) + f" or {shape}" * (len(shape) > 1)
+        raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},){own.replace(', (', ' or (')}{hint}")
     return array.reshape(1, dim)
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from .errors import GraphError, ShapeError
 from .formulas import OPERANDS, formula
-from .graph import Node
-from .inputs import brief
+from .graph import Node, size
+from .inputs import Shape, brief
 from .jacobians import Diagonal, LocalJacobian
+from .returned import is_own
 from .typing import Array
 
 
@@ -110,6 +111,7 @@ def _check_formulas(cls: type[Op]) -> None:
 
 # What else an op may state of each rule.
 FOLLOWS = {
+    "shape": ("out_shape",),
     "apply": ("formula", "row_value", "row_both", "both"),
     "jacobian": ("slopes", "row_factor", "row_both", "both", "jacobian_tangent"),
     "jacobian_tangent": ("bends",),
@@ -150,6 +152,8 @@ class Op(Node):
     ---------------------------------------------
     shape(*dims, **attrs) -> int
         Length of the value; raise `ShapeError` saying what is needed. Default: all parents alike.
+    out_shape(*shapes, **attrs) -> tuple of int, optional
+        Shape of the node, for parents that have several axes; ``(dim,)`` if not stated.
     apply(*values, **attrs) -> ndarray (N, dim)
         Must keep samples apart, draw nothing at random and not change its inputs: an engine tries that at the first use of a
         class, with a few samples. ``N == 1`` operands broadcast. May take ``out=None``, an array to write the value into.
@@ -182,6 +186,9 @@ class Op(Node):
 
     kinds: ClassVar[tuple[type[LocalJacobian], ...]] = (Diagonal,)
     uses: ClassVar[tuple[tuple[int, ...], ...] | None] = None
+    #: Whether programs differentiate through it; where its derivative is zero everywhere they need not.
+    differentiable: ClassVar[bool] = True
+    out_shape: ClassVar[Callable[..., Shape] | None] = None
     formula: ClassVar[str | None] = None
     slopes: ClassVar[tuple[str, ...]] = ()
     bends: ClassVar[dict[tuple[int, int], str] | None] = None
@@ -193,6 +200,7 @@ class Op(Node):
     def __init_subclass__(cls, **kwargs: Any):
         """Forget what a class above states of a rule that this one states anew."""
         super().__init_subclass__(**kwargs)
+        cls._own = is_own(cls)
         _check_formulas(cls)
         for rule, names in FOLLOWS.items():
             for name in names if rule in vars(cls) else ():
@@ -208,29 +216,34 @@ class Op(Node):
             if not isinstance(parent, Node):
                 raise GraphError(
                     f"{kind}: operand {slot} is {type(parent).__name__} {brief(parent)}, not a node: "
-                    f"wrap it as Variable(dim, value, trainable=False)"
+                    f"wrap it as fg.Constant(value), or as Variable(dim, value, trainable=False)"
                 )
             if parent.graph is not parents[0].graph:
                 raise GraphError(
                     f"{kind}: {parents[0]} and {parent} belong to two different graphs: build both in the same `with graph:`, "
                     f"which every thread opens for itself"
                 )
-        dims = [p.dim for p in parents]
+        op = type(self)
         try:
-            dim = self.shape(*dims, **attrs)
+            if op.out_shape is not None:
+                shape = op.out_shape(*(p.shape for p in parents), **attrs)
+            else:
+                shape = (op.shape(*(p.dim for p in parents), **attrs),)
         except (ShapeError, TypeError) as error:
-            operands = [f"{p.name!r} (dim {p.dim})" for p in parents[:6]] + ["..."] * (len(parents) > 6)
+            operands = [f"{p.name!r} ({size(p)})" for p in parents[:6]] + ["..."] * (len(parents) > 6)
             raise ShapeError(f"{kind}({', '.join(operands)}): {error}") from None
-        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
-            raise ShapeError(f"{kind}: its shape rule gave {dim!r} for dims {dims}; a dim is a positive integer")
-        super().__init__(parents[0].graph, int(dim), tuple(parents), attrs, name)
+        if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in shape):
+            gave = shape if op.out_shape is not None else shape[0]
+            dims = [p.dim for p in parents]
+            raise ShapeError(f"{kind}: its shape rule gave {gave!r} for dims {dims}; a dim is a positive integer")
+        super().__init__(parents[0].graph, tuple(map(int, shape)), tuple(parents), attrs, name)
 
     @staticmethod
     def shape(*dims: Any, **attrs: Any) -> int:
         """Return the length of the value for parents of lengths `dims`; raise `ShapeError` where they do not fit."""
         if len(set(dims)) != 1:
             wide = max(dims)
-            hint = f"; fg.Gather(a, [0] * {wide}) repeats one number" if set(dims) == {1, wide} else ""
+            hint = f"; fg.Broadcast(a, {wide}) repeats one number" if set(dims) == {1, wide} else ""
             raise ShapeError(f"needs vectors of one length, got {' and '.join(map(str, dims))}{hint}")
         return dims[0]
 
@@ -257,6 +270,15 @@ class Op(Node):
         same node; those of the other slots are laid end to end. The op's value must be the siblings' values end to end.
         """
         return None
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Write the op into a program, a `Builder`, and return its variable: as it is, or by ops that programs have anyway.
+
+        What is written otherwise needs no rule for kernels, fusion and costs of its own; its own rules are the interpreter's.
+        """
+        variable: int = program.apply(cls, args, attrs, label)
+        return variable
 
     @classmethod
     def kind(cls, slot: int) -> type[LocalJacobian]:

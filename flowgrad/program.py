@@ -188,7 +188,7 @@ def trace(
     var: dict[Node, int] = {}
     for node in sorted(needed, key=lambda n: n.index):
         if isinstance(node, Op):
-            var[node] = builder.apply(type(node), [var[p] for p in node.parents], node.attrs, node.name)
+            var[node] = type(node).expand(builder, [var[p] for p in node.parents], node.attrs, node.name)
             if node in marks:
                 var[node] = builder.apply(marks[node], [var[node]], {"node": node.index}, node.name)
         else:

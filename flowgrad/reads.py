@@ -33,7 +33,7 @@ def code_token(*functions: Callable[..., Any]) -> str:
     seen: dict[int, Any] = {}  # and kept, lest another one gets its place in memory
 
     def told(value: Any) -> str:
-        value = getattr(value, "py_func", value)  # what numba compiles
+        value = _uncompiled(value)
         if isinstance(value, np.ndarray) and value.dtype != object:
             return f"{value.dtype} {value.shape} {value.tobytes().hex()}"
         if type(value) in PLAIN or isinstance(value, (np.generic, range)):
@@ -47,11 +47,11 @@ def code_token(*functions: Callable[..., Any]) -> str:
         if callable(value) and not isinstance(value, type):
             left.append(value)
             return "function"
-        return getattr(value, "__qualname__", type(value).__qualname__)
+        return (value if isinstance(value, type) else type(value)).__qualname__
 
     while left:
         thing = left.pop()
-        thing = getattr(thing, "py_func", thing)
+        thing = _uncompiled(thing)
         if id(thing) in seen:
             continue
         seen[id(thing)] = thing
@@ -72,6 +72,17 @@ def code_token(*functions: Callable[..., Any]) -> str:
     return blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
+def _uncompiled(value: Any) -> Any:
+    """Return the function that numba compiles, where there is one; some objects make up attributes, or fail, if they are asked."""
+    if isinstance(value, type):
+        return value
+    try:
+        held = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return value
+    return held.get("py_func", value)
+
+
 def rules_token(op: type) -> str:
     """Return what stands for what rules of an op of one's own do and read now; empty for flowgrad's, which read nothing."""
     if _package(op) == "flowgrad":
@@ -80,7 +91,7 @@ def rules_token(op: type) -> str:
     for cls in op.__mro__:
         for name, value in vars(cls).items() if _package(cls) not in ("flowgrad", "builtins") else ():
             value = getattr(value, "__func__", value)
-            if isinstance(getattr(value, "py_func", value), FunctionType) and not name.startswith("__"):
+            if isinstance(_uncompiled(value), FunctionType) and not name.startswith("__"):
                 functions.append(value)
             if name in STATED:
                 stated.append(f"{name} {value!r}")
@@ -90,7 +101,7 @@ def rules_token(op: type) -> str:
 def _named(values: Mapping[str, Any], names: tuple[str, ...], package: str, depth: int) -> Iterator[tuple[str, Any]]:
     """Give the values that count; of modules, classes and objects those that `names` has of them, and functions of one package."""
     for name, value in values.items():
-        value = getattr(value, "py_func", value)  # what numba compiles
+        value = _uncompiled(value)
         if isinstance(value, TOLD):
             yield name, value
         elif depth:

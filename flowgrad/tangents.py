@@ -77,7 +77,7 @@ class _Sweep:
     def follow(self, i: Instr) -> None:
         """Add the tangent of what an instruction makes."""
         moved = [(k, self.tangents[a]) for k, a in enumerate(i.args) if a in self.tangents]
-        if not moved:
+        if not moved or not i.op.differentiable:
             return
         if i.verb == "scatter":
             starts = dict(i.attrs)["starts"]

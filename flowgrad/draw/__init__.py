@@ -39,6 +39,7 @@ class Vertex(Protocol):
 
     name: str
     dim: int
+    shape: tuple[int, ...]
     index: int
     attrs: dict[str, Any]
 
@@ -80,12 +81,16 @@ def draw(
         op = type(node).__name__
         role = "op" if node.children else "result"
         if not node.parents:
-            role = "trainable variable" if _trained(node) else "feed variable" if node.value is None else "constant"
-        kind = (op, node.dim, repr(node.attrs))
-        items.append(Item(node, op, f"{_short(node.name)} · {node.dim}", role, node.parents, kind))
+            role = "trainable variable" if _trained(node) else "feed variable"
+        size = " x ".join(map(str, node.shape))
+        title, name = op, node.name
+        if hasattr(node, "text"):  # a constant is drawn as what it is
+            title, name, role = node.text, "constant", "constant"
+        kind = (title, node.shape, repr(node.attrs))
+        items.append(Item(node, title, f"{_short(name)} · {size}", role, node.parents, kind))
     numbers = sum(node.dim for node in nodes if _trained(node))
     counted = f"{_count(len(nodes), 'node')}, {_count(numbers, 'trainable number')}"
-    return _render(path, items, ROLES, counted, "; in each box: op, name · dim", fold)
+    return _render(path, items, ROLES, counted, "; in each box: op, name · shape", fold)
 
 
 def draw_tasks(

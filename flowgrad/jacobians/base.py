@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,10 +34,14 @@ class LocalJacobian(ABC):
     row_pull, row_push : static methods, or None
         For compiled kernels, where the factor is the one value that the op uses: ``row_pull(out, g, factor)`` writes what one
         sample pulls back, ``row_push(out, t, factor)`` what it pushes; plain loops over 1-d arrays.
+    row_add : static method, or None
+        In place of `row_pull`, where a sample reaches few entries of a large parent: ``row_add(out, g, factor)`` adds what it pulls
+        back, so that a sum over samples is made in one place.
     """
 
     out_dim: int | None = None
     row_pull: ClassVar[Callable[..., None] | None] = None
+    row_add: ClassVar[Callable[..., None] | None] = None
     row_push: ClassVar[Callable[..., None] | None] = None
 
     @abstractmethod
@@ -145,6 +149,52 @@ class Diagonal(Symmetric):
         return np.multiply(g, d, out)
 
 
+def add_at(out: Array, cols: Array, values: Array) -> None:
+    """Add entries to those at `cols` of the last axis, in their order; `np.add.at` takes many times as long.
+
+    What goes to one place is added up in as many passes as there are entries for it.
+    """
+    order = np.argsort(cols, kind="stable")
+    placed = cols[order]
+    first = np.flatnonzero(np.r_[True, placed[1:] != placed[:-1]])
+    rank = np.arange(len(placed)) - np.repeat(first, np.diff(np.r_[first, len(placed)]))
+    for k in range(int(rank.max(initial=-1)) + 1):
+        some = order[rank == k]
+        out[..., cols[some]] += values[..., some]
+
+
+class Still(LocalJacobian):
+    """``dy/dx = 0``: the value moves in steps, if at all (Embedding by its index).
+
+    Parameters
+    ----------
+    in_dim : int
+        Length of the parent.
+    """
+
+    def __init__(self, in_dim: int):
+        self.in_dim = in_dim
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return zeros."""
+        if out is None:
+            return np.zeros((*g.shape[:2], self.in_dim), g.dtype)
+        out[...] = 0
+        return out
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return zeros."""
+        return np.zeros((*t.shape[:2], out_dim), t.dtype)
+
+    @staticmethod
+    def row_pull(out: Array, g: Array) -> None:
+        """Write zeros."""
+        for j in range(out.shape[0]):
+            out[j] = 0
+
+    row_push = row_pull
+
+
 class Selection(LocalJacobian):
     """``y[rows] = x[cols]``: entries are picked or placed (Slice, Vectorize).
 
@@ -178,8 +228,7 @@ class Selection(LocalJacobian):
         if isinstance(self.cols, slice):
             out[:, :, self.cols] = picked
         else:
-            index: Any = (slice(None), slice(None), self.cols)
-            np.add.at(out, index, picked)
+            add_at(out, self.cols, picked)
         return out
 
     def push(self, t: Array, out_dim: int) -> Array:
@@ -190,114 +239,3 @@ class Selection(LocalJacobian):
         out = np.zeros((*t.shape[:2], out_dim), t.dtype)
         out[:, :, self.rows] = picked
         return out
-
-
-class SoftMaxJacobian(Symmetric):
-    """``dy/dx = diag(p) - p pᵀ`` for ``p = softmax(x)``; pulled as ``p * (g - (g·p))``.
-
-    Parameters
-    ----------
-    p : ndarray (N, n)
-        The probabilities.
-
-    Examples
-    --------
-    >>> SoftMaxJacobian(np.array([[0.25, 0.75]])).dense(2).tolist()
-    [[[0.1875, -0.1875], [-0.1875, 0.1875]]]
-    """
-
-    def __init__(self, p: Array):
-        self.p = p
-
-    def pull(self, g: Array, out: Array | None = None) -> Array:
-        """Return ``p * (g - g·p)`` without building the ``n x n`` matrix."""
-        return np.multiply(self.p, g - (g * self.p).sum(axis=2, keepdims=True), out)
-
-    @staticmethod
-    def row_pull(out: Array, g: Array, p: Array) -> None:
-        """Write ``p * (g - g·p)``."""
-        along = g[0] - g[0]
-        for j in range(g.shape[0]):
-            along += g[j] * p[j]
-        for j in range(g.shape[0]):
-            out[j] = p[j] * (g[j] - along)
-
-    row_push = row_pull
-
-
-class SoftMaxTangent(LocalJacobian):
-    """Tangent of `SoftMaxJacobian`: ``diag(q) - q pᵀ - p qᵀ`` for the tangent `q` of the probabilities `p`.
-
-    Parameters
-    ----------
-    p, q : ndarray (N, n)
-    """
-
-    def __init__(self, p: Array, q: Array):
-        self.p = p
-        self.q = q
-
-    def pull(self, g: Array, out: Array | None = None) -> Array:
-        """Return ``q * (g - g·p) - p * (g·q)``."""
-        along_p, along_q = ((g * v).sum(axis=2, keepdims=True) for v in (self.p, self.q))
-        return np.subtract(self.q * (g - along_p), self.p * along_q, out)
-
-
-class LogSoftMaxJacobian(LocalJacobian):
-    """``dy/dx = I - 1 pᵀ`` for ``y = log p``, ``p = softmax(x)``; pulled as ``g - p Σg``.
-
-    Parameters
-    ----------
-    y : ndarray (N, n)
-        The logarithms of the probabilities.
-
-    Examples
-    --------
-    >>> LogSoftMaxJacobian(np.log([[0.25, 0.75]])).dense(2).tolist()
-    [[[0.75, -0.75], [-0.25, 0.25]]]
-    """
-
-    def __init__(self, y: Array):
-        self.y = y
-
-    def pull(self, g: Array, out: Array | None = None) -> Array:
-        """Return ``g - p Σg``."""
-        return np.subtract(g, np.exp(self.y) * g.sum(axis=2, keepdims=True), out)
-
-    def push(self, t: Array, out_dim: int) -> Array:
-        """Return ``t - p·t``."""
-        return t - (np.exp(self.y) * t).sum(axis=2, keepdims=True)
-
-    @staticmethod
-    def row_pull(out: Array, g: Array, y: Array) -> None:
-        """Write ``g - p Σg``."""
-        total = g[0] - g[0]
-        for j in range(g.shape[0]):
-            total += g[j]
-        for j in range(g.shape[0]):
-            out[j] = g[j] - np.exp(y[j]) * total
-
-    @staticmethod
-    def row_push(out: Array, t: Array, y: Array) -> None:
-        """Write ``t - p·t``."""
-        along = t[0] - t[0]
-        for j in range(t.shape[0]):
-            along += np.exp(y[j]) * t[j]
-        for j in range(t.shape[0]):
-            out[j] = t[j] - along
-
-
-class LogSoftMaxTangent(LocalJacobian):
-    """Tangent of `LogSoftMaxJacobian`: ``-1 qᵀ`` for the tangent `q` of the probabilities.
-
-    Parameters
-    ----------
-    q : ndarray (N, n)
-    """
-
-    def __init__(self, q: Array):
-        self.q = q
-
-    def pull(self, g: Array, out: Array | None = None) -> Array:
-        """Return ``-q Σg``."""
-        return np.multiply(-self.q, g.sum(axis=2, keepdims=True), out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..typing import Array
-from .base import LocalJacobian
+from .base import Identity, LocalJacobian
 from .outer import scale_rows
 
 
@@ -37,6 +37,8 @@ class Outer(LocalJacobian):
 
     def pull(self, g: Array, out: Array | None = None) -> Array:
         """Return the outer product of each sample's cotangent with its row."""
+        if g.size == 1:  # one row to scale
+            return np.multiply(g, self.row, out)
         return _blocks(g, self.row[:, None, :], out)
 
     def pull_sum(self, g: Array, out: Array | None = None) -> Array:
@@ -160,8 +162,10 @@ class OuterSum(LocalJacobian):
         return OuterSum(self.rows.reshape(1, -1, n)).pull(g.reshape(len(g), 1, -1), out)
 
     def split(self, g: Array) -> list[tuple[Array, Array | None]]:
-        """Return a pair for each vector."""
-        r = self.rows.shape[1]
+        """Return a pair for each vector; their sum, where that has fewer numbers than they (many patches, a small kernel)."""
+        _, r, n = self.rows.shape
+        if r > 2 and r * (g.shape[2] // r + n) > 2 * (g.shape[2] // r) * n:
+            return [(self.pull(g), None)]
         stretches = g.reshape(*g.shape[:2], r, -1)
         return [(stretches[:, :, k], self.rows[:, k]) for k in range(r)]
 
@@ -198,6 +202,29 @@ class Blocks(LocalJacobian):
         """Return the matrix times every stretch of the tangent."""
         n = self.m.shape[2]
         product = np.matmul(t.reshape(*t.shape[:2], -1, n), np.swapaxes(self.m, 1, 2))
+        return product.reshape(*product.shape[:2], -1)
+
+
+class LeftProduct(LocalJacobian):
+    """``dy/dx = m ⊗ I``: the matrix from the left, for a parent whose rows are multiplied all alike (MatMul by its second operand).
+
+    Parameters
+    ----------
+    m : ndarray (N, r, k)
+        The node has length ``r * n``, the parent ``k * n``.
+    """
+
+    def __init__(self, m: Array):
+        self.m = m
+
+    def pull(self, g: Array, out: Array | None = None) -> Array:
+        """Return the transpose of the matrix times the cotangent."""
+        product = np.swapaxes(self.m, 1, 2) @ g.reshape(*g.shape[:2], self.m.shape[1], -1)
+        return Identity().pull(product.reshape(*product.shape[:2], -1), out)
+
+    def push(self, t: Array, out_dim: int) -> Array:
+        """Return the matrix times the tangent."""
+        product = self.m @ t.reshape(*t.shape[:2], self.m.shape[2], -1)
         return product.reshape(*product.shape[:2], -1)
 
 

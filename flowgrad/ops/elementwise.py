@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,9 +11,11 @@ import numpy as np
 from ..errors import GraphError, ShapeError
 from ..formulas import OPERANDS, Formula, compiled, formula
 from ..graph import Node
-from ..jacobians import Diagonal, Identity
+from ..inputs import Shape, times
+from ..jacobians import Diagonal, Identity, LocalJacobian
 from ..op import Op, Stacked
 from ..typing import Array
+from .select import Broadcast
 
 
 class Elementwise(Op):
@@ -51,6 +54,8 @@ class Elementwise(Op):
     ([1.0, 0.607], True)
     """
 
+    #: Whether an op of two operands takes any number of them, from left to right; programs hold a chain of two.
+    folds: ClassVar[bool] = False
     # Formulas in which something is computed of attributes alone.
     _computing: ClassVar[tuple[Formula, ...]] = ()
 
@@ -66,12 +71,50 @@ class Elementwise(Op):
                 stated.constants(attrs)
             except GraphError as error:
                 raise GraphError(f"{type(self).__name__}: {error}") from None
-        super().__init__(*parents, name=name, **attrs)
+        super().__init__(*_broadcast(parents), name=name, **attrs)
+
+    @staticmethod
+    def out_shape(*shapes: Shape, **attrs: Any) -> Shape:
+        """Return the shape that all operands have."""
+        if all(math.prod(shape) == 1 for shape in shapes):
+            return max(shapes, key=len)
+        if len(set(shapes)) > 1:
+            vectors = all(len(shape) == 1 for shape in shapes)
+            hint = "vectors of one length" if vectors else "operands of one shape"
+            more = "" if vectors else "; a.reshape(...) computes nothing, Broadcast(a, shape) repeats"
+            raise ShapeError(f"needs {hint}, got {' and '.join(map(times, shapes))}{more}")
+        return shapes[0]
 
     @classmethod
     def stack(cls, k: int, shared: tuple[bool, ...], dims: tuple[int, ...], **attrs: Any) -> Stacked | None:
         """Return the same op on the stacked operands; an operand that siblings share does not stack."""
         return None if any(shared) else Stacked(cls, attrs)
+
+    @classmethod
+    def needs(cls, slot: int, arity: int) -> tuple[int, ...]:
+        """Return which forward values the slope of `slot` needs; of a chain of more than two all, if any."""
+        if cls.folds and arity != 2:
+            return tuple(range(arity)) if any(cls.uses or ()) else ()
+        return super().needs(slot, arity)
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Write the op into a program; one that folds as a chain of two operands each."""
+        if not cls.folds:
+            return super().expand(program, args, attrs, label)
+        value = args[0]
+        for arg in args[1:]:
+            value = program.apply(cls, [value, arg], attrs, label)
+        return value
+
+
+def _broadcast(parents: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Repeat scalars beside larger operands."""
+    shapes = {p.shape for p in parents if isinstance(p, Node) and p.dim > 1}
+    if len(shapes) != 1 or len({getattr(p, "graph", None) for p in parents}) != 1:
+        return parents
+    (shape,) = shapes
+    return tuple(Broadcast(p, shape) if isinstance(p, Node) and p.dim == 1 else p for p in parents)
 
 
 def _make_rules(cls: type[Elementwise]) -> None:
@@ -114,9 +157,11 @@ def _make_rules(cls: type[Elementwise]) -> None:
         cls.apply = staticmethod(rule)  # type: ignore[method-assign]
     texts = ["Identity()" if s.text == "1" else f"Diagonal({s.text})" for s in slopes]
     chosen = "".join(f"{text} if slot == {k} else " for k, text in enumerate(texts[:-1])) + texts[-1]
+    if cls.folds:
+        cls.apply = staticmethod(_folded(cls.apply))  # type: ignore[method-assign]
     doc = f"Return the diagonal of {' or '.join(f'``{s.text}``' for s in slopes)}, by slot."
     rule = compiled("jacobian", f"slot, y, {operands}{named}", chosen, doc, Identity=Identity, Diagonal=Diagonal)
-    cls.jacobian = staticmethod(rule)  # type: ignore[method-assign]
+    cls.jacobian = staticmethod(_folded_slopes(cls, rule) if cls.folds else rule)  # type: ignore[method-assign]
     cls.kinds = tuple(Identity if s.text == "1" else Diagonal for s in slopes)
     cls.uses = tuple(tuple(k for k in (-1, *range(arity)) if ("y", *OPERANDS)[k + 1] in s.names) for s in slopes)
     if bends or not any(cls.uses):
@@ -128,6 +173,39 @@ def _make_rules(cls: type[Elementwise]) -> None:
             return None if tangent is None else Diagonal(tangent(*values, moved[1:], **attrs))
 
         cls.jacobian_tangent = staticmethod(jacobian_tangent)
+
+
+def _folded(rule: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a value rule of two operands for any number."""
+
+    def apply(*values: Array, out: Array | None = None) -> Array:
+        if len(values) == 2:
+            return rule(*values, out=out)
+        y = values[0]
+        for k, b in enumerate(values[1:], 2):
+            y = rule(y, b, out=out if k == len(values) else None)
+        return y
+
+    apply.__doc__ = rule.__doc__
+    return apply
+
+
+def _folded_slopes(cls: type[Elementwise], rule: Callable[..., LocalJacobian]) -> Callable[..., LocalJacobian]:
+    """Return a derivative rule of two operands for any number: by the chain rule, from left to right."""
+
+    def jacobian(slot: int, y: Array | None, *values: Array) -> LocalJacobian:
+        if len(values) == 2 or cls.kinds == (Identity, Identity):
+            return rule(min(slot, 1), y, *(*values, None)[:2])
+        before, d = values[0], np.ones((1, 1))
+        for k, b in enumerate(values[1:], 1):
+            value = cls.apply(before, b)
+            if k >= slot:
+                d = d * rule(int(k == slot), value, before, b).d  # type: ignore[attr-defined]
+            before = value
+        return Diagonal(d)
+
+    jacobian.__doc__ = rule.__doc__
+    return jacobian
 
 
 def _check_texts(name: str, slopes: tuple[Any, ...], bends: Any) -> None:
@@ -174,7 +252,7 @@ def _tangent(slot: int, arity: int, head: str, bends: dict[tuple[int, int], Form
 
 
 class Add(Elementwise):
-    """``a + b``; vectors of one length.
+    """``a + b + ...``, any number of operands of one shape; scalars are repeated.
 
     Examples
     --------
@@ -185,12 +263,13 @@ class Add(Elementwise):
     array([4., 6.])
     """
 
+    folds = True
     formula = "a + b"
     slopes = ("1", "1")
 
 
 class Subtract(Elementwise):
-    """``a - b``; vectors of one length.
+    """``a - b``, of one shape; a scalar is repeated.
 
     Examples
     --------
@@ -206,7 +285,7 @@ class Subtract(Elementwise):
 
 
 class Multiply(Elementwise):
-    """``a * b``, entry by entry; vectors of one length, ``Multiply(x, x)`` is the square.
+    """``a * b * ...``, entry by entry, any number of operands of one shape; scalars are repeated.
 
     Examples
     --------
@@ -218,6 +297,7 @@ class Multiply(Elementwise):
     array([4., 9.])
     """
 
+    folds = True
     formula = "a * b"
     slopes = ("b", "a")
     bends = {(0, 1): "1"}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ..errors import ShapeError
 from ..graph import Node
-from ..jacobians import Dense, LocalJacobian, Outer, Rows
+from ..inputs import Shape, times
+from ..jacobians import Blocks, Dense, LeftProduct, LocalJacobian, Outer, Rows
 from ..op import Op, Stacked
 from ..typing import Array
 from .batch import BatchMatVec
+from .elementwise import Scale
+from .select import Gather
 
 # Up to this many samples, and from this many entries of a matrix on, products are computed as their transpose: BLAS is up to
 # 1.5 times faster so.
@@ -173,6 +177,14 @@ class MatVec(Op):
         super().__init__(W, x, name=name, **inner)
 
     @staticmethod
+    def out_shape(*shapes: Shape, n: int) -> Shape:
+        """Return the number of rows."""
+        W, x = shapes
+        if len(W) > 1 and W[1:] != (n,):
+            raise ShapeError(f"a matrix of {times(W)} applies to vectors of {W[-1]}, not of {times(x)}; see MatMul")
+        return (MatVec.shape(math.prod(W), math.prod(x), n=n),)
+
+    @staticmethod
     def shape(*dims: int, n: int) -> int:
         """Return the number of rows."""
         if len(dims) != 2 or dims[0] % n or dims[1] != n:
@@ -272,3 +284,144 @@ class Sum(Op):
         """Write ones."""
         for j in range(f.shape[0]):
             f[j] = 1
+
+
+class Mean(Op):
+    """Mean of the entries, a scalar.
+
+    Parameters
+    ----------
+    a : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Mean(fg.Variable(3, [1.0, 2.0, 3.0]))
+    >>> y.forward()
+    array([2.])
+    """
+
+    kinds = (Outer,)
+    uses = ((-1,),)
+
+    def __init__(self, a: Node, *, name: str | None = None):
+        super().__init__(a, name=name, dim=getattr(a, "dim", 0))
+
+    @staticmethod
+    def shape(*dims: int, dim: int) -> int:
+        """Return 1."""
+        return 1
+
+    @staticmethod
+    def apply(a: Array, *, dim: int) -> Array:
+        """Return the mean."""
+        return a.mean(axis=1, keepdims=True)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, *, dim: int) -> LocalJacobian:
+        """Return a row of one over the number of entries."""
+        return Outer(np.full((1, dim), 1 / dim, y.dtype))
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Write a sum that is scaled."""
+        return int(program.apply(Scale, [program.apply(Sum, args, attrs, label)], {"c": 1 / attrs["dim"]}, label))
+
+
+class MatMul(Op):
+    """Matrix product ``A B`` of two nodes of two axes each.
+
+    Parameters
+    ----------
+    A : Node
+        Of shape ``(m, k)``.
+    B : Node
+        Of shape ``(k, n)``.
+
+    Raises
+    ------
+    ShapeError
+        If they have other shapes.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     A = fg.Variable((2, 2), [1.0, 2.0, 3.0, 4.0])
+    ...     B = fg.Variable((2, 1), [1.0, 10.0])
+    ...     y = A @ B
+    >>> y.shape, y.forward()
+    ((2, 1), array([21., 43.]))
+    """
+
+    kinds = (Blocks, LeftProduct)
+    uses = ((1,), (0,))
+
+    def __init__(self, A: Node, B: Node, *, name: str | None = None):
+        super().__init__(A, B, name=name, k=getattr(A, "shape", (1,))[-1])
+
+    @staticmethod
+    def out_shape(*shapes: Shape, k: int) -> Shape:
+        """Return the rows of the first and the columns of the second."""
+        if [len(shape) for shape in shapes] != [2, 2] or shapes[1][0] != k:
+            raise ShapeError(
+                f"needs shapes m x k and k x n, not {' and '.join(map(times, shapes))}; fg.Variable((m, k)) and "
+                f"node.reshape(k, n) say what a vector is"
+            )
+        return shapes[0][0], shapes[1][1]
+
+    @staticmethod
+    def apply(A: Array, B: Array, *, k: int) -> Array:
+        """Return the products."""
+        product = A.reshape(len(A), -1, k) @ B.reshape(len(B), k, -1)
+        return product.reshape(len(product), -1)
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, A: Array, B: Array, *, k: int) -> LocalJacobian:
+        """Return, by the first, the second turned over for each row; by the second, the rows of the first."""
+        if slot == 0:
+            return Blocks(np.swapaxes(B.reshape(len(B), k, -1), 1, 2))
+        return LeftProduct(A.reshape(len(A), -1, k))
+
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], *, k: int
+    ) -> LocalJacobian | None:
+        """Return the rule at the tangents: the factor is linear."""
+        return MatMul.jacobian(slot, *tangents, k=k)
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Write the second matrix turned over, applied to every row of the first."""
+        m, n, k = *(program.types[a].dim // attrs["k"] for a in args), attrs["k"]
+        turned = args[1]
+        if n > 1 and k > 1:
+            index = tuple(np.arange(k * n).reshape(k, n).T.ravel().tolist())
+            turned = program.apply(Gather, [turned], {"index": index, "dim": k * n}, label)
+        return int(program.apply(BatchMatVec, [turned, args[0]], {"count": m, "n": k}, label))
+
+
+class OuterProduct(MatMul):
+    """``a bᵀ`` of two vectors, of shape ``(a.dim, b.dim)``.
+
+    Parameters
+    ----------
+    a, b : Node
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.OuterProduct(fg.Variable(2, [1.0, 2.0]), fg.Variable(2, [1.0, 10.0]))
+    >>> y.shape, y.forward()
+    ((2, 2), array([ 1., 10.,  2., 20.]))
+    """
+
+    def __init__(self, a: Node, b: Node, *, name: str | None = None):
+        Op.__init__(self, a, b, name=name, k=1)
+
+    @staticmethod
+    def out_shape(*shapes: Shape, k: int) -> Shape:
+        """Return the two lengths."""
+        return math.prod(shapes[0]), math.prod(shapes[1])

@@ -1,147 +1,24 @@
-"""SoftMax and the losses."""
+"""The losses."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 
 from ..errors import ShapeError
-from ..jacobians import LocalJacobian, LogSoftMaxJacobian, LogSoftMaxTangent, Outer, SoftMaxJacobian, SoftMaxTangent
+from ..graph import Node
+from ..inputs import real
+from ..jacobians import LocalJacobian, Outer
 from ..op import Op
 from ..typing import Array
 from .elementwise import Elementwise
+from .rowwise import exponentials, softmax
 
 
 def sample_sum(each: Array, samples: int) -> float:
     """Return the sum over the samples, in double precision; one value ``(1, ...)`` is that of all of them."""
     return float(each.sum(dtype=np.float64)) * (1.0 if len(each) == samples else samples)
-
-
-def softmax(a: Array) -> Array:
-    """Return ``exp(a_i) / Σ exp(a_j)`` along the last axis; the maximum is subtracted first, so large logits survive."""
-    e = np.exp(a - a.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def _exponentials(a: Array) -> tuple[Array, Array, Array, Array]:
-    """Return each sample's largest logit by its number, how far all are below it, ``exp`` of minus that, and the sum of those.
-
-    The largest one's own, 1, is left out: beside it, small ones would be lost. The logarithm of the whole sum is ``log1p``.
-    """
-    k = a.argmax(axis=1)
-    rows = np.arange(len(a))
-    below = a[rows, k][:, None] - a
-    e = np.exp(-below)
-    e[rows, k] = 0
-    return k, below, e, e.sum(axis=1, keepdims=True)
-
-
-class SoftMax(Op):
-    """Probabilities ``exp(a_i) / Σ_j exp(a_j)``; invariant to adding a constant, does not overflow.
-
-    Parameters
-    ----------
-    a : Node
-        Logits.
-
-    Examples
-    --------
-    >>> import flowgrad as fg
-    >>> with fg.Graph():
-    ...     p = fg.SoftMax(fg.Variable(2, [1000.0, 1000.0]))
-    >>> p.forward()
-    array([0.5, 0.5])
-    """
-
-    kinds = (SoftMaxJacobian,)
-    uses = ((-1,),)
-
-    @staticmethod
-    def apply(a: Array) -> Array:
-        """Return the probabilities."""
-        return softmax(a)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
-        """Return ``diag(p) - p pᵀ``."""
-        return SoftMaxJacobian(y)
-
-    @staticmethod
-    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
-        """Return ``diag(p') - p' pᵀ - p p'ᵀ``."""
-        return SoftMaxTangent(values[0], tangents[0])
-
-    @staticmethod
-    def row_value(y: Array, a: Array) -> None:
-        """Write the probabilities of one sample."""
-        top = a[0]
-        for j in range(1, a.shape[0]):
-            top = max(top, a[j])
-        total = a[0] - a[0]
-        for j in range(a.shape[0]):
-            y[j] = np.exp(a[j] - top)
-            total += y[j]
-        for j in range(a.shape[0]):
-            y[j] /= total
-
-
-class LogSoftMax(Op):
-    """``log softmax(a)_i = a_i - log Σ_j exp(a_j)``, exact where the probability itself would be 0 or 1.
-
-    Parameters
-    ----------
-    a : Node
-        Logits.
-
-    Notes
-    -----
-    Without the largest logit the sum is small, so ``log1p`` takes it: P. Blanchard, D. Higham and N. Higham, *Accurately
-    computing the log-sum-exp and softmax functions*, IMA Journal of Numerical Analysis 41, 2021.
-
-    Examples
-    --------
-    >>> import flowgrad as fg
-    >>> with fg.Graph():
-    ...     y = fg.LogSoftMax(fg.Variable(2, [1000.0, 0.0]))
-    >>> y.forward().tolist()
-    [0.0, -1000.0]
-    """
-
-    kinds = (LogSoftMaxJacobian,)
-    uses = ((-1,),)
-
-    @staticmethod
-    def apply(a: Array) -> Array:
-        """Return the logarithms of the probabilities."""
-        _, below, _, rest = _exponentials(a)
-        return (0 - below) - np.log1p(rest)
-
-    @staticmethod
-    def jacobian(slot: int, y: Array, a: Array) -> LocalJacobian:
-        """Return ``I - 1 pᵀ``."""
-        return LogSoftMaxJacobian(y)
-
-    @staticmethod
-    def jacobian_tangent(slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...]) -> LocalJacobian | None:
-        """Return ``-1 p'ᵀ``."""
-        return LogSoftMaxTangent(np.exp(values[0]) * tangents[0])
-
-    @staticmethod
-    def row_value(y: Array, a: Array) -> None:
-        """Write the logarithms of the probabilities of one sample."""
-        k = 0
-        for j in range(1, a.shape[0]):
-            if a[j] > a[k]:
-                k = j
-        top = a[k]
-        for j in range(a.shape[0]):
-            y[j] = np.exp(a[j] - top)
-        y[k] = 0
-        rest = top - top
-        for j in range(a.shape[0]):
-            rest += y[j]
-        rest = np.log1p(rest)
-        for j in range(a.shape[0]):
-            y[j] = (a[j] - top) - rest
 
 
 class CrossEntropyWithSoftMax(Op):
@@ -187,19 +64,19 @@ class CrossEntropyWithSoftMax(Op):
     @staticmethod
     def apply(a: Array, labels: Array) -> Array:
         """Return the cross entropy."""
-        _, below, _, rest = _exponentials(a)
+        _, below, _, rest = exponentials(a)
         return _expected(labels, below + np.log1p(rest))
 
     @staticmethod
     def jacobian(slot: int, y: Array, a: Array, labels: Array) -> LocalJacobian:
         """Return the row by the logits or by the labels."""
-        k, below, e, rest = _exponentials(a)
+        k, below, e, rest = exponentials(a)
         return Outer(below + np.log1p(rest)) if slot else Outer(_by_logits(k, e, rest, labels))
 
     @staticmethod
     def both(a: Array, labels: Array) -> tuple[Array, LocalJacobian]:
         """Return the cross entropy and its row by the logits; the exponentials are most of the work."""
-        k, below, e, rest = _exponentials(a)
+        k, below, e, rest = exponentials(a)
         return _expected(labels, below + np.log1p(rest)), Outer(_by_logits(k, e, rest, labels))
 
     @staticmethod
@@ -395,3 +272,52 @@ class MeanSquaredError(Op):
         factor = -2.0 / a.shape[0] if slot else 2.0 / a.shape[0]
         for j in range(a.shape[0]):
             f[j] = (a[j] - b[j]) * factor
+
+
+class Huber(Elementwise):
+    """``a² / 2`` where ``|a| <= delta``, ``delta (|a| - delta / 2)`` elsewhere, entry by entry; see `flowgrad.losses.huber`.
+
+    Parameters
+    ----------
+    a : Node
+        Differences.
+    delta : float
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Huber(fg.Variable(2, [1.0, -3.0]), 1.0)
+    >>> y.forward()
+    array([0.5, 2.5])
+    """
+
+    formula = "minimum(abs(a), delta) * (abs(a) - 0.5 * minimum(abs(a), delta))"
+    slopes = ("maximum(minimum(a, delta), -delta)",)
+    bends: ClassVar = {(0, 0): "maximum(sign(delta - abs(a)), 0)"}
+
+    def __init__(self, a: Node, delta: float = 1.0, *, name: str | None = None):
+        super().__init__(a, name=name, delta=real(delta, "Huber: delta", 0, above=True))
+
+
+class KullbackLeibler(Elementwise):
+    """``a log(a / b)`` of probabilities, entry by entry, 0 where `a` is; see `flowgrad.losses.kullback_leibler`.
+
+    Parameters
+    ----------
+    a, b : Node
+        Of the same shape, `b` positive.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.KullbackLeibler(fg.Variable(1, [1.0]), fg.Variable(1, [0.5]))
+    >>> y.forward().round(6)
+    array([0.693147])
+    """
+
+    # The smallest number, that a 0 is taken for, is one of single precision.
+    formula = "a * (log(maximum(a, 1e-37)) - log(b))"
+    slopes = ("log(maximum(a, 1e-37)) - log(b) + 1", "-a / b")
+    bends: ClassVar = {(0, 0): "1 / maximum(a, 1e-37)", (0, 1): "-1 / b", (1, 1): "a / (b * b)"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..graph import Node
-from ..inputs import brief
-from ..jacobians import LocalJacobian, Selection
+from ..inputs import Shape, brief, shape_of, times
+from ..jacobians import Identity, LocalJacobian, Selection
 from ..op import Op
 from ..typing import Array
 
@@ -164,3 +165,263 @@ class Gather(Op):
     def jacobian(slot: int, y: Array, a: Array, *, index: tuple[int, ...], dim: int) -> LocalJacobian:
         """Return the selection of the positions."""
         return Selection(dim, cols=np.array(index))
+
+
+class Reshape(Op):
+    """The same entries under other axes; computes nothing, and programs do not hold it.
+
+    Parameters
+    ----------
+    a : Node
+    axes : int or tuple of int
+        One of them may be -1, what is left.
+
+    Raises
+    ------
+    ShapeError
+        If they do not have as many entries.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Reshape(fg.Variable(6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), (2, -1))
+    >>> y.shape, y[1].forward()
+    ((2, 3), array([4., 5., 6.]))
+    """
+
+    kinds = (Identity,)
+    uses = ((),)
+
+    def __init__(self, a: Node, axes: Any, *, name: str | None = None):
+        super().__init__(a, name=name, axes=tuple(axes) if isinstance(axes, (tuple, list)) else (axes,))
+
+    @staticmethod
+    def out_shape(*shapes: Shape, axes: tuple[int, ...]) -> Shape:
+        """Return the axes."""
+        dim = math.prod(shapes[0])
+        known = math.prod(n for n in axes if n != -1)
+        filled = tuple(dim // known if n == -1 and known else n for n in axes)
+        if axes.count(-1) > 1 or math.prod(shape_of(filled, "reshape")) != dim:
+            raise ShapeError(f"{times(shapes[0])} is {dim} entries, which cannot be {times(axes)}")
+        return filled
+
+    @staticmethod
+    def apply(a: Array, *, axes: tuple[int, ...]) -> Array:
+        """Return the value."""
+        return a
+
+    @staticmethod
+    def jacobian(slot: int, y: Array, a: Array, *, axes: tuple[int, ...]) -> LocalJacobian:
+        """Return the identity."""
+        return Identity()
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Return the operand itself."""
+        return args[0]
+
+
+class Picked(Op):
+    """Base of ops that pick entries of one operand, where its axes and attributes say which; programs hold a `Gather`."""
+
+    kinds = (Selection,)
+    uses = ((),)
+
+    def __init__(self, a: Node, *, name: str | None = None, **attrs: Any):
+        super().__init__(a, name=name, axes=getattr(a, "shape", ()), **attrs)
+
+    @classmethod
+    def positions(cls, axes: Shape, **attrs: Any) -> Array:
+        """Return where the entries lie in the operand's value, in the shape of the node; raise ValueError if there is no such."""
+        raise NotImplementedError
+
+    @classmethod
+    def out_shape(cls, *shapes: Shape, axes: Shape, **attrs: Any) -> Shape:
+        """Return the shape of the positions."""
+        try:
+            return cls.positions(axes, **attrs).shape
+        except (ValueError, IndexError, TypeError) as error:
+            raise ShapeError(str(error)) from None
+
+    @classmethod
+    def apply(cls, a: Array, **attrs: Any) -> Array:
+        """Return the picked entries."""
+        return a[:, cls.positions(**attrs).ravel()]
+
+    @classmethod
+    def jacobian(cls, slot: int, y: Array, a: Array, **attrs: Any) -> LocalJacobian:
+        """Return the selection of the positions."""
+        return Selection(math.prod(attrs["axes"]), cols=cls.positions(**attrs).ravel())
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Write a `Gather`."""
+        index = tuple(cls.positions(**attrs).ravel().tolist())
+        gather: int = program.apply(Gather, args, {"index": index, "dim": math.prod(attrs["axes"])}, label)
+        return gather
+
+
+class Broadcast(Picked):
+    """The same entries repeated along new or longer axes, as NumPy broadcasts.
+
+    Parameters
+    ----------
+    a : Node
+    shape : int or tuple of int
+
+    Raises
+    ------
+    ShapeError
+        If the node's shape does not broadcast to it.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Broadcast(fg.Variable(2, [1.0, 2.0]), (2, 2))
+    >>> y.forward()
+    array([1., 2., 1., 2.])
+    """
+
+    def __init__(self, a: Node, shape: Any, *, name: str | None = None):
+        super().__init__(a, name=name, to=shape_of(shape, "Broadcast"))
+
+    @classmethod
+    def positions(cls, axes: Shape, **attrs: Any) -> Array:
+        """Return the positions, repeated."""
+        return np.broadcast_to(np.arange(math.prod(axes)).reshape(axes), attrs["to"])
+
+
+class Transpose(Picked):
+    """The axes in another order; reversed if none is given.
+
+    Parameters
+    ----------
+    a : Node
+    order : tuple of int, optional
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Transpose(fg.Variable((2, 2), [1.0, 2.0, 3.0, 4.0]))
+    >>> y.forward()
+    array([1., 3., 2., 4.])
+    """
+
+    def __init__(self, a: Node, order: Any = None, *, name: str | None = None):
+        super().__init__(a, name=name, order=None if order is None else tuple(map(int, order)))
+
+    @classmethod
+    def positions(cls, axes: Shape, **attrs: Any) -> Array:
+        """Return the positions, along other axes."""
+        return np.arange(math.prod(axes)).reshape(axes).transpose(attrs["order"])
+
+
+class Concat(Op):
+    """Lay arrays end to end along an axis; vectors one behind the other.
+
+    Parameters
+    ----------
+    *nodes : Node
+        At least one; of one shape but for the length along the axis.
+    axis : int
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     y = fg.Concat(fg.Variable(1, [1.0]), fg.Variable(2, [2.0, 3.0]))
+    >>> y.forward()
+    array([1., 2., 3.])
+    """
+
+    kinds = (Selection,)
+    uses = ((),)
+
+    def __init__(self, *nodes: Node, axis: int = 0, name: str | None = None):
+        shapes = tuple(getattr(n, "shape", ()) for n in nodes)
+        super().__init__(*nodes, name=name, axis=int(axis), shapes=shapes)
+
+    @classmethod
+    def places(cls, shapes: tuple[Shape, ...], axis: int) -> list[Array]:
+        """Return where each operand's entries lie in the value."""
+        ends = list(accumulate(math.prod(shape) for shape in shapes))
+        blocks = [np.arange(end - math.prod(shape), end).reshape(shape) for end, shape in zip(ends, shapes)]
+        order = np.concatenate(blocks, axis).ravel()
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
+        return np.split(inverse, ends[:-1])
+
+    @classmethod
+    def out_shape(cls, *operands: Shape, axis: int, shapes: tuple[Shape, ...]) -> Shape:
+        """Return the shape with the lengths along the axis added up."""
+        try:
+            return np.concatenate([np.empty(shape, np.bool_) for shape in shapes], axis).shape
+        except ValueError as error:
+            raise ShapeError(f"along axis {axis} of {', '.join(map(times, shapes))}: {error}") from None
+
+    @classmethod
+    def apply(cls, *values: Array, axis: int, shapes: tuple[Shape, ...]) -> Array:
+        """Return the values side by side."""
+        places = cls.places(shapes, axis)
+        out = np.empty((max(map(len, values)), sum(map(len, places))), values[0].dtype)
+        for value, place in zip(values, places):
+            out[:, place] = value
+        return out
+
+    @classmethod
+    def jacobian(cls, slot: int, y: Array, *values: Array, axis: int, shapes: tuple[Shape, ...]) -> LocalJacobian:
+        """Return the placement of the operand's entries."""
+        place = cls.places(shapes, axis)[slot]
+        return Selection(len(place), rows=place)
+
+    @classmethod
+    def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
+        """Write a `Vectorize`, and a `Gather` where the axis is not the first."""
+        shapes, axis = attrs["shapes"], attrs["axis"]
+        ends = tuple(accumulate(math.prod(shape) for shape in shapes))
+        joined: int = program.apply(Vectorize, args, {"ends": ends}, label)
+        index = np.argsort(np.concatenate(cls.places(shapes, axis)))
+        if (index == np.arange(len(index))).all():
+            return joined
+        return int(program.apply(Gather, [joined], {"index": tuple(index.tolist()), "dim": len(index)}, label))
+
+
+def item(a: Node, key: Any) -> Node:
+    """Return entries as NumPy's indexing picks them: a `Slice` where they lie in one stretch, else a `Gather`.
+
+    Raises
+    ------
+    ShapeError
+        If the key leaves the node, or picks nothing.
+    """
+    if isinstance(key, (bool, np.bool_)) or key is None:
+        raise ShapeError(f"{a} takes a range such as [2:5], a position or several, not {brief(key)}")
+    first, row = a.shape[0], math.prod(a.shape[1:])
+    if isinstance(key, slice) and key.indices(first)[2] == 1:  # without the positions of all entries
+        start, stop, _ = key.indices(first)
+        return _reshaped(Slice(a, start * row, stop * row), (stop - start, *a.shape[1:]))
+    if isinstance(key, (int, np.integer)) and -first <= key < first:
+        at = int(key) % first
+        return _reshaped(Slice(a, at * row, (at + 1) * row), a.shape[1:])
+    try:
+        positions = np.arange(a.dim).reshape(a.shape)[key]
+    except (IndexError, ValueError, TypeError) as error:
+        raise ShapeError(f"{a}[{brief(key)}]: {str(error) or 'no position'}") from None
+    flat = positions.ravel()
+    if not len(flat):
+        raise ShapeError(f"{a}[{brief(key)}] picks no entry")
+    together = flat[-1] - flat[0] == len(flat) - 1 and (np.diff(flat) == 1).all()
+    picked = Slice(a, int(flat[0]), int(flat[-1]) + 1) if together else Gather(a, flat)
+    return _reshaped(picked, positions.shape)
+
+
+def _reshaped(a: Node, shape: Shape) -> Node:
+    return a if len(shape) < 2 else Reshape(a, shape)

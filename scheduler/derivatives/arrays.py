@@ -86,7 +86,7 @@ def chunked_factors(recipe: Recipe, feeds: Feeds, lengths: Sequence[int]) -> lis
     leaves, work = _plan(recipe, feeds, 1)
     plan = delayed(work, traverse=False)
     pieces = {v: a.to_delayed().ravel() for v, a in feeds.arrays.items()}
-    fed = {k: Shape(v.name, v.dim, feeds.dtype) for k, v in recipe.feeds.items()}
+    fed = {k: Shape.of(v, feeds.dtype) for k, v in recipe.feeds.items()}
     forms = [fed[k] if own is None else None for k, own in leaves]
     parts = []
     starts = np.cumsum([0, *lengths]).tolist()

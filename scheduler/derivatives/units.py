@@ -6,9 +6,9 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from flowgrad.counts import operations
 from flowgrad.program import Builder, Instr, Program, Type
 
-from ..programs import instr_flops
 from ..tasks import attrs_tokens, combine, prefix_of, token
 
 # Programs of more instructions are cut into so many units; each unit is a task, and what is cached. A compiled program is one: to
@@ -132,7 +132,7 @@ def cut_up(
         numbered = renumber(run, reads)
         rows = [f"{i.verb} {i.args} {ops[i.op]} {tokens[id(i.attrs)]} {i.slot} {i.arity}" for i in numbered]
         apart = len(run) == 1 and run[0].verb in ("apply", "pull") and program.types[run[0].out].batched
-        flops = instr_flops(run[0], program) if apart else 0.0
+        flops = operations(run[0], program) if apart else 0.0
         results = tuple(k for k, i in enumerate(run, len(reads)) if readers.get(i.out, -1) > start // size)
         if not results:
             continue

@@ -127,7 +127,7 @@ class Session:
                 nodes, known = graph._nodes, self.variables.get(graph)
                 if known is None or known[0] != len(nodes):
                     known = self.variables[graph] = (len(nodes), [n.index for n in nodes if isinstance(n, Variable)])
-                fed = feeds if isinstance(feeds, Mapping) else ()
+                fed = {graph._named.get(key, key) for key in feeds} if isinstance(feeds, Mapping) else ()
                 variables = (cast(Variable, nodes[k]) for k in known[1])
                 return [v for v in variables if v.trainable and v not in fed]
         return nodes_of(wrt, graph)

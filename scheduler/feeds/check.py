@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.graph import Graph, Node, Variable
+from flowgrad.graph import Constant, Graph, Node, Variable
 from flowgrad.inputs import brief
 from flowgrad.typing import Array
 
 from ..executors import Executor
-from .chunks import Chunked, Labels, Shape, check_told, chunked, gathered, is_chunked, is_dask_array, settled
+from .chunks import Chunked, Labels, Shape, check_told, chunked, flattened, gathered, is_chunked, is_dask_array, settled
 from .kinds import as_array, as_chunk
 
 # By so much rounding may lead out of the numbers that are labels.
@@ -150,21 +150,27 @@ def require_values(variables: list[Variable], feeds: Feeds, target: Node) -> Non
 
 def fed_variable(graph: Graph, key: Any) -> Variable:
     """Return `key` if it can be fed, a variable of `graph`."""
+    if isinstance(key, str):
+        key = graph[key]
     if not isinstance(key, Node):
-        raise FeedError(f"feeds are given by variable; {brief(key)} is {type(key).__name__}, not a node")
+        raise FeedError(f"feeds are given by variable or by its name; {brief(key)} is {type(key).__name__}, not a node")
     if not isinstance(key, Variable):
         raise FeedError(f"only variables can be fed; {key} is computed from its parents")
+    if isinstance(key, Constant):
+        raise FeedError(f"only variables can be fed; {key} keeps its value")
     if key.graph is not graph:
         raise FeedError(f"the feed for {key} belongs to another graph")
     return key
 
 
 def _numeric(v: Variable, value: Any, first: int | Array = 0) -> Array:
-    array = as_array(v, value)
+    array = flattened(v, as_array(v, value))
     check_told(v, array)
     if v.dim > 1 and array.shape[1:] in ((), (1,)):  # class indices
         array = array.reshape(-1)
         _check_labels(v, array, first)
+    if v.below is not None:
+        _check_rows(v, array, v.below, first)
     if array.dtype.kind == "f" and not _all_finite(array):
         sample, *rest = np.argwhere(~np.isfinite(array))[0]
         raise FeedError(
@@ -197,6 +203,15 @@ def _check_labels(v: Variable, array: Array, first: int | Array) -> None:
         raise FeedError(
             f"label out of range: sample {_number(first, bad)} of the feed for {v.name!r} has class {array[bad]}, "
             f"but its dim {v.dim} allows 0 to {v.dim - 1}"
+        )
+
+
+def _check_rows(v: Variable, array: Array, below: int, first: int | Array) -> None:
+    if array.size and (array.min() < 0 or array.max() >= below):
+        sample, *rest = np.argwhere((array < 0) | (array >= below))[0]
+        raise FeedError(
+            f"row out of range: sample {_number(first, sample)} of the feed for {v.name!r} holds {array[(sample, *rest)]}, "
+            f"but the table that it picks from has rows 0 to {below - 1}"
         )
 
 
@@ -256,8 +271,8 @@ def _within(name: str, array: Array, labels: Labels, first: int | Array = 0) -> 
     if array.size and (array.min() < least or array.max() > most):
         sample, *rest = np.argwhere((array < least) | (array > most))[0]
         raise FeedError(
-            f"the feed for {name!r} holds {array[(sample, *rest)]!s} at sample {_number(first, sample)}, no label of "
-            f"{labels.loss}: {labels.advice}"
+            f"the feed for {name!r} holds {array[(sample, *rest)]!s} at sample {_number(first, sample)}, no {labels.kind}: "
+            f"{labels.advice}"
         )
     return array
 

@@ -95,11 +95,11 @@ class FileRows:
 
 
 class Labels(NamedTuple):
-    """Numbers that a loss takes for labels, from `least` to `most`; what it is called, and what to do about others."""
+    """Numbers that may be fed, such as a loss takes for labels: from `least` to `most`; what others are none of, and what to do."""
 
     least: float
     most: float
-    loss: str
+    kind: str
     advice: str
 
 
@@ -111,6 +111,8 @@ class Shape:
     ----------
     name : str
         Of the variable, for messages.
+    below : int, optional
+        Rows of the table that its integers pick from.
     labels : Labels, optional
         What numbers there may be.
     """
@@ -118,7 +120,13 @@ class Shape:
     name: str
     dim: int
     dtype: np.dtype[Any]
+    below: int | None = None
     labels: Labels | None = None
+
+    @classmethod
+    def of(cls, v: Variable, dtype: Any) -> Shape:
+        """Return what the rows that are fed to a variable become."""
+        return cls(v.name, v.dim, np.dtype(dtype), v.below)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +180,7 @@ def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
     if isinstance(value, np.memmap):
         if value.mode != "r":
             value.flush()  # for who reads the file elsewhere; and now it has the time of the last change
-        if not _can_be_mapped(value):
-            return np.asarray(value)
+        value = flattened(v, value if _can_be_mapped(value) else np.asarray(value))
     if not is_elsewhere(value):
         return value
     futures = [value] if is_future(value) else futures_in(value)
@@ -192,9 +199,26 @@ def settled(v: Variable, value: Any, executor: Executor | None) -> Any:
         return as_array(v, _computed([value], where)[0]).copy()  # it may be what the user holds
     else:
         x = _array_of_future(v, value if is_future(value) else executor.start([value])[0], executor)
+    x = flattened(v, x)
     check_told(v, x)
     x = _of_known_sizes(x, where)
     return gathered(v, x, where) if foreign else x
+
+
+def flattened(v: Named, x: Any) -> Any:
+    """Return an array of whatever kind, whose samples may have the variable's axes, with a row for each sample."""
+    axes = getattr(v, "shape", ())
+    if len(axes) < 2 or tuple(x.shape[1:]) != axes:
+        return x
+    if not is_dask_array(x):
+        return x.reshape(len(x), v.dim)
+    x = x.rechunk({k: -1 for k in range(1, x.ndim)})
+    meta, dropped = np.empty((0, 0), x.dtype), list(range(2, x.ndim))
+    return x.map_blocks(_flat, chunks=(x.chunks[0], (v.dim,)), drop_axis=dropped, dtype=x.dtype, meta=meta)
+
+
+def _flat(block: Any) -> Any:
+    return block.reshape(len(block), -1)
 
 
 def gathered(v: Variable, x: Any, where: Any) -> Array:
@@ -211,20 +235,20 @@ def gathered(v: Variable, x: Any, where: Any) -> Array:
 def check_told(v: Named, x: Any) -> None:
     """Raise an error if an array, of whatever kind, cannot be fed to a variable by its shape and dtype."""
     check_numbers(v, x.dtype)
-    labels = v.dim > 1 and x.dtype.kind in "iu" and x.shape[1:] in ((), (1,))
+    labels = v.dim > 1 and v.below is None and x.dtype.kind in "iu" and x.shape[1:] in ((), (1,))
     known = x.ndim != 2 or not math.isnan(x.shape[1])
     if x.ndim == 0 or x.ndim > 2 or (x.ndim == 2 and known and x.shape[1] != v.dim and not labels):
         raise FeedError(f"the feed for {v.name!r} has shape {x.shape}, but its dim is {v.dim}: give (N, {v.dim})")
     if x.ndim == 1 and v.dim > 1 and not labels:
         raise FeedError(
             f"the feed for {v.name!r} has shape {x.shape}, but its dim is {v.dim}: "
-            f"give (N, {v.dim}), or integer class indices (N,)"
+            f"give (N, {v.dim}){', or integer class indices (N,)' if v.below is None else ''}"
         )
 
 
 def chunked(v: Variable, value: Any, dtype: np.dtype[Any], executor: Executor | None) -> Any:
     """Return a dask array or a memory map, its shape checked, as a `Chunked` of `dtype`; as an array if the client has it all."""
-    form = Shape(v.name, v.dim, dtype)
+    form = Shape.of(v, dtype)
     if isinstance(value, np.memmap):
         chunks: list[Any] = list(file_rows(value))
         sizes = [piece.shape[0] for piece in chunks]
@@ -242,7 +266,7 @@ def chunked(v: Variable, value: Any, dtype: np.dtype[Any], executor: Executor | 
 def guarded(v: Variable, x: Any) -> Any:
     """Return a dask array of which every chunk is checked before anything is done with it."""
     meta = np.empty((0,) * x.ndim, x.dtype)
-    form = Shape(v.name, v.dim, x.dtype)
+    form = Shape.of(v, x.dtype)
     return x.map_blocks(_guard, dtype=x.dtype, meta=meta, form=form, sizes=x.chunks)
 
 
@@ -292,7 +316,7 @@ def _none_of(frame: Any) -> Any:
 
 def _array_of_future(v: Variable, future: Any, executor: Executor) -> Any:
     da = import_module("dask.array")
-    form = Shape(v.name, v.dim, np.dtype(np.float64))
+    form = Shape.of(v, np.float64)
     ((shape, dtype),) = executor.compute_all([delayed(_told)(form, future)])
     name = f"feed-{future.key}"
     return da.Array({(name, *(0,) * len(shape)): future}, name, tuple((n,) for n in shape), dtype=dtype)

@@ -28,6 +28,10 @@ class Named(Protocol):
     def dim(self) -> int:
         """Entries of a sample."""
 
+    @property
+    def below(self) -> int | None:
+        """Of which its entries must be integers below, because they pick rows of a table; None: they are any numbers."""
+
 
 def as_array(v: Named, value: Any, first: int = 0) -> Array:
     """Return a feed, or a chunk of one that begins with sample `first`, as an array of numbers, not copied if it is one.
@@ -69,10 +73,15 @@ def _no_array(v: Named, value: Any) -> FeedError:
 
 
 def check_numbers(v: Named, dtype: Any) -> None:
-    """Raise an error if what has this dtype is no real numbers."""
+    """Raise an error if what has this dtype is no real numbers, or no integers where rows of a table are picked by them."""
     if dtype.kind not in "fiub":
         raise FeedError(
             f"the feed for {v.name!r} has dtype {dtype}, not numbers: convert it to float32 or float64, shape (N, {v.dim})"
+        )
+    if v.below is not None and dtype.kind not in "iu":
+        raise FeedError(
+            f"the feed for {v.name!r} has dtype {dtype}, but it picks rows of a table: "
+            f"give integers from 0 to {v.below - 1}, shape (N, {v.dim})"
         )
 
 

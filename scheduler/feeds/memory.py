@@ -50,6 +50,7 @@ class _Call:
     beginnings: dict[Any, bytes]
     raw: dict[Variable, Array]
     known: RememberedFeeds
+    below: dict[Variable, int | None]
 
 
 class FeedMemory:
@@ -83,6 +84,7 @@ class FeedMemory:
         beginnings = _beginnings(feeds)
         for call in reversed(self.calls):
             alike = call.graph is graph and call.dtype == dtype and call.beginnings == beginnings
+            alike = alike and all(v.below == n for v, n in call.below.items())  # nodes may have been built since
             if alike and all(_equal(a, feeds[v]) for v, a in call.raw.items()):
                 return call.known
         raw = {v: _copy(a) for v, a in feeds.items()}
@@ -94,7 +96,7 @@ class FeedMemory:
             a.flags.writeable = False
         tokens = {v: self._token(a) for v, a in arrays.items()}
         known = RememberedFeeds(**vars(checked), tokens=tokens, call=None if self.hashed else next(self.count))
-        self.calls.append(_Call(graph, dtype, beginnings, raw, known))
+        self.calls.append(_Call(graph, dtype, beginnings, raw, known, {v: v.below for v in arrays}))
         while len(self.calls) > REMEMBERED or self.nbytes > self.limit:
             gone = self.calls.pop(0).known.call
             if gone is not None:
@@ -134,7 +136,7 @@ def owned(checked: Feeds, feeds: Any) -> Feeds:
     """
     arrays = dict(checked.arrays)
     for v, a in arrays.items():
-        given = feeds[v]
+        given = feeds[v] if v in feeds else feeds[v.name]
         if isinstance(given, (list, tuple)) or (is_elsewhere(given) and not is_future(given)):
             continue  # put together from what is theirs
         if isinstance(a, Chunked) or _in_file(a):

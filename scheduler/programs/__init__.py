@@ -13,7 +13,7 @@ from .compile import (
     run_passes,
     traced,
 )
-from .counts import Counts, counts_of, instr_flops
+from .counts import Counts, counts_of
 from .fuse import Layout
 from .lower import (
     SHARD_SAMPLES,

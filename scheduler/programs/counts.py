@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from flowgrad.jacobians import Dense, Outer
+from flowgrad.counts import operations
+from flowgrad.jacobians import Outer
 from flowgrad.ops import Dot, MatVec
 from flowgrad.program import Instr, Program
 
@@ -44,26 +45,13 @@ def counts_of(program: Program) -> Counts:
     depth = [0] * len(program.types)
     for i in program.instrs:
         depth[i.out] = 1 + max((depth[a] for a in i.args), default=0)
-        flops = instr_flops(i, program)
+        flops = operations(i, program)
         if any(program.types[a].batched for a in (*i.args, i.out)):
             each += flops
             products += flops if _is_product(i, program) else 0.0
         else:
             fixed += flops
     return Counts(fixed, each, products, program.size("param"), max(depth))
-
-
-def instr_flops(i: Instr, program: Program) -> float:
-    """Return the operations of an instruction per sample, and per row of a cotangent."""
-    types = program.types
-    out = types[i.out].dim
-    if i.verb == "apply" and i.op in (MatVec, Dot):
-        return 2.0 * max(types[a].dim for a in i.args)
-    if i.verb.startswith("pull") and i.op.kind(i.slot) is Outer:
-        return 2.0 * out
-    if i.verb.startswith("pull") and i.op.kind(i.slot) is Dense:
-        return 2.0 * types[i.args[0]].dim * out
-    return float(out * max(1, len(i.args) - 1))
 
 
 def _is_product(i: Instr, program: Program) -> bool:
