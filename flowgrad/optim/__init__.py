@@ -1,8 +1,9 @@
 """Update rules as pure functions, what goes into them, and optimizers: a rule bound to a graph and a loss."""
 
-from .named import AdaGrad, Adam, GradientDescent, Momentum, RMSProp
+from .assignments import WORK, Assignments
+from .named import AdaGrad, Adam, AdamW, AMSGrad, GradientDescent, Lion, Momentum, Nesterov, RMSProp
 from .norms import NORM_BLOCK, NORM_LANES, block_norms, scale_of
 from .optimizer import Optimizer, warn_independent
 from .privacy import Privacy
-from .rules import WORK, AdamRule, GradientDescentRule, Rule, State
+from .rules import AdamRule, GradientDescentRule, Rule, State, clipped
 from .schedules import Asked, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp, describe, is_own, restore

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import accumulate
 from typing import Any, TypedDict
@@ -10,22 +11,29 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ..errors import GraphError, warn
-from ..graph import Graph, Node, Variable, ancestors
-from ..inputs import Settled, brief, integer, nearest, real, without_underflow
-from ..returned import told
+from ..graph import Graph, Node, Variable, ancestors, jacobians_of
+from ..inputs import Settled, brief, integer, listed, nearest, real, without_underflow
 from ..typing import Array
 from .privacy import Privacy
 from .rules import Rule, RuleError, State, named
 
 
-class Common(TypedDict, total=False):
+class Shared(TypedDict, total=False):
     """Keywords that every optimizer takes; see `Optimizer`."""
 
     per_sample_clip: float | None
     noise_multiplier: float
     noise_seed: int | None
-    weight_decay: float
     clip_norm: float | None
+    ema: float
+    learning_rates: Mapping[Variable | str, float]
+    freeze: Iterable[Variable | str]
+
+
+class Common(Shared, total=False):
+    """Those of optimizers that have no weight decay of their own."""
+
+    weight_decay: float
 
 
 class Optimizer(Settled):
@@ -54,6 +62,14 @@ class Optimizer(Settled):
         they are.
     clip_norm : float, optional
         The mean gradient of all variables together is scaled down to this Euclidean norm, where it is longer.
+    learning_rates : dict, optional
+        Factors of the learning rate, of decoupled weight decay too: ``{"encoder": 0.1, w: 0.5}``, by variable, its name, or a scope
+        that it is in; the closest counts. 0 leaves variables as they are: no gradient by them is computed.
+    freeze : list, optional
+        Variables, names or scopes whose factor is 0.
+    ema : float, optional
+        Above 0, such as 0.999: the exponential moving average of the weights is kept, ``average += (1 - ema) (w - average)`` after
+        each update, first ``average = w``; see `averaged`.
 
     Attributes
     ----------
@@ -91,6 +107,8 @@ class Optimizer(Settled):
         per_sample_clip: float | None = None,
         noise_multiplier: float = 0.0,
         noise_seed: int | None = None,
+        learning_rates: Mapping[Variable | str, float] | None = None,
+        freeze: Iterable[Variable | str] = (),
         **of_rule: Any,
     ):
         if not isinstance(graph, Graph):
@@ -109,16 +127,56 @@ class Optimizer(Settled):
             self._privacy = Privacy(per_sample_clip, noise_multiplier, self.batch_size, noise_seed)
         elif real(noise_multiplier, "noise_multiplier", 0) or noise_seed is not None:
             raise GraphError("noise_multiplier and noise_seed need per_sample_clip: the noise is a multiple of it")
+        self._rates = self._checked_rates({} if learning_rates is None else learning_rates, freeze)
         self._epochs = 0
         self._state: State | None = None
         self._state_of: tuple[Variable, ...] = ()
         self._provide: Callable[[], None] | None = None
-        self._sums: dict[Variable, Array] = {}
+        self._sums: dict[tuple[Variable, ...], Array] = {}  # of gradients, by what was trainable
         self._count = 0
 
     def variables(self, without: Any = ()) -> list[Variable]:
-        """Return the trainable variables in the order of creation, without those in `without` (the feeds)."""
-        return [n for n in self.graph.nodes if isinstance(n, Variable) and n.trainable and n not in without]
+        """Return what is trained in the order of creation, without those in `without` (the feeds), and what picks rows."""
+        trainable = (n for n in self.graph.nodes if isinstance(n, Variable) and n.trainable and n not in without)
+        return [v for v in trainable if v.below is None and (not self._rates or self._rate(v) > 0)]
+
+    @property
+    def learning_rates(self) -> dict[Variable | str, float]:
+        """Factors of the learning rate, those that are frozen among them."""
+        return dict(self._rates)
+
+    def rates(self, variables: Sequence[Variable]) -> Array | None:
+        """Return the factor of each entry of variables laid end to end; None where all are 1."""
+        factors = [self._rate(v) for v in variables]
+        return None if all(f == 1 for f in factors) else np.repeat(factors, [v.dim for v in variables])
+
+    def _rate(self, variable: Variable) -> float:
+        if variable in self._rates:
+            return self._rates[variable]
+        scopes = [key for key in self._rates if isinstance(key, str) and _names(key, variable)]
+        return self._rates[max(scopes, key=len)] if scopes else 1.0
+
+    def _checked_rates(self, rates: Any, freeze: Any) -> dict[Variable | str, float]:
+        kind = type(self).__name__
+        if not isinstance(rates, Mapping):
+            raise GraphError(
+                f"{kind}: learning_rates is a dict of factors by variable, name or scope, not {brief(rates)}"
+            )
+        frozen = None if isinstance(freeze, Node) else listed(freeze)
+        if frozen is None:
+            raise GraphError(
+                f"{kind}: freeze is a list of variables, names or scopes, not {brief(freeze)}: write [...]"
+            )
+        checked: dict[Variable | str, float] = {}
+        variables = [n for n in self.graph.nodes if isinstance(n, Variable)]
+        for key, factor in [*rates.items(), *((key, 0.0) for key in frozen)]:
+            if not any(v is key or (isinstance(key, str) and _names(key, v)) for v in variables):
+                raise GraphError(
+                    f"{kind}: {self.graph} has no variable {brief(key)}, and none in a scope of that name: give "
+                    f"learning_rates and freeze variables, names or scopes that are there"
+                )
+            checked[key] = real(factor, f"{kind}: the learning rate's factor of {brief(key)}", 0)
+        return checked
 
     @property
     def state(self) -> State | None:
@@ -213,6 +271,7 @@ class Optimizer(Settled):
     def rule(self, rule: Rule) -> None:
         if not isinstance(rule, Rule):
             raise GraphError(f"a rule is an object such as fg.Adam(graph, loss).rule, not {brief(rule)}")
+        rule.alone  # noqa: B018 (what is wrong with its formulas is told here)
         self._rule = rule
 
     def __getattr__(self, name: str) -> Any:
@@ -232,8 +291,13 @@ class Optimizer(Settled):
     def _may_be_set(self) -> set[str]:
         return {*super()._may_be_set(), *_settings(self.rule)}
 
+    def first_state(self, dtype: Any = np.float64) -> State:
+        """Return the state before the first update, of the variables that are trainable now."""
+        values = (np.zeros(v.dim) if v.value is None else v.value for v in self.variables())
+        return self.rule.begin(np.concatenate([np.zeros(0), *values]).astype(dtype))
+
     def state_now(self) -> State | None:
-        """Return the state for the variables that are trainable now: of those that came since, it is zero.
+        """Return the state for the variables that are trainable now: of those that came since, it is as before the first update.
 
         Raises
         ------
@@ -253,7 +317,8 @@ class Optimizer(Settled):
             )
         arrays = {slot: state[slot] for slot in self.rule.slots}
         if self._state_of and self._state_of != tuple(variables):
-            arrays = {slot: _laid_out(array, self._state_of, variables) for slot, array in arrays.items()}
+            new = self.first_state()
+            arrays = {slot: _laid_out(array, self._state_of, variables, new[slot]) for slot, array in arrays.items()}
         for slot, array in arrays.items():
             if len(array) != size:
                 raise GraphError(
@@ -261,6 +326,43 @@ class Optimizer(Settled):
                     f"set optimizer.state = None to begin anew"
                 )
         return {"t": state.get("t", np.zeros(1, np.int64)), **arrays}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let trained variables have the averages of their values, within a ``with`` block: to evaluate, predict or save.
+
+        Afterwards they have again what they had, whatever was set meanwhile; so train outside.
+
+        Raises
+        ------
+        GraphError
+            If no averages are kept: `ema` is 0.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     w = fg.Variable(1, [2.0])
+        ...     loss = w * w
+        >>> optimizer = fg.GradientDescent(graph, loss, 0.25, batch_size=1, ema=0.5)
+        >>> optimizer.one_step(), optimizer.one_step(), w.value.tolist()
+        (4.0, 1.0, [0.5])
+        >>> with optimizer.averaged():
+        ...     w.value.tolist()
+        [0.75]
+        """
+        if not self.rule.ema:
+            raise GraphError(f"{self} keeps no averages of weights: make it with ema=0.999")
+        used, variables = ancestors(self.target), self.variables()
+        averages = _parts((self.state_now() or self.first_state())["average"], variables)
+        before = {v: v.value for v in variables if v in used and v.value is not None}
+        for v in before:
+            v.set_value(averages[v])
+        try:
+            yield
+        finally:
+            for v, value in before.items():
+                v.set_value(value)
 
     @without_underflow
     def one_step(self) -> float:
@@ -288,22 +390,23 @@ class Optimizer(Settled):
         array([1.])
         """
         loss = float(self.target.forward()[0])
-        variables = self.variables()
+        variables = tuple(self.variables())
         if self._count == 0:
             warn_independent(self.target, [v for v in variables if v.value is not None])
-        gradient = np.concatenate([np.zeros(0), *(v.backward(self.target)[0] for v in variables)])
+        gradient = np.concatenate([np.zeros((1, 0)), *jacobians_of(self.target, variables)], axis=1)[0]
         if self.privacy is not None:
             gradient = self.privacy.clipped(gradient)
-        for v, part in _parts(gradient, variables).items():
-            self._sums[v] = self._sums.get(v, 0.0) + part
+        self._sums[variables] = self._sums.get(variables, 0.0) + gradient
         self._count += 1
         if self._count == self.batch_size:
-            total = np.concatenate([np.zeros(0), *(self._sums[v] for v in variables)])
+            total = np.sum(
+                [_laid_out(part, of, variables, np.zeros_like(gradient)) for of, part in self._sums.items()], axis=0
+            )
             self._update(variables, total / self._count)
             self._sums, self._count = {}, 0
         return loss
 
-    def _update(self, variables: list[Variable], gradient: Array) -> None:
+    def _update(self, variables: Sequence[Variable], gradient: Array) -> None:
         # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.
         used = ancestors(self.target)
         moved = {v: v.value for v in variables if v in used and v.value is not None}
@@ -322,20 +425,19 @@ class Optimizer(Settled):
         self, variables: Sequence[Variable], values: Array, gradient: Array, state: State | None
     ) -> tuple[Array, State]:
         """Return values and state after an update; name the variables if the rule fails."""
+        rates = self.rates(variables)
+        more = {} if rates is None else {"rates": rates.astype(values.dtype)}
         try:
             state = state or self.rule.begin(values)
-            updated = named(f"update of {type(self.rule).__name__}", self.rule.update, values, gradient, state)
+            values, state = named(
+                f"update of {type(self.rule).__name__}", self.rule.update, values, gradient, {**state, **more}
+            )
         except RuleError as error:
             stops = zip(variables, accumulate(v.dim for v in variables))
             of = [v.name for v, stop in stops if error.entry is None or stop - v.dim <= error.entry < stop]
             names = ", ".join(map(repr, of[:5])) + (", ..." if len(of) > 5 else "")
             raise RuleError(f"{error}; it was given {names}") from error
-        if not isinstance(updated, tuple) or len(updated) != 2 or np.shape(updated[0]) != values.shape:
-            given = f"{len(updated)} values" if isinstance(updated, tuple) else told(updated)
-            raise RuleError(
-                f"update of {type(self.rule).__name__} gave {given}, it must be the parameters, shape {values.shape}, and a state"
-            )
-        return updated
+        return values, {name: array for name, array in state.items() if name != "rates"}
 
     def try_rule(self, dtype: Any) -> None:
         """Make an update that is dropped by a rule of one's own, for what is wrong with it is told best here.
@@ -343,9 +445,9 @@ class Optimizer(Settled):
         Raises
         ------
         RuleError
-            Names the rule, what it gave, what it must give, and the variables.
+            Names the rule, what it gave, and the variables.
         """
-        if type(self.rule).__module__ == Rule.__module__:
+        if not self.rule.own:
             return
         variables = self.variables()
         values = np.concatenate([np.zeros(0), *(np.zeros(v.dim) if v.value is None else v.value for v in variables)])
@@ -377,6 +479,11 @@ def _scalar(graph: Graph, target: Any) -> Node:
     return target
 
 
+def _names(text: str, variable: Variable) -> bool:
+    """Whether a text is a variable's name, or that of a scope that it is in."""
+    return f"{variable.name}.".startswith(f"{text}.")
+
+
 def _state_array(name: str, value: Any) -> Array:
     """Return an array of an optimizer's state as it can be used."""
     try:
@@ -398,10 +505,10 @@ def _parts(array: Array, variables: Sequence[Variable]) -> dict[Variable, Array]
     return {v: array[stop - v.dim : stop] for v, stop in zip(variables, stops)}
 
 
-def _laid_out(array: Array, before: Sequence[Variable], variables: Sequence[Variable]) -> Array:
-    """Return the entries of each variable in another order; zeros for a variable that was not there before."""
-    parts = _parts(array, before)
-    return np.concatenate([array[:0], *(parts.get(v, np.zeros(v.dim, array.dtype)) for v in variables)])
+def _laid_out(array: Array, before: Sequence[Variable], variables: Sequence[Variable], new: Array) -> Array:
+    """Return the entries of each variable in another order; `new` ones for a variable that was not there before."""
+    parts = {**_parts(new.astype(array.dtype), variables), **_parts(array, before)}
+    return np.concatenate([array[:0], *(parts[v] for v in variables)])
 
 
 def warn_independent(target: Node, variables: list[Variable]) -> None:

@@ -1,39 +1,41 @@
-"""Update rules: each a pure ``init`` and ``update`` on flat arrays, and the same update in place.
+"""Update rules: each a few formulas, which are run in place on flat arrays, by NumPy or compiled.
 
 `g` is the mean gradient of a mini-batch; every rule is elementwise, so it may run on any slice of the flat vector. The state is
 a dict of arrays and holds the number ``t`` of updates made. At the first update the running means start at their first term
 (``s = g²``, ``v = g``), not at zero, unless bias correction is asked for.
 
 Before a rule sees `g`, it is clipped by its norm, then ``weight_decay * w`` is added: the order of PyTorch, where
-``clip_grad_norm_`` is called before ``step``. The norm is the only thing that is not elementwise: see `block_norms`.
+``clip_grad_norm_`` is called before ``step``. The norm is the only thing that is not elementwise: see `block_norms`. After it,
+what is subtracted from the weights is multiplied by ``rates``, if the state has them, and the average of the weights moves on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import FlowgradError, GraphError
-from ..inputs import flag, real
+from ..inputs import brief, flag, real
 from ..returned import numbers, told
 from ..typing import Array
+from .assignments import WORK, Assignments, assignments
 from .norms import scale_of
 
 State = dict[str, Array]
 
-# Added under the square root of the running mean of g².
-EPSILON = 1e-10
-# Arrays of room that an update in place works in.
-WORK = 3
-
 
 @dataclass(frozen=True)
 class Rule:
-    """Base of the update rules: hyperparameters, ``init`` and ``update``.
+    """Base of the update rules: hyperparameters and formulas.
+
+    A rule states ``formulas``: of each array of its state, as it moves on, and of ``step``, which is subtracted from the weights;
+    one after the other. They may name ``w``, ``g``, those arrays, ``t`` (the update's number, from 1), ``first`` (1 at the first
+    update, else 0), ``lr`` and the other fields, and what `flowgrad.formulas` knows.
 
     Attributes
     ----------
@@ -41,15 +43,22 @@ class Rule:
         A number, or a schedule: a function of the update's number, from 1.
     weight_decay : float
         This times the weights is added to the gradient: the derivative of ``weight_decay / 2 * |w|²`` (A. Krogh, J. Hertz, NIPS
-        1991).
+        1991). Where it is `decoupled`, ``lr`` times this times the weights is added to the step (I. Loshchilov, F. Hutter, ICLR
+        2019).
     clip_norm : float, optional
         The mean gradient of all parameters together is scaled down to this Euclidean norm, where it is longer.
+    ema : float
+        Above 0: ``average += (1 - ema) (w - average)`` after each update, first ``average = w`` (B. Polyak, A. Juditsky, SIAM J.
+        Control Optim. 30, 1992, with weights that decay).
+    slots : tuple of str
+        Arrays of the state.
     """
 
     learning_rate: float | Callable[[int], float] = 0.01
     weight_decay: float = field(default=0.0, kw_only=True)
     clip_norm: float | None = field(default=None, kw_only=True)
-    slots: ClassVar[tuple[str, ...]] = ()
+    ema: float = field(default=0.0, kw_only=True)
+    decoupled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -63,23 +72,87 @@ class Rule:
                 continue
             above = name in ("learning_rate", "clip_norm")
             number = real(value, f"{kind}: {name}", 0 if above or name == "weight_decay" else -math.inf, above)
-            if name in ("momentum", "beta", "beta_1", "beta_2") and not 0 <= value < 1:
+            if name in ("momentum", "beta", "beta_1", "beta_2", "ema") and not 0 <= value < 1:
                 raise GraphError(f"{kind}: {name} must be at least 0 and below 1, not {value!r}")
             object.__setattr__(self, name, number)
 
     def __init_subclass__(cls, **kwargs: Any):
-        """Forget the loop of a class above where this one states its step anew: machine code would be of another rule."""
+        """Refuse what a class states in code: compiled loops follow from formulas, and would do something else."""
         super().__init_subclass__(**kwargs)
-        if "step" in vars(cls) and "loop" not in vars(cls):
-            cls.loop = Rule.loop  # type: ignore[method-assign]
-        if cls.loop is not Rule.loop and not {"v", "s"} >= {*cls.slots}:
+        for name in ("step", "loop", "slots", "update", "update_in_place"):
+            if name in vars(cls):
+                raise GraphError(
+                    f"the rule {cls.__name__} states {name!r} in code, which compiled loops do not follow: give its class "
+                    f"formulas, such as {{'step': 'lr * g'}}"
+                )
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a rule of somebody's own, which needs a look."""
+        return type(self).__module__ != __name__
+
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        """What a class states."""
+        return {}
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays of the state, beside the weights."""
+        return self.alone.arrays[2:]
+
+    @cached_property
+    def alone(self) -> Assignments:
+        """What an update does where the state has no ``rates``."""
+        return self._assignments(False)
+
+    @cached_property
+    def rated(self) -> Assignments:
+        """What it does where the state has them."""
+        return self._assignments(True)
+
+    def _assignments(self, rates: bool) -> Assignments:
+        decay = " + lr * weight_decay * w" if self.weight_decay and self.decoupled else ""
+        before = {"g": "g + weight_decay * w"} if self.weight_decay and not self.decoupled else {}
+        after = {"average": "where(first > 0, w, average + (1 - ema) * (w - average))"} if self.ema else {}
+        stated: Any = self.formulas
+        texts = isinstance(stated, Mapping) and all(isinstance(text, str) for pair in stated.items() for text in pair)
+        if not texts or "step" not in stated:
+            what = "no step" if texts else f"{brief(stated)} for formulas"
             raise GraphError(
-                f"{cls.__name__} states a loop, which is given the slots 'v' and 's' alone, not {cls.slots!r}"
+                f"the rule {type(self).__name__} states {what}: give its class formulas, such as {{'step': 'lr * g'}}"
             )
+        taken = {"w", "g", "rates", "average"} & {*stated}
+        if taken:
+            raise GraphError(
+                f"the rule {type(self).__name__} states a formula of {min(taken)!r}, which is flowgrad's own name"
+            )
+        formulas = {("w" if name == "step" else name): text for name, text in stated.items()}
+        formulas["w"] = f"w - {'rates * ' * rates}({formulas['w'] + decay})"
+        return assignments(tuple({**before, **formulas, **after}.items()), ("lr", "t", "first", *self._numbers), rates)
+
+    @cached_property
+    def _numbers(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("learning_rate", "clip_norm")}
+
+    def constants(self, t: int, what: Assignments) -> tuple[float, ...]:
+        """Return the numbers of an update; rounded to the parameters' dtype once, as NumPy does.
+
+        Raises
+        ------
+        RuleError
+            If a formula of one's own has none at this update.
+        """
+        text = f"a formula of {type(self).__name__} at update {t}"
+        made = named(text, what.numbers, self.rate(t), t, float(t == 1), *self._numbers.values())
+        if self.own and any(isinstance(number, complex) for number in made):
+            raise RuleError(f"{text} is no real number")
+        return tuple(made)
 
     def init(self, w: Array) -> State:
         """Return the state before the first update of parameters `w` ``(P,)``."""
-        return {"t": np.zeros(1, np.int64), **{slot: np.zeros_like(w) for slot in self.slots}}
+        state = {"t": np.zeros(1, np.int64), **{slot: np.zeros_like(w) for slot in self.slots}}
+        return state | ({"average": w.copy()} if self.ema else {})
 
     def begin(self, w: Array) -> State:
         """Return what `init` gives, as arrays like `w`.
@@ -114,45 +187,39 @@ class Rule:
         Every rule is elementwise, so the bits do not depend on `n`.
         """
         state["t"] += 1
+        what = self.rated if "rates" in state else self.alone
         t = int(state["t"][0])
-        scale = self.scale(g)
+        constants, scale = self.constants(t, what), self.scale(g)
         for start in range(0, len(g), max(1, work.shape[1])):
             part = slice(start, start + work.shape[1])
-            here = w[part]
-            a, b, c = work[:, : len(here)]
-            slots = {slot: state[slot][part] for slot in self.slots}
-            here -= self.moved(self.prepare(here, g[part], scale, c), slots, t, a, b)
+            rooms = work[:, : len(w[part])]
+            others = (state[name][part] for name in what.arrays[2:])
+            given = (w[part], clipped(g[part], scale, rooms[-1]), *others, *rooms, *constants)
+            if self.own:
+                self._look(what, t, start, *given)
+            else:
+                what.run(*given)
 
-    def moved(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Return what `step` gives; of a rule of one's own, with a look at it.
+    def _look(self, what: Assignments, t: int, start: int, w: Array, g: Array, *others: Any) -> None:
+        """Run formulas of one's own, on the entries from `start` on, with a look at what comes of them.
 
         Raises
         ------
         RuleError
-            If it fails, or gives something else, or what is not a number where the gradient is one.
+            If that is not a number where the weight and the gradient were.
         """
-        if getattr(self.step, "__module__", "") == __name__:
-            return self.step(g, state, t, a, b)
-        what, before = f"step of {type(self).__name__} at update {t}", dict(state)
-        result = _like(what, named(what, self.step, g, state, t, a, b), g)
-        for slot, here in before.items():
-            if state.get(slot) is not here:  # set, not written to
-                here[...] = _like(f"{what} for {slot!r}", state.get(slot), here)
-        strange = np.isnan(result) & np.isfinite(g)
+        good = np.isfinite(w) & np.isfinite(g)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            what.run(w, g, *others)
+        strange = np.isnan(w) & good
         if strange.any():
             entry = int(strange.argmax())
-            raise RuleError(f"{what} gave nan where the gradient is {g[entry]:.10g}", entry)
-        return result
+            text = f"step of {type(self).__name__} at update {t} gave nan where the gradient is {g[entry]:.10g}"
+            raise RuleError(text, start + entry)
 
     def scale(self, g: Array) -> float:
         """Return the factor by which the gradient is clipped."""
         return 1.0 if self.clip_norm is None else scale_of(g, self.clip_norm)
-
-    def prepare(self, w: Array, g: Array, scale: float, out: Array | None = None) -> Array:
-        """Return what the rule works with: the clipped gradient, and weight decay; written to `out` where it is not `g`."""
-        if scale != 1.0:
-            g = np.multiply(scale, g, out=out)
-        return np.add(g, self.weight_decay * w, out=out) if self.weight_decay else g
 
     def rate(self, t: int) -> float:
         """Return the learning rate of update number `t` (from 1)."""
@@ -160,25 +227,6 @@ class Rule:
             return self.learning_rate
         what = f"{type(self).__name__}: the learning rate of update {t}, by {self.learning_rate!r},"
         return real(self.learning_rate(t), what, 0)
-
-    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Move the slots in `state` on, and return what is subtracted from the parameters at update number `t` (from 1).
-
-        `a` and `b` are room for intermediate results, shaped like `g`; the result may lie in one of them. `g` stays as it is.
-        """
-        raise NotImplementedError("a rule states what is subtracted: `step(self, g, state, t, a, b)`")
-
-    def constants(self, t: int) -> list[float]:
-        """Return the numbers that `loop` works with at update `t`; rounded to the parameters' dtype once, as NumPy does."""
-        return [self.rate(t)]
-
-    @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
-        """Do the same update in place; plain loops, for compiled kernels. Arrays of slots that the rule lacks are empty.
-
-        The constants are read into locals first: a compiler cannot know that `w` does not overlap `c`.
-        """
-        raise NotImplementedError
 
 
 class RuleError(GraphError):
@@ -196,7 +244,7 @@ def named(what: str, rule: Callable[..., Any], *args: Any) -> Any:
     except FlowgradError:
         raise
     except Exception as error:
-        raise RuleError(f"{what} failed for {len(args[0])} numbers: {type(error).__name__}: {error}") from error
+        raise RuleError(f"{what} failed: {type(error).__name__}: {error}") from error
 
 
 def _like(what: str, value: Any, array: Array) -> Array:
@@ -208,33 +256,34 @@ def _like(what: str, value: Any, array: Array) -> Array:
     return given.astype(array.dtype, copy=False)
 
 
-def _blend(mean: Array, term: Array, beta: float, t: int, out: Array) -> None:
-    """Move a running mean on by a term; `out` is room and may be the term itself."""
-    if t == 1:
-        mean[...] = term
-        return
-    mean *= beta
-    mean += np.multiply(term, 1.0 - beta, out=out)
+def clipped(g: Array, scale: float, out: Array | None = None) -> Array:
+    """Return a gradient times the factor by which it is clipped."""
+    return g if scale == 1.0 else np.multiply(scale, g, out=out)
 
 
-def _root(s: Array, out: Array) -> Array:
-    return np.sqrt(np.add(s, EPSILON, out=out), out=out)
+def _mean(slot: str, term: str, beta: str) -> str:
+    """Return how a running mean moves on that starts at zero."""
+    return f"{beta} * {slot} + (1 - {beta}) * {term}"
+
+
+def _mean_of(slot: str, term: str, beta: str) -> str:
+    """Return how one moves on that starts at its first term."""
+    return f"where(first > 0, {term}, {_mean(slot, term, beta)})"
+
+
+_SQUARE, _ROOT = "(g * g)", "sqrt(s + 1e-10)"
+_CORRECTED = {"v": _mean("v", "g", "beta_1"), "s": _mean("s", _SQUARE, "beta_2")}
+
+
+def _corrected_step(s: str) -> str:
+    return f"lr / (1 - beta_1 ** t) * v / (sqrt({s} / (1 - beta_2 ** t)) + 1e-8)"
 
 
 @dataclass(frozen=True)
 class GradientDescentRule(Rule):
     """``w -= lr g``."""
 
-    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Return ``lr g``."""
-        return np.multiply(self.rate(t), g, out=a)
-
-    @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
-        """Update in place."""
-        lr = c[0]
-        for j in range(len(w)):
-            w[j] -= lr * g[j]
+    formulas = {"step": "lr * g"}
 
 
 @dataclass(frozen=True)
@@ -242,77 +291,40 @@ class MomentumRule(Rule):
     """``v = μ v + g; w -= lr v`` (B. Polyak, 1964)."""
 
     momentum: float = 0.9
-    slots: ClassVar[tuple[str, ...]] = ("v",)
+    formulas = {"v": "momentum * v + g", "step": "lr * v"}
 
-    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Return ``lr v``."""
-        v = state["v"]
-        v *= self.momentum
-        v += g
-        return np.multiply(self.rate(t), v, out=a)
 
-    def constants(self, t: int) -> list[float]:
-        """Return the numbers that `loop` works with at update `t`."""
-        return [self.rate(t), self.momentum]
+@dataclass(frozen=True)
+class NesterovRule(MomentumRule):
+    """``v = μ v + g; w -= lr (g + μ v)`` (Y. Nesterov, 1983; as I. Sutskever et al., ICML 2013, and PyTorch write it)."""
 
-    @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
-        """Update in place."""
-        lr, mu = c[0], c[1]
-        for j in range(len(w)):
-            v[j] = mu * v[j] + g[j]
-            w[j] -= lr * v[j]
+    formulas = {"v": "momentum * v + g", "step": "lr * (g + momentum * v)"}
 
 
 @dataclass(frozen=True)
 class AdaGradRule(Rule):
     """``s += g²; w -= lr g / sqrt(s + 1e-10)`` (J. Duchi, E. Hazan, Y. Singer, JMLR 12, 2011)."""
 
-    slots: ClassVar[tuple[str, ...]] = ("s",)
-
-    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Return ``lr g / sqrt(s + 1e-10)``."""
-        s = state["s"]
-        s += np.multiply(g, g, out=a)
-        return np.divide(np.multiply(self.rate(t), g, out=b), _root(s, a), out=b)
-
-    def constants(self, t: int) -> list[float]:
-        """Return the numbers that `loop` works with at update `t`."""
-        return [self.rate(t), EPSILON]
-
-    @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
-        """Update in place."""
-        lr, eps = c[0], c[1]
-        for j in range(len(w)):
-            s[j] += g[j] * g[j]
-            w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
+    formulas = {"s": f"s + {_SQUARE}", "step": f"lr * g / {_ROOT}"}
 
 
 @dataclass(frozen=True)
 class RMSPropRule(Rule):
-    """``s = β s + (1-β) g²; w -= lr g / sqrt(s + 1e-10)`` (T. Tieleman, G. Hinton, 2012)."""
+    """``s = β s + (1-β) g²; w -= lr g / sqrt(s + 1e-10)`` (T. Tieleman, G. Hinton, 2012).
+
+    With `momentum` μ, as PyTorch has it: ``v = μ v + g / sqrt(s + 1e-10); w -= lr v``.
+    """
 
     beta: float = 0.9
-    slots: ClassVar[tuple[str, ...]] = ("s",)
+    momentum: float = 0.0
 
-    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Return ``lr g / sqrt(s + 1e-10)``."""
-        s = state["s"]
-        _blend(s, np.multiply(g, g, out=a), self.beta, t, a)
-        return np.divide(np.multiply(self.rate(t), g, out=b), _root(s, a), out=b)
-
-    def constants(self, t: int) -> list[float]:
-        """Return the numbers that `loop` works with at update `t`."""
-        return [self.rate(t), EPSILON, self.beta, 1.0 - self.beta]
-
-    @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
-        """Update in place."""
-        lr, eps, b, rest = c[0], c[1], c[2], c[3]
-        for j in range(len(w)):
-            s[j] = g[j] * g[j] if t == 1 else b * s[j] + rest * (g[j] * g[j])
-            w[j] -= lr * g[j] / np.sqrt(s[j] + eps)
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        """See the class."""
+        s = _mean_of("s", _SQUARE, "beta")
+        if not self.momentum:
+            return {"s": s, "step": f"lr * g / {_ROOT}"}
+        return {"s": s, "v": f"momentum * v + g / {_ROOT}", "step": "lr * v"}
 
 
 @dataclass(frozen=True)
@@ -325,35 +337,49 @@ class AdamRule(Rule):
     beta_1: float = 0.9
     beta_2: float = 0.99
     bias_correction: bool = False
-    slots: ClassVar[tuple[str, ...]] = ("v", "s")
 
-    def step(self, g: Array, state: State, t: int, a: Array, b: Array) -> Array:
-        """Return the running mean of the gradient, scaled."""
-        v, s = state["v"], state["s"]
-        began = t + 1 if self.bias_correction else t  # corrected means start at zero
-        _blend(v, g, self.beta_1, began, a)
-        _blend(s, np.multiply(g, g, out=a), self.beta_2, began, a)
-        if not self.bias_correction:
-            return np.divide(np.multiply(self.rate(t), v, out=b), _root(s, a), out=b)
-        root = np.sqrt(np.divide(s, 1.0 - self.beta_2**t, out=a), out=a)
-        root += 1e-8
-        return np.divide(np.multiply(self.rate(t) / (1.0 - self.beta_1**t), v, out=b), root, out=b)
+    @property
+    def formulas(self) -> Mapping[str, str]:
+        """See the class."""
+        if self.bias_correction:
+            return {**_CORRECTED, "step": _corrected_step("s")}
+        means = {"v": _mean_of("v", "g", "beta_1"), "s": _mean_of("s", _SQUARE, "beta_2")}
+        return {**means, "step": f"lr * v / {_ROOT}"}
 
-    def constants(self, t: int) -> list[float]:
-        """Return the numbers that `loop` works with at update `t`."""
-        means = [self.beta_1, 1.0 - self.beta_1, self.beta_2, 1.0 - self.beta_2]
-        rate, rest = self.rate(t), 1.0
-        if self.bias_correction:  # here, for in single precision the differences would be lost
-            rate, rest = rate / (1.0 - self.beta_1**t), 1.0 - self.beta_2**t
-        return [rate, EPSILON, *means, float(self.bias_correction), 1e-8, rest]
 
-    @staticmethod
-    def loop(w: Array, g: Array, v: Array, s: Array, t: int, c: Array) -> None:
-        """Update in place."""
-        lr, eps, b1, r1, b2, r2, tiny, rest = c[0], c[1], c[2], c[3], c[4], c[5], c[7], c[8]
-        corrected = c[6] > 0
-        first = t == 1 and not corrected
-        for j in range(len(w)):  # a compiler makes a loop of each case
-            v[j] = g[j] if first else b1 * v[j] + r1 * g[j]
-            s[j] = g[j] * g[j] if first else b2 * s[j] + r2 * (g[j] * g[j])
-            w[j] -= lr * v[j] / (np.sqrt(s[j] / rest) + tiny if corrected else np.sqrt(s[j] + eps))
+@dataclass(frozen=True)
+class AdamWRule(Rule):
+    """Adam with bias correction, and weight decay beside it: ``w -= lr (Adam + weight_decay w)``.
+
+    I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", ICLR 2019, algorithm 2, without a schedule of its own.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    decoupled = True
+    formulas = {**_CORRECTED, "step": _corrected_step("s")}
+
+
+@dataclass(frozen=True)
+class AMSGradRule(Rule):
+    """Adam with bias correction, divided by the root of the largest `s` so far: ``top = max(top, s)``.
+
+    S. Reddi, S. Kale, S. Kumar, "On the convergence of Adam and beyond", ICLR 2018; with bias correction as PyTorch has it.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    formulas = {**_CORRECTED, "top": "maximum(top, s)", "step": _corrected_step("top")}
+
+
+@dataclass(frozen=True)
+class LionRule(Rule):
+    """``w -= lr (sign(β1 v + (1-β1) g) + weight_decay w); v = β2 v + (1-β2) g``.
+
+    X. Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, algorithm 2.
+    """
+
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    decoupled = True
+    formulas = {"step": f"lr * sign({_mean('v', 'g', 'beta_1')})", "v": _mean("v", "g", "beta_2")}

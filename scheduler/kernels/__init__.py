@@ -11,3 +11,4 @@ from .compiled import (
     why_not_compiled,
 )
 from .numpy_kernel import run_instr
+from .table import MOVED

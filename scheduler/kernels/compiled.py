@@ -63,9 +63,9 @@ def _room(name: str) -> Any:
 
 
 @lru_cache(maxsize=32)
-def compiled_round(program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]) -> CompiledRound:
+def compiled_round(program: Program, names: tuple[str, ...], rule: Rule, dtype: Any, rates: bool) -> CompiledRound:
     """Return the compiled step of a program; made once per process."""
-    made: CompiledRound = _room("numba_kernel").CompiledRound(program, names, rule, dtype)
+    made: CompiledRound = _room("numba_kernel").CompiledRound(program, names, rule, dtype, rates)
     return made
 
 

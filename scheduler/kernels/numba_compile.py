@@ -74,7 +74,7 @@ def _write_call(context: Any, module: ir.Module, name: str, kernel: Kernel, dtyp
         function, returns, takes = numba_walk.walk, types.int64, [numba_walk.INTEGERS] * 2
     else:
         function, returns = njit(**BARE)(_python(kernel, dtype)), types.void
-        takes = [types.int64] * (10 if kernel.text == ":rows" else 8)
+        takes = [types.int64] * 10
     function.compile(returns(*takes))
     (compiled,) = function.overloads.values()
     context.active_code_library.add_linking_library(compiled.library)
@@ -108,15 +108,7 @@ def _python(kernel: Kernel, dtype: Any) -> Callable[..., None]:
         return carray(at(address, T(0)), (size,))
 
     assert kernel.function is not None
-    # Updates divide by roots: an estimate of the reciprocal and a step of Newton's are twice as fast.
-    estimates = {"arcp"} if kernel.text == ":update" else False
-    inner = njit(**BARE, fastmath=estimates)(_with_vectors(kernel.function))
-    if kernel.text == ":update":
-
-        def update(w: int, g: int, v: int, s: int, count: int, t: int, c: int, size: int) -> None:
-            inner(array(w, count), array(g, count), array(v, count), array(s, count), t, array(c, size))
-
-        return update
+    inner = njit(**BARE)(_with_vectors(kernel.function))
     count = len(kernel.operands)
     given = ", ".join(
         [*([str(kernel.slot)] if kernel.slot is not None else []), *(f"array(p{k}, d{k})" for k in range(count))]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.optim import Rule, State
+from flowgrad.optim import Rule, State, clipped
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
@@ -248,19 +248,19 @@ class CompiledRound:
         Where the machine code came from and how long that took.
     """
 
-    def __init__(self, program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any]):
+    def __init__(self, program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any], rates: bool = False):
         self.rule, self.dtype, self.size = rule, np.dtype(dtype), program.size("param")
+        self.moves = rule.rated if rates else rule.alone
+        self.moved = [name for name in self.moves.arrays if name != "g"]
         self.apart = program.types[program.inputs[-1].var].batched
         self.clips = rule.clip_norm is not None
         began = time.perf_counter()
         gradient = names[0] if names else None
-        constants = len(rule.constants(1))
-        self.rounds = Assembler(program, gradient).write_round(
-            update_kernel(type(rule)), self.clips, rule.weight_decay != 0, constants
-        )
+        self.rounds = Assembler(program, gradient).write_round(update_kernel(self.moves), self.clips)
         self.paces: dict[tuple[int, int], Pace] = {}  # by samples of the largest shard, and threads
         with compiling() as compiled:
-            addresses_of(self.rounds.kernels, self.dtype)
+            address, *_ = addresses_of([update_kernel(self.moves), *self.rounds.kernels], self.dtype)
+        self._update = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * (w.MOVED + 2))(address)
         self.told = f"{'compiled' if compiled else 'loaded'} in {time.perf_counter() - began:.1f} s"
         shards = cache(lambda: Assembler(program, gradient).write_shards())
         self._rounds = lru_cache(maxsize=8)(lambda samples: Code(self.rounds, self.dtype, samples))
@@ -276,13 +276,12 @@ class CompiledRound:
         threads = max(1, min(threads, shards))
         wave = FAN_IN ** levels(max(SIDE_BY_SIDE, threads))
         depth = levels(-(-shards // wave))
-        scale = np.array([1.0, self.rule.weight_decay], self.dtype)
         arrays = {
-            w.SHARES: self.gradient_room(min(shards, wave)), w.FOLDED: self.gradient_room(depth), w.SCALE: scale,
-            w.WEIGHTS: new["w"], w.WEIGHTS + 1: new.get("v", new["w"]),
-            w.WEIGHTS + 2: new.get("s", new["w"]), w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"],
+            w.SHARES: self.gradient_room(min(shards, wave)), w.FOLDED: self.gradient_room(depth), w.SCALE: np.ones(1, self.dtype),
+            w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"],
+            **{w.WEIGHTS + k: array for k, array in enumerate(new[name] for name in self.moved)},
         }  # fmt: skip
-        numbers = {w.THREADS: threads, w.WAVE: wave, w.LEVELS: depth, w.UPDATES: t}
+        numbers = {w.THREADS: threads, w.WAVE: wave, w.LEVELS: depth}
         code, losses = self._rounds(plan.samples), np.zeros((len(steps), shards))
         pace = self.paces.setdefault((plan.samples, threads), Pace())
         for first, last, count in pace.segments(len(steps), threads):
@@ -344,12 +343,11 @@ class CompiledRound:
         parts = {k: v[lo:hi] for k, v in state.items() if k != "t"}
         t = int(state["t"][0])
         state["t"] += 1
-        gradient = np.ascontiguousarray(self.rule.prepare(parts["w"], gradient, self.rule.scale(gradient)))
-        constants = self._constants(t, 1)
-        (address,) = addresses_of([update_kernel(type(self.rule))], self.dtype)
-        places = [a.ctypes.data for a in (parts["w"], gradient, parts.get("v", parts["w"]), parts.get("s", parts["w"]))]
-        run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(address)
-        run(*places, len(gradient), t + 1, constants.ctypes.data, constants.size)
+        gradient = np.ascontiguousarray(clipped(gradient, self.rule.scale(gradient)))
+        constants = self._constants(t, 1)  # here, so that it lives until it was read
+        first, *others = (parts[name].ctypes.data for name in self.moved)
+        others += [first] * (w.MOVED - 2 - len(others))
+        self._update(first, gradient.ctypes.data, *others, constants.ctypes.data, len(gradient))
 
     @contextmanager
     def _walks(
@@ -405,9 +403,9 @@ class CompiledRound:
 
     def _constants(self, t: int, steps: int) -> Array:
         """Return the rule's numbers for the updates after `t`, a row each."""
-        if callable(self.rule.learning_rate) or getattr(self.rule, "bias_correction", False):
-            return np.array([self.rule.constants(t + k) for k in range(1, steps + 1)], self.dtype)
-        return np.tile(np.array(self.rule.constants(t + 1), self.dtype), (steps, 1))
+        alike = not (callable(self.rule.learning_rate) or self.moves.timed or type(self.rule).rate is not Rule.rate)
+        rows = [self.rule.constants(t + k, self.moves) for k in range(1, min(steps, 2 if alike else steps) + 1)]
+        return np.array(rows + rows[-1:] * (steps - len(rows)), self.dtype)
 
 
 class CompiledProgram:

@@ -28,25 +28,27 @@ from flowgrad.formulas import OPERANDS, formula
 from flowgrad.inputs import brief
 from flowgrad.jacobians import Diagonal
 from flowgrad.ops import Elementwise
-from flowgrad.optim import Rule
-from flowgrad.reads import code_token
+from flowgrad.optim import Assignments
 
 from ..machine import cache_folder, cache_problem, forked_lock
 from ..tasks import FAN_IN, is_named, token
-from .table import CLIP, COPY, DECAY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
+from .table import CLIP, COPY, DOT, FILL, GATHER, LOSS_SUM, PLUS, SCALED, SCATTER, SUM, TURN, WALK, Kernel
 
 # Stands for the code that machine code is made by, as it was when this was imported.
 OWN_CODE = token(*(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))), FAN_IN)
 _loading = forked_lock(threading.RLock)
+# Letters of an op's formulas from which on they are compiled when they are wanted first: few nets have them, and all would wait.
+COMMON = 200
 LONG = 2.0  # seconds of compiling after which it is told, once
 ANNOUNCED = "compiled for this machine, once; that takes some seconds"
 announced = threading.Event()
 _logger = logging.getLogger("flowgrad")
 
 
-def update_kernel(rule: type[Rule]) -> Kernel:
+def update_kernel(update: Assignments) -> Kernel:
     """Return the kernel that updates by a rule."""
-    return Kernel(":update", (), (code_token(rule.loop),), rule.loop)
+    text = "\n".join(f"{name} = {formula}" for name, formula in update.lines)
+    return Kernel(text, update.arrays, tuple(f"_{k}" for k in range(update.count)))
 
 
 def _kernels_of(op: Any) -> Iterator[Kernel]:
@@ -77,9 +79,10 @@ def compiling() -> Iterator[list[int]]:
 @cache
 def built_in() -> tuple[Kernel, ...]:
     """Return the kernels that every library begins with: loops of flowgrad's own ops; what numba compiles takes longer."""
-    kernels = dict.fromkeys([FILL, COPY, SUM, PLUS, SCALED, DOT, GATHER, SCATTER, TURN, LOSS_SUM, CLIP, DECAY])
+    kernels = dict.fromkeys([FILL, COPY, SUM, PLUS, SCALED, DOT, GATHER, SCATTER, TURN, LOSS_SUM, CLIP])
     for op in vars(ops).values():
-        if isinstance(op, type) and issubclass(op, Elementwise) and op.formula is not None:
+        stated = isinstance(op, type) and issubclass(op, Elementwise) and op.formula is not None
+        if stated and len("".join([op.formula, *op.slopes])) < COMMON:
             kernels |= dict.fromkeys(_kernels_of(op))
     return tuple(kernels)
 

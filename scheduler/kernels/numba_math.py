@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from .table import MOVED
+
 # Operands of a loop beside its result; its attributes are numbers that are read once.
 OPERANDS = 5
 LONG, BYTE = ir.IntType(64), ir.IntType(8)
@@ -288,11 +290,14 @@ def write_loop(
 ) -> Any:
     """Write ``void name(T* out, T* x0 .. x4, T* attributes, i64 n)``: ``out[j] = text`` for each j, or one of `LOOPS`.
 
-    A formula may name ``out``, what was there before.
+    A formula may name ``out``, what was there before. An update is assignments, a line each, to `MOVED` arrays, which are the
+    operands and do not overlap; that to ``g`` is not stored.
     """
+    update = " = " in text
     real = ir.DoubleType() if np.dtype(dtype) == np.float64 else ir.FloatType()
     pointer = real.as_pointer()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * (OPERANDS + 2) + [LONG]), name)
+    count = MOVED if update else OPERANDS + 1
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer] * (count + 1) + [LONG]), name)
     out, *inputs, constants, n = function.args
     start, loop, end = (function.append_basic_block(x) for x in ("start", "loop", "end"))
     b = ir.IRBuilder(start)
@@ -326,14 +331,19 @@ def write_loop(
         added = b.fadd(total, term, flags=("reassoc", "contract") if text == ":dot" else ())
         total.add_incoming(added, loop)
     else:
-        names = dict(zip(attributes, read)) | {a: entry(k) for k, a in enumerate(operands)}
-        names["out"] = Number(b, b.load(b.gep(out, [j])))
-        # A formula comes from an op's class, which `formulas.formula` has checked; no file holds any.
-        code = compile(ast.fix_missing_locations(_Constants().visit(ast.parse(text, mode="eval"))), "<formula>", "eval")
-        value = eval(
-            code, {"__builtins__": {}}, {**FUNCTIONS, **names, "number": lambda x: Number(b, ir.Constant(real, x))}
-        )
-        b.store(names["out"].of(value).value, b.gep(out, [j]))
+        at = {a: b.gep(place, [j]) for a, place in zip(operands if update else ("out", *operands), function.args)}
+        names = dict(zip(attributes, read)) | {a: Number(b, b.load(place)) for a, place in at.items()}
+        for target, formula in (line.split(" = ") for line in (text if update else f"out = {text}").split("\n")):
+            # A formula comes from a class, and was checked by `formulas.formula`; no file holds any.
+            tree = ast.fix_missing_locations(_Constants().visit(ast.parse(formula, mode="eval")))
+            scope = {**FUNCTIONS, **names, "number": names[target].of}
+            names[target] = names[target].of(eval(compile(tree, "<formula>", "eval"), {"__builtins__": {}}, scope))
+            if target != "g":
+                b.store(names[target].value, at[target])
+    for place in function.args[:-1] if update else ():
+        place.add_attribute("noalias")
+    for i in loop.instructions if update else ():  # to multiply by an estimate of a reciprocal is twice as fast
+        i.flags += ["arcp"] * (i.opname in ("fadd", "fsub", "fmul", "fdiv"))
     after = b.add(j, one)
     j.add_incoming(after, loop)
     b.cbranch(b.icmp_signed("<", after, n), loop, end)

@@ -85,7 +85,7 @@ def _caller(count: int, doc: str) -> Any:
 
 run = _caller(8, "Run a loop over numbers: result, five operands, attributes, and how many numbers.")
 run_rows = _caller(10, "Run a function of a sample's vectors: five addresses, five lengths.")
-run_update = _caller(8, "Run an update rule.")
+run_update = _caller(2 + t.MOVED, "Run an update rule: arrays, numbers, and how many entries.")
 
 
 @intrinsic
@@ -372,14 +372,11 @@ def walk(code: Any, ctx: Any) -> int:
                 g = share(ctx, 0)
                 run(code[at + t.KERNEL], (g, g, g, g, g, g, ctx[t.SCALE], ctx[t.END] - ctx[t.BEGIN]))
         elif opcode == t.UPDATE:
-            k, skip, count = ctx[t.STEP], ctx[t.BEGIN] * ctx[t.SIZE], ctx[t.END] - ctx[t.BEGIN]
-            g, w = share(ctx, 0), ctx[t.WEIGHTS] + skip
-            if code[at + t.FIRST]:
-                run(code[at + t.FIRST], (g, w, g, g, g, g, ctx[t.SCALE] + ctx[t.SIZE], count))
+            k, w, skip, count = ctx[t.STEP], t.WEIGHTS, ctx[t.BEGIN] * ctx[t.SIZE], ctx[t.END] - ctx[t.BEGIN]
             run_update(
                 code[at + t.KERNEL],
-                (w, g, ctx[t.WEIGHTS + 1] + skip, ctx[t.WEIGHTS + 2] + skip, count, ctx[t.UPDATES] + k + 1,
-                 ctx[t.CONSTANTS] + k * code[at + t.EXTRA + 1] * ctx[t.SIZE], code[at + t.EXTRA + 1]),
+                (ctx[w] + skip, share(ctx, 0), ctx[w + 1] + skip, ctx[w + 2] + skip, ctx[w + 3] + skip, ctx[w + 4] + skip,
+                 ctx[w + 5] + skip, ctx[t.CONSTANTS] + k * code[at + t.EXTRA + 1] * ctx[t.SIZE], count),
             )  # fmt: skip
             if not barrier(ctx):
                 return t.ENDED

@@ -47,8 +47,11 @@ ALIGNED = 64
     SAMPLES, DIRECTIONS, BLAS, SIZE, ONE, ZERO, SYNC, ROW,  # samples of this walk, rows of a cotangent; BLAS; bytes of a number
     STEP, SHARD, WAVE_START, THREAD, THREADS, MET,  # where this thread is
     STEPS, SHARDS, WAVE, LEVELS, ENTRIES, BEGIN, END,  # of a round; this thread's part of the parameters
-    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, WEIGHTS, _V, _S, CONSTANTS, UPDATES, SCALE, ADD, COPY_ROW, BASES,
-) = range(38)  # fmt: skip
+    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, CONSTANTS, SCALE, ADD, COPY_ROW, WEIGHTS,
+) = range(34)  # fmt: skip
+# Arrays of an update, the gradient among them; their places follow from that of the weights on.
+MOVED = 7
+BASES = WEIGHTS + MOVED - 1
 DONE, CALL, PAUSE, MEASURE, ENDED = -1, -2, -3, -4, -5
 
 
@@ -65,10 +68,8 @@ class Kernel(NamedTuple):
 FILL, COPY, SUM = Kernel("0.0"), Kernel("a", ("a",)), Kernel("out + a", ("a",))
 PLUS, SCALED = Kernel("a + b", ("a", "b")), Kernel("k * a", ("a",), ("k",))
 DOT, GATHER, SCATTER = Kernel(":dot", ("a", "b")), Kernel(":gather", ("a", "b")), Kernel(":scatter", ("a", "b"))
-TURN = Kernel(":turn", ("a", "b"))
+TURN, CLIP = Kernel(":turn", ("a", "b")), Kernel("k * out", (), ("k",))
 LOSS_SUM, WALK = Kernel(":loss"), Kernel(":walk")
-# What comes between the mean gradient and the update.
-CLIP, DECAY = Kernel("k * out", (), ("k",)), Kernel("out + k * a", ("a",), ("k",))
 
 
 def row_kernel(function: Callable[..., None], count: int, slot: int | None = None) -> Kernel:
@@ -155,7 +156,9 @@ class Table:
         # Positions of gathers are whole numbers of eight bytes.
         width = np.where(space == INDICES, 8, size)
         operands[:, :, 1] = np.append(offsets, 0)[slot] + start * width
-        operands[:, :, 2] = dims * batched * size // np.maximum(self.fields[:, TIMES, None], 1)
+        # What is shared by the samples stands still, but for the rows of what has no samples at all.
+        steps = batched | ((self.fields[:, [TIMES]] > 1) & (self.fields[:, [BATCHED]] == 0))
+        operands[:, :, 2] = dims * steps * size // np.maximum(self.fields[:, TIMES, None], 1)
         operands[:, :, 3] = dims * rows * moves * size
         operands[:, :, 4] = inner * size
         out[:, OPERAND:] = operands.reshape(len(out), -1)
@@ -238,16 +241,8 @@ class Assembler:
         return self._table()
 
     @without_collection
-    def write_round(self, rule: Kernel, clips: bool, decays: bool, constants: int) -> Table:
-        """Return the table of a round of whole steps.
-
-        Parameters
-        ----------
-        rule : Kernel
-            What updates the parameters, of so many `constants`.
-        clips, decays : bool
-            Whether gradients are clipped by their norm, which Python computes; whether weights decay.
-        """
+    def write_round(self, rule: Kernel, clips: bool) -> Table:
+        """Return the table of a round of whole steps; `clips`: gradients are clipped by their norm, which Python computes."""
         self._write()
         self._close_shards(1)
         self.fields.insert(0, [NEXT_STEP, -1, -1, *[0] * (OPERAND - 3)])
@@ -255,7 +250,7 @@ class Assembler:
         self._row(TREE, None, (), extra=(1,))
         if clips:
             self._row(NORM, CLIP, ())
-        self._row(UPDATE, rule, (), first=DECAY if decays else None, extra=(0, constants))
+        self._row(UPDATE, rule, (), extra=(0, len(rule.attributes)))
         return self._table()
 
     def _write(self) -> None:
@@ -395,6 +390,7 @@ class Assembler:
             return False
         same = self.types[var]._replace(dim=0) == self.types[reader.out]._replace(dim=0)
         apart = maker.op is BatchMatVec and self.types[var].batched  # its result must lie end to end
+        apart |= _rows(maker) > 1 and maker.verb != "pull_sum"  # so must rows
         return same and maker.op not in (Slice, Vectorize) and not self._is_alias(maker) and not apart
 
     def _adds_up(self, var: int) -> bool:
@@ -465,14 +461,14 @@ class Assembler:
             self.indices += index
         return self.known_indices[index]
 
-    def _contiguous(self, view: View) -> View:
-        """Return a view that is a whole slot, or one row."""
+    def _contiguous(self, view: View, whole: bool = False) -> View:
+        """Return a view that is a whole slot, or, unless it must be `whole`, one row."""
         type_ = self.slots[view.slot].type
-        if not type_.batched or view.dim == type_.dim:
+        if view.dim == type_.dim or not (whole or type_.batched):
             return view
-        whole = self._room(type_._replace(dim=view.dim))
-        self._copy(view, whole)
-        return whole
+        copy = self._room(type_._replace(dim=view.dim))
+        self._copy(view, copy)
+        return copy
 
     def _room(self, type_: Type) -> View:
         """Return room for the length of an instruction."""
@@ -496,7 +492,8 @@ class Assembler:
         view = self._alias(i)
         if view is None:
             view = self._target(i.out)
-            written = self._write_instr(i, view, [self.views[a] for a in i.args])
+            args = [self.views[a] for a in i.args]
+            written = self._write_instr(i, view, args if _rows(i) == 1 else [self._contiguous(a, True) for a in args])
             if not written:
                 self._call(i, view)
         elif i.out in self.places and self.places[i.out] != view:
@@ -661,7 +658,7 @@ class Assembler:
     def _row_value(self, i: Instr, out: View, args: list[View]) -> bool:
         """Call a function of a sample's vectors; the factor of slot 0 is made in the same pass if it is wanted and the op can."""
         op: Any = i.op
-        if len(args) > MOST - 1:
+        if len(args) > MOST - 1 or not self._fits_rows(i, [out, *args]):
             return False
         if op.row_both is not None and (i.op, i.args) in self.wanted:
             factor = self._new(Type(args[0].dim, any(map(self._batched, args))))
@@ -669,11 +666,18 @@ class Assembler:
             self.factors[i.op, i.args] = factor
             self._function(op.row_both, None, [out, factor, *args])
         else:
-            self._function(op.row_value, None, [out, *args])
+            self._function(op.row_value, None, [out, *args], _rows(i))
         return True
 
-    def _function(self, function: Callable[..., None], slot: int | None, views: Sequence[View]) -> None:
-        self._row(LOOP, row_kernel(function, len(views), slot), views, within=[v.dim for v in views], inner=0)
+    def _function(self, function: Callable[..., None], slot: int | None, views: Sequence[View], rows: int = 1) -> None:
+        """Call a function of vectors: those of a sample, or of each of its rows."""
+        lengths = [v.dim // rows for v in views]
+        self._row(LOOP, row_kernel(function, len(views), slot), views, within=lengths, inner=0, times=rows)
+
+    def _fits_rows(self, i: Instr, views: Sequence[View]) -> bool:
+        """Whether rows of all operands lie one behind the other, through all samples."""
+        whole = all(v.dim == self.slots[v.slot].type.dim for v in views)
+        return _rows(i) == 1 or (whole and len({self._batched(v) for v in views}) == 1)
 
     # -- cotangents ---------------------------------------------------------------------------------------------
 
@@ -716,9 +720,14 @@ class Assembler:
             self._pull_batch(i, out, g, args[1], summed)
         elif kind is Selection and i.op in (Slice, Gather):
             self._pull_selection(i, out, g, summed)
+        elif kind.row_add is not None and _own(i.op):  # to the sum itself, if it is one
+            self._loop(FILL, out)
+            self._function(kind.row_add, None, [out, *args])
         elif kind.row_pull is not None and _own(i.op):
             pull = kind.row_pull
-            return self._summed(summed, out, g, lambda to: self._function(pull, None, [to, g, args[1]]))
+            if not self._fits_rows(i, args) or (_rows(i) > 1 and not summed and not self._fits_rows(i, [out, g])):
+                return False
+            return self._summed(summed, out, g, lambda to: self._function(pull, None, [to, *args], _rows(i)))
         else:
             return False
         return True
@@ -768,7 +777,9 @@ class Assembler:
         if kind is Diagonal:  # its own transpose
             return self._pull(i, out, args)
         if kind.row_push is not None and _own(i.op):
-            self._function(kind.row_push, None, [out, t, args[1]])
+            if not self._fits_rows(i, [out, *args]):
+                return False
+            self._function(kind.row_push, None, [out, *args], _rows(i))
             return True
         if i.op is Gather:
             self._loop(GATHER, out, t, self._indices(attrs["index"]))
@@ -849,6 +860,12 @@ class Assembler:
             g = self._total(g)
         self._loop(FILL, out)
         self._loop(SCATTER, out, g, self._indices(attrs["index"]), columns=g.dim)
+
+
+def _rows(i: Instr) -> int:
+    """Return how many rows of its operands an op acts on, each for itself."""
+    rows: int = dict(i.attrs).get("rows", 1) if i.op.row_value is not None else 1
+    return rows
 
 
 def _own(op: Any) -> bool:
