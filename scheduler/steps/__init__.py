@@ -2,7 +2,17 @@
 
 from .lanes import LaneInputs
 from .lower import lower_steps
+from .metrics import ACCURACY, Metric, Part, joined_scores, metrics_of, questions_of, scores_of
 from .shared import Shared, shared_steps
-from .step import Step, class_losses, compile_evaluation, compile_private, compile_step, labels_of, places_of
+from .step import (
+    WEIGHTS,
+    Step,
+    compile_evaluation,
+    compile_private,
+    compile_step,
+    labels_of,
+    places_of,
+    weighted,
+)
 from .vanished import vanished
 from .work import THREAD_FLOPS, Done, evaluate_shard, run_round, shard_step

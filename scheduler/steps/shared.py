@@ -137,7 +137,7 @@ def _worker(
 
         yield compute, advance
         return
-    run = compiled_round(step.program, step.names, step.rule, state["w"].dtype)
+    run = compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state)
     # What was sent in one step has been read by the others when the next exchange has ended: so there are two buffers in turn.
     buffers = [run.gradient_room(stop - first) for _ in range(2)]
     mine = [shards[first:stop] for shards in steps]
@@ -186,7 +186,7 @@ def _nodes(first: int, stop: int, shards: int) -> Iterator[tuple[int, int]]:
 
 def _gather_slots(group: Group, state: State, cuts: Sequence[tuple[int, int]]) -> None:
     """Bring the slices of everything but the weights to rank 0."""
-    for name in sorted(set(state) - {"w", "t"}):
+    for name in sorted(set(state) - {"w", "t", "rates"}):
         mine = state[name][slice(*cuts[group.rank])]
         letters = group.exchange((f"slot {name}",), [mine if rank == 0 else None for rank in range(group.size)])
         if group.rank == 0:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from flowgrad.autodiff import differentiate
+from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable, ancestors
-from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy
+from flowgrad.inputs import brief, integer, real
+from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, Multiply
 from flowgrad.ops.loss import sample_sum
 from flowgrad.optim import Privacy, Rule, State
-from flowgrad.program import Program
+from flowgrad.program import Builder, Program, Type
 from flowgrad.typing import Array
 
 from ..derivatives import LastEdges, Recipe, clip_weights, norms_of, run_all
-from ..feeds import Feeds, Labels
+from ..executors import Executor
+from ..feeds import Chunked, Feeds, Labels, check_feeds, check_labels, check_lengths
 from ..kernels import run_by
 from ..machine import canonical, without_collection
 from ..programs import (
     Layout,
     backward_passes,
-    compile_forward,
     flat_values,
+    forward_passes,
     input_var,
     require_inputs,
     run_passes,
+    traced,
     weights_of,
 )
+
+# Stands for the weights of samples among feeds; in a graph of its own, at a place that no node of another one has.
+with Graph():
+    WEIGHTS = Variable(1, trainable=False, name="sample_weight")
+object.__setattr__(WEIGHTS, "index", -2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +115,8 @@ class Step:
     def reads(self, graph: Graph, feeds: Feeds) -> tuple[Array | None, list[Any]]:
         """Return what its tasks read: the flat vector of constants, None where there are none, and the feeds in its order."""
         const = flat_values(self.program, graph, "const", feeds.dtype) if self.program.size("const") else None
-        fed = (graph.nodes[k] for k in self.fed)
-        return const, [feeds.arrays[v] for v in fed if isinstance(v, Variable)]
+        arrays = {v.index: array for v, array in feeds.arrays.items()}
+        return const, [arrays[k] for k in self.fed]
 
 
 def inputs_of(program: Program, param: Any, const: Any, feeds: Iterable[Any]) -> dict[int, Any]:
@@ -127,10 +136,10 @@ def compile_step(
     target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
 ) -> Step:
     """Return forward and backward of the loss by all `params`, fused or node by node."""
-    forward = compile_forward([target], feeds.arrays, params, grain, layout)
-    require_inputs(forward, target, feeds)
+    forward = _forward([target], target, feeds, params, grain, layout)
     flat = input_var(forward, "param")
     wrt = [] if flat is None else [flat]
+    forward = replace(forward, outputs={"0": forward.outputs["0"]})
     program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
     program = run_passes(program, backward_passes(grain))
     return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
@@ -180,9 +189,11 @@ def labels_of(target: Node, feeds: Feeds) -> dict[Variable, Labels]:
     found: dict[Variable, Labels] = {}
     for n in ancestors(target):
         if isinstance(n, LogisticCrossEntropy):
-            labels = Labels(0.0, 1.0, str(n), "they are from 0 to 1; -1 and 1 become that by (labels + 1) / 2")
+            labels = Labels(0.0, 1.0, f"label of {n}", "they are from 0 to 1; -1 and 1 become that by (labels + 1) / 2")
         elif isinstance(n, CrossEntropyWithSoftMax):
-            labels = Labels(0.0, np.inf, str(n), "they are from 0 on; give one-hot rows, or class indices (N,)")
+            labels = Labels(
+                0.0, np.inf, f"label of {n}", "they are from 0 on; give one-hot rows, or class indices (N,)"
+            )
         else:
             continue
         v = n.parents[1]
@@ -191,15 +202,86 @@ def labels_of(target: Node, feeds: Feeds) -> dict[Variable, Labels]:
     return found
 
 
+def weighted(target: Node, feeds: Feeds, given: Any, classes: Any, executor: Executor | None) -> Feeds:
+    """Return feeds with a weight for each sample: the one that is given, times that of its class.
+
+    Raises
+    ------
+    FeedError, GraphError
+        If weights are negative, all zero or too few, or nobody can tell a sample's class.
+    """
+    if given is None and classes is None:
+        return feeds
+    weights: Any = None if classes is None else _class_weights(target, feeds, classes)
+    if given is not None:
+        fed = check_feeds(WEIGHTS.graph, {WEIGHTS: given}, feeds.dtype, classes is None, executor)
+        check_lengths({**{v: len(a) for v, a in feeds.arrays.items()}, WEIGHTS: fed.samples})
+        allowed = Labels(0.0, np.inf, "weight", "they are from 0 on; a sample of weight 0 counts for nothing")
+        own = check_labels(fed, {WEIGHTS: allowed}).arrays[WEIGHTS]
+        # A copy: what the user writes to the array meanwhile counts nowhere.
+        weights = own if isinstance(own, Chunked) else own * (own.dtype.type(1) if weights is None else weights)
+    if isinstance(weights, np.ndarray) and not weights.any():
+        what = "class_weight" if given is None else WEIGHTS.name
+        raise FeedError(f"by {what} all samples have weight 0, and nothing would count: give some of them one above 0")
+    return replace(feeds, arrays={**feeds.arrays, WEIGHTS: weights}, samples=len(weights))
+
+
+def _class_weights(target: Node, feeds: Feeds, classes: Any) -> Array:
+    """Return the weight of each sample's class ``(N, 1)``, told from the labels of the loss's cross entropy."""
+    if not isinstance(classes, Mapping):
+        raise GraphError(f"class_weight is a dict {{class: weight}}, not {brief(classes)}")
+    labels = [n.parents[1] for n in class_losses(target, feeds)]
+    found = {
+        v for n in labels for v in ancestors(n) if isinstance(v, Variable) and v in feeds.arrays and v.dim == n.dim
+    }
+    binary = any(n.dim == 1 for n in labels)
+    if len(found) != 1 or (
+        not binary and any(isinstance(n, LogisticCrossEntropy) for n in class_losses(target, feeds))
+    ):
+        raise GraphError(
+            f"class_weight goes by the labels of one cross entropy of classes, which {target} has not: give sample_weight, "
+            f"a weight for each sample"
+        )
+    (label,) = found
+    array, count = feeds.arrays[label], max(2, label.dim)
+    if isinstance(array, Chunked):
+        raise FeedError(
+            f"class_weight reads the labels here, and the feed for {label.name!r} is in chunks elsewhere: give sample_weight, "
+            f"which may be a dask array"
+        )
+    table = np.ones(count, feeds.dtype)
+    for k, weight in classes.items():
+        if integer(k, "a class in class_weight", 0) >= count:
+            raise GraphError(
+                f"class_weight has class {k}, but the feed for {label.name!r} has classes 0 to {count - 1}"
+            )
+        table[k] = real(weight, f"class_weight: the weight of class {k}", 0)
+    return table[(array[:, 0] > 0.5).astype(int) if binary else array.argmax(axis=1)][:, None]
+
+
 @without_collection
 def compile_evaluation(
-    target: Node, losses: Sequence[Node], feeds: Feeds, params: Sequence[Variable], layout: Layout | None
+    target: Node, compared: Sequence[Node], feeds: Feeds, params: Sequence[Variable], layout: Layout | None
 ) -> Step:
-    """Return the loss, then the logits and labels of `losses`, whose classes are compared."""
-    targets = [target, *(parent for loss in losses for parent in loss.parents)]
-    program = compile_forward(targets, feeds.arrays, params, "shard", layout)
-    require_inputs(program, target, feeds)
+    """Return the loss, then the values of what is compared: outputs and what they should be."""
+    targets = [target, *compared]
+    program = _forward(targets, target, feeds, params, "shard", layout)
     return Step(program, (), _fed(program))
+
+
+def _forward(
+    targets: Sequence[Node], target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None
+) -> Program:
+    """Return the forward program; where samples have weights, the loss is times them, and they are output ``"weights"``."""
+    program = traced(targets, feeds.arrays, params)
+    if WEIGHTS in feeds.arrays:
+        builder = Builder.of(program)
+        weights = builder.input(Type(1, True), "feed", WEIGHTS.index)
+        loss = builder.apply(Multiply, [program.outputs["0"], weights], {}, WEIGHTS.name)
+        program = builder.build({**program.outputs, "0": loss, "weights": weights})
+    program = run_passes(program, forward_passes(grain, layout))
+    require_inputs(program, target, feeds)
+    return program
 
 
 def _fed(program: Program) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from ..kernels import compiled_round, kernel_of
 from ..machine import canonical, each_side_by_side, without_subnormals
 from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
+from .metrics import ACCURACY, Metric, Part, answers, sums_of
 from .step import Step, arrange
 
 # Entries that are updated at a time, so that the room for it does not grow with the parameters.
@@ -89,7 +90,7 @@ def shard_step(
 
 
 def _compiled(step: Step, state: State) -> Any:
-    return compiled_round(step.program, step.names, step.rule, state["w"].dtype)
+    return compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state)
 
 
 @without_subnormals
@@ -158,18 +159,31 @@ def evaluate_shard(
     const: Array | None,
     feeds: list[Array],
     samples: int,
-    binary: Sequence[bool],
-) -> tuple[float, float]:
-    """Return the sum of the losses of so many samples, and the number of right answers, the mean of several questions.
+    kinds: Sequence[str],
+    metrics: Sequence[Metric] | None = None,
+) -> Any:
+    """Return the `Part` of so many samples; of metrics that do not add up, a pair: that, and the predictions.
 
-    `binary` says of each question whether its logits are of yes or no, or of classes. Where a loss is nan no answer is right.
+    `kinds` are those of the questions, see `Question`. Where a loss is nan no answer is right.
     """
     outputs = kernel_of(program)(arrange(program, state, const, feeds))
+    weights = outputs.get("weights")
     right, known = 0.0, ~np.isnan(outputs["0"][:, 0])
-    for k, by_entry in enumerate(binary):
-        logits, labels = outputs[str(2 * k + 1)], outputs[str(2 * k + 2)]
-        if by_entry:
-            right += sample_sum(((logits > 0) == (labels > 0.5)).mean(axis=1) * known, samples)
-        else:
-            right += sample_sum((logits.argmax(axis=1) == labels.argmax(axis=1)) & known, samples)
-    return sample_sum(outputs["0"], samples), right / max(1, len(binary))
+    if weights is not None:
+        known = known * weights[:, 0]
+    for k, kind in enumerate(kinds):
+        output, truth = outputs[str(2 * k + 1)], outputs[str(2 * k + 2)]
+        if kind == "binary":
+            right += sample_sum(((output > 0) == (truth > 0.5)).mean(axis=1) * known, samples)
+        elif kind == "classes":
+            right += sample_sum((output.argmax(axis=1) == truth.argmax(axis=1)) * known, samples)
+    total = samples if weights is None else sample_sum(weights, samples)
+    part = Part(sample_sum(outputs["0"], samples), right / max(1, len(kinds)), total, {})
+    more = [m for m in metrics or () if m != ACCURACY]
+    if not more:
+        return part
+    answered = answers(kinds[0], outputs["1"], outputs["2"], samples)
+    each = None if weights is None else np.broadcast_to(weights[:, 0], samples)
+    if adding := [m for m in more if m.adds_up]:
+        part = part._replace(sums=sums_of(kinds[0], adding, answered, each))
+    return part if len(adding) == len(more) else (part, (*answered, each))

@@ -45,8 +45,9 @@ class Callback:
     def on_train_begin(self, info: Mapping[str, Any]) -> Signal | None:
         """Return ``fg.STOP`` to train nothing, ``fg.KEEP`` to stay with the state that was kept before a checkpoint, or both.
 
-        `info` holds ``plan``, ``samples``, ``epochs``, ``steps`` (of the whole training), ``validation`` (whether there is any)
-        and, where training goes on from a checkpoint, ``past`` (the records of the epochs that are done) and ``kept_epoch``.
+        `info` holds ``optimizer``, ``plan``, ``samples``, ``epochs``, ``steps`` (of the whole training), ``validation`` (whether
+        there is any) and, where training goes on from a checkpoint, ``past`` (the records of the epochs that are done) and
+        ``kept_epoch``.
         """
 
     def on_steps(self, info: Mapping[str, Any]) -> None:
@@ -139,7 +140,46 @@ def _says_something(said: Any) -> bool:
         return True
 
 
-class EarlyStopping(Callback):
+class _Watching(Callback):
+    """What watches a loss or accuracy, and counts epochs without a better one."""
+
+    def __init__(self, monitor: str, patience: int, min_delta: float):
+        kind, known = type(self).__name__, ("validation_loss", "validation_accuracy", "loss")
+        metric = isinstance(monitor, str) and monitor.startswith("validation_")
+        self.monitor = monitor if metric else one_of(monitor, f"{kind}: monitor", known)
+        self.patience = integer(patience, f"{kind}: patience")
+        self.min_delta = real(min_delta, f"{kind}: min_delta", 0)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best, self._waited = math.nan, 0
+
+    def _begin(self, info: Mapping[str, Any]) -> None:
+        if self.monitor != "loss" and not info["validation"]:
+            raise GraphError(
+                f"{type(self).__name__} watches {self.monitor!r}, but there is nothing to validate on: "
+                f"give fit(..., validation=feeds), or monitor='loss'"
+            )
+        self._forget()
+
+    def _better(self, record: Mapping[str, Any]) -> bool:
+        """Whether an epoch is the best so far; if not, it was waited for one."""
+        value = record.get(self.monitor)
+        if not isinstance(value, (float, int)):
+            raise GraphError(
+                f"{type(self).__name__} watches {self.monitor!r}, but epoch {record['epoch']} has no such number: only a loss made "
+                f"of CrossEntropyWithSoftMax or LogisticCrossEntropy has an accuracy, others come by fg.Trainer(metrics=[...])"
+            )
+        less = any(word in self.monitor for word in ("loss", "error", "deviance"))
+        gain = self.best - value if less else value - self.best
+        if not math.isnan(value) and (math.isnan(self.best) or gain > self.min_delta):
+            self.best, self._waited = value, 0
+            return True
+        self._waited += record["epoch"] > 0 or not math.isnan(value)  # before the first epoch there is no training loss
+        return False
+
+
+class EarlyStopping(_Watching):
     """Stop when a loss or accuracy has not become better for some epochs; give back the best weights.
 
     An epoch is better if it beats the best one so far by more than `min_delta` (L. Prechelt, "Early stopping - but when?",
@@ -150,7 +190,8 @@ class EarlyStopping(Callback):
     Parameters
     ----------
     monitor : str
-        ``"validation_loss"``, ``"validation_accuracy"`` or ``"loss"``; less is better for losses, more for accuracies.
+        ``"validation_loss"``, ``"validation_accuracy"``, ``"loss"``, or ``"validation_"`` and the name of a metric; less is
+        better of a loss, error or deviance, more of all else.
     patience : int
         Epochs without a better one after which training ends.
     min_delta : float
@@ -179,27 +220,17 @@ class EarlyStopping(Callback):
     def __init__(
         self, monitor: str = "validation_loss", patience: int = 3, min_delta: float = 0.0, restore_best: bool = True
     ):
-        known = ("validation_loss", "validation_accuracy", "loss")
-        self.monitor = one_of(monitor, "EarlyStopping: monitor", known)
         self.restore_best = flag(restore_best, "EarlyStopping: restore_best")
-        self.patience = integer(patience, "EarlyStopping: patience")
-        self.min_delta = real(min_delta, "EarlyStopping: min_delta", 0)
-        self._forget()
+        super().__init__(monitor, patience, min_delta)
 
     def _forget(self) -> None:
-        self.best = math.nan
+        super()._forget()
         self.best_epoch: int | None = None
         self.stopped_epoch: int | None = None
-        self._waited = 0
 
     def on_train_begin(self, info: Mapping[str, Any]) -> Signal | None:
         """Begin anew, with the epochs that are done already."""
-        if self.monitor != "loss" and not info["validation"]:
-            raise GraphError(
-                f"EarlyStopping watches {self.monitor!r}, but there is nothing to validate on: "
-                f"give fit(..., validation=feeds), or monitor='loss'"
-            )
-        self._forget()
+        self._begin(info)
         answers = [self._see(record) for record in info["past"]]
         if self.restore_best and self.best_epoch != info["kept_epoch"]:
             self._forget()
@@ -212,20 +243,99 @@ class EarlyStopping(Callback):
         return self._see(record)
 
     def _see(self, record: Mapping[str, Any]) -> Signal:
-        value = record[self.monitor]
-        if value is None:
-            raise GraphError(
-                f"EarlyStopping watches {self.monitor!r}, but epoch {record['epoch']} has none: "
-                f"only a loss made of CrossEntropyWithSoftMax or LogisticCrossEntropy has an accuracy; choose another monitor"
-            )
-        if record["epoch"] == 0 and math.isnan(value):  # nothing was trained, so there is no training loss
-            return Signal(0)
-        gain = value - self.best if self.monitor.endswith("accuracy") else self.best - value
-        if not math.isnan(value) and (math.isnan(self.best) or gain > self.min_delta):
-            self.best, self.best_epoch, self._waited = value, record["epoch"], 0
+        if self._better(record):
+            self.best_epoch = record["epoch"]
             return KEEP if self.restore_best else Signal(0)
-        self._waited += 1
         if self._waited < self.patience:
             return Signal(0)
         self.stopped_epoch = record["epoch"]
         return STOP
+
+
+class ReduceLROnPlateau(_Watching):
+    """Multiply the learning rate by a factor when a loss or accuracy has not become better for some epochs.
+
+    Epochs are compared as `EarlyStopping` does, and when training goes on from a checkpoint, those before it count. The learning
+    rate stays what it became when training ends.
+
+    Parameters
+    ----------
+    monitor : str
+        ``"validation_loss"``, ``"validation_accuracy"`` or ``"loss"``.
+    factor : float
+        Above 0, below 1.
+    patience : int
+        Epochs without a better one after which the learning rate is reduced.
+    min_delta : float
+    cooldown : int
+        Epochs after that which are not waited for.
+    min_lr : float
+        The learning rate does not fall below it.
+
+    Attributes
+    ----------
+    best : float
+    reduced : list of int
+        Epochs after which it was reduced.
+
+    Examples
+    --------
+    >>> import flowgrad as fg, numpy as np
+    >>> with fg.Graph() as graph:
+    ...     x, w = fg.Variable(1, trainable=False), fg.Variable(1, [2.0])
+    ...     optimizer = fg.GradientDescent(graph, fg.Dot(w * w, x), 1.0, batch_size=2)  # jumps to and fro
+    >>> plateau = fg.ReduceLROnPlateau("loss", factor=0.5, patience=2)
+    >>> trainer = fg.Trainer(optimizer, fg.Engine("sync"), callbacks=[plateau])
+    >>> _ = trainer.fit({x: np.ones((2, 1))}, epochs=4)
+    >>> plateau.reduced, optimizer.learning_rate, w.value.tolist()
+    ([3], 0.5, [0.0])
+    """
+
+    def __init__(
+        self,
+        monitor: str = "validation_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ):
+        self.factor = real(factor, "ReduceLROnPlateau: factor", 0, above=True)
+        if self.factor >= 1:
+            raise GraphError(f"ReduceLROnPlateau: factor must be below 1, not {factor!r}")
+        self.cooldown = integer(cooldown, "ReduceLROnPlateau: cooldown", 0)
+        self.min_lr = real(min_lr, "ReduceLROnPlateau: min_lr", 0)
+        super().__init__(monitor, patience, min_delta)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.reduced: list[int] = []
+
+    def on_train_begin(self, info: Mapping[str, Any]) -> None:
+        """Begin anew, with the epochs that are done already."""
+        self._optimizer = info["optimizer"]
+        rate = self._optimizer.learning_rate
+        if callable(rate):
+            raise GraphError(
+                f"ReduceLROnPlateau needs a learning rate that is a number, not {rate!r}: leave out one of both"
+            )
+        self._begin(info)
+        for record in info["past"]:
+            self._see(record)
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """Compare with the best epoch so far."""
+        if self._see(record):
+            rate = self._optimizer.learning_rate
+            self._optimizer.learning_rate = min(rate, max(self.min_lr, rate * self.factor))
+
+    def _see(self, record: Mapping[str, Any]) -> bool:
+        if self._better(record):
+            return False
+        if self.reduced and record["epoch"] <= self.reduced[-1] + self.cooldown:
+            self._waited = 0
+        if self._waited < self.patience:
+            return False
+        self.reduced.append(record["epoch"])
+        self._waited = 0
+        return True

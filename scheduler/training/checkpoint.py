@@ -33,6 +33,7 @@ PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
 WORDS = {
     "model": "a model of",
     "optimizer": "the optimizer",
+    "rates": "learning rates by variable",
     "seed": "seed",
     "shuffle": "shuffle",
     "batch_size": "batch size",

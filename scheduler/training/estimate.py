@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 
 from flowgrad.errors import FlowgradError, warn
-from flowgrad.optim import Rule
 from flowgrad.typing import Array
 
 from ..costs import (
@@ -45,7 +44,7 @@ from ..costs import (
     worth_trying,
 )
 from ..feeds import Chunked, Lane
-from ..kernels import compiled_round, why_not_chosen, why_not_compiled
+from ..kernels import MOVED, compiled_round, why_not_chosen, why_not_compiled
 from ..machine import one_thread
 from ..programs import counts_of
 from ..steps import lower_steps, run_round
@@ -79,9 +78,9 @@ class Trial:
         settings = job.settings
         optimizer, engine, counts = settings.optimizer, settings.engine, counts_of(job.step.program)
         work = counts.flops(optimizer.batch_size)
-        why_not = ""
-        if type(optimizer.rule).loop is Rule.loop and optimizer.privacy is None:
-            why_not = f"the rule {type(optimizer.rule).__name__} states no loop"
+        why_not, moved = "", len(job.state)  # t counts for the gradient
+        if moved > MOVED and optimizer.privacy is None:
+            why_not = f"the rule {type(optimizer.rule).__name__} moves {moved} arrays, compiled kernels up to {MOVED}"
         elif engine.grain != "node" and engine.kernel != "numpy":
             why_not = why_not_compiled() if engine.kernel == "numba" else why_not_chosen()
             if not why_not and engine.kernel == "auto" and job.step.private is None:
@@ -89,7 +88,7 @@ class Trial:
         self.kernel = choose_kernel(engine.kernel, engine.grain, why_not)
         shards = choose_shards(engine.grain, engine.shards, optimizer.batch_size, work, self.kernel[0])
         shards *= settings.accumulate  # accumulating gradients is having more shards, of the same size
-        samples, slots = job.feeds.samples, len(optimizer.rule.slots)
+        samples, slots = job.feeds.samples, len(job.state) - 2
         self.nodes = len(optimizer.graph.nodes)
         self.case = Case(counts, settings.batch_size, samples, shards, slots, 0, job.feeds.dtype.itemsize)
         self.seconds = self.shared = 0.0
@@ -109,7 +108,9 @@ class Trial:
         if step.private is not None and kernel == "numba":
             why = "compiled, but for clipping, noise and update"
         elif kernel == "numba":
-            why = compiled_round(step.program, step.names, step.rule, self.job.feeds.dtype).told
+            why = compiled_round(
+                step.program, step.names, step.rule, self.job.feeds.dtype, "rates" in self.job.state
+            ).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         grain = choose_grain(engine.grain, costs)
@@ -178,7 +179,7 @@ def _why_not_this(job: TrainingJob) -> str:
     """Compile what a step needs; return why that cannot be, which is told, or an empty string."""
     step = job.step.by("numba")
     try:
-        compiled_round(step.program, step.names, step.rule, job.feeds.dtype)
+        compiled_round(step.program, step.names, step.rule, job.feeds.dtype, "rates" in job.state)
     except FlowgradError as error:
         why = str(error)
         warn(f"steps are run by NumPy, not compiled: {why}")

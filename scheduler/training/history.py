@@ -55,8 +55,8 @@ class History:
     ----------
     epochs : list of dict
         ``epoch``, ``loss`` (mean over the epoch's samples; nan for epoch 0), ``validation_loss``, ``validation_accuracy`` (None
-        where there is none), ``seconds`` since the start of `fit`, ``samples_per_second``. Epoch 0 is the evaluation before
-        training, present if there are validation feeds.
+        where there is none), ``seconds`` since the start of `fit`, ``samples_per_second``; of a trainer's metrics ``name`` and
+        ``validation_name``. Epoch 0 is the evaluation before training, present if there are validation feeds.
     steps : sequence of (int, float)
         Number of the step, from 1, and the mean loss of its mini-batch before the update.
     plan : dict

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import warn
+from flowgrad.errors import GraphError, warn
 from flowgrad.graph import ancestors
 from flowgrad.inputs import frozen
 from flowgrad.optim import Asked, Optimizer, Rule, is_own, warn_independent
@@ -19,7 +19,18 @@ from ..engine import Engine
 from ..feeds import Chunked, Feeds, check_batch_size, check_feeds, check_labels, describe_data, owned
 from ..machine import one_thread
 from ..programs import flat_values
-from ..steps import Step, compile_private, compile_step, labels_of, places_of, shard_step, vanished
+from ..steps import (
+    WEIGHTS,
+    Metric,
+    Step,
+    compile_private,
+    compile_step,
+    labels_of,
+    places_of,
+    shard_step,
+    vanished,
+    weighted,
+)
 from .callbacks import Callbacks
 from .checkpoint import describe_model, describe_rule
 
@@ -40,18 +51,28 @@ class Settings:
     callbacks: Callbacks
     fit: Fit
     accumulate: int = 1
+    metrics: tuple[Metric, ...] | None = None
 
     @property
     def batch_size(self) -> int:
         """Samples of one update."""
         return self.optimizer.batch_size * self.accumulate
 
-    def checked(self, feeds: Any, dtype: Any, what: str = "feeds", training: bool = True) -> Feeds:
+    def checked(
+        self,
+        feeds: Any,
+        dtype: Any,
+        what: str = "feeds",
+        training: bool = True,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> Feeds:
         """Return checked feeds; for the length of a training copies, as workers have, where callbacks may write to what was fed."""
         target = self.optimizer.target
         checked = check_feeds(target.graph, feeds, dtype, True, self.engine.executor, what)
         checked = check_labels(checked, labels_of(target, checked))
-        return owned(checked, feeds) if training and self.callbacks.own else checked
+        checked = owned(checked, feeds) if training and self.callbacks.own else checked
+        return weighted(target, checked, sample_weight, class_weight, self.engine.executor)
 
 
 class TrainingJob:
@@ -67,11 +88,17 @@ class TrainingJob:
         Flat parameters and optimizer state to begin with.
     """
 
-    def __init__(self, settings: Settings, feeds: Any, epochs: int):
+    def __init__(
+        self, settings: Settings, feeds: Any, epochs: int, sample_weight: Any = None, class_weight: Any = None
+    ):
         self.settings, self.epochs = settings, epochs
         optimizer = settings.optimizer
         self.rule, self.executor = optimizer.rule, settings.engine.executor
-        self.feeds = settings.checked(feeds, settings.engine.dtype)
+        if optimizer.privacy is not None and not (sample_weight is None and class_weight is None):
+            raise GraphError(
+                "differentially private steps bound what each sample adds, and take neither sample_weight nor class_weight"
+            )
+        self.feeds = settings.checked(feeds, settings.engine.dtype, "feeds", True, sample_weight, class_weight)
         check_batch_size(optimizer.batch_size, self.feeds, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
@@ -90,6 +117,7 @@ class TrainingJob:
         return {
             "model": describe_model(settings.optimizer.target, self.step.program.size("param")),
             "optimizer": describe_rule(self.rule),
+            "rates": str(settings.optimizer.learning_rates) if settings.optimizer.learning_rates else None,
             "seed": settings.seed,
             "shuffle": settings.shuffle,
             "batch_size": settings.optimizer.batch_size,
@@ -98,7 +126,7 @@ class TrainingJob:
             "samples": self.feeds.samples,
             "dtype": self.feeds.dtype.name,
             "data": describe_data(
-                self.feeds, ancestors(settings.optimizer.target), settings.optimizer.privacy is not None
+                self.feeds, {*ancestors(settings.optimizer.target), WEIGHTS}, settings.optimizer.privacy is not None
             ),
         }
 
@@ -108,9 +136,12 @@ class TrainingJob:
         """Return what variables and the optimizer have now."""
         w = flat_values(self.step.program, self.settings.optimizer.graph, "param", self.feeds.dtype)[0]
         state = self.rule.begin(w)
-        before = self.settings.optimizer.state_now()
+        before, every = self.settings.optimizer.state_now(), self.settings.optimizer.variables()
+        order = places_of(self.step.program, every)
+        rates = self.settings.optimizer.rates(every)
+        if rates is not None:
+            state["rates"] = rates[order].astype(self.feeds.dtype)
         if before is not None:
-            order = places_of(self.step.program, self.settings.optimizer.variables())
             for slot in self.rule.slots:
                 state[slot][:] = before[slot][order]
             state["t"] = before["t"].copy()
@@ -125,8 +156,7 @@ class TrainingJob:
                 v._value = frozen(np.array(state["w"][None, start:stop], np.float64))
         self.settings.optimizer.graph._outdate(self.variables)
         every = self.settings.optimizer.variables()
-        zeros = np.zeros(sum(v.dim for v in every), self.feeds.dtype)
-        ordered = dict(self.settings.optimizer.state_now() or self.rule.begin(zeros))
+        ordered = self.settings.optimizer.state_now() or self.settings.optimizer.first_state(self.feeds.dtype)
         order = places_of(self.step.program, every)
         for slot in self.rule.slots:
             ordered[slot] = ordered[slot].copy()

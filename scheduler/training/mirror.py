@@ -102,10 +102,11 @@ class Mirror:
         """Take in what callbacks have set; return whether anything differs from what was shown."""
         rule, different = self.optimizer.rule, False
         if rule is not self._rule:
-            if type(rule) is not type(self._rule):
+            if (type(rule), rule.slots) != (type(self._rule), self._rule.slots):
+                was, wanted = (f"{type(r).__name__} ({', '.join(r.slots) or 'no state'})" for r in (self._rule, rule))
                 raise GraphError(
-                    f"the rule of {self.optimizer} was {type(self._rule).__name__} when fit began, it cannot become "
-                    f"{type(rule).__name__} meanwhile: another one has another state"
+                    f"the rule of {self.optimizer} was {was} when fit began, it cannot become {wanted} meanwhile: another one "
+                    f"has another state"
                 )
             self.job.take_rule(rule)
             self._rule, different = rule, True

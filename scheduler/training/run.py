@@ -50,12 +50,15 @@ class Run:
         resume: bool,
         interrupts: Interrupts,
         mirror: Mirror,
+        weights: tuple[Any, Any],
     ):
         self.settings, self.saver, self.epochs, self.interrupts = settings, saver, epochs, interrupts
         self.mirror, self.telling = mirror, False
-        self.job = job = TrainingJob(settings, feeds, epochs)
+        self.job = job = TrainingJob(settings, feeds, epochs, *weights)
         target = settings.optimizer.target
-        checked = None if validation is None else settings.checked(validation, job.feeds.dtype, "validation")
+        pair = isinstance(validation, tuple) and len(validation) == 2
+        of, weight = validation if pair else (validation, None)
+        checked = None if of is None else settings.checked(of, job.feeds.dtype, "validation", sample_weight=weight)
         layout = job.step.program.layout
         self.epoch = self.position = 0
         self.before = settings.optimizer.epochs
@@ -75,9 +78,9 @@ class Run:
         job.follow(self.plan)
         self.steps_per_epoch = self._batches(1).epoch.steps
         self.placement = Placement(job.executor, job.step, *job.reads())
-        self.evaluation = (
-            None if checked is None else Evaluation(job.settings.engine, target, checked, job.variables, layout)
-        )
+        held = job.variables, layout, settings.metrics
+        self.evaluation = None if checked is None else Evaluation(settings.engine, target, checked, *held)
+        self.seen = Evaluation(settings.engine, target, job.feeds, *held) if settings.metrics else None
         # A checkpoint of workers that shared their steps may go on where there are none: rounds have the same bits.
         alone = "collective" in (self.plan.grain, self.plan.other) and not job.executor.remote
         plan = replace(self.plan, grain="round", other="") if alone else self.plan
@@ -106,8 +109,9 @@ class Run:
         """Let go of everything that is kept on the executor."""
         self.windows.close()
         self.placement.close()
-        if self.evaluation is not None:
-            self.evaluation.close()
+        for evaluation in (self.evaluation, self.seen):
+            if evaluation is not None:
+                evaluation.close()
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -131,7 +135,7 @@ class Run:
         self.info = {"plan": history.plan, "samples": self.job.feeds.samples, "epochs": self.epochs}
         self.info |= {"steps": self.steps_per_epoch * self.epochs, "validation": self.evaluation is not None}
         past = {"past": [dict(record) for record in history.epochs], "kept_epoch": history.kept_epoch}
-        answer = self._ask("on_train_begin", self.info | past)
+        answer = self._ask("on_train_begin", self.info | past | {"optimizer": self.settings.optimizer})
         if KEEP not in answer:
             self.kept, history.kept_epoch = {}, None
         self.start = time.perf_counter()
@@ -173,7 +177,7 @@ class Run:
 
     def _epochs(self, stop: bool) -> None:
         if self.evaluation is not None and not self.history.epochs:
-            stop |= self._record(0, math.nan, self.evaluation.scores(self.windows.state), 0.0)
+            stop |= self._record(0, {"loss": math.nan}, self.evaluation.scores(self.windows.state), 0.0)
         self.began, self.samples = time.perf_counter(), 0
         if self.epoch and not self.position and all(record["epoch"] < self.epoch for record in self.history.epochs):
             stop |= self._end_of_epoch(self.epoch)  # interrupted between its last step and its record
@@ -228,23 +232,27 @@ class Run:
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
         losses = self.history.steps.losses[-len(sizes) :]
         rate = self.samples / (time.perf_counter() - self.began)
+        seen = {} if self.seen is None else self.seen.scores(self.windows.state)
         if self.before + epoch == 1:
             self.job.tell_vanished(self.windows.state)
         loss = math.fsum(map(float.__mul__, losses, map(float, sizes))) / samples
-        stop = self._record(epoch, loss, scores, rate)
+        stop = self._record(epoch, {**seen, "loss": loss}, scores, rate)
         self.began, self.samples = time.perf_counter(), 0  # what callbacks take is no training
         last = stop or epoch == self.epochs
         if self.saver is not None and (last or self.saver.after_epoch(epoch)):
             self._checkpoint()
         return stop
 
-    def _record(self, epoch: int, loss: float, scores: dict[str, float], rate: float) -> bool:
+    def _record(self, epoch: int, seen: dict[str, Any], scores: dict[str, Any], rate: float) -> bool:
         """Note an epoch, do what callbacks answer, and return whether to stop."""
+        names = [m.name for m in self.settings.metrics or ()]
         record = {
             "epoch": epoch,
-            "loss": loss,
+            "loss": seen["loss"],
+            **{name: seen.get(name, math.nan) for name in names},
             "validation_loss": scores.get("loss"),
             "validation_accuracy": scores.get("accuracy"),
+            **{f"validation_{name}": scores.get(name) for name in names},
             "seconds": time.perf_counter() - self.start,
             "samples_per_second": rate,
         }
@@ -266,7 +274,7 @@ class Run:
             "epoch": self.epoch,
             "position": self.position,
             "before": self.before,
-            "rule": rule_settings(self.settings.optimizer.rule),
+            "rule": rule_settings(self.job.rule),  # the optimizer's may come of a callback that is asked again
             "run": self.identity,
             "plan": self.plan.as_dict(),
             "history": {**self.history.as_dict(), "steps": []},  # they are an array

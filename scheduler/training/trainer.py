@@ -18,6 +18,7 @@ from flowgrad.typing import Array
 from ..engine import Engine
 from ..executors import Executor
 from ..machine import Interrupts
+from ..steps import metrics_of
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
 from .estimate import estimate, explain_training
@@ -45,6 +46,15 @@ class Trainer(Settled):
     accumulate : int
         Mini-batches whose gradients are accumulated for one update: an update is made by the mean gradient of ``accumulate *
         batch_size`` samples, in so many times as many shards. Memory does not grow with it at grain ``"round"``.
+    metrics : iterable, optional
+        Names and functions ``f(y_true, y_pred, sample_weight=None)`` as in scikit-learn; if none are given accuracy, of classes.
+        `evaluate` gives them; the history has each as ``validation_name``, and as ``name`` over the training samples after each
+        epoch, weighed as in training, which is one more pass over them. Of classes: ``"accuracy"``, ``"top_5"``, ``"precision"``,
+        ``"recall"``, ``"f1"`` (of class 1 of two, the mean over more), ``"confusion_matrix"`` (rows: true); of values: ``"r2"``,
+        ``"mean_squared_error"``, ``"mean_absolute_error"``. They are sums over shards. Any other name is a function of
+        `sklearn.metrics`, such as ``"roc_auc"``: these and your own get the predictions of a whole pass, on one worker. ``y_true``
+        are class indices, or values; ``y_pred`` as well, or where the second parameter is called ``y_score``, ``y_prob`` or
+        ``y_proba`` probabilities ``(N, classes)``, of two classes ``(N,)`` of class 1.
 
     Examples
     --------
@@ -58,6 +68,9 @@ class Trainer(Settled):
     >>> history = trainer.fit({x: X, label: X @ [1.0, -2.0]}, epochs=20)
     >>> trainer.evaluate({x: X, label: X @ [1.0, -2.0]})["loss"] < 1e-6
     True
+    >>> trainer = fg.Trainer(trainer.optimizer, trainer.engine, metrics=["r2"])
+    >>> trainer.evaluate({x: X, label: X @ [1.0, -2.0]})["r2"] > 0.999
+    True
     """
 
     settings: Settings
@@ -70,6 +83,7 @@ class Trainer(Settled):
         seed: int = 0,
         callbacks: Iterable[Any] = (),
         accumulate: int = 1,
+        metrics: Iterable[Any] | None = None,
     ):
         if not isinstance(optimizer, Optimizer):
             raise GraphError(
@@ -93,6 +107,7 @@ class Trainer(Settled):
             called,
             shortest_epoch,
             accumulate,
+            metrics_of(metrics),
         )
 
     @property
@@ -110,9 +125,11 @@ class Trainer(Settled):
         self,
         feeds: Mapping[Any, Any],
         epochs: int = 6,
-        validation: Mapping[Any, Any] | None = None,
+        validation: Mapping[Any, Any] | tuple[Mapping[Any, Any], Any] | None = None,
         checkpoint: Any = None,
         resume: bool = False,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | None = None,
     ) -> History:
         """Train; afterwards the variables hold the trained values.
 
@@ -126,14 +143,20 @@ class Trainer(Settled):
             meanwhile counts nowhere.
         epochs : int
             Passes over the samples; the last mini-batch of a pass may be smaller and weighs its own samples.
-        validation : dict, optional
-            Feeds to evaluate before the first and after each epoch.
+        validation : dict or (dict, array), optional
+            Feeds to evaluate before the first and after each epoch; with a weight for each sample.
         checkpoint : path or Checkpoints, optional
             A folder where a checkpoint is written after each epoch, or `Checkpoints`: a folder, how often, and how many are kept.
             After the last epoch one is always written, and when training is interrupted by Ctrl-C or SIGTERM.
         resume : bool
             Go on from the last checkpoint in that folder that can be read, if there is one, with its plan: bit by bit as if the
             training had never been interrupted. Without it a folder that has checkpoints is refused.
+        sample_weight : array (N,), optional
+            Of whatever kind feeds are. The loss of a mini-batch is ``sum(weight * loss)`` by the number of its samples, as in
+            Keras, a penalty that is part of it included; gradients keep their size where the mean of the weights is 1.
+        class_weight : dict, optional
+            ``{class: weight}``, by the labels of the loss's cross entropy; 1 for other classes. Times `sample_weight`, if both are
+            given.
 
         Raises
         ------
@@ -164,12 +187,14 @@ class Trainer(Settled):
         if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
             checkpoint = Checkpoints(path_of(checkpoint, "checkpoint"))
         saver = None if checkpoint is None else Saver(checkpoint, resume)
-        mirror = Mirror(self.optimizer)
+        mirror, weights = Mirror(self.optimizer), (sample_weight, class_weight)
         try:
             with (
                 self.engine.executor.waiting(),
                 Interrupts() as interrupts,
-                closing(Run(self.settings, feeds, validation, saver, epochs, resume, interrupts, mirror)) as run,
+                closing(
+                    Run(self.settings, feeds, validation, saver, epochs, resume, interrupts, mirror, weights)
+                ) as run,
             ):
                 return run.train()
         finally:
@@ -228,11 +253,13 @@ class Trainer(Settled):
         return explain_training(estimate(TrainingJob(self.settings, feeds, epochs), again))
 
     @without_underflow
-    def evaluate(self, feeds: Mapping[Any, Any]) -> dict[str, float]:
-        """Return ``"loss"``, its mean over the samples, and where it is made of cross entropies ``"accuracy"``, between 0 and 1.
+    def evaluate(self, feeds: Mapping[Any, Any], sample_weight: Any = None) -> dict[str, Any]:
+        """Return ``"loss"``, its mean over the samples, and the metrics; if none were given, accuracy where there are classes.
 
-        That is how many of the samples have the largest logit where the largest label is, or for a `LogisticCrossEntropy` a
-        logit above 0 where the label is above 0.5; the mean, if there are several. Weights and what is added do not matter.
+        Accuracy, between 0 and 1, is how many of the samples have the largest logit where the largest label is, or for a
+        `LogisticCrossEntropy` a logit above 0 where the label is above 0.5; the mean, if there are several cross entropies. Factors
+        and what is added do not matter.
+        With `sample_weight` ``(N,)`` the loss is ``sum(weight * loss) / N``, and the accuracy the share of the weights.
 
         Examples
         --------
@@ -244,10 +271,12 @@ class Trainer(Settled):
         >>> trainer.evaluate({x: [1.0, 3.0]})
         {'loss': 20.0}
         """
-        checked = self.settings.checked(feeds, self.engine.dtype, training=False)
+        checked = self.settings.checked(feeds, self.engine.dtype, training=False, sample_weight=sample_weight)
         with (
             self.engine.executor.waiting(),
-            closing(Evaluation(self.engine, self.optimizer.target, checked)) as evaluation,
+            closing(
+                Evaluation(self.engine, self.optimizer.target, checked, metrics=self.settings.metrics)
+            ) as evaluation,
         ):
             return evaluation.scores(None)
 
