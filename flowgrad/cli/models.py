@@ -54,17 +54,8 @@ def multilayer_perceptron(inputs: int, hidden: Sequence[int], classes: int, seed
         label = fg.Variable(classes, trainable=False, name="label")
         value: fg.Node = x
         for i, units in enumerate(hidden):
-            value = fg.ReLU(dense(value, units, f"h{i}"), name=f"h{i}")
-        logits = dense(value, classes, "o")
+            value = fg.layers.dense(value, units, "relu", per_neuron=True, name=f"h{i}")
+        logits = fg.layers.dense(value, classes, per_neuron=True, name="o")
         probabilities = fg.SoftMax(logits, name="probabilities")
         loss = fg.CrossEntropyWithSoftMax(logits, label, name="loss")
     return Model(graph, x, label, probabilities, loss)
-
-
-def dense(x: fg.Node, units: int, name: str) -> fg.Node:
-    """Return `units` neurons, each a `Dot` of ``name.w0``, ... with all of `x` plus a bias ``name.b0``, ..., as one vector."""
-    neurons = []
-    for i in range(units):
-        weighted = fg.Dot(fg.Variable(x.dim, True, name=f"{name}.w{i}"), x)
-        neurons.append(weighted + fg.Variable(1, True, name=f"{name}.b{i}"))
-    return fg.Vectorize(*neurons)

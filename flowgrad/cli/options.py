@@ -10,7 +10,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPTIMIZERS = ("Adam", "RMSProp", "AdaGrad", "Momentum", "GradientDescent")
+OPTIMIZERS = ("Adam", "AdamW", "AMSGrad", "Lion", "RMSProp", "AdaGrad", "Nesterov", "Momentum", "GradientDescent")
 GRAINS = ("auto", "node", "sample", "shard", "round", "collective")
 
 

@@ -33,7 +33,12 @@ NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
     default="none",
     type=Choice("none", "cosine", "exponential", "step"),
 )
-@option("--weight-decay", "L2: this times the weights is added to the gradient.", default=0.0, type=float, metavar="X")
+@option(
+    "--weight-decay",
+    "L2: this times the weights is added to the gradient, by AdamW and Lion to the step.  [default: the optimizer's]",
+    type=float,
+    metavar="X",
+)
 @option("--clip-norm", "Scale gradients down to this norm.", type=float, metavar="X", callback=positive)
 @option("--accumulate", "Mini-batches whose gradients make one update.", default=1, type=Count())
 @option("--patience", "Stop when the test loss was not better for N epochs, with the best weights.", type=Count())
@@ -118,7 +123,8 @@ def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer
         "exponential": lambda: fg.ExponentialDecay(rate, factor=0.01, every=updates),
         "step": lambda: fg.StepDecay(rate, every=-(-updates // 3)),
     }[options["schedule"]]()
-    settings = {key: options[key] for key in ("batch_size", "weight_decay", "clip_norm")}
+    given = {key: options[key] for key in ("batch_size", "weight_decay", "clip_norm")}
+    settings = {key: value for key, value in given.items() if value is not None}
     return getattr(fg, options["optimizer"])(model.graph, model.loss, schedule, **settings)
 
 
