@@ -9,11 +9,6 @@ import flowgrad as fg
 from flowgrad.data import load_mnist
 
 
-def dense(x: fg.Node, units: int) -> fg.Node:
-    """Return a layer: each neuron has its own weights and bias."""
-    return fg.Vectorize(*[fg.Add(fg.Dot(fg.Variable(x.dim, True), x), fg.Variable(1, True)) for _ in range(units)])
-
-
 class Printer:
     """Print a line per epoch."""
 
@@ -28,7 +23,8 @@ def main() -> None:
     with fg.Graph(seed=0) as graph:
         x = fg.Variable(784, trainable=False, name="x")
         label = fg.Variable(10, trainable=False, name="label")
-        logits = dense(fg.ReLU(dense(x, 90)), 10)
+        hidden = fg.layers.dense(x, 90, "relu", per_neuron=True)
+        logits = fg.layers.dense(hidden, 10, per_neuron=True)
         probabilities = fg.SoftMax(logits)
         loss = fg.CrossEntropyWithSoftMax(logits, label)
 
