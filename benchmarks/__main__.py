@@ -16,6 +16,7 @@ from benchmarks.cluster import cluster_report
 from benchmarks.collective import collective_report
 from benchmarks.derivatives import derivatives_report
 from benchmarks.fusion import fusion_report
+from benchmarks.interpreter import interpreter_report
 from benchmarks.lowering import lowering_report
 from benchmarks.machine import load_of_others, machine_report
 from benchmarks.mainjob import mainjob_report
@@ -37,6 +38,7 @@ HEADS = {
     "sizes": "Whole trainings",
     "lowering": "Lowering",
     "fusion": "Fusion",
+    "interpreter": "The interpreter",
     "prediction": "Prediction",
     "derivatives": "Derivatives",
     "mainjob": "The main job",
@@ -54,6 +56,7 @@ ABOUT = {
     "sizes": "float32, Adam, batches of 32; random graphs, wide ones and chains.",
     "lowering": "From nodes to dask task graph, gradient included.",
     "fusion": "Steps at batch 32 by the NumPy kernel, one thread.",
+    "interpreter": "Sample by sample, float64, Adam at batch 32, one thread; medians.",
     "prediction": "Time per step of 784-n-10 nets, Adam, float32.",
     "derivatives": "784-90-10 net, float32; other data at every call.",
     "mainjob": "`flowgrad train mnist`: 6 epochs, start-up, report.",
@@ -66,6 +69,7 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "sizes": sizes_report,
     "lowering": lowering_report,
     "fusion": fusion_report,
+    "interpreter": interpreter_report,
     "prediction": prediction_report,
     "mainjob": mainjob_report,
     "collective": collective_report,

@@ -28,73 +28,29 @@ CONTENDERS: dict[str, tuple[str, bool, Any]] = {
 }
 
 
-def dense(fg: Any, x: Any, units: int, act: Any = None) -> Any:
-    """Write a layer, neuron by neuron."""
-    rng = np.random.default_rng(units)
-    rows = [fg.Variable(x.dim, rng.normal(0, x.dim**-0.5, x.dim)) for _ in range(units)]
-    out = fg.Vectorize(*(fg.Add(fg.Dot(row, x), fg.Variable(1, [0.0])) for row in rows))
-    return act(out) if act else out
-
-
-def weights(fg: Any, rows: int, columns: int) -> Any:
-    """Write a matrix."""
-    return fg.Variable(rows * columns, np.random.default_rng(rows).normal(0, columns**-0.5, rows * columns))
-
-
 def deep(fg: Any, x: Any) -> Any:
-    """Write 784-256-128-10."""
-    return dense(fg, dense(fg, dense(fg, x, 256, fg.ReLU), 128, fg.ReLU), 10)
+    """Write 784-256-128-10, a `Dot` for each neuron."""
+    for units in (256, 128):
+        x = fg.layers.dense(x, units, "relu", per_neuron=True)
+    return fg.layers.dense(x, 10, per_neuron=True)
 
 
 def lstm(fg: Any, x: Any) -> Any:
     """Write one LSTM cell over all steps, then one unit."""
-    to, back = ([weights(fg, UNITS, k) for _ in range(4)] for k in (INPUTS, UNITS))
-    biases = [fg.Variable(UNITS, np.zeros(UNITS)) for _ in range(4)]
-    h = c = None
-    for k in range(STEPS):
-        z = [fg.Add(fg.MatVec(w, x[k * INPUTS : (k + 1) * INPUTS]), b) for w, b in zip(to, biases)]
-        z = z if h is None else [fg.Add(a, fg.MatVec(w, h)) for a, w in zip(z, back)]
-        i, f, o = map(fg.Logistic, z[:3])
-        c = i * fg.Tanh(z[3]) if c is None else f * c + i * fg.Tanh(z[3])
-        h = o * fg.Tanh(c)
-    return dense(fg, h, 1)
+    return fg.layers.dense(fg.layers.lstm(x.reshape(STEPS, INPUTS), UNITS), 1)
 
 
 def rnn(fg: Any, x: Any) -> Any:
     """Write a plain recurrent cell over all steps, then one unit."""
-    to, back, bias = weights(fg, UNITS, INPUTS), weights(fg, UNITS, UNITS), fg.Variable(UNITS, np.zeros(UNITS))
-    h = None
-    for k in range(STEPS):
-        z = fg.Add(fg.MatVec(to, x[k * INPUTS : (k + 1) * INPUTS]), bias)
-        h = fg.Tanh(z if h is None else fg.Add(z, fg.MatVec(back, h)))
-    return dense(fg, h, 1)
+    return fg.layers.dense(fg.layers.rnn(x.reshape(STEPS, INPUTS), UNITS), 1)
 
 
 def lenet(fg: Any, x: Any) -> Any:
-    """Write two convolutions with pooling, by Gather and BatchMatVec, then 120 units and 10."""
-
-    def conv(x: Any, channels: int, size: int, filters: int, width: int) -> tuple[Any, int]:
-        left = size - width + 1
-        places = [(i, j) for i in range(left) for j in range(left)]
-        inside = [(c, a, b) for c in range(channels) for a in range(width) for b in range(width)]
-        index = [c * size * size + (i + a) * size + j + b for i, j in places for c, a, b in inside]
-        y = fg.BatchMatVec(weights(fg, filters, channels * width * width), fg.Gather(x, index), count=left * left)
-        bias = fg.Gather(fg.Variable(filters, np.zeros(filters)), list(range(filters)) * left * left)
-        return fg.ReLU(fg.Add(y, bias)), left
-
-    def pool(y: Any, filters: int, size: int) -> tuple[Any, int]:
-        half = size // 2
-        cells = [(q, i, j) for q in range(filters) for i in range(half) for j in range(half)]
-        corners = [
-            fg.Gather(y, [((2 * i + a) * size + 2 * j + b) * filters + q for q, i, j in cells])
-            for a in (0, 1)
-            for b in (0, 1)
-        ]
-        return fg.Scale(fg.Add(fg.Add(*corners[:2]), fg.Add(*corners[2:])), 0.25), half
-
-    y, size = pool(*(lambda y, left: (y, 3, left))(*conv(x, 1, 28, 3, 5)))
-    y, size = pool(*(lambda y, left: (y, 3, left))(*conv(y, 3, size, 3, 3)))
-    return dense(fg, dense(fg, y, 120, fg.ReLU), 10)
+    """Write two convolutions with pooling, then 120 units and 10."""
+    x = x.reshape(1, 28, 28)
+    for width in (5, 3):
+        x = fg.layers.max_pool2d(fg.layers.conv2d(x, 3, width, padding="valid", activation="relu"), 2)
+    return fg.layers.dense(fg.layers.dense(x, 120, "relu"), 10)
 
 
 def chain(fg: Any, x: Any) -> Any:
@@ -102,7 +58,7 @@ def chain(fg: Any, x: Any) -> Any:
     h = fg.Multiply(x, fg.Variable(x.dim, np.ones(x.dim)))
     for k in range(1200):
         h = fg.Tanh(h) if k % 2 else fg.Add(h, fg.Variable(x.dim, np.full(x.dim, 0.01)))
-    return dense(fg, h, 1)
+    return fg.layers.dense(h, 1)
 
 
 def torch_net(name: str) -> Any:
@@ -133,8 +89,8 @@ def torch_net(name: str) -> Any:
     if name == "deep":
         return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
     if name == "lenet":
-        first = [nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 3, 5), nn.ReLU(), nn.AvgPool2d(2)]
-        second = [nn.Conv2d(3, 3, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
+        first = [nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 3, 5), nn.ReLU(), nn.MaxPool2d(2)]
+        second = [nn.Conv2d(3, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
         return nn.Sequential(*first, *second, nn.Linear(75, 120), nn.ReLU(), nn.Linear(120, 10))
     if name == "chain":
         return Chain()
