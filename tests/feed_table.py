@@ -16,6 +16,7 @@ N, ROWS = 12, 5
 rng = np.random.default_rng(0)
 X = (rng.random((N, 4)) < 0.5).astype(float)  # so that every dtype can hold it
 LABELS = rng.integers(0, 3, N)
+PICKED = rng.integers(0, 5, (N, 2))
 BATCH = 4
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64", "longdouble")
@@ -29,14 +30,16 @@ class Net:
             self.x = fg.Variable(4, trainable=False, name="x")
             self.t = fg.Variable(3, trainable=False, name="t")
             self.w = fg.Variable(12, True, name="w")
-            self.logits = fg.Tanh(fg.MatVec(self.w, self.x))
+            self.k = fg.Variable(2, trainable=False, name="k")
+            table = fg.Constant(np.cos(np.arange(10.0)).reshape(5, 2))
+            self.logits = fg.Tanh(fg.MatVec(self.w, self.x + fg.Embedding(table, self.k).reshape(4)))
             self.loss = fg.CrossEntropyWithSoftMax(self.logits, self.t)
         self.graph = graph
         self.first = self.w.value.copy()
         self.engine = fg.Engine(where, "float64", grain, 2, "numpy")
 
     def feeds(self, **given):
-        return {self.x: given.get("x", X), self.t: given.get("t", LABELS)}
+        return {self.x: given.get("x", X), self.t: given.get("t", LABELS), self.k: given.get("k", PICKED)}
 
     def trainer(self):
         self.w.set_value(self.first)
@@ -292,6 +295,19 @@ kind("labels, delayed", "t")(lambda at: dask.delayed(LABELS.astype)(int))
 kind("labels, future", "t", client=True)(lambda at: at.client.scatter(LABELS.copy(), hash=False))
 
 
+# -- rows that are picked from a table --
+
+for dtype in INTEGERS:
+    kind(f"rows, {dtype}", "k")(lambda at, dtype=dtype: PICKED.astype(dtype))
+kind("rows, lists", "k")(lambda at: PICKED.tolist())
+kind("rows, dask array", "k")(lambda at: in_dask(PICKED))
+kind("rows, dask array, cut along both axes", "k")(lambda at: da.from_array(PICKED, chunks=(ROWS, 1)))
+kind("rows, memory map", "k")(lambda at: in_file(at, PICKED))
+kind("rows, pandas frame, Int64", "k", needs="pandas")(lambda at: package("pandas").DataFrame(PICKED).astype("Int64"))
+kind("rows, delayed", "k")(lambda at: dask.delayed(PICKED.astype)(int))
+kind("rows, future", "k", client=True)(lambda at: at.client.scatter(PICKED.copy(), hash=False))
+
+
 # -- what is refused --
 
 
@@ -465,6 +481,24 @@ kind("labels out of range, dask series", "t", refusal=OUT, needs="dask.dataframe
 )
 kind("labels of floats", "t", refusal="'t' has shape")(lambda at: LABELS.astype(float))
 kind("labels of floats, dask array", "t", refusal="'t' has shape")(lambda at: in_dask(LABELS.astype(float)))
+FLOATS = "'k' has dtype float64, but it picks rows of a table: give integers from 0 to 4"
+kind("rows of floats", "k", refusal=FLOATS)(lambda at: PICKED.astype(float))
+kind("rows of floats, dask array", "k", refusal=FLOATS)(lambda at: in_dask(PICKED.astype(float)))
+kind("rows of floats, memory map", "k", refusal=FLOATS)(lambda at: in_file(at, PICKED.astype(float)))
+kind("rows of bools", "k", refusal="'k' has dtype bool")(lambda at: PICKED > 2)
+MISSED = "row out of range: sample 7 of the feed for 'k' holds 5, but the table that it picks from has rows 0 to 4"
+kind("rows out of range", "k", refusal=MISSED)(lambda at: spoilt(5, PICKED))
+kind("rows out of range, dask array", "k", refusal=MISSED)(lambda at: in_dask(spoilt(5, PICKED)))
+kind("rows out of range, memory map", "k", refusal=MISSED)(lambda at: in_file(at, spoilt(5, PICKED)))
+kind("rows out of range, delayed", "k", refusal=MISSED)(lambda at: dask.delayed(spoilt)(5, PICKED))
+kind("rows out of range, future", "k", refusal=MISSED, client=True)(
+    lambda at: at.client.scatter(spoilt(5, PICKED), hash=False)
+)
+kind("rows below zero", "k", refusal="'k' holds -1, but")(lambda at: spoilt(-1, PICKED))
+kind("rows (N,)", "k", refusal="'k' has shape (12,), but its dim is 2: give (N, 2)")(lambda at: PICKED[:, 0])
+kind("rows (N, 1), dask array", "k", refusal="'k' has shape (12, 1), but its dim is 2")(
+    lambda at: in_dask(PICKED[:, :1])
+)
 
 
 def made(name, folder, client):

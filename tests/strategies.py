@@ -13,9 +13,29 @@ import flowgrad as fg
 LIMIT = 6.0  # larger values are squashed: differences of steep functions are too coarse to compare with
 KINK = 0.05  # ReLU is not differentiable at 0; its arguments stay this far away
 PAIRS = ("Add", "Subtract", "Multiply", "Dot", "MeanSquaredError", "CrossEntropyWithSoftMax", "LogisticCrossEntropy")
-SINGLES = ("Negative", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Sum", "SoftMax", "LogSoftMax")
-OTHERS = ("Scale", "Slice", "Gather", "MatVec", "BatchMatVec", "RowDot", "Vectorize")
-OPS = (*PAIRS, *SINGLES, *OTHERS)
+CURVES = ("Softplus", "SiLU", "GELU", "LeakyReLU", "Abs", "Step")
+SINGLES = ("Mean", "Negative", "Exp", "Log", "Reciprocal", "Logistic", "Tanh", "ReLU", "Sum", "SoftMax", "LogSoftMax")
+OTHERS = (
+    "Maximum",
+    "Minimum",
+    "Sqrt",
+    "Power",
+    "MatMul",
+    "OuterProduct",
+    "Concat",
+    "Transpose",
+    "Broadcast",
+    "Reshape",
+    "Scale",
+    "Slice",
+    "Gather",
+    "MatVec",
+    "BatchMatVec",
+    "RowDot",
+    "Vectorize",
+    "Embedding",
+)
+OPS = (*PAIRS, *SINGLES, *CURVES, *OTHERS)
 # Sibling units of a layer are drawn more often: they are what fusion looks for.
 MOVES = (*OPS, "neurons", "neurons", "patches")
 
@@ -73,7 +93,7 @@ class _Builder:
     def parameter(self, dim, value=None, trainable=True):
         value = self.rng.uniform(-1.5, 1.5, dim) if value is None else value
         node = fg.Variable(dim, value, trainable=trainable)
-        self.made.values[node] = np.array(value, dtype=float).reshape(1, dim)
+        self.made.values[node] = np.array(value, dtype=float).reshape(1, node.dim)
         return node
 
     def feed(self, dim):
@@ -81,14 +101,23 @@ class _Builder:
         self.made.values[node] = self.made.feeds[node] = self.rng.uniform(-1.5, 1.5, (self.made.samples, dim))
         return node
 
+    def indices(self, dim, below):
+        """Return a variable that picks rows: fed, or set."""
+        if self.draw(st.booleans()):
+            return self.parameter(dim, self.rng.integers(0, below, dim), trainable=False)
+        node = fg.Variable(dim, trainable=False)
+        self.made.values[node] = self.made.feeds[node] = self.rng.integers(0, below, (self.made.samples, dim))
+        return node
+
     def pick(self, nodes=None):
         return self.draw(st.sampled_from(list(self.made.values) if nodes is None else nodes))
 
-    def partner(self, dim):
-        """Return a node of this dim: one that is there (perhaps the very same) or a new variable."""
+    def partner(self, dim, shape=None):
+        """Return a node of this dim: one that is there (perhaps the very same) or a new variable; of a shape, if one is given."""
         there = [node for node in self.made.values if node.dim == dim]
         chosen = self.draw(st.sampled_from([*there, None]))
-        return self.parameter(dim) if chosen is None else chosen
+        node = self.parameter(dim) if chosen is None else chosen
+        return node if shape in (None, node.shape) else self.call("Reshape", node, shape)
 
     def label(self, kind, node):
         """Return a label: what is fed as one is checked when a training begins."""
@@ -101,7 +130,7 @@ class _Builder:
         return node if self.largest(node) <= limit else self.call("Tanh", node)
 
     def positive(self, node):
-        floor = self.parameter(node.dim, self.rng.uniform(0.5, 1.0, node.dim), trainable=False)
+        floor = self.parameter(node.shape, self.rng.uniform(0.5, 1.0, node.shape), trainable=False)
         return self.call("Add", self.call("Multiply", node, node), floor)
 
     def off_the_kink(self, node):
@@ -109,7 +138,7 @@ class _Builder:
         for shift in (0.0, 0.11, -0.13, 0.31, -0.29, 0.71, -0.67, 2 * LIMIT):
             if np.abs(values + shift).min() > KINK:
                 break
-        return self.call("Add", node, self.parameter(node.dim, np.full(node.dim, shift))) if shift else node
+        return self.call("Add", node, self.parameter(node.shape, np.full(node.shape, shift))) if shift else node
 
     def grow(self):
         move = self.draw(st.sampled_from(MOVES))
@@ -123,11 +152,25 @@ class _Builder:
         if kind == "CrossEntropyWithSoftMax" and a.dim == 1:  # which it refuses
             kind = "LogisticCrossEntropy"
         if kind in PAIRS:
-            return self.call(kind, a, self.label(kind, self.partner(a.dim)))
-        if kind in ("Log", "Reciprocal"):
+            return self.call(kind, a, self.label(kind, self.partner(a.dim, a.shape)))
+        if kind in ("Log", "Reciprocal", "Sqrt"):
             return self.call(kind, self.positive(a))
-        if kind == "ReLU":
+        if kind == "Power":
+            power = self.draw(st.sampled_from([2, 3, -1, 0.5, 2.5]))
+            return self.call(kind, a if power in (2, 3) else self.positive(a), power)
+        if kind in ("ReLU", "LeakyReLU", "Abs", "Step"):
             return self.call(kind, self.off_the_kink(a))
+        if kind in ("SoftMax", "LogSoftMax") and self.draw(st.booleans()):
+            matrix = self.shaped("Reshape", a)
+            return self.add(getattr(fg, kind)(matrix))
+        if kind in ("Maximum", "Minimum"):  # whose operands stay apart
+            b = self.partner(a.dim, a.shape)
+            difference = self.off_the_kink(self.call("Subtract", a, b))
+            return self.call(kind, self.call("Add", b, difference), b)
+        if kind == "OuterProduct":
+            return self.call(kind, a, self.parameter(self.draw(st.integers(1, 3))))
+        if kind in ("MatMul", "Transpose", "Broadcast", "Reshape", "Concat"):
+            return self.shaped(kind, a)
         if kind == "Slice":
             start = self.draw(st.integers(0, a.dim - 1))
             return self.call(kind, a, start, self.draw(st.integers(start + 1, a.dim)))
@@ -139,14 +182,34 @@ class _Builder:
             rows = [r for r in (1, 2, 3, 4) if a.dim % r == 0]
             return self.call(kind, a, self.partner(a.dim), self.draw(st.sampled_from(rows)))
         if kind == "MatVec":
-            return self.call(kind, self.partner(a.dim * self.draw(st.integers(1, 3))), a)
+            dim = a.dim * self.draw(st.integers(1, 3))
+            return self.call(kind, self.partner(dim, (dim,)), a)
         if kind == "BatchMatVec":
             count = self.draw(st.sampled_from([r for r in (1, 2, 3, 4) if a.dim % r == 0]))
             return self.call(kind, self.partner(a.dim // count * self.draw(st.integers(1, 3))), a, count)
+        if kind == "Embedding":
+            table = self.shaped("Reshape", a)
+            return self.call(kind, table, self.indices(self.draw(st.integers(1, 3)), table.shape[0]))
         if kind == "Vectorize":
             count = self.draw(st.integers(1, 3))
             return self.call(kind, a, *[self.pick() for _ in range(count - 1)])
         return self.call(kind, a)
+
+    def shaped(self, kind, a):
+        """An op on a node that knows two axes."""
+        rows = self.draw(st.sampled_from([r for r in (1, 2, 3, 4) if a.dim % r == 0]))
+        matrix = self.call("Reshape", a, (rows, -1))
+        if kind == "Reshape":
+            return matrix
+        if kind == "Transpose":
+            return self.call(kind, matrix)
+        if kind == "Broadcast":
+            return self.call(kind, matrix, (self.draw(st.integers(1, 2)), *matrix.shape))
+        if kind == "Concat":
+            return self.add(fg.Concat(matrix, matrix, axis=self.draw(st.sampled_from([0, 1, -1]))))
+        n = self.draw(st.integers(1, 3))
+        other = self.call("Reshape", self.partner(matrix.shape[1] * n), (matrix.shape[1], n))
+        return self.call(kind, matrix, other)
 
     def neurons(self):
         """A layer of Dot (+ Add) units; some share weights or biases, the collecting order is arbitrary."""

@@ -86,7 +86,7 @@ def test_help():
         (("train", "absent.npz"), "absent.npz: no such file"),
         (
             ("train", "mnist", "--optimizer", "adamm"),
-            "'adamm' is not one of Adam, RMSProp, AdaGrad, Momentum, GradientDescent",
+            "'adamm' is not one of Adam, AdamW, AMSGrad, Lion, RMSProp, AdaGrad, Nesterov, Momentum, GradientDescent",
         ),
         (("train", "mnist", "--hidden", "90,x"), "'90,x' is not a list of layer sizes"),
         (("train", "mnist", "--hidden", "90,0"), "'90,0' is not a list of layer sizes"),

@@ -123,7 +123,7 @@ def test_whatever_is_kept_the_numbers_are_those_without_a_cache(made, grain, sha
     for _ in range(4):
         feeds = dict(made.feeds)
         for v, other in zip(feeds, data.draw(st.permutations(list(feeds)))):
-            if v.dim == other.dim:
+            if (v.dim, v.below) == (other.dim, other.below):
                 feeds[v] = made.feeds[other][:: data.draw(st.sampled_from([1, -1]))]
         if data.draw(st.booleans()):
             parameter = data.draw(st.sampled_from(made.parameters))
@@ -218,6 +218,18 @@ def test_feeds_of_any_layout_are_compared_by_content(layout):
     changed = engine.jacobian(net.logits, net.x, feeds)
     assert (changed[0] != before[0]).any()
     np.testing.assert_array_equal(changed[1:], before[1:])
+
+
+def test_feeds_are_checked_anew_when_a_table_picks_by_them():
+    with fg.Graph(seed=0):
+        k = fg.Variable(1, trainable=False, name="k")
+        y = k * fg.Variable(1, [2.0])
+    engine, feeds = fg.Engine("sync"), {k: np.array([0, 4])}
+    engine.jacobian(y, y.parents[1], feeds)
+    with k.graph:
+        rows = fg.Embedding(fg.Variable((4, 2), True), k)
+    with pytest.raises(fg.errors.FeedError, match=r"sample 1 of the feed for 'k' holds 4, but .* rows 0 to 3"):
+        engine.jacobian(rows, rows.parents[0], feeds)
 
 
 def test_results_are_the_callers_own(counted):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracles import OPS, one_op, same
 
 import flowgrad as fg
+from flowgrad.graph import ancestors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
 MODES = ("reverse", "forward", "auto")
@@ -36,17 +37,18 @@ def test_random_graphs_by_any_nodes(made, plan, data):
 
 @pytest.mark.parametrize("kernel", ["numpy", "numba"])
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
-@pytest.mark.parametrize("fed", ["ab", "a", "b", ""])
+@pytest.mark.parametrize("fed", ["abk", "a", "bm", ""])
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_with_shared_and_per_sample_operands(op, fed, mode, kernel):
     """By central differences of plain NumPy, to 1e-8, and by HIPS autograd."""
     made, variables = one_op(op, fed)
-    for repeated in (False, True) if OPS[op][0] == "ab" else (False,):
+    twice = OPS[op][0] == "ab" and op not in ("Maximum", "Minimum")  # which have no derivative there
+    for repeated in (False, True) if twice else (False,):
         result = made.result
         if repeated:
             with made.graph:
-                result = getattr(fg, op)(variables["a"], variables["a"], *OPS[op][1:])
-        wrt = [v for v in variables.values() if v in result.parents]
+                result = oracles.built(op, variables["a"], variables["a"])
+        wrt = [v for v in variables.values() if v in ancestors(result)]
         found = fg.Engine("sync", kernel=kernel).jacobian(result, wrt, made.feeds, mode=mode)
         for v in wrt:
             same(found[v], oracles.jacobians(made, result, v), 1e-10)

@@ -40,7 +40,7 @@ BAD_FEEDS = {
     "labels of the wrong width": (lambda m: {m.label: np.eye(4)[[0, 1, 2, 0, 1, 2]]}, ["label", 4, 3]),
     "empty": (lambda m: {m.x: np.ones((0, 4)), m.label: np.ones(0, int)}, [0]),
     "a computed node": (lambda m: {m.logits: np.ones((N, 3))}, ["logits"]),
-    "a name": (lambda m: {"x": m.images}, ["x"]),
+    "a name of nothing": (lambda m: {"no such": m.images}, ["no such"]),
     "a node of another graph": (lambda m: {Model().x: m.images}, ["x"]),
 }
 

@@ -216,6 +216,21 @@ def test_what_a_callback_writes_to_feeds_counts_nowhere(executor, kind, dtype):
     assert train(True) == train(False)
 
 
+def test_feeds_by_name_are_copied_for_a_callback_too():
+    class Write(fg.Callback):
+        def on_epoch(self, record):
+            given[:] = 0
+
+    net = Net()
+    given = net.feeds[net.x].copy()
+    trainer = fg.Trainer(fg.Adam(net.w.graph, net.loss, batch_size=2), fg.Engine("sync"), callbacks=[Write()])
+    trainer.fit({net.x.name: given, net.label.name: net.feeds[net.label]}, epochs=2)
+    other = Net()
+    fg.Trainer(fg.Adam(other.w.graph, other.loss, batch_size=2), fg.Engine("sync")).fit(other.feeds, epochs=2)
+    assert net.w.value.tobytes() == other.w.value.tobytes()
+    assert not given.any()
+
+
 @pytest.mark.parametrize("dtype", [None, "float32"])
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("grain", ["node", "shard"])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from models import Cube
 
 import flowgrad as fg
+from flowgrad.files import OPTIMIZERS
 from flowgrad.formulas import FUNCTIONS, formula
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.kernels import compiled_round, kernel_of
@@ -33,7 +35,7 @@ pytest.importorskip("scipy")
 from flowgrad.scheduler.kernels import numba_compile, numba_kernel, numba_library, table  # noqa: E402
 from flowgrad.scheduler.kernels.numba_kernel import CompiledProgram  # noqa: E402
 
-RULES = (fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam)
+RULES = OPTIMIZERS.values()
 
 
 class Setting:
@@ -306,6 +308,60 @@ def test_what_has_no_compiled_form_is_called_in_python_and_the_rest_is_compiled(
     same(here.run(STEPS, 2), here.expected(STEPS))
 
 
+@pytest.mark.parametrize("op", [fg.SoftMax, fg.LogSoftMax, fg.Standardize])
+def test_rows_that_are_laid_beside_others_are_compiled(op):
+    with fg.Graph(seed=0):
+        x, w, v = fg.Variable(4, trainable=False), fg.Variable(4, ("normal", 1.0)), fg.Variable(2, ("normal", 1.0))
+        loss = fg.Sum(fg.Tanh(fg.Vectorize(v, op((w * x).reshape(2, 2)), x)))
+    here = Setting(loss, {x: np.random.default_rng(0).normal(size=(3, 4))})
+    assert not here.compiled.rounds.calls
+    same(here.run(STEPS), here.expected(STEPS))
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 6),
+    dim=st.integers(1, 4),
+    steps=st.integers(1, 4),
+    twice=st.booleans(),
+    dtype=st.sampled_from("fd"),
+)
+def test_rows_of_a_table_and_what_is_added_to_them(rows, dim, steps, twice, dtype):
+    rng = np.random.default_rng(rows + 10 * dim + 100 * steps)
+    with fg.Graph(seed=0):
+        w, k = fg.Variable((rows, dim), ("normal", 1.0)), fg.Variable(steps, trainable=False)
+        picked = fg.Embedding(w, k)
+        scaled = (
+            picked * fg.Embedding(w, fg.Variable(steps, rng.integers(0, rows, steps))) if twice else fg.Tanh(picked)
+        )
+        loss = fg.MeanSquaredError(scaled.reshape(steps * dim), fg.Variable(steps * dim, ("normal", 1.0)))
+    here = Setting(loss, {k: rng.integers(0, rows, (3, steps))}, dtype=np.dtype(dtype))
+    assert not here.compiled.rounds.calls
+    got = here.run(STEPS)
+    same(got, here.expected(STEPS), *((1e-9, 1e-11) if dtype == "d" else (2e-3, 1e-4)))
+    assert here.run(STEPS, 2)[0]["w"].tobytes() == got[0]["w"].tobytes()
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_a_summed_gradient_is_no_table_for_each_sample(kernel):
+    samples, rows, dim = 64, 3000, 5
+    with fg.Graph(seed=0):
+        w, k = fg.Variable((rows, dim), True), fg.Variable(2, trainable=False)
+        loss = fg.Sum(fg.Tanh(fg.Embedding(w, k)))
+    feeds = {k: np.random.default_rng(0).integers(0, rows, (samples, 2))}
+    engine = fg.Engine("sync", kernel=kernel)
+    engine.gradient(loss, feeds)
+    checked = check_feeds(loss.graph, feeds)
+    program, _ = compile_gradient(loss, checked.arrays, [w], "shard")
+    slots = table.Assembler(program).write().slots
+    assert max(s.type.dim for s in slots if s.type.batched) == 2 * dim
+    tracemalloc.start()
+    engine.gradient(loss, feeds)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < samples * rows * dim  # bytes, and numbers are of eight of them
+
+
 def test_ops_of_functions_and_scripts_are_compiled_too():
     class Local(fg.Elementwise):
         formula = "c * a * a"
@@ -489,6 +545,5 @@ def test_a_table_is_made_once_and_steps_of_few_samples_use_it():
     here = Setting(loss, {x: np.arange(30.0).reshape(10, 3)})
     for steps in ([[np.arange(7)], [np.arange(3)]], [[np.arange(2), np.arange(5)], [np.array([9])]]):
         same(here.run(steps), here.expected(steps))
-    assert compiled_round(here.step.program, here.step.names, here.step.rule, np.dtype("f8")) is compiled_round(
-        here.step.program, here.step.names, here.step.rule, np.dtype("f8")
-    )
+    made = (here.step.program, here.step.names, here.step.rule, np.dtype("f8"), False)
+    assert compiled_round(*made) is compiled_round(*made)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 import flowgrad as fg
 from flowgrad.errors import NodeFailed
+from flowgrad.files import OPTIMIZERS
 from flowgrad.ops import linear
 from flowgrad.optim import WORK
 from flowgrad.scheduler.feeds.check import check_feeds
@@ -78,7 +79,7 @@ def test_calls_side_by_side_do_not_share_buffers():
         assert list(pool.map(run, range(64))) == expected
 
 
-@pytest.mark.parametrize("make", [fg.GradientDescent, fg.Momentum, fg.AdaGrad, fg.RMSProp, fg.Adam])
+@pytest.mark.parametrize("make", OPTIMIZERS.values())
 def test_updates_in_place_and_in_pieces_are_the_pure_rule(make):
     with fg.Graph() as graph:
         v = fg.Variable(2, [1.0, 2.0])

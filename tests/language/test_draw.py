@@ -187,3 +187,16 @@ def test_a_part_of_a_graph_and_constants(tmp_path):
     assert "5 nodes" in text[1].read_text()
     with pytest.raises(GraphError, match="there are no targets to draw"):
         graph.draw(str(text[0]), targets=[])
+
+
+def test_a_value_that_is_set_makes_no_constant(tmp_path):
+    with fg.Graph() as graph:
+        x = fg.Variable(2, trainable=False, name="x")
+        fg.Exp(x) + 3
+    path = tmp_path / "graph.svg"
+    graph.draw(str(path))
+    before = path.read_bytes()
+    assert all(f"<!-- {text} -->" in path.read_text() for text in ("feed variable", "3", "constant"))
+    x.set_value([1.0, 2.0])
+    graph.draw(str(path))
+    assert path.read_bytes() == before

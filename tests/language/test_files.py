@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import flowgrad as fg
 from flowgrad.errors import DataError, FlowgradError, GraphError
+from flowgrad.files import OPTIMIZERS
 
 
 class Cubed(fg.Op):
@@ -73,7 +74,7 @@ def test_a_graph_alone(trained, tmp_path):
     assert loaded.optimizer is None
 
 
-@pytest.mark.parametrize("kind", ["GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer(trained, tmp_path, kind):
     graph, adam = trained
     optimizer = getattr(fg, kind)(graph, adam.target, learning_rate=0.02, batch_size=2)

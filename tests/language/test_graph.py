@@ -166,6 +166,34 @@ def test_threads_build_in_one_graph():
     assert all(p.index < n.index for n in graph.nodes for p in n.parents)
 
 
+def test_threads_build_while_another_one_computes():
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 2.0])
+        y = fg.Exp(x) * x
+    done = threading.Event()
+
+    def build():
+        while not done.is_set() and len(graph.nodes) < 20_000:
+            fg.Negative(x) * y
+
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for k in range(100):
+            value = np.array([k / 100, 1.0])
+            x.set_value(value)
+            np.testing.assert_array_equal(y.forward(), np.exp(value) * value)
+            np.testing.assert_array_equal(x.backward(y), np.diag(np.exp(value) * value + np.exp(value)))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+
+
 def test_a_thread_begins_outside_of_every_scope_but_operands_tell_their_graph():
     made = {}
 

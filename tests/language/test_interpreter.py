@@ -9,7 +9,8 @@ import strategies
 from hypothesis import given, settings
 
 import flowgrad as fg
-from flowgrad.errors import GraphError
+from flowgrad.errors import GraphError, ShapeError
+from flowgrad.graph import jacobians_of
 
 
 class Counting(fg.Op):
@@ -76,6 +77,19 @@ def test_order_of_questions_does_not_matter(made):
         assert node.backward(made.loss).shape == (made.loss.dim, node.dim)
 
 
+@given(strategies.graphs())
+def test_a_walk_that_is_kept_gives_the_same_bits(made):
+    """All variables at once, sample by sample, beside each of them alone."""
+    everything = tuple(made.variables)
+    for i in [*range(made.samples), 0]:
+        made.set_sample(i)
+        together = jacobians_of(made.loss, everything)
+        made.graph.reset_value()
+        for variable, jacobian in zip(reversed(everything), reversed(together)):
+            assert variable.backward(made.loss).tobytes() == jacobian.tobytes()
+        made.graph.clear_jacobian()
+
+
 # -- laziness --
 
 
@@ -105,6 +119,21 @@ def test_set_value_resets_exactly_what_is_downstream(two_branches, calls):
     assert right.value.tolist() == b.value.tolist() == [3.0, 4.0]
     assert top.forward().tolist() == [15.0, 24.0]
     assert calls() == 2
+
+
+def test_a_walk_that_is_kept_finds_what_else_is_missing(two_branches, calls):
+    a, b, left, _right, top = two_branches
+    for variables, computed in [([], 3), ([a], 2), ([a], 2), ([b], 2), ([a, b], 3), ([a], 2), ([], 0)]:
+        for variable in variables:
+            variable.set_value(variable.value + 1.0)
+        assert top.forward().tolist() == (a.value * b.value).tolist()
+        assert b.backward(top).tolist() == np.diag(a.value).tolist()
+        assert calls() == computed
+    a.set_value([7.0, 8.0])
+    left.forward()
+    calls()
+    top.forward()
+    assert calls() == 1
 
 
 def test_reset_value_of_a_node_resets_it_and_its_descendants(two_branches):
@@ -220,6 +249,64 @@ def test_nodes_added_after_backward_are_seen():
         assert x.backward(y).tolist() == [[6.0]]
         z = y * x
     assert x.backward(z).tolist() == [[27.0]]
+
+
+class Late(fg.Op):
+    """The identity; what it gives is wrong from the second sample on."""
+
+    kinds = (fg.Dense,)
+    uses = ((0,),)
+
+    @staticmethod
+    def apply(a):
+        return a if a[0, 0] < 9 else a[0]
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return fg.Dense(np.eye(2)[None]) if a[0, 0] < 2 else fg.Dense(np.ones((1, 2, 3)))
+
+
+def test_ops_of_ones_own_are_checked_at_every_sample():
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 2.0])
+        loss = fg.Sum(Late(x, name="late"))
+    optimizer = fg.GradientDescent(graph, loss, 0.1, batch_size=9)
+    assert optimizer.one_step() == 3.0
+    for wrong in (5.0, 9.0):
+        x.set_value([wrong, 2.0])
+        with pytest.raises(ShapeError, match="of Late 'late'"):
+            optimizer.one_step()
+    x.set_value([1.0, 3.0])
+    assert optimizer.one_step() == 4.0
+
+
+class Writing(fg.Identity):
+    """Writes into what it is given."""
+
+    def pull(self, g, out=None):
+        g *= 2
+        return g
+
+
+class Doubling(fg.Op):
+    kinds = (Writing,)
+
+    @staticmethod
+    def apply(a):
+        return 2 * a
+
+    @staticmethod
+    def jacobian(slot, y, a):
+        return Writing()
+
+
+def test_a_pull_of_ones_own_cannot_change_what_is_cached():
+    with fg.Graph():
+        x = fg.Variable(2, [1.0, 2.0])
+        y = fg.Negative(Doubling(x, name="own"))
+    with pytest.raises(ShapeError, match=r"jacobian of Doubling 'own' \(dim 2\) by slot 0"):
+        x.backward(y)
+    assert x.children[0].backward(y).tolist() == (-np.eye(2)).tolist()
 
 
 def test_jacobian_of_what_does_not_depend_is_zero():

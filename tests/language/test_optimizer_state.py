@@ -40,6 +40,18 @@ def test_variables_that_come_later_begin_with_no_state(kind):
     assert first.value.tolist() == second.value.tolist() == w.value.tolist()
 
 
+def test_variables_that_are_not_trained_for_a_sample_miss_its_gradient():
+    with fg.Graph() as graph:
+        x, w = fg.Variable(1, trainable=False), [fg.Variable(1, [1.0]), fg.Variable(1, [1.0])]
+        loss = x * w[0] + x * w[1]
+    optimizer = fg.GradientDescent(graph, loss, learning_rate=3.0, batch_size=3)
+    for value, trained in ((1.0, True), (10.0, False), (100.0, True)):
+        x.set_value(value)
+        w[0].trainable = trained
+        optimizer.one_step()
+    assert [v.value.tolist() for v in w] == [[1.0 - 101.0], [1.0 - 111.0]]
+
+
 def test_a_state_of_other_variables_is_refused():
     with fg.Graph() as graph:
         w = fg.Variable(2, [1.0, 2.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowgrad.jacobians import Factors, OuterShare
+from flowgrad.jacobians import Factors, Outer, OuterShare
 from flowgrad.jacobians.outer import SMALLEST_BUFFER, WIDE, scale_rows
 
 
@@ -31,6 +31,17 @@ def test_shares_of_narrow_and_wide_rows(samples, width):
     found = Factors([share], 1, 4, 3 * width, np.float64).block(0, 3 * width)
     wanted = np.broadcast_to(delta[..., None] * row[:, None, :], (1, 4, 3, width)).reshape(found.shape)
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_row_that_one_number_scales(rows, dtype):
+    random = np.random.default_rng(0)
+    g, local = random.normal(size=(1, 1, 1)).astype(dtype), Outer(random.normal(size=(rows, WIDE)).astype(dtype))
+    out = np.empty((1, rows, WIDE), dtype)
+    assert local.pull(g).dtype == dtype
+    assert local.pull(g).tobytes() == (g[0, 0, 0] * local.row)[None].tobytes() == local.pull(g, out).tobytes()
+    assert local.pull(g, out) is out
 
 
 def test_the_buffer_is_put_back():

@@ -15,6 +15,7 @@ from models import Model
 
 import flowgrad as fg
 from flowgrad.errors import GraphError, ShapeError
+from flowgrad.files import OPTIMIZERS
 
 
 class Shifted(fg.Op):
@@ -247,7 +248,7 @@ def test_values_of_a_pickle_lie_in_no_buffer_of_others(made):
 
 
 @ways
-@pytest.mark.parametrize("kind", ["GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimizers_go_on_with_the_same_bits(made, way, kind):
     graph, *_, loss = made
     optimizer = getattr(fg, kind)(graph, loss, fg.CosineDecay(0.1, 100), batch_size=2, clip_norm=1.0)

@@ -10,9 +10,14 @@ from models import Model
 
 import flowgrad as fg
 from flowgrad.errors import GraphError
+from flowgrad.files import OPTIMIZERS
 from flowgrad.optim import NORM_BLOCK, block_norms, describe, restore, scale_of
 
-KINDS = ("GradientDescent", "Momentum", "AdaGrad", "RMSProp", "Adam")
+# Settings by kind; words after the name tell variants apart.
+KINDS = {kind: {} for kind in OPTIMIZERS} | {
+    "Adam corrected": {"bias_correction": True},
+    "RMSProp momentum": {"momentum": 0.8},
+}
 SCHEDULES = (
     fg.StepDecay(0.3, every=2, factor=0.5),
     fg.ExponentialDecay(0.3, factor=0.5, every=3),
@@ -99,33 +104,99 @@ def test_numpy_scalars_do_not_change_the_precision():
 # -- weight decay and clipping --
 
 
-def written_out(kind, w, g, slots, t, learning_rate=0.1, weight_decay=0.0, clip_norm=None):
+def written_out(kind, w, g, slots, t, learning_rate=0.1, weight_decay=None, clip_norm=None):
     """One update as PyTorch does it: clip_grad_norm_, then weight decay in the optimizer, then the rule."""
+    rate = learning_rate(t) if callable(learning_rate) else learning_rate
+    weight_decay = (0.01 if kind == "AdamW" else 0.0) if weight_decay is None else weight_decay
     if clip_norm is not None:
         g = g * min(1.0, clip_norm / np.linalg.norm(g))
-    g = g + weight_decay * w
-    rate = learning_rate(t) if callable(learning_rate) else learning_rate
-    v, s = slots
+    if kind in ("AdamW", "Lion"):  # torch.optim.AdamW: param.mul_(1 - lr * weight_decay)
+        w = w * (1 - rate * weight_decay)
+    else:
+        g = g + weight_decay * w
+    v, s, top = slots
     if kind == "GradientDescent":
-        return w - rate * g, (v, s)
-    if kind == "Momentum":
+        return w - rate * g, slots
+    if kind in ("Momentum", "Nesterov"):  # torch.optim.SGD(momentum=0.9, nesterov=...)
         v = 0.9 * v + g
-        return w - rate * v, (v, s)
+        return w - rate * (v if kind == "Momentum" else g + 0.9 * v), (v, s, top)
     if kind == "AdaGrad":
         s = s + g**2
-        return w - rate * g / np.sqrt(s + 1e-10), (v, s)
-    b = 0.9 if kind == "RMSProp" else 0.99
+        return w - rate * g / np.sqrt(s + 1e-10), (v, s, top)
+    if kind == "Lion":  # optax.lion, Chen et al., algorithm 2
+        return w - rate * np.sign(0.9 * v + (1 - 0.9) * g), (0.99 * v + (1 - 0.99) * g, s, top)
+    if kind in ("Adam corrected", "AdamW", "AMSGrad"):  # torch.optim.adam._single_tensor_adam, eps = 1e-8
+        b = 0.99 if kind == "Adam corrected" else 0.999
+        v, s = 0.9 * v + (1 - 0.9) * g, b * s + (1 - b) * g**2
+        top = np.maximum(top, s)
+        root = np.sqrt(top if kind == "AMSGrad" else s) / math.sqrt(1 - b**t) + 1e-8
+        return w - (rate / (1 - 0.9**t)) * (v / root), (v, s, top)
+    b = 0.99 if kind == "Adam" else 0.9
     s = g**2 if t == 1 else b * s + (1 - b) * g**2
+    if kind == "RMSProp momentum":  # torch.optim.RMSprop(momentum=0.8)
+        v = 0.8 * v + g / np.sqrt(s + 1e-10)
+        return w - rate * v, (v, s, top)
     v = g if t == 1 or kind == "RMSProp" else 0.9 * v + (1 - 0.9) * g
-    return w - rate * v / np.sqrt(s + 1e-10), (v, s)
+    return w - rate * v / np.sqrt(s + 1e-10), (v, s, top)
+
+
+@pytest.mark.parametrize("feature", ["none", *FEATURES])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rules_are_their_published_formulas(kind, feature):
+    settings, rng = FEATURES.get(feature, {}), np.random.default_rng(0)
+    rule = Model(kind.split()[0], **KINDS[kind], **settings).optimizer.rule
+    w = mine = rng.normal(size=50)
+    slots, state = (np.zeros(50),) * 3, rule.init(w)
+    for t in range(1, 30):
+        g = rng.normal(size=50) * rng.choice([0.0, 1e-3, 1.0, 10.0], 50)  # so that means fall, too
+        w, slots = written_out(kind, w, g, slots, t, **settings)
+        mine, state = rule.update(mine, g, state)
+        np.testing.assert_allclose(mine, w, rtol=1e-12, atol=1e-12)
+
+
+def test_no_two_kinds_do_the_same():
+    """So that the test above could fail."""
+    rng = np.random.default_rng(0)
+    steps, ends = rng.normal(size=(3, 50)), set()
+    for kind, settings in KINDS.items():
+        rule = Model(kind.split()[0], **settings).optimizer.rule
+        w, state = np.ones(50), rule.init(np.ones(50))
+        for k, g in enumerate(steps):
+            w, state = rule.update(w, g / (k + 1), state)
+        ends.add(w.tobytes())
+    assert len(ends) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("formulas", "told"),
+    [
+        ({}, "the rule Own states no step"),
+        ("lr * g", "the rule Own states 'lr \\* g' for formulas"),
+        ({"step": 0.1}, "the rule Own states {'step': 0.1} for formulas"),
+        ({"add": "g", "step": "lr * g"}, "a formula of 'add', which cannot be the name of an array"),
+        ({"step": "lr *"}, "is no expression"),
+        (
+            {"step": "lr * h"},
+            "the formula of w, names 'h', which is neither one of w, g, nor one of lr, t, first",
+        ),
+        ({"step": "rates * g"}, "names 'rates', which is neither"),
+        ({"w": "g", "step": "lr * g"}, "the rule Own states a formula of 'w', which is flowgrad's own name"),
+        ({"lr": "g", "step": "lr * g"}, "a formula of 'lr', which cannot be the name of an array"),
+    ],
+)
+def test_a_rule_whose_formulas_are_wrong_is_refused(formulas, told):
+    own = type("Own", (fg.optim.Rule,), {"formulas": formulas})
+    model = Model()
+    with pytest.raises(GraphError, match=told):
+        fg.Optimizer(model.graph, model.loss, own(0.1))
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_against_the_formulas_and_one_step(kind, feature):
     settings = FEATURES[feature]
-    trained, stepped, other = (Model(kind, n=12, **settings) for _ in range(3))
-    w, slots = np.concatenate([other.w.value, other.b.value]), (np.zeros(12), np.zeros(12))
+    trained, stepped, other = (Model(kind.split()[0], n=12, **KINDS[kind], **settings) for _ in range(3))
+    w, slots = np.concatenate([other.w.value, other.b.value]), (np.zeros(12),) * 3
     for t in range(1, 7):
         rows = [(4 * (t - 1) + k) % 12 for k in range(4)]
         for i in rows:
@@ -247,33 +318,19 @@ def test_the_same_bits_on_every_executor(executor, kernel, feature):
 class Halving(fg.optim.Rule):
     """Subtracts half of a running sum, by a slot."""
 
-    slots = ("v",)
-
-    def step(self, g, state, t, a, b):
-        state["v"] += g
-        return np.multiply(0.5, state["v"], out=a)
+    formulas = {"v": "v + g", "step": "0.5 * v"}
 
 
-def own(**rules):
-    return type("Own", (Halving,), rules)(0.1)
-
-
-def late(g, t, then):
-    return then if t > 1 else g
+def own(step=None, **rules):
+    formulas = {} if step is None else {"formulas": {**Halving.formulas, "step": step}}
+    return type("Own", (Halving,), formulas | rules)(0.1)
 
 
 WRONG = {
-    "a list": (lambda s, g, state, t, a, b: [0.0], r"step of Own at update 1 gave a list of shape \(1,\), .* shape \(5,\)"),
-    "shape": (lambda s, g, state, t, a, b: g[:2], r"step of Own at update 1 gave shape \(2,\), .* shape \(5,\)"),
-    "one": (lambda s, g, state, t, a, b: g[:1], r"step of Own at update 1 gave shape \(1,\), .* shape \(5,\)"),
-    "none": (lambda s, g, state, t, a, b: None, r"step of Own at update 1 gave None, .* shape \(5,\)"),
-    "two": (lambda s, g, state, t, a, b: (g, state), r"step of Own at update 1 gave a tuple, .* shape \(5,\)"),
-    "complex": (lambda s, g, state, t, a, b: g + 0j, r"step of Own at update 1 gave an array of complex.*, .* shape \(5,\)"),
-    "raises": (lambda s, g, state, t, a, b: 1 / 0, r"step of Own at update 1 failed for 5 numbers: ZeroDivisionError"),
-    "slot": (lambda s, g, state, t, a, b: state["m"], r"step of Own at update 1 failed for 5 numbers: KeyError: 'm'"),
-    "nan": (lambda s, g, state, t, a, b: np.where(np.arange(len(g)) == 4, np.nan, g), r"step of Own at update 1 gave nan where"),
-    "set": (lambda s, g, state, t, a, b: state.update(v=g[:3]) or g, r"step of Own at update 1 for 'v' gave shape \(3,\)"),
-}  # fmt: skip
+    "nan": ("where(w > 1.5, sqrt(-w), g)", r"step of Own at update 1 gave nan where the gradient is"),
+    "raises": ("g * (lr / (t - 1))", r"a formula of Own at update 1 failed: ZeroDivisionError"),
+    "complex": ("g * (lr - t) ** 0.5", r"a formula of Own at update 1 is no real number"),
+}
 BEGINS = {
     "shape": (
         lambda s, w: {"t": np.zeros(1, int), "v": w[:2]},
@@ -282,14 +339,14 @@ BEGINS = {
     "none": (lambda s, w: None, r"init of Own gave None, it must be a dict of 't', 'v'"),
     "lacks": (lambda s, w: {"t": np.zeros(1, int)}, r"init of Own gave 't', it must be a dict of 't', 'v'"),
     "count": (lambda s, w: {"t": 0, "v": w}, r"init of Own gave an? int for 't', it must be one integer"),
-    "raises": (lambda s, w: w["v"], r"init of Own failed for 5 numbers: IndexError"),
+    "raises": (lambda s, w: w["v"], r"init of Own failed: IndexError"),
 }
 
 
 def five(rule):
     with fg.Graph() as graph:
         x = fg.Variable(5, np.ones(5), trainable=False)
-        w, v = fg.Variable(3, np.ones(3), name="first"), fg.Variable(2, np.ones(2), name="last")
+        w, v = fg.Variable(3, np.ones(3), name="first"), fg.Variable(2, [1.0, 2.0], name="last")
         loss = fg.Dot(x, fg.Vectorize(w, v))
     return fg.Optimizer(graph, loss, rule, batch_size=1), {x: np.ones((2, 5))}
 
@@ -307,50 +364,51 @@ def test_a_rule_of_ones_own_that_is_wrong_is_named(executor, rules, told):
         with pytest.raises(GraphError, match=f"{told}.*it was given {variables}$") as error:
             use()
         assert "\n" not in str(error.value)
-    assert all((v.value == 1.0).all() for v in optimizer.variables())
+    assert [v.value.tolist() for v in optimizer.variables()] == [[1.0] * 3, [1.0, 2.0]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_a_rule_of_ones_own_can_only_mean_is_taken(executor, dtype):
-    """Lists, another precision, and a slot that is set instead of written to."""
+    """A list for a slot, and integers of another precision."""
 
     def init(self, w):
         return {"t": np.zeros(1, np.int32), "v": [0] * len(w)}
 
-    def step(self, g, state, t, a, b):
-        state["v"] = np.float64(1.0) * state["v"] + g
-        return (0.5 * state["v"]).tolist()
-
     found = []
-    for rule in (own(), own(init=init, step=step)):
+    for rule in (own(), own(init=init)):
         optimizer, feeds = five(rule)
         fg.Trainer(optimizer, fg.Engine(executor, dtype=dtype)).fit(feeds, 2)
         found.append([v.value.tolist() for v in optimizer.variables()] + [optimizer.state["v"].tolist()])
     assert found[0] == found[1]
 
 
-def test_a_rule_that_is_wrong_later_is_named_where_it_runs(executor):
-    optimizer, feeds = five(own(step=lambda s, g, state, t, a, b: late(g, t, g[:1])))
-    with pytest.raises(GraphError, match=r"step of Own at update 2 gave shape \(1,\), .* shape \(5,\)"):
-        fg.Trainer(optimizer, fg.Engine(executor)).fit(feeds, 1)
-    assert all((v.value == 1.0).all() for v in optimizer.variables())
+LATE = {
+    "g * (lr / (2 - t))": ("auto", "a formula of Own at update 2 failed: ZeroDivisionError"),
+    "where(t > 1, sqrt(-abs(g)), g)": ("numpy", "step of Own at update 2 gave nan where the gradient is 1"),
+}
 
 
-def test_an_update_of_ones_own_gives_parameters_and_a_state():
-    for update, told in (
-        (lambda s, w, g, state: w, "gave an array"),
-        (lambda s, w, g, state: (w, state, g), "gave 3 values"),
-    ):
-        with pytest.raises(
-            GraphError, match=rf"update of Own {told}.*must be the parameters, shape \(5,\), and a state"
-        ):
-            five(own(update=update))[0].one_step()
+@pytest.mark.parametrize("step", LATE)
+def test_a_rule_that_is_wrong_later_is_named_where_it_runs(executor, step):
+    optimizer, feeds = five(own(step))
+    kernel, told = LATE[step]
+    with pytest.raises(GraphError, match=told):
+        fg.Trainer(optimizer, fg.Engine(executor, kernel=kernel)).fit(feeds, 1)
+    assert [v.value.tolist() for v in optimizer.variables()] == [[1.0] * 3, [1.0, 2.0]]
 
 
-def test_a_step_stated_anew_is_not_run_by_the_loop_of_a_class_above():
-    stated = type("Own", (fg.optim.rules.AdamRule,), {"step": lambda s, g, state, t, a, b: 0 * g})
-    assert stated.loop is fg.optim.Rule.loop
-    with pytest.raises(
-        GraphError, match=r"Own states a loop, which is given the slots 'v' and 's' alone, not \('m',\)"
-    ):
-        type("Own", (fg.optim.Rule,), {"slots": ("m",), "loop": staticmethod(lambda w, g, v, s, t, c: None)})
+@pytest.mark.parametrize("name", ["step", "loop", "slots", "update", "update_in_place"])
+def test_what_a_rule_states_in_code_is_refused(name):
+    """Machine code is made of the formulas, also of those of a class above."""
+    with pytest.raises(GraphError, match=f"the rule Own states '{name}' in code, .*: give its class formulas"):
+        type("Own", (fg.optim.rules.AdamRule,), {name: lambda *args: None})
+
+
+def test_a_learning_rate_of_a_rules_own_is_asked_at_each_update():
+    def train(kernel):
+        optimizer, feeds = five(own(rate=lambda rule, t: 0.1 / t, step="lr * v"))
+        feeds = {x: np.ones((5, 5)) for x in feeds}
+        fg.Trainer(optimizer, fg.Engine("sync", kernel=kernel, dtype="float64")).fit(feeds, 1)
+        return [v.value.tolist() for v in optimizer.variables()]
+
+    assert train("auto") == train("numpy")

@@ -201,7 +201,7 @@ def test_ops_of_one_name_are_told_apart(executor, grain, make, functions, slopes
     first, second = make()
     with fg.Graph():
         x = fg.Variable(2, trainable=False)
-        a, b = first(x, name="twin"), second(x, name="twin")
+        a, b = first(x, name="twin"), second(x, name="other")
     feeds = {x: np.array([[0.5, -1.0], [2.0, 0.1]])}
     engine = fg.Engine(executor, grain=grain)
     together = engine.forward([a, b], feeds)

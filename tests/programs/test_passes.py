@@ -20,7 +20,7 @@ def run(program, made, seed=None):
     inputs = []
     for i in program.inputs:
         if i.role == "feed":
-            inputs.append(made.feeds[nodes[i.node]])
+            inputs.append(made.feeds[nodes[i.node]].astype(float))
         elif i.role == "seed":
             inputs.append(seed)
         else:
@@ -67,7 +67,7 @@ def test_fusing_before_and_after_differentiation_gives_the_same(made):
     seed = seed_of(before, 3)
     expected = run(before, made, seed)
     inputs = [
-        made.feeds[made.graph.nodes[i.node]] if i.role == "feed"
+        made.feeds[made.graph.nodes[i.node]].astype(float) if i.role == "feed"
         else seed if i.role == "seed" else flat_values(after, made.graph, i.role, np.float64)
         for i in after.inputs
     ]  # fmt: skip

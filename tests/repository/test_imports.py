@@ -31,20 +31,22 @@ WINGS = (
     "training",
 )
 FILES, LINES = range(4, 10), 2100
-# Wings with a budget of their own: two ways to run a program, each with all ops.
-LARGER = {"kernels": 3030}
+# Wings with a budget of their own: two ways to run a program, each with all ops; callbacks, metrics and weights as they are.
+LARGER = {"kernels": 3030, "training": 2220}
 # Rooms of flowgrad/ likewise. Files and folders of one tuple stand side by side.
 ROOMS = (
     ("typing", "errors"),
     ("inputs",),
     ("jacobians", "draw", "formulas", "reads"),
     ("returned",),
+    ("initial",),
     ("graph",),
     ("op",),
     ("samples",),
     ("ops", "check"),
-    ("program",),
-    ("autodiff", "tangents"),
+    ("program", "layers", "losses"),
+    ("autodiff", "tangents", "counts"),
+    ("summary",),
     ("optim",),
     ("data", "files"),
 )

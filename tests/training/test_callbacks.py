@@ -235,11 +235,89 @@ def test_what_was_kept_is_forgotten_without_the_callback(tmp_path):
         (lambda: fg.EarlyStopping(patience=0), "patience must be"),
         (lambda: fg.EarlyStopping(min_delta=-1), "min_delta must be"),
         (lambda: Model().fit(callbacks=[fg.EarlyStopping()]), "nothing to validate on"),
+        (lambda: fg.ReduceLROnPlateau("test_loss"), "ReduceLROnPlateau: monitor must be one of"),
+        (lambda: fg.ReduceLROnPlateau(factor=1.0), "factor must be below 1, not 1.0"),
+        (lambda: fg.ReduceLROnPlateau(cooldown=-1), "cooldown must be"),
+        (
+            lambda: Model().fit(callbacks=[fg.ReduceLROnPlateau()]),
+            "ReduceLROnPlateau watches 'validation_loss', but there is",
+        ),
+        (
+            lambda: Model(learning_rate=fg.StepDecay(0.1, 3)).fit(callbacks=[fg.ReduceLROnPlateau("loss")]),
+            "ReduceLROnPlateau needs a learning rate that is a number, not StepDecay",
+        ),
     ],
 )
-def test_early_stopping_says_what_does_not_fit(make, told):
+def test_what_watches_says_what_does_not_fit(make, told):
     with pytest.raises(GraphError, match=told):
         make()
+
+
+# -- reducing the learning rate --
+
+
+def reduced_by_hand(values, patience, min_delta, cooldown, better=min):
+    """After which epochs, as torch.optim.lr_scheduler.ReduceLROnPlateau has it, whose patience is one less."""
+    best, bad, cold, found = values[0], 0, 0, []
+    for epoch, value in enumerate(values[1:], 2):
+        if abs(value - best) > min_delta and better(value, best) == value:
+            best, bad = value, 0
+        else:
+            bad += 1
+        if cold:
+            cold, bad = cold - 1, 0
+        if bad >= patience:
+            found.append(epoch)
+            bad, cold = 0, cooldown
+    return found
+
+
+@pytest.mark.parametrize("cooldown", [0, 2])
+@pytest.mark.parametrize("min_delta", [0.0, 0.3])
+@pytest.mark.parametrize("monitor", ["validation_loss", "validation_accuracy"])
+def test_when_the_learning_rate_is_reduced(monitor, min_delta, cooldown):
+    for seed in range(20):
+        model = Model(learning_rate=1.0)
+        plateau = fg.ReduceLROnPlateau(monitor, 0.5, 3, min_delta, cooldown, min_lr=0.1)
+        plateau.on_train_begin({"optimizer": model.optimizer, "validation": True, "past": []})
+        values = np.random.default_rng(seed).random(30).tolist()
+        for epoch, value in enumerate(values, 1):
+            assert plateau.on_epoch({"epoch": epoch, monitor: value}) is None
+        better = min if monitor == "validation_loss" else max
+        assert plateau.reduced == reduced_by_hand(values, 3, min_delta, cooldown, better) != []
+        assert model.optimizer.learning_rate == max(0.1, 0.5 ** len(plateau.reduced))
+
+
+@pytest.mark.parametrize("grain", GRAINS)
+def test_training_goes_on_with_the_reduced_learning_rate(executor, grain):
+    model, other = (Model(n=12, learning_rate=8.0) for _ in range(2))
+    plateau = fg.ReduceLROnPlateau("loss", factor=0.25, patience=1)
+    model.fit(executor, grain, epochs=6, callbacks=[plateau])
+    assert plateau.reduced
+    assert model.optimizer.learning_rate == 8.0 * 0.25 ** len(plateau.reduced)
+    for epoch in range(1, 7):
+        other.fit(executor, grain)
+        other.optimizer.learning_rate *= 0.25 if epoch in plateau.reduced else 1.0
+    assert model.bits() == other.bits()
+
+
+@pytest.mark.parametrize("interrupted", range(1, 6))
+@pytest.mark.parametrize("pressed", [False, True])
+def test_a_reduced_learning_rate_goes_on_from_a_checkpoint(tmp_path, interrupted, pressed):
+    """Also where the epoch after which it is reduced was interrupted, and is asked about again."""
+
+    def fit(more=(), **kwargs):
+        model, plateau = Model(n=12, learning_rate=8.0), fg.ReduceLROnPlateau("loss", factor=0.25, patience=1)
+        model.fit(callbacks=[plateau, *more], **kwargs)
+        return model.bits(), model.optimizer.learning_rate, plateau.reduced
+
+    expected = fit(epochs=6)
+    if pressed:
+        with pytest.raises(KeyboardInterrupt):
+            fit([Pressed(interrupted)], epochs=6, checkpoint=tmp_path)
+    else:
+        fit(epochs=interrupted, checkpoint=tmp_path)
+    assert fit(epochs=6, checkpoint=tmp_path, resume=True) == expected
 
 
 def test_an_accuracy_that_there_is_not():

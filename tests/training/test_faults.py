@@ -96,6 +96,29 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
     assert scores == [r["validation_loss"] for r in undisturbed[2].epochs]
 
 
+def test_workers_are_killed_that_hold_predictions(hurt, monkeypatch):
+    from flowgrad.scheduler.training import evaluation as evaluate
+
+    original, killed = evaluate.Evaluation._join, []
+
+    def join(self, *args):
+        if len(killed) < 2:
+            wait_for_two(hurt)
+            killed.append(kill(list(pids(hurt).values())[: 1 + len(killed)]))
+        return original(self, *args)
+
+    monkeypatch.setattr(evaluate, "SHARD_SAMPLES", 100)
+    monkeypatch.setattr(evaluate.Evaluation, "_join", join)
+    net = Net()
+    optimizer = fg.Adam(net.graph, net.loss, batch_size=32)
+    found, expected = (
+        fg.Trainer(optimizer, fg.Engine(where, kernel="numpy"), metrics=["roc_auc", "f1"]).evaluate(net.feeds)
+        for where in (hurt, "sync")
+    )
+    assert len(killed) == 2
+    assert found == expected
+
+
 def test_a_worker_is_paused(hurt, expected):
     check(expected, hurt, "shard", lambda: pause(hurt, 3))
 

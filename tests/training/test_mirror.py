@@ -270,8 +270,21 @@ def test_a_rule_of_another_kind_is_refused():
     net = Net()
     watch = Watch(lambda record: setattr(trainer.optimizer, "rule", fg.Momentum(net.graph, net.loss).rule))
     trainer = trainer_of(net, callbacks=[watch])
-    with pytest.raises(fg.FlowgradError, match="was AdamRule when fit began, it cannot become MomentumRule"):
+    with pytest.raises(
+        fg.FlowgradError, match=r"was AdamRule \(v, s\) when fit began, it cannot become MomentumRule \(v\)"
+    ):
         trainer.fit(net.feeds, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "slots"), [("RMSProp", "momentum", "s, v"), ("Momentum", "ema", "v, average")]
+)
+def test_settings_that_need_another_state_are_refused(kind, name, slots):
+    net = Net()
+    watch = Watch(lambda record: setattr(optimizer, name, 0.5))
+    optimizer = getattr(fg, kind)(net.graph, net.loss, batch_size=32)
+    with pytest.raises(fg.FlowgradError, match=rf"when fit began, it cannot become {kind}Rule \({slots}\) meanwhile"):
+        fg.Trainer(optimizer, fg.Engine("sync"), callbacks=[watch]).fit(net.feeds, epochs=2)
 
 
 def test_steps_see_the_last_epochs_weights_and_set_nothing():

@@ -88,6 +88,15 @@ def test_bits_of_all_kinds_of_steps(client, settings):
     same(client, **settings)
 
 
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_bits_with_vectors_beside_the_parameters(monkeypatch, kernel, sliced):
+    monkeypatch.setattr(shared, "worth_slices", lambda array, size: sliced)
+    name = next(v.name for v in Net().graph.nodes if getattr(v, "trainable", False))
+    with threads_cluster(2) as client:
+        same(client, kernel=kernel, ema=0.9, learning_rates={name: 0.5})
+
+
 def test_memory_that_is_believed_free_may_be_overwritten(monkeypatch):
     """Workers of one process hand over the very arrays: who writes to one that is still read changes the bits."""
     monkeypatch.setattr(shared, "worth_slices", lambda array, size: True)
