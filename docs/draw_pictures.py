@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import flowgrad as fg
-from flowgrad.cli.models import dense, multilayer_perceptron
+from flowgrad.cli.models import multilayer_perceptron
 from flowgrad.draw import draw
 
 IMAGES = Path(__file__).parent / "images"
@@ -14,7 +14,7 @@ def main() -> None:
     with fg.Graph(seed=0) as graph:
         x = fg.Variable(10, trainable=False, name="x")
         label = fg.Variable(3, trainable=False, name="label")
-        fg.CrossEntropyWithSoftMax(dense(x, 3, "o"), label, name="loss")
+        fg.CrossEntropyWithSoftMax(fg.layers.dense(x, 3, per_neuron=True, name="o"), label, name="loss")
     graph.draw(str(IMAGES / "softmax_regression.png"))
 
     model = multilayer_perceptron(784, [90], 10)

@@ -37,16 +37,25 @@ def row(op: type[fg.Op]) -> list[str]:
     """Return the cells of an op: from its formulas, or from the first lines of its docstrings."""
     arity = len(op.slopes) or max(len(op.kinds), len(op.uses or ()))
     kinds = [op.kind(slot).__name__ for slot in range(arity)]
-    if op.formula is not None:
+    if op.formula is not None and len(op.formula) < 80:
         value = f"`{op.formula}`"
         slopes = ", ".join(f"`{text}`" for text in op.slopes)
         second = ", ".join(f"`{text}`" for text in op.bends.values() if text != "0") or "0"
         return [op.__name__, value, slopes, ", ".join(kinds), second, "formula"]
     summary = inspect.getdoc(op).partition("\n\n")[0].replace("\n", " ")
-    derivative = inspect.getdoc(op.jacobian).partition("\n\n")[0].replace("\n", " ").removeprefix("Return ")
+    derivative = (
+        ""
+        if op.formula is not None
+        else inspect.getdoc(op.jacobian).partition("\n\n")[0].replace("\n", " ").removeprefix("Return ")
+    )
     constant = op.uses is not None and not any(op.uses)
     second = "0" if constant else "stated" if op.jacobian_tangent is not None else "differences"
-    how = {**PRODUCTS, **COPIES}.get(op) or ("loops over a row" if op.row_value is not None else "NumPy only")
+    how = (
+        {**PRODUCTS, **COPIES}.get(op)
+        or ("formula" if op.formula is not None else "")
+        or ("by other ops" if op.expand.__func__ is not fg.Op.expand.__func__ else "")
+        or ("loops over a row" if op.row_value is not None else "NumPy only")
+    )
     return [op.__name__, summary, derivative, ", ".join(kinds), second, how]
 
 
