@@ -141,7 +141,8 @@ def attention(x: Node, units: int, mask: Node | None = None, init: Any = None, n
     x : Node
         Of shape ``(steps, features)``.
     units : int
-        Columns of queries, keys and values, which are products of `x` with ``name.Q``, ``name.K``, ``name.V``.
+        Columns of queries, keys and values, which are products of `x` with ``name.Q``, ``name.K``, ``name.V``. How much each step
+        looks at each is ``name.weights``, of shape ``(steps, steps)``.
     mask : Node, optional
         Of dim ``steps``, 1 where a step may be looked at and 0 where not.
     init, name
@@ -168,7 +169,7 @@ def attention(x: Node, units: int, mask: Node | None = None, init: Any = None, n
         if mask is not None:
             hidden = (mask - 1) * 1e9  # nothing is left of it in the softmax
             scores = scores + Concat(*[Reshape(hidden, (1, steps))] * steps)
-        y = MatMul(SoftMax(scores), values)
+        y = MatMul(SoftMax(scores, name="weights"), values)
     y.name = name
     return y
 

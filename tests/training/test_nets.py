@@ -12,7 +12,7 @@ SAMPLES, BATCH = 12, 4
 
 
 TABLES = ("factorization machine", "wide & deep", "DeepFM")
-NETS = ("lenet", "first_symbol", *(f"tables: {net}" for net in TABLES))
+NETS = ("lenet", "first_symbol", "attention", *(f"tables: {net}" for net in TABLES))
 
 
 @pytest.fixture
@@ -99,8 +99,9 @@ def test_per_sample_gradients_are_those_of_the_interpreter(build, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "accuracy"), [("lenet", 0.988), ("first_symbol", 0.99)])
-def test_they_learn(net, name, accuracy, capsys):
+@pytest.mark.parametrize(("name", "accuracy"), [("lenet", 0.988), ("first_symbol", 0.99), ("attention", 0.97)])
+def test_they_learn(net, name, accuracy, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     net(name).main()
     last = capsys.readouterr().out.splitlines()[-1]
     assert float(last.split()[-1]) >= accuracy
