@@ -222,7 +222,7 @@ class Reshape(Op):
         return args[0]
 
 
-class Picked(Op):
+class Pick(Op):
     """Base of ops that pick entries of one operand, where its axes and attributes say which; programs hold a `Gather`."""
 
     kinds = (Selection,)
@@ -262,7 +262,7 @@ class Picked(Op):
         return gather
 
 
-class Broadcast(Picked):
+class Broadcast(Pick):
     """The same entries repeated along new or longer axes, as NumPy broadcasts.
 
     Parameters
@@ -293,7 +293,7 @@ class Broadcast(Picked):
         return np.broadcast_to(np.arange(math.prod(axes)).reshape(axes), attrs["to"])
 
 
-class Transpose(Picked):
+class Transpose(Pick):
     """The axes in another order; reversed if none is given.
 
     Parameters
