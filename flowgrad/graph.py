@@ -149,6 +149,10 @@ class Graph(Settled):
 
     __iter__ = None  # a graph is not a sequence; `graph.nodes` is
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a node of the graph has this name, or is this one."""
+        return name.graph is self if isinstance(name, Node) else isinstance(name, str) and name in self._named
+
     def saved(self, result: Node) -> dict[Node, Array]:
         """Return the Jacobians of `result` that are cached now, ``(result.dim, node.dim)`` by node, the last node first.
 
@@ -166,6 +170,8 @@ class Graph(Settled):
         >>> [node.name for node in graph.saved(y)]
         ['y', 'negative2', 'a']
         """
+        if result not in self or not isinstance(result, Node):
+            raise GraphError(f"Jacobians are kept for nodes of this graph; {brief(result)} is none")
         table = self._jacobians.get(result, {})
         return {node: _or_zeros(kept, result, node) for node, kept in table.items()}
 
@@ -533,6 +539,11 @@ class Node(Settled):
         def __pow__(self, other: Any) -> Node: ...
         def __rpow__(self, other: Any) -> Node: ...
         def __neg__(self) -> Node: ...
+        def __abs__(self) -> Node: ...
+        @property
+        def T(self) -> Node:
+            """Return the node with its axes reversed."""
+
         def __matmul__(self, other: Any) -> Node: ...
         def __rmatmul__(self, other: Any) -> Node: ...
         def __getitem__(self, key: Any) -> Node: ...

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..graph import Node, Variable
 from ..initial import initial
+from ..inputs import flag
 from ..ops import Add, Dot, MatVec, Vectorize
 from .naming import activation_of, finished, free_name, suited, units_of, within
 
@@ -43,10 +44,10 @@ def dense(
     (ReLU 'h0' (dim 3), Variable 'h0.W' (3 x 4))
     """
     op, units = activation_of(activation), units_of(units, "dense")
-    name = free_name(x.graph, "dense", name)
+    name = free_name(x, "dense", name)
     init = suited(init, op)
     with within(x, name):
-        if not per_neuron:
+        if not flag(per_neuron, "dense: per_neuron"):
             y = MatVec(Variable((units, x.dim), init, name="W"), x) + Variable(units, "zeros", name="b")
         else:
             rows = initial(init, f"the weights of {name}")(x.graph.rng, (units, x.dim))

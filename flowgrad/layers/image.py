@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..graph import Node, Variable
+from ..inputs import integer
 from ..ops import Broadcast, Conv2D, MaxPool2D
 from ..ops.image import image_of, pair
 from .naming import activation_of, finished, free_name, suited, units_of, within
@@ -51,9 +52,10 @@ def conv2d(
     ReLU 'c0' (8 x 28 x 28)
     """
     op, size, image = activation_of(activation), pair(kernel, "conv2d: kernel", 1), image_of(x, "conv2d")
-    channels, name = units_of(channels, "conv2d"), free_name(x.graph, "conv2d", name)
+    channels, name = units_of(channels, "conv2d"), free_name(x, "conv2d", name)
     with within(x, name):
-        W = Variable((channels, max(1, image[0] // groups), *size), suited(init, op), name="W")
+        inputs = max(1, image[0] // integer(groups, "conv2d: groups"))
+        W = Variable((channels, inputs, *size), suited(init, op), name="W")
         y: Node = Conv2D(W, x, stride, padding, groups)
         y = y + Broadcast(Variable((channels, 1, 1), "zeros", name="b"), y.shape)
     return finished(y, op, name)
@@ -70,4 +72,4 @@ def max_pool2d(x: Node, size: Any, stride: Any = None, init: None = None, name: 
     >>> y
     MaxPool2D 'p0' (1 x 2 x 2)
     """
-    return MaxPool2D(x, size, stride, name=free_name(x.graph, "max_pool2d", name))
+    return MaxPool2D(x, size, stride, name=free_name(x, "max_pool2d", name))

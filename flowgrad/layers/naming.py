@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import ops
 from ..errors import GraphError
-from ..graph import Graph, Node, Variable, scope
+from ..graph import Node, Variable, scope
 from ..inputs import Shape, brief, integer
 from ..op import Op
 
@@ -53,12 +53,20 @@ def suited(init: Any, activation: type[Op] | None) -> Any:
     return init if init is not None else "he" if activation in HALVES else "glorot"
 
 
-def free_name(graph: Graph, kind: str, name: str | None) -> str:
-    """Return the name of a layer: the one given, or that of its kind with the next number."""
+def free_name(x: Any, kind: str, name: str | None) -> str:
+    """Return the name of a layer on a node: the one given, or that of its kind with the next number.
+
+    Raises
+    ------
+    GraphError
+        If it is no node.
+    """
+    if not isinstance(x, Node):
+        raise GraphError(f"{kind} is a layer on a node, such as a Variable, not on {brief(x)}")
     if name is not None:
         return name
     k = 0
-    while f"{kind}{k}" in graph._named:
+    while f"{kind}{k}" in x.graph:
         k += 1
     return f"{kind}{k}"
 

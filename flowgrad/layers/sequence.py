@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..graph import Constant, Node, Variable
-from ..inputs import times
+from ..inputs import brief, times
 from ..ops import Concat, Logistic, MatMul, MatVec, Reshape, SoftMax, Tanh, Transpose, Vectorize
 from .naming import free_name, units_of, within
 
@@ -161,7 +161,7 @@ def attention(x: Node, units: int, mask: Node | None = None, init: Any = None, n
     ('a', (5, 4))
     """
     steps, features = _sequence_of(x, "attention", mask)
-    units, name = units_of(units, "attention"), free_name(x.graph, "attention", name)
+    units, name = units_of(units, "attention"), free_name(x, "attention", name)
     init = "glorot" if init is None else init
     with within(x, name):
         queries, keys, values = (MatMul(x, Variable((features, units), init, name=part)) for part in "QKV")
@@ -175,9 +175,10 @@ def attention(x: Node, units: int, mask: Node | None = None, init: Any = None, n
 
 
 def _sequence_of(x: Node, layer: str, mask: Node | None) -> tuple[int, int]:
-    if len(x.shape) != 2:
+    axes: Any = getattr(x, "shape", ())
+    if len(axes) != 2:
         raise ShapeError(
-            f"{layer}: {x} must have the axes (steps, features), not {times(x.shape)}; x.reshape(steps, features) says so"
+            f"{layer}: {brief(x, 80)} must have the axes (steps, features), not {times(axes)}; x.reshape(steps, features) says so"
         )
     if mask is not None and mask.dim != x.shape[0]:
         raise ShapeError(f"{layer}: the mask {mask} must have an entry for each of {x.shape[0]} steps")
@@ -199,7 +200,7 @@ def _unrolled(
 ) -> Node:
     """Return the last state, or all, of a cell whose gates are ``W x + b`` and ``U h``."""
     steps, features = _sequence_of(x, layer, mask)
-    units, name = units_of(units, layer), free_name(x.graph, layer, name)
+    units, name = units_of(units, layer), free_name(x, layer, name)
     kept = []
     with within(x, name):
         W = Variable((gates * units, features), "glorot" if init is None else init, name="W")

@@ -39,7 +39,7 @@ def embedding(index: Node, rows: int, dim: int, init: Any = None, name: str | No
     (Embedding 'e' (7 x 16), Variable 'e.table' (1000 x 16))
     """
     sizes = integer(rows, "embedding: rows"), integer(dim, "embedding: dim")
-    name = free_name(index.graph, "embedding", name)
+    name = free_name(index, "embedding", name)
     with within(index, name):
         y = Embedding(Variable(sizes, ("normal", 0.05) if init is None else init, name="table"), index)
     y.name = name
@@ -72,7 +72,7 @@ def factorization_machine(x: Node, factors: int, init: Any = None, name: str | N
     >>> score
     Add 'fm' (dim 1)
     """
-    name = free_name(x.graph, "factorization_machine", name)
+    name = free_name(x, "factorization_machine", name)
     factors = units_of(factors, "factorization_machine")
     with within(x, name):
         V = Variable((factors, x.dim), ("normal", 0.01) if init is None else init, name="V")
@@ -110,7 +110,7 @@ def wide_and_deep(wide: Node, deep: Node, hidden: Sequence[int], init: Any = Non
     """
     if not isinstance(hidden, Sequence) or isinstance(hidden, str):
         raise GraphError(f"wide_and_deep: hidden lists the units of each layer, such as [16, 8], not {hidden!r:.60}")
-    name = free_name(deep.graph, "wide_and_deep", name)
+    name = free_name(deep, "wide_and_deep", name)
     with within(deep, name):
         value = deep
         for k, units in enumerate(hidden):

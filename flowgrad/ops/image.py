@@ -63,7 +63,7 @@ def image_of(x: Any, what: str) -> Shape:
     shape: Shape = getattr(x, "shape", ())
     if len(shape) != 3:
         raise ShapeError(
-            f"{what}: {x} must have the axes (channels, height, width), not {times(shape)}; "
+            f"{what}: {brief(x, 80)} must have the axes (channels, height, width), not {times(shape)}; "
             f"fg.Variable((1, 28, 28)) or x.reshape(1, 28, 28) says so"
         )
     return shape

@@ -14,9 +14,9 @@ from ..graph import Constant, Node
 from ..inputs import brief, real, real_array, times
 from ..op import Op
 from .elementwise import Add, Multiply, Negative, Scale, Subtract
-from .functions import Exp, Log, Power, Reciprocal
+from .functions import Abs, Exp, Log, Power, Reciprocal
 from .linear import Dot, MatMul, MatVec
-from .select import Broadcast, Reshape, item
+from .select import Broadcast, Reshape, Transpose, item
 
 
 def _number(b: Any) -> float | None:
@@ -141,6 +141,11 @@ def _reshape(a: Node, *shape: Any) -> Node:
     return Reshape(a, shape[0] if len(shape) == 1 else shape)
 
 
+def _turned(a: Node) -> Node:
+    """Return the node with its axes reversed, see `Transpose`."""
+    return Transpose(a)
+
+
 def install() -> None:
     """Give nodes their operators; here, because the ops import the nodes and not the other way round."""
     methods: dict[str, Callable[..., Node]] = {
@@ -155,6 +160,7 @@ def install() -> None:
         "__mul__": _multiply,
         "__rmul__": _multiply,
         "__neg__": lambda a: Negative(a),
+        "__abs__": lambda a: Abs(a),
         "__matmul__": _matmul,
         "__rmatmul__": lambda a, b: _matmul(b, a),
         "__getitem__": item,
@@ -162,3 +168,4 @@ def install() -> None:
     }
     for name, method in methods.items():
         setattr(Node, name, method)
+    setattr(Node, "T", property(_turned))  # noqa: B010 (mypy)

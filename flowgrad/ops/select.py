@@ -290,7 +290,10 @@ class Broadcast(Pick):
     @classmethod
     def positions(cls, axes: Shape, **attrs: Any) -> Array:
         """Return the positions, repeated."""
-        return np.broadcast_to(np.arange(math.prod(axes)).reshape(axes), attrs["to"])
+        try:
+            return np.broadcast_to(np.arange(math.prod(axes)).reshape(axes), attrs["to"])
+        except ValueError:
+            raise ValueError(f"{times(axes)} cannot be repeated to {times(attrs['to'])}, as NumPy broadcasts") from None
 
 
 class Transpose(Pick):
@@ -311,7 +314,10 @@ class Transpose(Pick):
     """
 
     def __init__(self, a: Node, order: Any = None, *, name: str | None = None):
-        super().__init__(a, name=name, order=None if order is None else tuple(map(int, order)))
+        if order is not None:
+            order = tuple(order) if isinstance(order, (tuple, list, np.ndarray)) else (order,)
+            order = tuple(whole(k, "Transpose: an axis of the order") for k in order)
+        super().__init__(a, name=name, order=order)
 
     @classmethod
     def positions(cls, axes: Shape, **attrs: Any) -> Array:
@@ -347,7 +353,7 @@ class Concat(Op):
 
     def __init__(self, *nodes: Node, axis: int = 0, name: str | None = None):
         shapes = tuple(getattr(n, "shape", ()) for n in nodes)
-        super().__init__(*nodes, name=name, axis=int(axis), shapes=shapes)
+        super().__init__(*nodes, name=name, axis=whole(axis, "Concat: axis"), shapes=shapes)
 
     @classmethod
     def places(cls, shapes: tuple[Shape, ...], axis: int) -> list[Array]:
@@ -392,6 +398,13 @@ class Concat(Op):
         if (index == np.arange(len(index))).all():
             return joined
         return int(program.apply(Gather, [joined], {"index": tuple(index.tolist()), "dim": len(index)}, label))
+
+
+def whole(value: Any, what: str) -> int:
+    """Return the number of an axis, which may be negative."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ShapeError(f"{what} must be an integer, not {brief(value)}")
+    return int(value)
 
 
 def item(a: Node, key: Any) -> Node:

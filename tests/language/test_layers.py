@@ -186,6 +186,12 @@ def test_wide_and_deep():
     [
         (lambda x: L.dense(x, 3, "rleu"), GraphError, "'relu'"),
         (lambda x: L.dense(x, 0), GraphError, "units"),
+        (lambda x: L.dense("x", 3), GraphError, "'x'"),
+        (lambda x: L.dense(x, 3, per_neuron="yes"), GraphError, "per_neuron"),
+        (lambda x: L.conv2d(x.reshape(1, 2, 3), 3, 3, groups=0), GraphError, "groups"),
+        (lambda x: L.conv2d("x", 3, 3), ShapeError, "'x'"),
+        (lambda x: L.gru("x", 3), ShapeError, "'x'"),
+        (lambda x: L.factorization_machine(None, 3), GraphError, "None"),
         (lambda x: L.dense(x, 3, init="hi"), GraphError, "'he'"),
         (lambda x: L.conv2d(x, 3, 3), ShapeError, "channels, height, width"),
         (lambda x: L.lstm(x, 3), ShapeError, "steps, features"),

@@ -181,6 +181,33 @@ def test_indexing_follows_numpy(key):
     assert fg.check_gradients(node) < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda W: fg.Concat(W, W, axis="a"), "axis"),
+        (lambda W: fg.Concat(W, W, axis=2), "axis 2"),
+        (lambda W: fg.Concat(W, W[:2], axis=1), "2 x 3"),
+        (lambda W: fg.Transpose(W, "ab"), "axis"),
+        (lambda W: fg.Transpose(W, (0, 0)), "axis"),
+        (lambda W: fg.Broadcast(W, (3, 4)), "4 x 3 cannot be repeated to 3 x 4"),
+        (lambda W: W.reshape("12"), "'12'"),
+        (lambda W: W.reshape(-1, -1), "-1 x -1"),
+        (lambda W: W.reshape(0, 12), "(0, 12)"),
+    ],
+)
+def test_axes_that_do_not_fit(build, told):
+    W = shaped()
+    with refused(ShapeError, told, graph=W.graph):
+        build(W)
+
+
+def test_axes_turned_and_absolute_values():
+    W = shaped()
+    assert W.T.shape == (3, 4)
+    assert W.T.forward().tolist() == W.value.reshape(4, 3).T.ravel().tolist()
+    assert abs(W).forward().tolist() == np.abs(W.value).tolist()
+
+
 def test_the_matrix_product_that_is_meant():
     W = shaped()
     with W.graph:
@@ -220,6 +247,12 @@ def test_nodes_by_name():
     assert graph["x"] is x
     with refused(GraphError, "'xx'", "'x'"):
         graph["xx"]
+    assert "x" in graph
+    assert x in graph
+    assert "y" not in graph
+    assert net()[1] not in graph
+    with refused(GraphError, "'x'"):
+        graph.saved("x")
     x.name = "input"
     assert graph["input"] is x
     with pytest.raises(GraphError):
