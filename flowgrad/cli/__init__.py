@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -29,6 +30,8 @@ class _Commands(click.Group):
         if threading.current_thread() is threading.main_thread():
             previous = signal.signal(signal.SIGTERM, _terminate)
             ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, previous))
+        # What dask was about to ask a cluster when it was interrupted; nobody can do anything about it.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
