@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..typing import Array
+from .base import add_at
 from .shares import OuterShare, add_share, cut, write_share
 
 # Entries of an explicit stretch, and samples in a tile of a matrix of scalar products: both stay in a processor's cache.
@@ -187,8 +188,7 @@ class Factors:
                 lo, hi = share.span
                 total[:, lo:hi] += value
             else:
-                where: Any = (slice(None), share.entries)
-                np.add.at(total, where, value)
+                add_at(total, share.entries, value)
         return total
 
     def square_sum(self) -> Array:

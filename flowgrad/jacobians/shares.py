@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..typing import Array
+from .base import add_at
 from .outer import WIDE, scale_rows
 
 
@@ -85,8 +86,7 @@ def add_share(share: OuterShare, a: int, b: int, part: Array, lo: int, out: Arra
         values = (values[..., None] * share.row[:, None, :]).reshape(*np.broadcast_shapes(
             values.shape[:2], (1, len(share.row))), -1)  # fmt: skip
     inside = (share.entries >= a) & (share.entries < b)
-    where: Any = (slice(None), slice(None), share.entries[inside] - lo)
-    np.add.at(out, where, values[:, :, inside])
+    add_at(out, share.entries[inside] - lo, values[:, :, inside])
 
 
 def cut(factor: Array, samples: slice) -> Array:

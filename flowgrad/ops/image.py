@@ -16,7 +16,7 @@ from ..op import Op
 from ..typing import Array
 from .batch import BatchMatVec
 from .elementwise import Add, Elementwise, Scale
-from .select import Gather, Slice, Vectorize
+from .select import written_gather, written_join, written_slice
 
 Pair = tuple[int, int]
 
@@ -199,12 +199,12 @@ class Conv2D(Op):
         rows = program.types[args[0]].dim // groups
         parts = []
         for k in range(groups):
-            kernel = _range(program, args[0], k * rows, (k + 1) * rows, label)
-            patches = _gather(program, source, index[k], label)
+            kernel = written_slice(program, args[0], k * rows, (k + 1) * rows, label)
+            patches = written_gather(program, source, index[k], label)
             parts.append(program.apply(BatchMatVec, [kernel, patches], {"count": positions, "n": n}, label))
-        whole = parts[0] if groups == 1 else _join(program, parts, label)
+        whole = parts[0] if groups == 1 else written_join(program, parts, label)
         order = np.arange(groups * positions * (rows // n)).reshape(groups, positions, -1)
-        return _gather(program, whole, np.swapaxes(order, 1, 2), label)
+        return written_gather(program, whole, np.swapaxes(order, 1, 2), label)
 
 
 class _Pool(Op):
@@ -235,8 +235,10 @@ class _Pool(Op):
     def pieces(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> list[int]:
         """Write the first entry of all windows, the second, and so on."""
         index = cls.places(**attrs)
-        picked = _gather(program, args[0], index.T, label)
-        return [_range(program, picked, k * len(index), (k + 1) * len(index), label) for k in range(index.shape[1])]
+        picked = written_gather(program, args[0], index.T, label)
+        return [
+            written_slice(program, picked, k * len(index), (k + 1) * len(index), label) for k in range(index.shape[1])
+        ]
 
 
 class MaxPool2D(_Pool):
@@ -326,25 +328,5 @@ def _padded(program: Any, x: int, index: Array, dim: int, label: str) -> int:
     """Return an image with a zero behind it, if patches reach beyond it."""
     if index.max() < dim:
         return x
-    zero = program.apply(Zero, [_range(program, x, 0, 1, label)], {}, label)
-    return _join(program, [x, zero], label)
-
-
-def _gather(program: Any, x: int, index: Array, label: str) -> int:
-    flat = tuple(index.ravel().tolist())
-    dim = program.types[x].dim
-    return x if flat == tuple(range(dim)) else int(program.apply(Gather, [x], {"index": flat, "dim": dim}, label))
-
-
-def _range(program: Any, x: int, start: int, stop: int, label: str) -> int:
-    dim = program.types[x].dim
-    return (
-        x
-        if (start, stop) == (0, dim)
-        else int(program.apply(Slice, [x], {"start": start, "stop": stop, "dim": dim}, label))
-    )
-
-
-def _join(program: Any, parts: list[int], label: str) -> int:
-    ends = tuple(np.cumsum([program.types[p].dim for p in parts]).tolist())
-    return int(program.apply(Vectorize, parts, {"ends": ends}, label))
+    zero = program.apply(Zero, [written_slice(program, x, 0, 1, label)], {}, label)
+    return written_join(program, [x, zero], label)

@@ -15,7 +15,7 @@ from ..op import Op, Stacked
 from ..typing import Array
 from .batch import BatchMatVec
 from .elementwise import Scale
-from .select import Gather
+from .select import written_gather
 
 # Up to this many samples, and from this many entries of a matrix on, products are computed as their transpose: BLAS is up to
 # 1.5 times faster so.
@@ -395,10 +395,7 @@ class MatMul(Op):
     def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
         """Write the second matrix turned over, applied to every row of the first."""
         m, n, k = *(program.types[a].dim // attrs["k"] for a in args), attrs["k"]
-        turned = args[1]
-        if n > 1 and k > 1:
-            index = tuple(np.arange(k * n).reshape(k, n).T.ravel().tolist())
-            turned = program.apply(Gather, [turned], {"index": index, "dim": k * n}, label)
+        turned = written_gather(program, args[1], np.arange(k * n).reshape(k, n).T, label)
         return int(program.apply(BatchMatVec, [turned, args[0]], {"count": m, "n": k}, label))
 
 

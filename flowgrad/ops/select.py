@@ -257,9 +257,7 @@ class Pick(Op):
     @classmethod
     def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
         """Write a `Gather`."""
-        index = tuple(cls.positions(**attrs).ravel().tolist())
-        gather: int = program.apply(Gather, args, {"index": index, "dim": math.prod(attrs["axes"])}, label)
-        return gather
+        return written_gather(program, args[0], cls.positions(**attrs), label)
 
 
 class Broadcast(Pick):
@@ -391,13 +389,27 @@ class Concat(Op):
     @classmethod
     def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
         """Write a `Vectorize`, and a `Gather` where the axis is not the first."""
-        shapes, axis = attrs["shapes"], attrs["axis"]
-        ends = tuple(accumulate(math.prod(shape) for shape in shapes))
-        joined: int = program.apply(Vectorize, args, {"ends": ends}, label)
-        index = np.argsort(np.concatenate(cls.places(shapes, axis)))
-        if (index == np.arange(len(index))).all():
-            return joined
-        return int(program.apply(Gather, [joined], {"index": tuple(index.tolist()), "dim": len(index)}, label))
+        index = np.argsort(np.concatenate(cls.places(attrs["shapes"], attrs["axis"])))
+        return written_gather(program, written_join(program, args, label), index, label)
+
+
+def written_gather(program: Any, x: int, index: Array, label: str) -> int:
+    """Write a `Gather` into a program and return its variable; nothing where all entries stay in place."""
+    flat, dim = tuple(index.ravel().tolist()), program.types[x].dim
+    return x if flat == tuple(range(dim)) else int(program.apply(Gather, [x], {"index": flat, "dim": dim}, label))
+
+
+def written_slice(program: Any, x: int, start: int, stop: int, label: str) -> int:
+    """Write a `Slice` into a program and return its variable; nothing where it is the whole."""
+    dim = program.types[x].dim
+    attrs = {"start": start, "stop": stop, "dim": dim}
+    return x if (start, stop) == (0, dim) else int(program.apply(Slice, [x], attrs, label))
+
+
+def written_join(program: Any, parts: list[int], label: str) -> int:
+    """Write a `Vectorize` into a program and return its variable."""
+    ends = tuple(accumulate(program.types[part].dim for part in parts))
+    return int(program.apply(Vectorize, parts, {"ends": ends}, label))
 
 
 def whole(value: Any, what: str) -> int:
