@@ -632,8 +632,9 @@ class Variable(Node):
         >>> k.below
         5
         """
-        sizes = (child.parents[0].shape[0] for child, slot in self._edges if slot == child.index_slot)
-        return min(sizes, default=None)
+        # A list, for all variables are asked at every step.
+        sizes = [child.parents[0].shape[0] for child, slot in self._edges if slot == child.index_slot]
+        return min(sizes) if sizes else None
 
     def set_value(self, value: Any) -> None:
         """Set the value, ``(dim,)``, ``(dim, 1)`` or of the variable's shape, and reset everything downstream, exactly that.
