@@ -71,6 +71,8 @@ def check_gradients(
     for op in upstream:
         said = ("the rule says", f"central differences {_coarse(op)}say")
         for slot in range(len(op.parents)):
+            if slot == op.draws_slot:
+                continue  # what is drawn from the key next to it is something else
             analytic = _dense(op, slot)
             numeric = _slot_differences(op, slot)
             what = f"{op} by slot {slot} ({op.parents[slot]})"
@@ -86,7 +88,7 @@ def check_gradients(
 
 def _variables(upstream: Iterable[Node], wrt: Any) -> list[Variable]:
     if wrt is None:
-        return [v for v in upstream if isinstance(v, Variable)]
+        return [v for v in upstream if isinstance(v, Variable) and all(slot != n.draws_slot for n, slot in v._edges)]
     several = listed(wrt)
     variables = [wrt] if several is None else several
     for v in variables:
@@ -203,8 +205,10 @@ def check_compiled(node: Node, rtol: float, atol: float) -> None:
     if op.row_value is not None:
         whole = np.zeros(node.dim)
         rows = node.attrs.get("rows", 1)
+        numbers = [np.array([float(node.attrs[name]) for name in op.numbers])] if op.numbers else []
         for row, *operands in zip(*(np.split(v, rows) for v in (whole, *values))):  # stretches of the very arrays
-            op.row_value(row, *operands)
+            with np.errstate(over="ignore"):  # of integers, on purpose
+                op.row_value(row, *operands, *numbers)
         same("row_value", whole, y)
     if op.both is not None:
         try:

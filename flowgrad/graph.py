@@ -346,6 +346,8 @@ class Node(Settled):
     _settable = frozenset(["name"])
     #: The slot of an op whose operand says which rows of the first operand are read, if there is one; that must be a `Variable`.
     index_slot: ClassVar[int | None] = None
+    #: The slot of an op whose operand says what is drawn at random, if anything is; that is a `Variable`.
+    draws_slot: ClassVar[int | None] = None
 
     def __init__(self, graph: Graph, shape: Shape, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
         # All at once: there may be very many nodes.

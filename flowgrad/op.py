@@ -189,6 +189,8 @@ class Op(Node):
     #: Whether programs differentiate through it; where its derivative is zero everywhere they need not.
     differentiable: ClassVar[bool] = True
     out_shape: ClassVar[Callable[..., Shape] | None] = None
+    #: Attributes that `row_value` of an op of flowgrad's is given as a last vector.
+    numbers: ClassVar[tuple[str, ...]] = ()
     formula: ClassVar[str | None] = None
     slopes: ClassVar[tuple[str, ...]] = ()
     bends: ClassVar[dict[tuple[int, int], str] | None] = None

@@ -27,6 +27,7 @@ from .linear import Dot, MatMul, MatVec, Mean, OuterProduct, RowDot, Sum
 from .loss import CrossEntropyWithSoftMax, Huber, KullbackLeibler, LogisticCrossEntropy, MeanSquaredError
 from .mark import Mark
 from .operators import install
+from .random import Dropout, Noise, draw_keys, draws_of
 from .rowwise import GroupNorm, LayerNorm, LogSoftMax, Max, SoftMax, Standardize
 from .select import Broadcast, Concat, Gather, Reshape, Slice, Transpose, Vectorize
 
@@ -43,6 +44,7 @@ __all__ = [
     "Conv2D",
     "CrossEntropyWithSoftMax",
     "Dot",
+    "Dropout",
     "Elementwise",
     "Embedding",
     "Exp",
@@ -67,6 +69,7 @@ __all__ = [
     "Minimum",
     "Multiply",
     "Negative",
+    "Noise",
     "OuterProduct",
     "Power",
     "ReLU",
@@ -87,4 +90,6 @@ __all__ = [
     "Tanh",
     "Transpose",
     "Vectorize",
+    "draw_keys",
+    "draws_of",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import GraphError, warn
 from ..graph import Graph, Node, Variable, ancestors, jacobians_of
 from ..inputs import Settled, brief, integer, listed, nearest, real, without_underflow
+from ..ops import draw_keys, draws_of
 from ..typing import Array
 from .privacy import Privacy
 from .rules import Rule, RuleError, State, named
@@ -365,8 +366,13 @@ class Optimizer(Settled):
                 v.set_value(value)
 
     @without_underflow
-    def one_step(self) -> float:
+    def one_step(self, seed: int = 0) -> float:
         """Add the gradient of one sample, the values now set; after `batch_size` samples update the variables.
+
+        Parameters
+        ----------
+        seed : int
+            Of what is drawn at random (`Dropout`, `Noise`), as that of `Trainer`.
 
         Returns
         -------
@@ -389,11 +395,12 @@ class Optimizer(Settled):
         >>> w.value
         array([1.])
         """
-        loss = float(self.target.forward()[0])
         variables = tuple(self.variables())
-        if self._count == 0:
-            warn_independent(self.target, [v for v in variables if v.value is not None])
-        gradient = np.concatenate([np.zeros((1, 0)), *jacobians_of(self.target, variables)], axis=1)[0]
+        with self._drawing(integer(seed, "seed", 0)):
+            loss = float(self.target.forward()[0])
+            if self._count == 0:
+                warn_independent(self.target, [v for v in variables if v.value is not None])
+            gradient = np.concatenate([np.zeros((1, 0)), *jacobians_of(self.target, variables)], axis=1)[0]
         if self.privacy is not None:
             gradient = self.privacy.clipped(gradient)
         self._sums[variables] = self._sums.get(variables, 0.0) + gradient
@@ -405,6 +412,21 @@ class Optimizer(Settled):
             self._update(variables, total / self._count)
             self._sums, self._count = {}, 0
         return loss
+
+    @contextmanager
+    def _drawing(self, seed: int) -> Iterator[None]:
+        """Let what the target draws at random be that of this sample."""
+        draws = draws_of(self.target)
+        if draws is None:
+            yield
+            return
+        made = 0 if self.state is None else int(self.state["t"][0])
+        before = draws.value
+        draws.set_value(draw_keys(seed, made + 1, self._count, 1)[0])
+        try:
+            yield
+        finally:
+            draws.set_value(before)
 
     def _update(self, variables: Sequence[Variable], gradient: Array) -> None:
         # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.

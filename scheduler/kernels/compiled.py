@@ -63,9 +63,11 @@ def _room(name: str) -> Any:
 
 
 @lru_cache(maxsize=32)
-def compiled_round(program: Program, names: tuple[str, ...], rule: Rule, dtype: Any, rates: bool) -> CompiledRound:
-    """Return the compiled step of a program; made once per process."""
-    made: CompiledRound = _room("numba_kernel").CompiledRound(program, names, rule, dtype, rates)
+def compiled_round(
+    program: Program, names: tuple[str, ...], rule: Rule, dtype: Any, rates: bool, keys: int | None = None
+) -> CompiledRound:
+    """Return the compiled step of a program; made once per process. Feed number `keys` has a row for each place in the order."""
+    made: CompiledRound = _room("numba_kernel").CompiledRound(program, names, rule, dtype, rates, keys)
     return made
 
 

@@ -121,11 +121,16 @@ def _python(kernel: Kernel, dtype: Any) -> Callable[..., None]:
 
 
 def _with_vectors(function: Any) -> Callable[..., None]:
-    """Return a function of a sample's vectors, whose ``np.exp`` and the like are those that the compiler makes vector code of."""
+    """Return a function of a sample's vectors, whose ``np.exp`` and the like are those that the compiler makes vector code of.
+
+    What it calls of its module is compiled with it.
+    """
     scope = {**function.__globals__}
     for name, value in scope.items():
         if value is np:
             scope[name] = _numpy()
+        elif name in function.__code__.co_names and isinstance(value, FunctionType) and value is not function:
+            scope[name] = njit(**BARE)(_with_vectors(value))
     return FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
 
 

@@ -248,7 +248,15 @@ class CompiledRound:
         Where the machine code came from and how long that took.
     """
 
-    def __init__(self, program: Program, names: tuple[str, ...], rule: Rule, dtype: np.dtype[Any], rates: bool = False):
+    def __init__(
+        self,
+        program: Program,
+        names: tuple[str, ...],
+        rule: Rule,
+        dtype: np.dtype[Any],
+        rates: bool = False,
+        keys: int | None = None,
+    ):
         self.rule, self.dtype, self.size = rule, np.dtype(dtype), program.size("param")
         self.moves = rule.rated if rates else rule.alone
         self.moved = [name for name in self.moves.arrays if name != "g"]
@@ -256,13 +264,13 @@ class CompiledRound:
         self.clips = rule.clip_norm is not None
         began = time.perf_counter()
         gradient = names[0] if names else None
-        self.rounds = Assembler(program, gradient).write_round(update_kernel(self.moves), self.clips)
+        self.rounds = Assembler(program, gradient, keys=keys).write_round(update_kernel(self.moves), self.clips)
         self.paces: dict[tuple[int, int], Pace] = {}  # by samples of the largest shard, and threads
         with compiling() as compiled:
             address, *_ = addresses_of([update_kernel(self.moves), *self.rounds.kernels], self.dtype)
         self._update = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * (w.MOVED + 2))(address)
         self.told = f"{'compiled' if compiled else 'loaded'} in {time.perf_counter() - began:.1f} s"
-        shards = cache(lambda: Assembler(program, gradient).write_shards())
+        shards = cache(lambda: Assembler(program, gradient, keys=keys).write_shards())
         self._rounds = lru_cache(maxsize=8)(lambda samples: Code(self.rounds, self.dtype, samples))
         self._shards = lru_cache(maxsize=8)(lambda samples: Code(shards(), self.dtype, samples))
 

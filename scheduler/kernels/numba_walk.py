@@ -281,7 +281,11 @@ def take(code: Any, at: int, ctx: Any) -> None:
         ctx[t.BASES + code[at + t.EXTRA + 1]],
         ctx[t.BASES + code[at + t.EXTRA + 2]],
     )
-    rows = ctx[t.ORDER] + 8 * load(ctx[t.CUTS] + 8 * (ctx[t.STEP] * (ctx[t.SHARDS] + 1) + ctx[t.SHARD]))
+    first = load(ctx[t.CUTS] + 8 * (ctx[t.STEP] * (ctx[t.SHARDS] + 1) + ctx[t.SHARD]))
+    if code[at + t.EXTRA + 3]:
+        copy_bytes(target, source + first * width, ctx[t.SAMPLES] * width)
+        return
+    rows = ctx[t.ORDER] + 8 * first
     for i in range(ctx[t.SAMPLES]):
         copy_bytes(target + i * width, source + load(rows + 8 * i) * width, width)
 

@@ -181,9 +181,11 @@ class Assembler:
         The output that is the gradient of the flat parameter vector, if there is one: it has a space of its own.
     seeds : bool
         Whether the seed has a row for each sample, or one for all.
+    keys : int, optional
+        The feed that has its rows in the order of the samples, so that none are picked.
     """
 
-    def __init__(self, program: Program, gradient: str | None = None, seeds: bool = False):
+    def __init__(self, program: Program, gradient: str | None = None, seeds: bool = False, keys: int | None = None):
         self.program, self.types = program, program.types
         self.fields: list[list[int]] = []
         self.operands: list[list[tuple[int, int, int]]] = []
@@ -218,7 +220,7 @@ class Assembler:
                 self._copy(view, self.views[entry.var])
                 self.owners[self.views[entry.var].slot] += 1
             feeds += entry.role not in ROLES
-        self.feeds = feeds
+        self.feeds, self.keys = feeds, keys
         self.gradient = gradient
         if gradient is not None:
             self._lay(program.outputs[gradient], GRAD)
@@ -299,7 +301,7 @@ class Assembler:
         feeds = [self.types[i.var].dim for i in self.program.inputs if i.role == "feed"]
         self._row(NEXT_SHARD, None, (), extra=(first + 1 + len(feeds) + len(fields),))
         for k, dim in enumerate(feeds):
-            self._row(TAKE, None, (), extra=(dim, FEEDS + k, FEEDS + len(feeds) + k))
+            self._row(TAKE, None, (), extra=(dim, FEEDS + k, FEEDS + len(feeds) + k, k == self.keys))
         self.fields += fields
         self.operands += operands
 
@@ -666,7 +668,9 @@ class Assembler:
             self.factors[i.op, i.args] = factor
             self._function(op.row_both, None, [out, factor, *args])
         else:
-            self._function(op.row_value, None, [out, *args], _rows(i))
+            attrs = dict(i.attrs)
+            numbers = [self._numbers([attrs[name] for name in op.numbers])] if op.numbers else []
+            self._function(op.row_value, None, [out, *args, *numbers], _rows(i))
         return True
 
     def _function(self, function: Callable[..., None], slot: int | None, views: Sequence[View], rows: int = 1) -> None:

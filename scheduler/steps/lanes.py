@@ -11,7 +11,7 @@ from flowgrad.typing import Array
 
 from ..machine import canonical, without_subnormals
 from ..programs import Gradient, add_gradients
-from ..tasks import SIDE_BY_SIDE, reduce_some
+from ..tasks import SIDE_BY_SIDE, bounds, reduce_some
 from .step import Step
 from .work import Done, map_of, run_round, shard_step, update, worth_threads
 
@@ -55,14 +55,16 @@ class LaneBatch(NamedTuple):
 def gradients(lane: LaneInputs, state: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards; several at a time, where they are worth a thread."""
 
-    def compute(rows: Array) -> Gradient:
-        return shard_step(lane.step, state, lane.const, lane.feeds, rows, part.batch)
+    def compute(shard: tuple[Array, tuple[int, int]]) -> Gradient:
+        rows, (first, _) = shard
+        return shard_step(lane.step, state, lane.const, lane.feeds, rows, part.batch, first=first)
 
     shares: Subtotals = {}
     size = max(SIDE_BY_SIDE, part.threads)
     each = map_of(lane.step.program, [part.rows], part.threads)
+    spans = bounds(part.batch, part.shards)[part.first :]
     for k in range(0, len(part.rows), size):  # memory does not grow with the number of shards
-        sums = each(compute, part.rows[k : k + size])
+        sums = each(compute, zip(part.rows[k : k + size], spans[k : k + size]))
         shares |= {(0, part.first + m): share for m, share in enumerate(sums, k)}
         shares = reduce_some(shares, part.shards, add_gradients)
     return shares
@@ -84,15 +86,15 @@ def whole_step(lane: LaneInputs, before: Done, first: bool, shards: Sequence[Arr
     return state, losses if first else [*before[1], *losses]
 
 
-def pick_weights(done: Done) -> Array:
-    """Return the parameters alone: the rest of the state stays where updates are made."""
-    return done[0]["w"]
+def pick_weights(done: Done, names: Sequence[str]) -> State:
+    """Return what gradients are computed from: the rest of the state stays where updates are made."""
+    return {name: done[0][name] for name in names}
 
 
 @without_subnormals
-def lane_gradient(lane: LaneInputs, weights: Array, part: LaneBatch) -> Subtotals:
+def lane_gradient(lane: LaneInputs, weights: State, part: LaneBatch) -> Subtotals:
     """Compute the gradients of a lane's shards."""
-    return gradients(lane, {"w": canonical(weights)}, part)
+    return gradients(lane, {name: canonical(array) for name, array in weights.items()}, part)
 
 
 @without_subnormals

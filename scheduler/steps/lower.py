@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from flowgrad.typing import Array
 
 from ..feeds import Lane, lane_of
 from ..programs import add_gradients, collect, lower_share, pick, take_rows, weights_of
 from ..tasks import Ref, TaskGraph, reduce_tree
+from .draws import Span, keys_of
 from .lanes import LaneBatch, LaneInputs, lane_gradient, pick_weights, update_lanes, whole_step
 from .step import Step, inputs_of
 from .work import run_round, shard_step, update
@@ -28,7 +30,7 @@ def lower_steps(
     steps : sequence of sequence of int array
         Per step the rows of each shard in its lane's feeds.
     program : Step
-        The program itself, for grain ``"node"``.
+        The step itself, which lanes have on their workers.
 
     Returns
     -------
@@ -36,7 +38,7 @@ def lower_steps(
         The state after the last step, with the mean losses of these steps.
     """
     if grain == "shard":
-        return _lane_steps(graph, lanes, before, steps)
+        return _lane_steps(graph, lanes, before, steps, program)
     if grain != "round":
         return _fine_steps(graph, grain, lanes, before, steps, program)
     lane = lanes[0]
@@ -49,7 +51,9 @@ def _parts(lanes: Sequence[Lane], shards: Sequence[Array]) -> list[LaneBatch]:
     return [LaneBatch(shards[lane.first : lane.stop], lane.first, len(shards), batch, lane.threads) for lane in lanes]
 
 
-def _lane_steps(graph: TaskGraph, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]]) -> Ref:
+def _lane_steps(
+    graph: TaskGraph, lanes: Sequence[Lane], before: Ref, steps: Sequence[Sequence[Array]], program: Step
+) -> Ref:
     """Give each lane a task per step for its gradients; the first one's worker updates, and sends the parameters.
 
     A single lane has gradients and update of a step in one task.
@@ -62,7 +66,8 @@ def _lane_steps(graph: TaskGraph, lanes: Sequence[Lane], before: Ref, steps: Seq
             whole = (inputs[0], before, not k, shards, lanes[0].threads)
             before = graph.task("step", whole_step, *whole, worker=home)
             continue
-        weights = graph.task("weights", pick_weights, before, worker=home)
+        names = ("w",) if program.draws is None else ("w", "t")
+        weights = graph.task("weights", pick_weights, before, names, worker=home)
         parts = [
             graph.task("gradient", lane_gradient, reads, weights, part, worker=lane.worker)
             for lane, reads, part in zip(lanes, inputs, _parts(lanes, shards))
@@ -80,19 +85,28 @@ def _fine_steps(
     state = graph.task("state", pick, before, 0, worker=home)
     for shards in steps:
         batch = sum(map(len, shards))
-        shares = [_share(graph, program, grain, lane_of(lanes, s), state, rows, batch) for s, rows in enumerate(shards)]
+        firsts = accumulate(map(len, shards), initial=0)
+        shares = [
+            _share(graph, program, grain, lane_of(lanes, s), state, rows, batch, first)
+            for s, (rows, first) in enumerate(zip(shards, firsts))
+        ]
         mean = reduce_tree(shares, lambda group: graph.task("reduce", add_gradients, group, worker=home))
         state = graph.task("update", update, step, state, mean, worker=home)
         losses.append(graph.task("loss", pick, mean, 1, worker=home))
     return graph.task("done", collect, state, losses, worker=home)
 
 
-def _share(graph: TaskGraph, step: Step, grain: str, lane: Lane, state: Ref, rows: Array, batch: int) -> Ref:
+def _share(
+    graph: TaskGraph, step: Step, grain: str, lane: Lane, state: Ref, rows: Array, batch: int, first: int
+) -> Ref:
     at = lane.worker
     if grain != "node" or step.private is not None:
-        args = (lane.step, state, lane.const, lane.feeds, rows, batch)
+        args = (lane.step, state, lane.const, lane.feeds, rows, batch, None, first)
         return graph.task("gradient", shard_step, *args, worker=at)
     taken = [graph.task("take", take_rows, feed, rows, worker=at) for feed in lane.feeds]
+    if step.draws is not None:
+        span = Span(1, first, len(rows))
+        taken.insert(step.draws.at, graph.task("draw", keys_of, step.draws, state, [span], worker=at))
     weights = graph.task("weights", weights_of, state, worker=at) if step.program.size("param") else None
     inputs = inputs_of(step.program, weights, lane.const, taken)
     return lower_share(graph, step.program, step.names, inputs, len(rows), batch)

@@ -18,12 +18,12 @@ from flowgrad.typing import Array
 
 from ..collective import Group, slices, worth_slices
 from ..executors import Lost
-from ..kernels import compiled_round
 from ..machine import CACHE_LINE, canonical, empty_array, without_subnormals
 from ..programs import Gradient
-from ..tasks import reduce_some
+from ..tasks import bounds, reduce_some
+from .draws import Span, with_keys
 from .lanes import LaneBatch, LaneInputs, Subtotals, gradients
-from .work import update
+from .work import compiled, update
 
 
 @dataclass(slots=True, eq=False)
@@ -137,11 +137,17 @@ def _worker(
 
         yield compute, advance
         return
-    run = compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state)
+    run = compiled(step, state)
     # What was sent in one step has been read by the others when the next exchange has ended: so there are two buffers in turn.
     buffers = [run.gradient_room(stop - first) for _ in range(2)]
     mine = [shards[first:stop] for shards in steps]
-    with run.gradients(state, lane.const, lane.feeds, mine, batches, threads) as walk:
+    samples = (
+        Span(k, start, stop - start)
+        for k, (shards, batch) in enumerate(zip(steps, batches), 1)
+        for start, stop in bounds(batch, len(shards))[first:stop]
+    )
+    feeds = with_keys(step.draws, state, lane.feeds, samples)
+    with run.gradients(state, lane.const, feeds, mine, batches, threads) as walk:
 
         def compute_in_place(k: int) -> Subtotals:
             out = buffers[k % 2]

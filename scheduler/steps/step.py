@@ -12,7 +12,7 @@ from flowgrad.autodiff import differentiate
 from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.inputs import brief, integer, real
-from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, Multiply
+from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, Multiply, draws_of
 from flowgrad.ops.loss import sample_sum
 from flowgrad.optim import Privacy, Rule, State
 from flowgrad.program import Builder, Program, Type
@@ -34,6 +34,7 @@ from ..programs import (
     traced,
     weights_of,
 )
+from .draws import Draws
 
 # Stands for the weights of samples among feeds; in a graph of its own, at a place that no node of another one has.
 with Graph():
@@ -92,11 +93,13 @@ class Step:
     names : tuple of str
         The output that is the gradient of the flat parameter vector; empty if the loss depends on no parameter.
     fed : tuple of int
-        The variables that are fed, by index, in the order of the program's inputs.
+        The variables that are fed, by index, in the order of the program's inputs; but for the keys of what is drawn.
     private : PrivateStep, optional
         What clips each sample's gradient and adds noise, if that is asked for.
     rule : Rule
         How the mean gradient updates the state.
+    draws : Draws, optional
+        What is drawn at random, if anything is.
     """
 
     program: Program
@@ -104,6 +107,7 @@ class Step:
     fed: tuple[int, ...]
     private: PrivateStep | None = None
     rule: Rule = field(default_factory=Rule)
+    draws: Draws | None = None
 
     def by(self, kernel: str) -> Step:
         """Return the step as a kernel runs it."""
@@ -133,16 +137,24 @@ def arrange(program: Program, state: State | None, const: Array | None, feeds: l
 
 @without_collection
 def compile_step(
-    target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None
+    target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None = None, seed: int = 0
 ) -> Step:
-    """Return forward and backward of the loss by all `params`, fused or node by node."""
-    forward = _forward([target], target, feeds, params, grain, layout)
+    """Return forward and backward of the loss by all `params`, fused or node by node; `seed` is that of what is drawn."""
+    keys = draws_of(target)
+    if keys in feeds.arrays:
+        raise FeedError(f"training gives {keys} its values itself, by the trainer's seed: leave it out of the feeds")
+    forward = _forward([target], target, feeds, params, grain, layout, () if keys is None else (keys,))
     flat = input_var(forward, "param")
     wrt = [] if flat is None else [flat]
     forward = replace(forward, outputs={"0": forward.outputs["0"]})
     program = differentiate(forward, forward.outputs["0"], wrt, fold=grain != "node")
     program = run_passes(program, backward_passes(grain))
-    return Step(program, tuple(n for n in program.outputs if n != "0"), _fed(program))
+    fed = _fed(program)
+    names = tuple(n for n in program.outputs if n != "0")
+    if keys is None or keys.index not in fed:
+        return Step(program, names, fed)
+    at = fed.index(keys.index)
+    return Step(program, names, (*fed[:at], *fed[at + 1 :]), draws=Draws(at, seed))
 
 
 def compile_private(
@@ -151,7 +163,8 @@ def compile_private(
     """Return the step with what clips and blurs; the parameters lie as they do in `step`."""
     if privacy is None:
         return step
-    recipe = Recipe(target, params, frozenset(feeds.arrays), "shard")
+    keys = draws_of(target)
+    recipe = Recipe(target, params, frozenset([*feeds.arrays, *([] if keys is None else [keys])]), "shard")
     task = recipe.as_one_task(cut=False)
     inputs = {(i.role, i.node): k for k, i in enumerate(step.program.inputs)}
     leaves = tuple(inputs[i.role, i.node] for var in task.leaves for i in recipe.program.inputs if i.var == var)
@@ -270,10 +283,16 @@ def compile_evaluation(
 
 
 def _forward(
-    targets: Sequence[Node], target: Node, feeds: Feeds, params: Sequence[Variable], grain: str, layout: Layout | None
+    targets: Sequence[Node],
+    target: Node,
+    feeds: Feeds,
+    params: Sequence[Variable],
+    grain: str,
+    layout: Layout | None,
+    keys: Sequence[Variable] = (),
 ) -> Program:
     """Return the forward program; where samples have weights, the loss is times them, and they are output ``"weights"``."""
-    program = traced(targets, feeds.arrays, params)
+    program = traced(targets, [*feeds.arrays, *keys], params)
     if WEIGHTS in feeds.arrays:
         builder = Builder.of(program)
         weights = builder.input(Type(1, True), "feed", WEIGHTS.index)

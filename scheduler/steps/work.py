@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..kernels import compiled_round, kernel_of
 from ..machine import canonical, each_side_by_side, without_subnormals
 from ..programs import Gradient, add_gradients, counts_of, flat_gradient, run_seeded
 from ..tasks import SIDE_BY_SIDE, fold_tree
+from .draws import Span, with_keys
 from .metrics import ACCURACY, Metric, Part, answers, sums_of
 from .step import Step, arrange
 
@@ -70,16 +72,19 @@ def shard_step(
     rows: Array,
     batch: int,
     scratch: Scratch | None = None,
+    first: int = 0,
 ) -> Gradient:
     """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`.
 
-    With `scratch` the rows and the gradient are written into its arrays.
+    With `scratch` the rows and the gradient are written into its arrays. Its first sample is number `first` of the mini-batch.
     """
+    span = Span(1, first, len(rows))
     if step.program.compiled:
-        return _compiled(step, state).gradient(state, const, feeds, rows, batch)
+        keyed = with_keys(step.draws, state, feeds, [span])
+        return compiled(step, state).gradient(state, const, keyed, rows, batch)
     if scratch is None:
         scratch = Scratch()
-    taken = [scratch.take(k, f, rows) for k, f in enumerate(feeds)]
+    taken = with_keys(step.draws, state, [scratch.take(k, f, rows) for k, f in enumerate(feeds)], [span])
     inputs = arrange(step.program, state, const, taken)
     if step.private is not None:
         return step.private.gradient(inputs, len(rows), batch)
@@ -89,8 +94,10 @@ def shard_step(
     return flat_gradient(outputs["0"], len(rows), batch, size, *(outputs[name] for name in step.names))
 
 
-def _compiled(step: Step, state: State) -> Any:
-    return compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state)
+def compiled(step: Step, state: State) -> Any:
+    """Return the compiled step for states such as this one."""
+    keys = None if step.draws is None else step.draws.at
+    return compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state, keys)
 
 
 @without_subnormals
@@ -98,7 +105,7 @@ def update(step: Step, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
     state = {k: canonical(v) for k, v in state.items()}
     if step.program.compiled:
-        return _compiled(step, state).update(state, canonical(mean[0]))
+        return compiled(step, state).update(state, canonical(mean[0]))
     state = {k: v.copy() for k, v in state.items()}
     _update(step, state, canonical(mean[0]), Scratch())
     return state
@@ -126,24 +133,27 @@ def run_round(
     """
     state = {k: canonical(v) for k, v in before[0].items()}
     if step.program.compiled:
-        return _compiled(step, state).run(state, const, feeds, steps, threads)
+        keyed = with_keys(step.draws, state, feeds, (Span(k, 0, sum(map(len, s))) for k, s in enumerate(steps, 1)))
+        return compiled(step, state).run(state, const, keyed, steps, threads)
     state = {k: v.copy() for k, v in state.items()}
     scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
     each = map_of(step.program, steps, threads)
     for shards in steps:
         batch = sum(map(len, shards))
+        parts = list(zip(shards, accumulate(map(len, shards), initial=0)))
 
-        def share(part: tuple[Array, Scratch], batch: int = batch) -> Gradient:
-            return shard_step(step, state, const, feeds, part[0], batch, part[1])
+        def share(part: tuple[tuple[Array, int], Scratch], batch: int = batch) -> Gradient:
+            (rows, first), scratch = part
+            return shard_step(step, state, const, feeds, rows, batch, scratch, first)
 
-        gradient, loss = fold_tree(_shares(each, share, shards, scratches), add_gradients)
+        gradient, loss = fold_tree(_shares(each, share, parts, scratches), add_gradients)
         _update(step, state, gradient, scratches[0])
         losses.append(loss)
     return state, losses
 
 
-def _shares(each: Any, share: Any, shards: Sequence[Array], scratches: list[Scratch]) -> Iterator[Gradient]:
+def _shares(each: Any, share: Any, shards: Sequence[Any], scratches: list[Scratch]) -> Iterator[Gradient]:
     """Give the gradients of shards in their order, as many at a time as there are scratches."""
     again = len(shards) > len(scratches)
     for k in range(0, len(shards), len(scratches)):

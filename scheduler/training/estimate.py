@@ -44,10 +44,10 @@ from ..costs import (
     worth_trying,
 )
 from ..feeds import Chunked, Lane
-from ..kernels import MOVED, compiled_round, why_not_chosen, why_not_compiled
+from ..kernels import MOVED, why_not_chosen, why_not_compiled
 from ..machine import one_thread
 from ..programs import counts_of
-from ..steps import lower_steps, run_round
+from ..steps import compiled, lower_steps, run_round
 from ..tasks import Ref, TaskGraph, bounds
 from .job import TrainingJob
 
@@ -108,9 +108,7 @@ class Trial:
         if step.private is not None and kernel == "numba":
             why = "compiled, but for clipping, noise and update"
         elif kernel == "numba":
-            why = compiled_round(
-                step.program, step.names, step.rule, self.job.feeds.dtype, "rates" in self.job.state
-            ).told
+            why = compiled(step, self.job.state).told
         if self.case.shards > 1 and engine.grain == "auto" and self._may_spread():
             costs = self.costs(links_of(executor, self.job.settings.fit))
         grain = choose_grain(engine.grain, costs)
@@ -179,7 +177,7 @@ def _why_not_this(job: TrainingJob) -> str:
     """Compile what a step needs; return why that cannot be, which is told, or an empty string."""
     step = job.step.by("numba")
     try:
-        compiled_round(step.program, step.names, step.rule, job.feeds.dtype, "rates" in job.state)
+        compiled(step, job.state)
     except FlowgradError as error:
         why = str(error)
         warn(f"steps are run by NumPy, not compiled: {why}")

@@ -103,7 +103,7 @@ class TrainingJob:
         self.variables = optimizer.variables(without=self.feeds.arrays)
         warn_independent(optimizer.target, self.variables)
         optimizer.try_rule(self.feeds.dtype)
-        step = compile_step(optimizer.target, self.feeds, self.variables, "shard")
+        step = compile_step(optimizer.target, self.feeds, self.variables, "shard", seed=settings.seed)
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)
         self.state = self.first_state()
         t = int(self.state["t"][0]) + 1
@@ -215,8 +215,8 @@ class TrainingJob:
     def by_nodes(self) -> Step:
         """Return the step with an instruction for each node and edge; its parameters lie as they do in the fused one."""
         target, layout = self.settings.optimizer.target, self.step.program.layout
-        step = compile_step(target, self.feeds, self.variables, "node", layout)
-        return replace(self.step, program=step.program, names=step.names, fed=step.fed)
+        step = compile_step(target, self.feeds, self.variables, "node", layout, self.settings.seed)
+        return replace(self.step, program=step.program, names=step.names, fed=step.fed, draws=step.draws)
 
     def reads(self) -> tuple[Array | None, list[Any]]:
         """Return what its tasks read: constants and feeds."""
