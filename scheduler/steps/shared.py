@@ -142,9 +142,9 @@ def _worker(
     buffers = [run.gradient_room(stop - first) for _ in range(2)]
     mine = [shards[first:stop] for shards in steps]
     samples = (
-        Span(k, start, stop - start)
+        Span(k, begin, end - begin)
         for k, (shards, batch) in enumerate(zip(steps, batches), 1)
-        for start, stop in bounds(batch, len(shards))[first:stop]
+        for begin, end in bounds(batch, len(shards))[first:stop]
     )
     feeds = with_keys(step.draws, state, lane.feeds, samples)
     with run.gradients(state, lane.const, feeds, mine, batches, threads) as walk:
