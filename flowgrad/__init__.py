@@ -19,6 +19,7 @@ from .ops import (
     Add,
     AveragePool2D,
     BatchMatVec,
+    BatchNorm,
     Broadcast,
     Concat,
     Conv2D,
@@ -69,6 +70,7 @@ from .ops import (
     Tanh,
     Transpose,
     Vectorize,
+    Whiten,
     draw_keys,
 )
 from .optim import (
@@ -126,6 +128,7 @@ __all__ = [
     "Add",
     "AveragePool2D",
     "BatchMatVec",
+    "BatchNorm",
     "Broadcast",
     "Callback",
     "Checkpoints",
@@ -208,6 +211,7 @@ __all__ = [
     "Variable",
     "Vectorize",
     "WarmUp",
+    "Whiten",
     "check_gradients",
     "default_graph",
     "draw_keys",

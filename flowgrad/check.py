@@ -71,8 +71,8 @@ def check_gradients(
     for op in upstream:
         said = ("the rule says", f"central differences {_coarse(op)}say")
         for slot in range(len(op.parents)):
-            if slot == op.draws_slot:
-                continue  # what is drawn from the key next to it is something else
+            if _apart(op, slot):
+                continue
             analytic = _dense(op, slot)
             numeric = _slot_differences(op, slot)
             what = f"{op} by slot {slot} ({op.parents[slot]})"
@@ -86,9 +86,14 @@ def check_gradients(
     return worst
 
 
+def _apart(op: Node, slot: int) -> bool:
+    """Whether a value depends on an operand otherwise than its derivative says: on keys of what is drawn, on what is measured."""
+    return slot == op.draws_slot or slot in op.measured_slots
+
+
 def _variables(upstream: Iterable[Node], wrt: Any) -> list[Variable]:
     if wrt is None:
-        return [v for v in upstream if isinstance(v, Variable) and all(slot != n.draws_slot for n, slot in v._edges)]
+        return [v for v in upstream if isinstance(v, Variable) and not any(_apart(n, slot) for n, slot in v._edges)]
     several = listed(wrt)
     variables = [wrt] if several is None else several
     for v in variables:

@@ -348,6 +348,8 @@ class Node(Settled):
     index_slot: ClassVar[int | None] = None
     #: The slot of an op whose operand says what is drawn at random, if anything is; that is a `Variable`.
     draws_slot: ClassVar[int | None] = None
+    #: Those whose operands, variables, training measures instead of differentiating by them.
+    measured_slots: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, graph: Graph, shape: Shape, parents: tuple[Node, ...], attrs: dict[str, Any], name: str | None):
         # All at once: there may be very many nodes.
@@ -637,6 +639,11 @@ class Variable(Node):
         # A list, for all variables are asked at every step.
         sizes = [child.parents[0].shape[0] for child, slot in self._edges if slot == child.index_slot]
         return min(sizes) if sizes else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether training measures it over its samples, as the mean of a `BatchNorm`."""
+        return any(slot in child.measured_slots for child, slot in self._edges)
 
     def set_value(self, value: Any) -> None:
         """Set the value, ``(dim,)``, ``(dim, 1)`` or of the variable's shape, and reset everything downstream, exactly that.

@@ -26,9 +26,10 @@ from .image import AveragePool2D, Conv2D, MaxPool2D
 from .linear import Dot, MatMul, MatVec, Mean, OuterProduct, RowDot, Sum
 from .loss import CrossEntropyWithSoftMax, Huber, KullbackLeibler, LogisticCrossEntropy, MeanSquaredError
 from .mark import Mark
+from .normal import BatchNorm, GroupNorm, LayerNorm, Whiten
 from .operators import install
 from .random import Dropout, Noise, draw_keys, draws_of
-from .rowwise import GroupNorm, LayerNorm, LogSoftMax, Max, SoftMax, Standardize
+from .rowwise import LogSoftMax, Max, SoftMax, Standardize
 from .select import Broadcast, Concat, Gather, Reshape, Slice, Transpose, Vectorize
 
 install()
@@ -39,6 +40,7 @@ __all__ = [
     "Add",
     "AveragePool2D",
     "BatchMatVec",
+    "BatchNorm",
     "Broadcast",
     "Concat",
     "Conv2D",
@@ -90,6 +92,7 @@ __all__ = [
     "Tanh",
     "Transpose",
     "Vectorize",
+    "Whiten",
     "draw_keys",
     "draws_of",
 ]

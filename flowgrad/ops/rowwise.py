@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..graph import Node
-from ..inputs import Shape, brief, integer
+from ..inputs import Shape, brief
 from ..jacobians import (
     EPSILON,
     LocalJacobian,
@@ -24,8 +24,7 @@ from ..jacobians import (
 )
 from ..op import Op
 from ..typing import Array
-from .elementwise import Add, Multiply
-from .select import Broadcast, Reshape, Transpose
+from .select import Transpose
 
 
 def softmax(a: Array) -> Array:
@@ -304,54 +303,3 @@ class Standardize(AlongAxis):
         s = 1 / np.sqrt(square / n + EPSILON)
         for j in range(n):
             y[j] = (a[j] - mean) * s
-
-
-def LayerNorm(a: Node, gain: Node | None = None, shift: Node | None = None, name: str | None = None) -> Node:
-    """Return ``Standardize(a)``, times `gain` and plus `shift`, vectors as long as the last axis, if given.
-
-    See J. Ba, J. Kiros and G. Hinton, *Layer Normalization*, 2016.
-
-    Examples
-    --------
-    >>> import flowgrad as fg
-    >>> with fg.Graph():
-    ...     y = fg.LayerNorm(fg.Variable((2, 2), [1.0, 3.0, 5.0, 5.0]), fg.Variable(2, [2.0, 2.0]))
-    >>> y.shape, y.forward().round(4).tolist()
-    ((2, 2), [-2.0, 2.0, 0.0, 0.0])
-    """
-    return _affine(Standardize(a, name=None if gain or shift else name), gain, shift, name)
-
-
-def GroupNorm(
-    a: Node, groups: int, gain: Node | None = None, shift: Node | None = None, name: str | None = None
-) -> Node:
-    """Return `a`, of shape ``(channels, ...)``, standardised in groups of neighbouring channels; `gain`, `shift` are per channel.
-
-    See Y. Wu and K. He, *Group Normalization*, ECCV 2018.
-
-    Raises
-    ------
-    ShapeError
-        If the channels are no multiple of the groups.
-
-    Examples
-    --------
-    >>> import flowgrad as fg
-    >>> with fg.Graph():
-    ...     y = fg.GroupNorm(fg.Variable((2, 1, 2), [1.0, 3.0, 5.0, 9.0]), 2)
-    >>> y.shape, y.forward().round(3).tolist()
-    ((2, 1, 2), [-1.0, 1.0, -1.0, 1.0])
-    """
-    channels = a.shape[0]
-    if channels % integer(groups, "GroupNorm: groups"):
-        raise ShapeError(f"GroupNorm of {a}: {channels} channels cannot be cut into {groups} groups")
-    y = Reshape(Standardize(Reshape(a, (groups, -1))), a.shape, name=None if gain or shift else name)
-    spread = (channels, *[1] * (len(a.shape) - 1))
-    gain, shift = (None if v is None else Reshape(v, spread) for v in (gain, shift))
-    return _affine(y, gain, shift, name)
-
-
-def _affine(y: Node, gain: Node | None, shift: Node | None, name: str | None) -> Node:
-    if gain is not None:
-        y = Multiply(y, Broadcast(gain, y.shape), name=None if shift else name)
-    return y if shift is None else Add(y, Broadcast(shift, y.shape), name=name)

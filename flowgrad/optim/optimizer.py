@@ -137,8 +137,9 @@ class Optimizer(Settled):
         self._count = 0
 
     def variables(self, without: Any = ()) -> list[Variable]:
-        """Return what is trained in the order of creation, without those in `without` (the feeds), and what picks rows."""
-        trainable = (n for n in self.graph.nodes if isinstance(n, Variable) and n.trainable and n not in without)
+        """Return what is trained or measured in the order of creation, without `without` (the feeds), and what picks rows."""
+        variables = (n for n in self.graph.nodes if isinstance(n, Variable) and n not in without)
+        trainable = (v for v in variables if v.trainable or v.measured)
         return [v for v in trainable if v.below is None and (not self._rates or self._rate(v) > 0)]
 
     @property
@@ -147,8 +148,8 @@ class Optimizer(Settled):
         return dict(self._rates)
 
     def rates(self, variables: Sequence[Variable]) -> Array | None:
-        """Return the factor of each entry of variables laid end to end; None where all are 1."""
-        factors = [self._rate(v) for v in variables]
+        """Return the factor of each entry of variables laid end to end, 0 of what is measured; None where all are 1."""
+        factors = [0.0 if v.measured else self._rate(v) for v in variables]
         return None if all(f == 1 for f in factors) else np.repeat(factors, [v.dim for v in variables])
 
     def _rate(self, variable: Variable) -> float:

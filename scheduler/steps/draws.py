@@ -27,7 +27,7 @@ class Draws(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Neighbouring samples of a mini-batch: that of the next update (1), or of one after it; the first of them; how many there are."""
+    """Neighbouring samples of a mini-batch: that of the next update (1) or of one after it; the first of them; how many."""
 
     after: int
     first: int
