@@ -140,7 +140,7 @@ class Whiten(Op):
 def BatchNorm(a: Node, gain: Node | None = None, shift: Node | None = None, name: str | None = None) -> Node:
     """Return `a`, of shape ``(channels, ...)``, in deviations from each channel's mean over all training samples.
 
-    `gain` and `shift` are per channel. Unlike in other libraries the mean and the variance are not those of a mini-batch, for then a
+    `gain` and `shift` are per channel. Unlike elsewhere the mean and the variance are not those of a mini-batch, for then a
     sample's loss would depend on others: they are constants, ``name.mean`` and ``name.variance``, first 0 and 1. `Trainer.fit`
     measures them over all training samples: before the first epoch, one `BatchNorm` after the other, and after each epoch, all
     at once. So a net trains, evaluates and predicts by the same numbers, at any batch size, and its gradients are exact; but they

@@ -98,6 +98,11 @@ class TrainingJob:
             raise GraphError(
                 "differentially private steps bound what each sample adds, and take neither sample_weight nor class_weight"
             )
+        if optimizer.privacy is not None and any(n.measured_slots for n in ancestors(optimizer.target)):
+            raise GraphError(
+                "a BatchNorm's mean and variance are of all training samples, so differentially private steps cannot hide any: "
+                "use GroupNorm"
+            )
         self.feeds = settings.checked(feeds, settings.engine.dtype, "feeds", True, sample_weight, class_weight)
         check_batch_size(optimizer.batch_size, self.feeds, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
@@ -172,7 +177,8 @@ class TrainingJob:
         with one_thread():
             gradient, loss = shard_step(self.step, state, const, feeds, rows, len(rows))
         used, layout = ancestors(self.settings.optimizer.target), self.step.program.layout
-        places = {v: layout[v.index][1:] for v in self.variables if v in used and v.index in layout}
+        trained = (v for v in self.variables if v.trainable and v in used and v.index in layout)
+        places = {v: layout[v.index][1:] for v in trained}
         faint = vanished(gradient, places)
         if faint and not gradient.any() and abs(loss) > LEARNT:
             warn(

@@ -25,6 +25,7 @@ from .evaluation import Evaluation
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
 from .mirror import Mirror
+from .statistics import Statistics, measured_nodes
 
 
 class Run:
@@ -36,6 +37,8 @@ class Run:
         Where `windows.state` stands: epochs that are complete, and steps of the next one.
     kept : dict
         The state that a callback kept; empty if none did.
+    measured : int
+        Epochs after which `windows.state` has what training measures, see `Statistics`.
     telling : bool
         Whether a callback is being called, or raised something.
     """
@@ -61,7 +64,7 @@ class Run:
         checked = None if of is None else settings.checked(of, job.feeds.dtype, "validation", sample_weight=weight)
         layout = job.step.program.layout
         self.epoch = self.position = 0
-        self.before = settings.optimizer.epochs
+        self.before = self.measured = settings.optimizer.epochs
         self.identity = {} if saver is None else job.identity  # whatever callbacks make of the rule
         self.kept: dict[str, Array] = {}
         state = job.state
@@ -81,6 +84,10 @@ class Run:
         held = job.variables, layout, settings.metrics
         self.evaluation = None if checked is None else Evaluation(settings.engine, target, checked, *held)
         self.seen = Evaluation(settings.engine, target, job.feeds, *held) if settings.metrics else None
+        nodes = measured_nodes(job)
+        self.statistics = Statistics(settings.engine, job, nodes, job.feeds) if nodes else None
+        if self.statistics is not None and checkpoint is None and not self.before:
+            state = self.statistics.begin(state)
         # A checkpoint of workers that shared their steps may go on where there are none: rounds have the same bits.
         alone = "collective" in (self.plan.grain, self.plan.other) and not job.executor.remote
         plan = replace(self.plan, grain="round", other="") if alone else self.plan
@@ -98,6 +105,7 @@ class Run:
         self.kept = checkpoint.kept
         self.plan = checked_record(Plan, about["plan"])
         self.epoch, self.position, self.before = int(about["epoch"]), int(about["position"]), int(about["before"])
+        self.measured = int(about["measured"])
         rule = restored_rule(self.job.rule, about["rule"])
         if rule != self.job.rule:  # as callbacks had it
             self.job.take_rule(rule)
@@ -109,9 +117,9 @@ class Run:
         """Let go of everything that is kept on the executor."""
         self.windows.close()
         self.placement.close()
-        for evaluation in (self.evaluation, self.seen):
-            if evaluation is not None:
-                evaluation.close()
+        for sweep in (self.evaluation, self.seen, self.statistics):
+            if sweep is not None:
+                sweep.close()
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -227,6 +235,9 @@ class Run:
                 f"the weights became inf or nan in epoch {epoch}: try a smaller learning rate; "
                 f"the variables keep the values that they had before"
             )
+        if self.statistics is not None and self.measured < self.before + epoch:
+            self.windows.change(self.job.step, self.statistics.measure(self.windows.state))
+            self.measured = self.before + epoch
         scores = {} if self.evaluation is None else self.evaluation.scores(self.windows.state)
         size, samples = self.settings.batch_size, self.job.feeds.samples
         sizes = [min(size, samples - k) for k in range(0, samples, size)]
@@ -274,6 +285,7 @@ class Run:
             "epoch": self.epoch,
             "position": self.position,
             "before": self.before,
+            "measured": self.measured,
             "rule": rule_settings(self.job.rule),  # the optimizer's may come of a callback that is asked again
             "run": self.identity,
             "plan": self.plan.as_dict(),
