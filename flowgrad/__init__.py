@@ -70,7 +70,6 @@ from .ops import (
     Tanh,
     Transpose,
     Vectorize,
-    Whiten,
     draw_keys,
 )
 from .optim import (
@@ -211,7 +210,6 @@ __all__ = [
     "Variable",
     "Vectorize",
     "WarmUp",
-    "Whiten",
     "check_gradients",
     "default_graph",
     "draw_keys",

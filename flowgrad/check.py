@@ -260,6 +260,7 @@ def check_tangents(node: Node, rtol: float, atol: float) -> None:
     y = node.forward()[None]
     rng = np.random.default_rng(0)
     directions = [rng.uniform(0.5, 1.0, v.shape) * rng.choice([-1.0, 1.0], v.shape) for v in values]
+    directions = [d * (not _apart(node, slot)) for slot, d in enumerate(directions)]
 
     def at(step: float) -> tuple[Array, list[Array]]:
         moved = [v + step * d for v, d in zip(values, directions)]

@@ -126,6 +126,13 @@ class Whiten(Op):
             Still(channels) if slot else Diagonal(np.repeat(1 / np.sqrt(variance + EPSILON), dim // channels, axis=1))
         )
 
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], **attrs: Any
+    ) -> LocalJacobian | None:
+        """Return None: what is measured does not move."""
+        return None
+
     @classmethod
     def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
         """Write differences and products with what belongs to the channel of each entry."""

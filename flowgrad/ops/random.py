@@ -49,8 +49,8 @@ def draw_keys(seed: int, update: int, first: int, count: int, dtype: Any = np.fl
     --------
     >>> import flowgrad as fg
     >>> fg.draw_keys(seed=0, update=1, first=0, count=2)
-    array([[1894085., 2613353.,  640374.],
-           [ 826803., 3119133.,  353853.]])
+    array([[1670767., 3456308.,  684141.],
+           [  85854.,  792529.,  735274.]])
     """
     with np.errstate(over="ignore"):
         begin = _mixed(_mixed(np.array([seed]).astype(np.uint64)) + np.uint64(update) * GOLDEN)
@@ -149,6 +149,13 @@ class Drawn(Op):
         """Return zero."""
         return Still(PARTS)
 
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], **attrs: Any
+    ) -> LocalJacobian | None:
+        """Return None: keys do not move."""
+        return None
+
 
 class Kept(Drawn):
     """What `Dropout` multiplies by: 0 with probability `rate`, else ``1 / (1 - rate)``; 1 where nothing is drawn."""
@@ -206,7 +213,7 @@ class Dropout(Op):
     [1.0, 2.0, 3.0, 4.0]
     >>> graph["draws"].set_value(fg.draw_keys(seed=0, update=1, first=0, count=1)[0])
     >>> y.forward().tolist()
-    [2.0, 0.0, 6.0, 0.0]
+    [0.0, 4.0, 0.0, 8.0]
     """
 
     draws_slot = 1
@@ -242,6 +249,13 @@ class Dropout(Op):
         """Return the factors; zero by the keys."""
         return Still(PARTS) if slot else Diagonal(Kept.apply(draws, **attrs))
 
+    @staticmethod
+    def jacobian_tangent(
+        slot: int, values: tuple[Array, ...], tangents: tuple[Array, ...], **attrs: Any
+    ) -> LocalJacobian | None:
+        """Return None: keys do not move."""
+        return None
+
     @classmethod
     def expand(cls, program: Any, args: list[int], attrs: dict[str, Any], label: str) -> int:
         """Write the factors, and the product."""
@@ -273,7 +287,7 @@ class Noise(Drawn):
     [1.0, 2.0]
     >>> graph["draws"].set_value(fg.draw_keys(seed=0, update=1, first=0, count=1)[0])
     >>> z.forward().round(2).tolist()
-    [1.09, 1.92]
+    [0.89, 2.19]
     """
 
     numbers = ("node",)

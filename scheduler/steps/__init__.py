@@ -2,7 +2,7 @@
 
 from .lanes import LaneInputs
 from .lower import lower_steps
-from .metrics import ACCURACY, Metric, Part, joined_scores, metrics_of, questions_of, scores_of
+from .metrics import ACCURACY, Metric, joined_scores, metrics_of, questions_of, scores_of
 from .moments import Moments, moments_of_shard, total_moments
 from .shared import Shared, shared_steps
 from .step import (

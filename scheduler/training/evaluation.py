@@ -1,4 +1,4 @@
-"""Loss and metrics over feeds that are placed once."""
+"""Passes over all samples, of feeds that are placed once: loss and metrics, and what `BatchNorm` normalises by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import warn
-from flowgrad.graph import Node, Variable
+from flowgrad.graph import Node, Variable, ancestors
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
@@ -20,8 +20,21 @@ from ..engine import Engine
 from ..executors import Handle, Recovery, Worker
 from ..feeds import Chunked, Feeds, Placement
 from ..programs import Layout, choose_by_size, pick
-from ..steps import ACCURACY, Metric, Step, compile_evaluation, evaluate_shard, joined_scores, questions_of, scores_of
-from ..tasks import Ref, TaskGraph, bounds, token
+from ..steps import (
+    ACCURACY,
+    Metric,
+    Moments,
+    Step,
+    compile_evaluation,
+    evaluate_shard,
+    joined_scores,
+    moments_of_shard,
+    questions_of,
+    scores_of,
+    total_moments,
+)
+from ..tasks import Ref, TaskGraph, bounds, reduce_tree, token
+from .job import TrainingJob
 
 # Samples in one task.
 SHARD_SAMPLES = 5000
@@ -174,6 +187,58 @@ class Evaluation:
             advice = "see engine.forward(node, feeds) for where it begins, and check the weights and the feeds"
             warn(f"the loss {self.target} is {total} on these feeds, and an accuracy says little: {advice}")
         return {"loss": total / self.samples} | scores_of(self.metrics, parts, list(joined or []))
+
+    def close(self) -> None:
+        """Let go of the feeds."""
+        self.sweep.close()
+
+
+def measured_nodes(job: TrainingJob) -> list[Node]:
+    """Return the nodes whose mean and variance a training measures, operands first."""
+    trained = set(job.variables)
+    return sorted(
+        (n for n in ancestors(job.settings.optimizer.target) if {n.parents[k] for k in n.measured_slots} & trained),
+        key=lambda n: n.index,
+    )
+
+
+class Statistics:
+    """Measures what nodes normalise by, at any state, over feeds that are placed once.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        See `measured_nodes`.
+    """
+
+    def __init__(self, engine: Engine, job: TrainingJob, nodes: Sequence[Node], feeds: Feeds):
+        self.places: list[list[tuple[int, int]]] = []
+        layout = job.step.program.layout
+        for node in nodes:
+            variables = [node.parents[k] for k in node.measured_slots]
+            self.places.append([layout[v.index][1:] for v in variables])
+        self.channels = tuple(mean[1] - mean[0] for mean, _ in self.places)
+        target = job.settings.optimizer.target
+        step = compile_evaluation(target, [n.parents[0] for n in nodes], feeds, job.variables, layout)
+        self.sweep = Sweep(engine, target, step, feeds)
+
+    def begin(self, state: State) -> State:
+        """Return the state to begin with: one node after the other, for each reads what those before it normalise."""
+        for k in range(len(self.places)):
+            state = self.measure(state, [k])
+        return state
+
+    def measure(self, state: State, which: Sequence[int] | None = None) -> State:
+        """Return a state with the mean and the variance of all nodes, or of some, as they are at this one."""
+        shards, _ = self.sweep.run(state, moments_of_shard, self.channels)
+        moments: list[Moments] = reduce_tree(shards, total_moments)
+        named: State = {name: state[name].copy() for name in ("w", "average") if name in state}
+        for k in range(len(self.places)) if which is None else which:
+            size, mean, squares = moments[k]
+            for (start, stop), values in zip(self.places[k], (mean, squares / size)):
+                for array in named.values():  # the average of weights over updates goes by the same
+                    array[start:stop] = values
+        return state | named
 
     def close(self) -> None:
         """Let go of the feeds."""

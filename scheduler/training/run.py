@@ -21,11 +21,10 @@ from ..windows import Windows
 from .callbacks import KEEP, STOP, Signal
 from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint, restored_rule, rule_settings
 from .estimate import plan_training
-from .evaluation import Evaluation
+from .evaluation import Evaluation, Statistics, measured_nodes
 from .history import History, StepLosses
 from .job import Settings, TrainingJob
 from .mirror import Mirror
-from .statistics import Statistics, measured_nodes
 
 
 class Run:
@@ -138,7 +137,7 @@ class Run:
 
     def _train(self) -> None:
         history = self.history
-        if self.resumed:
+        if self.resumed or self.statistics is not None:  # it differs from what variables have
             self._show(self.windows.state)
         self.info = {"plan": history.plan, "samples": self.job.feeds.samples, "epochs": self.epochs}
         self.info |= {"steps": self.steps_per_epoch * self.epochs, "validation": self.evaluation is not None}

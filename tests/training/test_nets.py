@@ -12,7 +12,7 @@ SAMPLES, BATCH = 12, 4
 
 
 TABLES = ("factorization machine", "wide & deep", "DeepFM")
-NETS = ("lenet", "first_symbol", "attention", *(f"tables: {net}" for net in TABLES))
+NETS = ("lenet", "first_symbol", "attention", "vae", *(f"tables: {net}" for net in TABLES))
 
 
 @pytest.fixture
@@ -34,11 +34,13 @@ def build(net):
 
 def feeds_of(graph):
     rng = np.random.default_rng(0)
-    feeds = {"x": rng.normal(0, 1, (SAMPLES, *graph["x"].shape))}
+    feeds = {"x": rng.uniform(0, 1, (SAMPLES, *graph["x"].shape))}
     for v in graph.nodes:
         if isinstance(v, fg.Variable) and v.below:
             feeds[v.name] = rng.integers(0, v.below, (SAMPLES, v.dim))
-    return feeds | {"label": rng.integers(0, max(2, graph["label"].dim), SAMPLES)}
+    if "label" in graph:
+        feeds["label"] = rng.integers(0, max(2, graph["label"].dim), SAMPLES)
+    return feeds
 
 
 def set_sample(graph, feeds, k):
@@ -105,6 +107,15 @@ def test_they_learn(net, name, accuracy, capsys, monkeypatch, tmp_path):
     net(name).main()
     last = capsys.readouterr().out.splitlines()[-1]
     assert float(last.split()[-1]) >= accuracy
+
+
+@pytest.mark.slow
+def test_the_autoencoder_learns(net, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    net("vae").main()
+    by_pixels, by_codes = (float(word.strip(",")) for word in capsys.readouterr().out.split() if word[0].isdigit())
+    assert by_codes < 0.8 * by_pixels
+    assert (tmp_path / "vae.png").exists()
 
 
 @pytest.mark.slow
