@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def lowered(lanes=2, steps=3):
     plan = Plan("shard", 4, "numpy", 1, 10, "")
     found = [Lane(k, Ref(f"p{k}"), None, [Ref(f"f{k}")], 2 * k, 2 * k + 2) for k in range(lanes)]
     rows = [[np.arange(s, s + 2) for s in range(4)] for _ in range(steps)]
-    after = lower_steps(graph, plan.grain, found, Ref("s"), rows, None)
+    after = lower_steps(graph, plan.grain, found, Ref("s"), rows, SimpleNamespace(draws=None))
     return graph.records, after
 
 
