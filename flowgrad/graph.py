@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
+from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -100,10 +102,10 @@ class Graph(Settled):
         self._nodes: list[Node] = []
         self._named: dict[str, Node] = {}
         self._result: Node | None = None  # that Jacobians were last asked of
-        self._jacobians: dict[Node, dict[Node, np.ndarray[Any, Any]]] = {}
-        # The last walks, for the next sample: what a node lacked, and the way back from a result. No later node changes them.
-        self._order: tuple[Node | None, list[Node]] = (None, [])
-        self._way: tuple[Node | None, tuple[Node, ...], Way] = (None, (), {})
+        self._jacobians: dict[Node, Table] = {}
+        # The last walks, for the next sample: to a node, and back from a result. No later node changes them.
+        self._order: tuple[Node | None, Order] = (None, ([], []))
+        self._way: tuple[Node | None, tuple[Node, ...], Way] = (None, (), ([], []))
         self._version = 0  # how often variables were set
         self._kinds: tuple[int, set[type]] = (0, set())  # of so many nodes the classes
         self._rules = ""  # what stood for the rules that values and Jacobians were computed by
@@ -173,7 +175,7 @@ class Graph(Settled):
         if result not in self or not isinstance(result, Node):
             raise GraphError(f"Jacobians are kept for nodes of this graph; {brief(result)} is none")
         table = self._jacobians.get(result, {})
-        return {node: _or_zeros(kept, result, node) for node, kept in table.items()}
+        return {node: _matrix(kept, result, node) for node, kept in table.items()}
 
     def reset_value(self) -> None:
         """Forget every computed value and every cached Jacobian; values that were set stay."""
@@ -207,12 +209,13 @@ class Graph(Settled):
         """Forget what was computed from nodes; from one that has no value, nothing was."""
         for node in nodes:
             self._jacobians.pop(node, None)
-        while nodes:
-            for child, _ in nodes.pop()._edges:
+        for node in nodes:  # and those that are found
+            for child, _ in node._edges:
                 if child._value is not None:
                     vars(child)["_value"] = None
-                    self._jacobians.pop(child, None)
                     nodes.append(child)
+        for result in [n for n in list(self._jacobians) if n._parents and n._value is None]:
+            del self._jacobians[result]
 
     def clear_jacobian(self) -> None:
         """Forget every cached Jacobian; values stay."""
@@ -416,34 +419,12 @@ class Node(Settled):
         self.graph._follow_rules()
         if self._value is None:
             asked, order = self.graph._order
-            if asked is not self or not self._compute(order):
-                order = sorted(_reach([self], lambda n: [p for p in n._parents if p._value is None]), key=_index)
-                self._compute(order)
+            if asked is not self or not _computed(order):
+                order = _order_to(self)
+                _computed(order)
                 self.graph._order = self, order
         assert self._value is not None
         return self._value[0]
-
-    def _compute(self, nodes: list[Node]) -> bool:
-        """Give nodes their values, operands first; return False where an operand that is none of them has none."""
-        for node in nodes:
-            if node._value is None:
-                if not node._parents:
-                    raise GraphError(
-                        f"{self} needs variable {node.name!r} (dim {node.dim}), which has no value: "
-                        f"call {node.name}.set_value(...) or give it an init"
-                    )
-                values = []
-                for parent in node._parents:
-                    value = parent._value
-                    if value is None:
-                        return False
-                    values.append(value)
-                result = run_rule(node, "apply", *values)
-                if not node._own:  # else it is nobody else's: new, or part of a value
-                    result = frozen(result)
-                result.setflags(False)
-                vars(node)["_value"] = result
-        return True
 
     @without_underflow
     def backward(self, result: Node) -> Array:
@@ -466,13 +447,14 @@ class Node(Settled):
             raise GraphError(
                 f"cannot differentiate {brief(result, 80)} by {self}: they are not nodes of the same graph"
             )
-        (jacobian,) = jacobians_of(result, (self,))
-        if not self.graph._jacobians[result][self].size and self.parents and result in ancestors(self):
+        jacobians_of(result, (self,))
+        kept = self.graph._jacobians[result][self]
+        if kept is None and self.parents and result in ancestors(self):
             warn(
                 f"{result} does not depend on {self}, it is the other way round, so this Jacobian is zero; "
                 f"that of {self} by {result} is {result.name}.backward({self.name})"
             )
-        return jacobian
+        return _matrix(kept, result, self)
 
     @property
     def jacobi(self) -> Array | None:
@@ -489,8 +471,8 @@ class Node(Settled):
         (array([[6.]]), array([[1.]]))
         """
         result = self.graph._result
-        kept = self.graph._jacobians.get(result, {}).get(self) if result is not None else None
-        return None if kept is None or result is None else _or_zeros(kept, result, self)
+        table = {} if result is None else self.graph._jacobians.get(result, {})
+        return None if result is None or self not in table else _matrix(table[self], result, self)
 
     @without_underflow
     def local_jacobian(self, slot: int) -> LocalJacobian:
@@ -786,53 +768,110 @@ def _free_name(node: Node, name: str | None) -> str:
     return made
 
 
-# A way back from a result: nodes, each after those that read it, with these and what pulls their cotangents back to it.
-Way = dict[Node, list[tuple[Node, Callable[[Array], Array]]]]
+# A walk to a node: what has a value, and what lacked one, operands first, each with its rule and what picks several operands.
+Order = tuple[list["Node"], list[tuple["Node", Callable[..., Any], "Pick | None"]]]
+# A walk back from a result: whose values are read, and nodes, each after those that read it, with the edges to these.
+Way = tuple[list["Node"], list[tuple["Node", list["Edge"]]]]
+# An edge: node and slot, and what pulls a cotangent back; if values are picked for it, what makes a local Jacobian of them.
+Edge = tuple["Node", int, Callable[..., Any], "Pick | None"]
+Values = dict["Node | None", Array | None]
+Pick = Callable[[Values], tuple[Any, ...]]
+# The cotangents of a result's ancestors, ``(result.dim, 1, node.dim)``; None: it does not depend on them.
+Table = dict["Node", Array | None]
+
+
+def _order_to(node: Node) -> Order:
+    missing = _reach([node], lambda n: [p for p in n._parents if p._value is None])
+    steps = sorted(missing, key=_index)
+    for unset in (n for n in steps if not n._parents):
+        raise GraphError(
+            f"{node} needs variable {unset.name!r} (dim {unset.dim}), which has no value: "
+            f"call {unset.name}.set_value(...) or give it an init"
+        )
+    read = dict.fromkeys(p for n in steps for p in n._parents if p not in missing)
+    return list(read), [(n, _applying(n), itemgetter(*n._parents) if n._parents[1:] else None) for n in steps]
+
+
+def _computed(order: Order) -> bool:
+    """Give nodes their values, but those that have one; return False where an operand that is none of them has none."""
+    read, steps = order
+    values: Values = {node: node._value for node in read}
+    if any(value is None for value in values.values()):
+        return False
+    for node, rule, pick in steps:
+        value = node._value
+        if value is None:
+            try:
+                value = rule(values[node._parents[0]]) if pick is None else rule(*pick(values))
+            except Exception:
+                if node._own:  # once more: this names the node
+                    run_rule(node, "apply", *(values[p] for p in node._parents))
+                raise
+            value.setflags(False)
+            vars(node)["_value"] = value
+        values[node] = value
+    return True
+
+
+def _applying(node: Node) -> Callable[..., Any]:
+    """Return the value rule of a node; what flowgrad's own gives needs no look, and is nobody else's: new, or part of a value."""
+    if not node._own:
+        return lambda *values: frozen(run_rule(node, "apply", *values))
+    rule: Callable[..., Any] = type(node).apply  # type: ignore[attr-defined]
+    return partial(rule, **node.attrs) if node.attrs else rule
 
 
 def jacobians_of(result: Node, nodes: tuple[Node, ...]) -> list[Array]:
-    """Return what `Node.backward` does, for several nodes of the result's graph in one walk."""
+    """Return Jacobians of a result, ``(result.dim, 1, node.dim)``, by several nodes of its graph in one walk."""
     result.forward()
     graph = result.graph
     graph._result = result
-    table = graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))})
+    table = graph._jacobians.setdefault(result, {result: frozen(np.eye(result.dim))[:, None]})
     *asked, way = graph._way
     if asked != [result, nodes] or len(table) > 1:
         way = _way_back(result, nodes, table)
     if len(table) == 1:  # else it is the rest of a way
         graph._way = result, nodes, way
-    cotangents: dict[Node, Any] = {}  # (result.dim, 1, node.dim)
-    for node, edges in way.items():
+    read, steps = way
+    values: Values = {None: None, **{node: node._value for node in read}}
+    for node, edges in steps:
         total = None
-        for child, pull in edges:
-            if child not in cotangents:
-                cotangents[child] = table[child][:, None]
-            pulled = pull(cotangents[child])
+        for child, slot, pull, pick in edges:
+            g: Any = table[child]
+            try:
+                pulled = pull(g) if pick is None else pull(*pick(values)).pull(g)
+            except Exception:
+                if child._own:  # once more: this names the node
+                    pull_back(child, slot, child.local_jacobian(slot), g)
+                raise
             total = pulled if total is None else total + pulled
-        cotangents[node] = total
-        # A node that the result does not depend on is remembered as an empty array, not as a block of zeros.
-        row: Any = np.empty((0, node.dim)) if total is None else total[:, 0]
-        row.setflags(False)
-        table[node] = row
-    return [_or_zeros(table[node], result, node) for node in nodes]
+        table[node] = total
+    cotangents = ((node, table[node]) for node in nodes)
+    return [_zeros(result, node) if g is None else g for node, g in cotangents]
 
 
-def _way_back(result: Node, nodes: Iterable[Node], table: dict[Node, Array]) -> Way:
+def _way_back(result: Node, nodes: Iterable[Node], table: Table) -> Way:
     begin = [n for n in nodes if n not in table]
     missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
-    way: Way = {}
+    way: dict[Node, list[Edge]] = {}
+    read: dict[Node, None] = {}
     for node in sorted(missing, key=_index, reverse=True):
-        moving = [(c, slot) for c, slot in node._edges if way.get(c) or (c in table and table[c].size)]
-        way[node] = [(child, _pulling(child, slot)) for child, slot in moving]
-    return way
+        moving = [(c, slot) for c, slot in node._edges if way.get(c) or table.get(c) is not None]
+        way[node] = [_edge(child, slot, read) for child, slot in moving]
+    return list(read), list(way.items())
 
 
-def _pulling(node: Node, slot: int) -> Callable[[Array], Array]:
-    """Return what pulls cotangents of a node back; a local Jacobian that needs no values is the same for every sample."""
+def _edge(node: Node, slot: int, read: dict[Node, None]) -> Edge:
+    """Return an edge, and add to `read` whose values it picks; a local Jacobian that needs none is the same for every sample."""
+    nodes = (*node._parents, node)  # the last one is number -1
     needs = type(node).needs(slot, len(node._parents))  # type: ignore[attr-defined]
-    if not needs and node._own:
-        return _local(node, slot, needs).pull
-    return lambda g: pull_back(node, slot, _local(node, slot, needs), g)
+    if not node._own:
+        return node, slot, lambda g: pull_back(node, slot, _local(node, slot, needs), g), None
+    if not needs:
+        return node, slot, _local(node, slot, needs).pull, None
+    read.update(dict.fromkeys(nodes[k] for k in needs))
+    rule = partial(type(node).jacobian, slot, **node.attrs)  # type: ignore[attr-defined]
+    return node, slot, rule, itemgetter(*(nodes[k] if k in needs else None for k in range(-1, len(node._parents))))
 
 
 def _local(node: Node, slot: int, needs: Iterable[int]) -> LocalJacobian:
@@ -846,8 +885,12 @@ def _local(node: Node, slot: int, needs: Iterable[int]) -> LocalJacobian:
     return local
 
 
-def _or_zeros(jacobian: Array, result: Node, node: Node) -> Array:
-    return jacobian if jacobian.size else frozen(np.zeros((result.dim, node.dim)))
+def _zeros(result: Node, node: Node) -> Array:
+    return np.zeros((result.dim, 1, node.dim))
+
+
+def _matrix(cotangent: Array | None, result: Node, node: Node) -> Array:
+    return frozen((_zeros(result, node) if cotangent is None else cotangent)[:, 0])
 
 
 def _bare_graph(cls: type[Graph], kinds: Sequence[type[Node]]) -> Graph:

@@ -401,7 +401,7 @@ class Optimizer(Settled):
             loss = float(self.target.forward()[0])
             if self._count == 0:
                 warn_independent(self.target, [v for v in variables if v.value is not None])
-            gradient = np.concatenate([np.zeros((1, 0)), *jacobians_of(self.target, variables)], axis=1)[0]
+            gradient = np.concatenate([np.zeros((1, 1, 0)), *jacobians_of(self.target, variables)], axis=2)[0, 0]
         if self.privacy is not None:
             gradient = self.privacy.clipped(gradient)
         self._sums[variables] = self._sums.get(variables, 0.0) + gradient

@@ -9,7 +9,7 @@ import strategies
 from hypothesis import given, settings
 
 import flowgrad as fg
-from flowgrad.errors import GraphError, ShapeError
+from flowgrad.errors import GraphError, NodeFailed, ShapeError
 from flowgrad.graph import jacobians_of
 
 
@@ -278,6 +278,21 @@ def test_ops_of_ones_own_are_checked_at_every_sample():
             optimizer.one_step()
     x.set_value([1.0, 3.0])
     assert optimizer.one_step() == 4.0
+
+
+@pytest.mark.parametrize(("value", "told"), [(-1.0, "apply of Sqrt 'root'"), (0.0, "jacobian of Sqrt 'root'")])
+def test_what_fails_on_a_walk_that_is_kept_is_named(value, told):
+    with fg.Graph() as graph:
+        x = fg.Variable(2, [1.0, 4.0])
+        loss = fg.Dot(fg.Variable(2, [3.0, 5.0]), fg.Sqrt(x, name="root"))
+    x.backward(loss)
+    x.set_value([value, 4.0])
+    for _ in range(2):
+        with np.errstate(all="raise"), pytest.raises(NodeFailed, match=rf"{told} \(dim 2\) failed: FloatingPointError"):
+            x.backward(loss)
+    x.set_value([0.25, 4.0])
+    assert x.backward(loss).tolist() == [[3.0, 1.25]]
+    assert [node.name for node in graph.saved(loss)] == [loss.name, "root", x.name]
 
 
 class Writing(fg.Identity):
