@@ -18,6 +18,9 @@ from ..typing import Array
 from .privacy import Privacy
 from .rules import Rule, RuleError, State, named
 
+# What stays here when optimizers are pickled or copied, as they begin: it is about this process, or follows from the graph.
+_STAYS: dict[str, Any] = {"_provide": None, "_candidates": (0, []), "_draws": (None, None)}
+
 
 class Shared(TypedDict, total=False):
     """Keywords that every optimizer takes; see `Optimizer`."""
@@ -135,12 +138,18 @@ class Optimizer(Settled):
         self._provide: Callable[[], None] | None = None
         self._sums: dict[tuple[Variable, ...], Array] = {}  # of gradients, by what was trainable
         self._count = 0
+        self._candidates: tuple[int, list[tuple[Variable, bool]]] = (0, [])  # among so many nodes, and whether measured
+        self._draws: tuple[Node | None, Variable | None] = (None, None)  # of a target
 
     def variables(self, without: Any = ()) -> list[Variable]:
         """Return what is trained or measured in the order of creation, without `without` (the feeds), and what picks rows."""
-        variables = (n for n in self.graph.nodes if isinstance(n, Variable) and n not in without)
-        trainable = (v for v in variables if v.trainable or v.measured)
-        return [v for v in trainable if v.below is None and (not self._rates or self._rate(v) > 0)]
+        looked, candidates = self._candidates
+        if looked != len(self.graph._nodes):  # only new nodes bring edges, by which it is measured, or picks rows
+            nodes = self.graph.nodes
+            candidates = [(n, n.measured) for n in nodes if isinstance(n, Variable) and n.below is None]
+            self._candidates = len(nodes), candidates
+        trainable = [v for v, measured in candidates if (v.trainable or measured) and v not in without]
+        return [v for v in trainable if self._rate(v) > 0] if self._rates else trainable
 
     @property
     def learning_rates(self) -> dict[Variable | str, float]:
@@ -404,7 +413,9 @@ class Optimizer(Settled):
             gradient = np.concatenate([np.zeros((1, 1, 0)), *jacobians_of(self.target, variables)], axis=2)[0, 0]
         if self.privacy is not None:
             gradient = self.privacy.clipped(gradient)
-        self._sums[variables] = self._sums.get(variables, 0.0) + gradient
+        if variables not in self._sums:
+            self._sums[variables] = np.zeros_like(gradient)
+        self._sums[variables] += gradient
         self._count += 1
         if self._count == self.batch_size:
             total = np.sum(
@@ -417,7 +428,9 @@ class Optimizer(Settled):
     @contextmanager
     def _drawing(self, seed: int) -> Iterator[None]:
         """Let what the target draws at random be that of this sample."""
-        draws = draws_of(self.target)
+        if self._draws[0] is not self.target:
+            self._draws = self.target, draws_of(self.target)
+        _, draws = self._draws
         if draws is None:
             yield
             return
@@ -480,7 +493,8 @@ class Optimizer(Settled):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the training that runs here; its last state goes along."""
         state = self.state  # asked for first: it may bring what follows up to date
-        return {**vars(self), "_state": state, "_provide": None, "_sums": dict(self._sums)}
+        sums = {of: part.copy() for of, part in self._sums.items()}
+        return {**vars(self), **_STAYS, "_state": state, "_sums": sums}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"

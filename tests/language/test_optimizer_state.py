@@ -52,6 +52,20 @@ def test_variables_that_are_not_trained_for_a_sample_miss_its_gradient():
     assert [v.value.tolist() for v in w] == [[1.0 - 101.0], [1.0 - 111.0]]
 
 
+def test_what_is_trained_follows_the_graph():
+    with fg.Graph() as graph:
+        w, k = fg.Variable(2, [1.0, 2.0]), fg.Variable(1, [0.0])
+        optimizer = fg.GradientDescent(graph, fg.Sum(w * k), 0.1)
+    assert optimizer.variables() == [w, k]
+    w.trainable = False
+    assert optimizer.variables() == [k]
+    with graph:
+        fg.Embedding(table := fg.Variable((2, 1), True), k)
+    w.trainable = True
+    assert optimizer.variables() == [w, table]
+    assert optimizer.variables({w}) == [table]
+
+
 def test_a_state_of_other_variables_is_refused():
     with fg.Graph() as graph:
         w = fg.Variable(2, [1.0, 2.0])

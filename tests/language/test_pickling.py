@@ -302,6 +302,17 @@ def test_a_shallow_copy_of_an_optimizer_has_a_state_of_its_own(made):
     assert optimizer.state is None
 
 
+def test_a_shallow_copy_of_an_optimizer_adds_up_gradients_of_its_own(made):
+    graph, *_, loss = made
+    optimizer = fg.GradientDescent(graph, loss, 0.1, batch_size=3)
+    optimizer.one_step()
+    alone = copy.deepcopy(optimizer)
+    copy.copy(optimizer).one_step()
+    for _ in range(2):
+        assert optimizer.one_step() == alone.one_step()
+    assert graph["w"].value.tobytes() == alone.graph["w"].value.tobytes()
+
+
 class Taking(fg.Callback):
     """Copies in the middle of a training."""
 
