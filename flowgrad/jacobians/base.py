@@ -220,7 +220,7 @@ class Selection(LocalJacobian):
         """Read the rows of `g`, scatter them to the columns of a zero cotangent."""
         picked = g[:, :, self.rows]
         if isinstance(self.cols, slice) and self.cols == slice(None):
-            return Identity().pull(picked, out)
+            return picked if out is None else Identity().pull(picked, out)
         if out is None:
             out = np.zeros((*g.shape[:2], self.in_dim), g.dtype)
         else:

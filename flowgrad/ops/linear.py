@@ -58,9 +58,9 @@ class Dot(Op):
     def apply(a: Array, b: Array, out: Array | None = None) -> Array:
         """Return the scalar product of each sample; a matrix product where one operand is shared."""
         if len(b) == 1:
-            return np.matmul(a, b[0][:, None], out)
+            return np.matmul(a, b.T, out)
         if len(a) == 1:
-            return np.matmul(b, a[0][:, None], out)
+            return np.matmul(b, a.T, out)
         return np.einsum("ni,ni->n", a, b, out=None if out is None else out[:, 0])[:, None]
 
     @staticmethod
