@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from functools import cached_property
 from typing import Any
-from weakref import WeakSet, finalize
+from weakref import WeakSet
 
 import dask
 import numpy as np
@@ -49,8 +49,9 @@ RECONNECT_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 LIST_SECONDS = 1.0
 # How long dask looks for a worker that was there just now, and tries to reach it, before values are placed elsewhere.
 PLACE_SECONDS, CONNECT_SECONDS = 1.0, 3.0
-# Clients that nobody gave us, by process and the scheduler's address, and who uses them. A thread closes them: one that is
-# collected while dask holds the lock of its event loops waits for that lock for ever.
+# Clients that nobody gave us, by process and the scheduler's address, and who uses them. For each a thread looks now and then, and
+# closes it: one that is collected while dask holds the lock of its event loops waits for that lock for ever, and what collections
+# call comes before the set of users knows that one is gone, so that the last look of all could miss it.
 _own_clients: dict[tuple[int, str], tuple[Client, WeakSet[DistributedExecutor]]] = {}
 _owning = forked_lock(threading.RLock)
 
@@ -544,45 +545,29 @@ def _own(address: str, make: Callable[[], Client]) -> DistributedExecutor:
     with _owning:
         known, users = _own_clients.get(mine, (None, WeakSet()))
         if known is None or known.status != "running":
-            if known is not None and known.status == "closed":
-                threading.Thread(target=_close, args=(known,), daemon=True).start()
             known, users = _own_clients[mine] = make(), WeakSet()
+            threading.Thread(target=_close_when_unused, args=(mine, known, users), daemon=True).start()
         executor = DistributedExecutor(known)
         users.add(executor)
-    finalize(executor, _let_go, known).atexit = False
     return executor
 
 
-def _let_go(client: Client) -> None:
-    """Have a client closed when nobody uses it; a collection may run this anywhere, so it waits for nothing, not for a thread."""
-    with suppress(RuntimeError):  # a loop that has ended
-        loop = client.loop.asyncio_loop
-        loop.call_soon_threadsafe(_when_unused, loop, client)
-
-
-def _when_unused(loop: Any, client: Client) -> None:
-    if client.futures and client.status != "closed":  # somebody's, or let go of in a moment
-        loop.call_later(POLL_SECONDS, _when_unused, loop, client)
-    else:
-        threading.Thread(target=_close_unused, daemon=True).start()
-
-
-def _close_unused() -> None:
-    """Close own clients that nobody uses: no executor, and no future or collection of somebody's."""
-    with _owning:
-        unused = [
-            mine
-            for mine, (client, users) in _own_clients.items()
-            if mine[0] == os.getpid() and (client.status == "closed" or not (users or client.futures))
-        ]
-        gone = [_own_clients.pop(mine)[0] for mine in unused]
-    for client in gone:
-        _close(client)
-
-
-def _close(client: Client) -> None:
-    with suppress(Exception):  # its cluster may be gone
+def _close_when_unused(mine: tuple[int, str], client: Client, users: WeakSet[DistributedExecutor]) -> None:
+    """Close an own client when nobody uses it: no executor, and no future or collection of somebody's."""
+    while True:
+        time.sleep(POLL_SECONDS)
+        with _owning:
+            # A loop that has ended does not hear that futures are let go of.
+            if users or (client.futures and client.loop.asyncio_loop.is_running()):
+                continue
+            if _own_clients.get(mine, (None, users))[0] is client:
+                del _own_clients[mine]
+        break
+    try:
         client.close()
+    except Exception:  # its cluster may be gone
+        client.status = "closed"  # else dask tries it again when the client is collected, wherever that is
+    with suppress(Exception):
         client._loop_runner.stop()  # of one that closed itself
 
 

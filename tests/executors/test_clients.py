@@ -3,6 +3,7 @@
 import gc
 import os
 import threading
+import weakref
 
 import dask.array as da
 import numpy as np
@@ -88,7 +89,6 @@ def test_clients_that_nobody_gave_go_with_the_last_engine(cluster, net, of):
     wait_for(lambda: gc.collect() >= 0 and not own_clients(cluster))
 
 
-@pytest.mark.slow  # fails now and then: a client whose loop ends first stays until another one is made
 @pytest.mark.parametrize("address", [False, True])
 def test_clients_of_clusters_that_are_gone_go_too(net, address):
     loss, feeds = net
@@ -101,6 +101,20 @@ def test_clients_of_clusters_that_are_gone_go_too(net, address):
         clusters.append(cluster)
     wait_for(lambda: gc.collect() >= 0 and not any(map(own_clients, clusters)))
     wait_for(lambda: threading.active_count() <= before + 2)  # not two for each
+
+
+def test_a_client_whose_loop_has_ended_goes_too(cluster, net):
+    loss, feeds = net
+    engine = fg.Engine(cluster.scheduler_address)
+    future = engine.jacobian(loss, loss.parents[0], feeds, compute=False)
+    (mine,) = own_clients(cluster)
+    client = distributed._own_clients[mine][0]
+    client._loop_runner.stop()
+    assert client.futures
+    there = weakref.ref(client)
+    del engine, future, client  # which the loop does not hear
+    wait_for(lambda: gc.collect() >= 0 and there() is None)
+    assert not own_clients(cluster)
 
 
 def test_gradients_here_and_on_workers_are_multiplied(client, net):
