@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from . import draw as drawing
-from .errors import FeedError, FlowgradError, GraphError, NodeFailed, ShapeError, warn
-from .initial import initial
-from .inputs import (
+from .. import draw as drawing
+from ..errors import FeedError, FlowgradError, GraphError, NodeFailed, ShapeError, warn
+from ..initial import initial
+from ..inputs import (
     Fixed,
     Settled,
     Shape,
@@ -34,10 +34,10 @@ from .inputs import (
     vector,
     without_underflow,
 )
-from .jacobians import LocalJacobian
-from .reads import rules_token
-from .returned import Misfit, carry, local_of, value_of
-from .typing import Array
+from ..jacobians import LocalJacobian
+from ..reads import rules_token
+from ..returned import Misfit, carry, local_of, value_of
+from ..typing import Array
 
 # What stays here when graphs and nodes are pickled or copied: what follows from the rest, and what is about this process.
 _GRAPH_STAYS = frozenset(
