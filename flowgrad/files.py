@@ -305,7 +305,7 @@ def _given(ops: Any) -> list[type[Op]]:
         raise GraphError(f"ops is a list of op classes, not {brief(ops)}: give [{getattr(ops, '__name__', '...')}]")
     for cls in given:
         if not isinstance(cls, type) or not issubclass(cls, Op):
-            raise GraphError(f"ops is a list of op classes; {brief(cls)} is none")
+            raise GraphError(f"ops is a list of op classes; {brief(cls, 80)} is none")
     return given
 
 

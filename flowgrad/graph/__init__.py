@@ -1,18 +1,5 @@
 """A graph owns its nodes; nodes are the reference interpreter: one sample, node by node, obviously right."""
 
-from .node import (
-    Constant,
-    Graph,
-    Node,
-    Variable,
-    ancestors,
-    check_indices,
-    current_graph,
-    default_graph,
-    jacobians_of,
-    outside_scopes,
-    pull_back,
-    run_rule,
-    scope,
-    size,
-)
+from .graph import Graph, current_graph, default_graph, outside_scopes, scope
+from .node import Node, ancestors, jacobians_of, pull_back, run_rule, size
+from .variables import Constant, Variable, check_indices

@@ -354,7 +354,7 @@ def test_ops_that_are_lacking_are_named(of_a_script, ops, told):
     ("ops", "told"),
     [
         (Square, "ops is a list of op classes, not <class .*: give .Square.$"),
-        ([Square, fg.Variable], "ops is a list of op classes; <class 'flowgrad.graph.node.Variable'> is none"),
+        ([Square, fg.Variable], "ops is a list of op classes; <class 'flowgrad.graph.variables.Variable'> is none"),
         (["Square"], "ops is a list of op classes; 'Square' is none"),
         (3, "ops is a list of op classes, not 3"),
     ],
