@@ -26,7 +26,7 @@ with fg.Graph(seed=0) as graph:
 
 for result in (by_dots, by_matrices, by_conv2d):
     print(f"{result.name}: {result.forward()}, the first of them by w: {w.backward(result)[0]}")
-shares = [dot.backward(by_dots) @ dot.local_jacobian(0).dense()[0] for dot in dots]
+shares = [dot.backward(by_dots) @ dot.local_jacobian_by(w) for dot in dots]
 print("what each of the four dots gives to that:", *[share[0] for share in shares], sep="\n")
 print("their sum:", sum(shares)[0])
 graph.draw("08_by_dots.png", targets=by_dots)

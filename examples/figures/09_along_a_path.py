@@ -14,7 +14,7 @@ with fg.Graph() as graph:
 
 product = np.eye(y.dim)
 for parent, node in reversed(list(pairwise([x, a, e, y]))):
-    local = node.local_jacobian(0).dense()[0]
+    local = node.local_jacobian_by(parent)
     product = product @ local
     print(f"{node.name} by {parent.name}:", local, sep="\n")
 print("the product of all:", product, "y by x:", x.backward(y), sep="\n")

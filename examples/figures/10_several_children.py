@@ -7,7 +7,7 @@ with fg.Graph() as graph:
     children = [fg.Exp(x, name="exp"), fg.Tanh(x, name="tanh"), fg.Power(x, 2, name="square")]
     y = fg.Add(*children, name="y")
 
-shares = [child.backward(y) @ child.local_jacobian(0).dense()[0] for child in children]
+shares = [child.backward(y) @ child.local_jacobian_by(x) for child in children]
 for child, share in zip(children, shares):
     print(f"by way of {child.name}:", share, sep="\n")
 print("their sum:", sum(shares), "y by x:", x.backward(y), sep="\n")

@@ -192,6 +192,40 @@ class Node(Settled):
         self.forward()
         return _local(self, slot, type(self).needs(slot, len(self.parents)))  # type: ignore[attr-defined]
 
+    @without_underflow
+    def local_jacobian_by(self, parent: Node) -> Array:
+        """Return the derivative of this node by one of its parents alone, as a matrix ``(dim, parent.dim)``; for looking at.
+
+        It is summed over all slots that the parent is in. Other ways from the parent to this node do not count, as they do in
+        ``parent.backward(node)``.
+
+        Raises
+        ------
+        GraphError
+            If it is no parent of this node, or a variable on the way has no value.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     x = fg.Variable(2, [1.0, 2.0])
+        ...     e = fg.Exp(x)
+        ...     y = e + 3 * x
+        >>> y.local_jacobian_by(e)
+        array([[1., 0.],
+               [0., 1.]])
+        """
+        slots = [slot for slot, other in enumerate(self.parents) if other is parent]
+        if not slots:
+            reads = ", ".join(map(str, self.parents[:5])) + ", ..." * (len(self.parents) > 5)
+            raise GraphError(
+                f"{brief(parent, 80)} is no parent of {self}, which reads {reads or 'nothing'}: "
+                f"by a node further back, write node.backward({self.name})"
+            )
+        eye = np.eye(self.dim)[:, None]
+        total: Any = sum(pull_back(self, slot, self.local_jacobian(slot), eye) for slot in slots)
+        return frozen(total[:, 0])
+
     def reset_value(self) -> None:
         """Forget this node's value and everything downstream of it; a variable keeps its own value."""
         if self.parents:

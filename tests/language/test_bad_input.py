@@ -466,6 +466,7 @@ BAD = {
     "check_gradients: by variables": (NODES, lambda m, v: fg.check_gradients(m.w, v)),
     "rtol": ([None, *NUMBERS], lambda m, v: fg.check_gradients(m.w, rtol=v)),
     "slot": ([None, *NODES[:4]], lambda m, v: m.logits.local_jacobian(v)),
+    "local_jacobian_by: parent": ([None, *NODES], lambda m, v: m.logits.local_jacobian_by(v)),
     "backward": ([None, *NODES], lambda m, v: m.w.backward(v)),
     "ggn_diagonal": ([None, *NODES], lambda m, v: m.engine.ggn_diagonal(v, m.feeds)),
     "Graph: seed": (WHOLE, lambda m, v: fg.Graph(v)),

@@ -1,6 +1,7 @@
 """The reference interpreter: what it computes, what it keeps, what it resets."""
 
 import contextlib
+import re
 
 import mirror
 import numpy as np
@@ -357,6 +358,36 @@ def test_local_jacobian_refuses_a_slot_that_is_not_there():
     for node, slot in [(y, 1), (y, -1), (x, 0)]:
         with pytest.raises(GraphError, match=rf"'{node.name}'.*{slot}"):
             node.local_jacobian(slot)
+
+
+def test_local_jacobians_by_parents():
+    with fg.Graph():
+        x, w = fg.Variable(2, [1.5, -2.0], name="x"), fg.Variable(6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], name="w")
+        e = fg.Exp(x, name="e")
+        y, square, join = fg.MatVec(w, e, name="y"), fg.Multiply(x, x), fg.Concat(e, x, e)
+    assert y.local_jacobian_by(e).tolist() == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    np.testing.assert_array_equal(y.local_jacobian_by(w), w.backward(y))  # the only way
+    np.testing.assert_array_equal(y.local_jacobian_by(e) @ e.local_jacobian_by(x), x.backward(y))
+    assert square.local_jacobian_by(x).tolist() == [[3.0, 0.0], [0.0, -4.0]]  # in two slots
+    eye = np.eye(2)
+    assert join.local_jacobian_by(x).tolist() == np.vstack([0 * eye, eye, 0 * eye]).tolist()  # not by way of e
+    x.set_value([0.0, 0.0])
+    assert e.local_jacobian_by(x).tolist() == eye.tolist()
+    assert square.local_jacobian_by(x).tolist() == (0 * eye).tolist()
+
+
+def test_local_jacobians_by_what_is_no_parent_are_refused():
+    with fg.Graph():
+        x, w = fg.Variable(2, name="x"), fg.Variable(2, [1.0, 2.0], name="w")
+        y = fg.Exp(x + w, name="y")
+    reads = "Exp 'y' (dim 2), which reads Add 'add2' (dim 2): by a node further back, write node.backward(y)"
+    for other in (x, y, 0, "x", None):
+        with pytest.raises(GraphError, match=f"^{re.escape(f'{other!r} is no parent of {reads}')}$"):
+            y.local_jacobian_by(other)
+    with pytest.raises(GraphError, match=r"Variable 'w' .* is no parent of Variable 'x' .*, which reads nothing"):
+        x.local_jacobian_by(w)
+    with pytest.raises(GraphError, match=r"needs variable 'x' .*, which has no value"):
+        y.local_jacobian_by(y.parents[0])
 
 
 def test_a_chain_of_100_000_nodes():
