@@ -149,14 +149,24 @@ class Diagonal(Symmetric):
         return np.multiply(g, d, out)
 
 
+# Entries for each place from which on they are added up in one sum.
+PASSES = 8
+
+
 def add_at(out: Array, cols: Array, values: Array) -> None:
     """Add entries to those at `cols` of the last axis, in their order; `np.add.at` takes many times as long.
 
-    What goes to one place is added up in as many passes as there are entries for it.
+    What goes to one place is added up in as many passes as there are entries for it; in one sum where these are many, and for all
+    places as many.
     """
     order = np.argsort(cols, kind="stable")
     placed = cols[order]
     first = np.flatnonzero(np.r_[True, placed[1:] != placed[:-1]])
+    each = len(placed) // max(1, len(first))
+    if each > PASSES and len(first) > 1 and (np.diff(np.r_[first, len(placed)]) == each).all():
+        # Along an axis that is not the last one, and not alone, NumPy adds in order.
+        out[..., placed[first]] += np.take(values, order.reshape(-1, each).T, axis=-1).sum(axis=-2)
+        return
     rank = np.arange(len(placed)) - np.repeat(first, np.diff(np.r_[first, len(placed)]))
     for k in range(int(rank.max(initial=-1)) + 1):
         some = order[rank == k]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flowgrad.jacobians import Factors, Outer, OuterShare
+from flowgrad.jacobians.base import add_at
 from flowgrad.jacobians.outer import SMALLEST_BUFFER, WIDE, scale_rows
 
 
@@ -53,3 +54,18 @@ def test_the_buffer_is_put_back():
     with pytest.raises(ValueError, match="broadcast"):
         scale_rows(np.ones((1, 1, 3)), np.ones((1, 1, WIDE)), out)
     assert np.getbufsize() == before
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 2)])
+@pytest.mark.parametrize(("places", "each"), [(6, 784), (2, 9), (1, 50), (5, 3), (1, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_added_to_a_place_is_added_in_order(shape, places, each, dtype):
+    rng = np.random.default_rng(0)
+    cols = rng.permutation(np.repeat(np.arange(places), each))
+    values = rng.normal(size=(*shape, places * each)).astype(dtype)
+    out = np.zeros((*shape, places + 1), dtype)
+    add_at(out, cols, values)
+    expected = np.zeros_like(out)
+    for entry, col in enumerate(cols):
+        expected[..., col] += values[..., entry]
+    assert out.tobytes() == expected.tobytes()
