@@ -7,7 +7,7 @@ distributions are sums.
 from __future__ import annotations
 
 from .errors import GraphError
-from .graph import Node
+from .graph import Node, node_of
 from .inputs import real
 from .ops import (
     Abs,
@@ -40,7 +40,9 @@ def categorical_cross_entropy(logits: Node, labels: Node, smoothing: float = 0.0
     >>> loss.forward().round(6)
     array([0.693147])
     """
-    return CrossEntropyWithSoftMax(logits, _smoothed(labels, smoothing, labels.dim), name=name)
+    return CrossEntropyWithSoftMax(
+        logits, _smoothed(labels, smoothing, node_of(labels, "categorical_cross_entropy: labels").dim), name=name
+    )
 
 
 def binary_cross_entropy(logits: Node, labels: Node, smoothing: float = 0.0, name: str | None = None) -> Node:

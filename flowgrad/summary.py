@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import groupby
 from typing import NamedTuple
 
@@ -45,7 +45,8 @@ def summary(graph: Graph) -> str:
     h     variable, MatVec, Tanh  3              12          27
     4 nodes, 12 parameters, 27 operations a sample
     """
-    rows = [_row(list(part)) for _, part in groupby(graph.nodes, _layer)]
+    layers = {n.name.rpartition(".")[0] for n in graph.nodes}
+    rows = [_row(list(part), layer) for layer, part in groupby(graph.nodes, lambda n: _layer(n, layers))]
     total = f"{len(graph.nodes):,} nodes, {sum(r.parameters for r in rows):,} parameters, "
     total += f"{sum(r.operations for r in rows):,.0f} operations a sample"
     cells = [HEAD, *([r.name, r.op, r.shape, _count(r.parameters), _count(r.operations), r.shared] for r in rows)]
@@ -57,19 +58,18 @@ def summary(graph: Graph) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], total])
 
 
-def _layer(node: Node) -> tuple[object, ...]:
-    """Return what neighbours of one line have in common: the name before the last dot, or what they are."""
-    layer, dot, _ = node.name.rpartition(".")
-    if dot:
-        return (layer,)
+def _layer(node: Node, layers: Set[str]) -> str | tuple[object, ...]:
+    """Return what neighbours of one line have in common: the layer's name, which its last node has, or what they are."""
+    if node.name in layers:
+        return node.name
     named = node.name != f"{type(node).__name__.lower()}{node.index}"
-    return (node.name,) if named else (type(node), node.shape)
+    return node.name.rpartition(".")[0] or (node.name if named else (type(node), node.shape))
 
 
-def _row(nodes: Sequence[Node]) -> Row:
+def _row(nodes: Sequence[Node], layer: str | tuple[object, ...]) -> Row:
     first, last = nodes[0], nodes[-1]
-    layer = first.name.rpartition(".")[0]
-    name = layer or (first.name if len(nodes) == 1 else f"{first.name} .. {last.name}")
+    alike = first.name if len(nodes) == 1 else f"{first.name} .. {last.name}"
+    name = layer if isinstance(layer, str) else alike
     kinds = Counter(_kind(node) for node in nodes)
     op = ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in kinds.items())
     shared = [

@@ -119,7 +119,7 @@ class Graph(Settled):
             self._nodes.append(node)
 
     def _rename(self, node: Node, name: str) -> None:
-        with _building, outside_scopes():
+        with _building:
             del self._named[node._name]
             try:
                 node._name = _free_name(node, name)
@@ -318,6 +318,39 @@ def outside_scopes() -> Iterator[None]:
         yield
     finally:
         _prefix.reset(token)
+
+
+def scope_name() -> str:
+    """Return the name of the scope that is open, with those around it; empty outside of all."""
+    return _prefix.get()[:-1]
+
+
+def scoped(name: str) -> str:
+    """Return what a node of this name is called in the scopes that are open."""
+    return f"{_prefix.get()}{name}"
+
+
+@contextmanager
+def whole(graph: Graph) -> Iterator[None]:
+    """Take back the nodes of the open scope that are built within if an exception leaves it, and what was drawn for them."""
+    begin, drawn, prefix = len(graph._nodes), graph.rng.bit_generator.state, _prefix.get()
+    try:
+        yield
+    except BaseException:
+        with _building:
+            new = graph._nodes[begin:]
+            gone = {node for node in new if f"{node.name}.".startswith(prefix)}
+            for parent in {p for node in gone for p in node._parents}:
+                parent._edges[:] = [edge for edge in parent._edges if edge[0] not in gone]
+            for node in gone:
+                del graph._named[node.name]
+            graph._nodes[begin:] = [node for node in new if node not in gone]
+            for index, node in enumerate(graph._nodes[begin:], begin):  # other threads': their order never changes
+                vars(node)["index"] = index
+            graph._kinds = (0, set())
+            if len(gone) == len(new):
+                graph.rng.bit_generator.state = drawn
+        raise
 
 
 def _free_name(node: Node, name: str | None) -> str:

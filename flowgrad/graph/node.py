@@ -30,7 +30,8 @@ class Node(Settled):
     Attributes
     ----------
     name : str
-        No other node of its graph has it: ``graph[name]``. It begins with the scopes in which the node was built.
+        No other node of its graph has it: ``graph[name]``. It begins with the scopes that are open when it is given, to a new node
+        or by ``node.name = ...``.
     dim : int
         Length of the value; a scalar has ``dim == 1``.
     shape : tuple of int
@@ -276,6 +277,15 @@ class Node(Settled):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.name!r} ({size(self)})"
+
+
+def node_of(value: Any, what: str) -> Any:
+    """Return what is a node; raise an error for anything else."""
+    if not isinstance(value, Node):
+        raise GraphError(
+            f"{what} is a node, such as a Variable, not {brief(value)}: an array becomes one as fg.Constant(array)"
+        )
+    return value
 
 
 def size(node: Node) -> str:

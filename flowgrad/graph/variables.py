@@ -11,7 +11,7 @@ from ..errors import FeedError, GraphError
 from ..initial import initial
 from ..inputs import flag, frozen, real_array, shape_of, times, vector
 from ..typing import Array
-from .graph import Graph, current_graph
+from .graph import Graph, current_graph, scoped
 from .node import Node, size
 
 
@@ -54,7 +54,7 @@ class Variable(Node):
     def __init__(
         self, dim: int | Sequence[int], init: Any = False, trainable: bool = True, name: str | None = None
     ) -> None:
-        title = f"Variable {'' if name is None else name}".rstrip()
+        title = f"Variable {'' if name is None else scoped(name)}".rstrip()
         axes = shape_of(dim, title)
         graph = current_graph()
         value = draw = None

@@ -56,4 +56,4 @@ def dense(
                 weighted = Dot(Variable(x.dim, row, name=f"w{k}"), x)
                 neurons.append(Add(weighted, Variable(1, "zeros", name=f"b{k}"), name=str(k)))
             y = Vectorize(*neurons)
-    return finished(y, op, name)
+        return finished(y, op)

@@ -8,7 +8,7 @@ from ..graph import Node, Variable
 from ..inputs import integer
 from ..ops import Broadcast, Conv2D, MaxPool2D
 from ..ops.image import image_of, pair
-from .naming import activation_of, finished, free_name, suited, units_of, within
+from .naming import activation_of, finished, free_name, suited, within
 
 
 def conv2d(
@@ -52,13 +52,13 @@ def conv2d(
     ReLU 'c0' (8 x 28 x 28)
     """
     op, size, image = activation_of(activation), pair(kernel, "conv2d: kernel", 1), image_of(x, "conv2d")
-    channels, name = units_of(channels, "conv2d"), free_name(x, "conv2d", name)
+    channels, name = integer(channels, "conv2d: channels"), free_name(x, "conv2d", name)
     with within(x, name):
         inputs = max(1, image[0] // integer(groups, "conv2d: groups"))
         W = Variable((channels, inputs, *size), suited(init, op), name="W")
         y: Node = Conv2D(W, x, stride, padding, groups)
         y = y + Broadcast(Variable((channels, 1, 1), "zeros", name="b"), y.shape)
-    return finished(y, op, name)
+        return finished(y, op)
 
 
 def max_pool2d(x: Node, size: Any, stride: Any = None, init: None = None, name: str | None = None) -> Node:

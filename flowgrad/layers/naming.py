@@ -8,8 +8,8 @@ from typing import Any
 
 from .. import ops
 from ..errors import GraphError
-from ..graph import Node, Variable, scope
-from ..inputs import Shape, brief, integer
+from ..graph import Node, node_of, outside_scopes, scope, scope_name, scoped, whole
+from ..inputs import brief, integer
 from ..op import Op
 
 ACTIVATIONS: dict[str, type[Op]] = {
@@ -61,26 +61,20 @@ def free_name(x: Any, kind: str, name: str | None) -> str:
     GraphError
         If it is no node.
     """
-    if not isinstance(x, Node):
-        raise GraphError(f"{kind} is a layer on a node, such as a Variable, not on {brief(x)}")
+    node_of(x, f"{kind}: what the layer is on")
     if name is not None:
         return name
     k = 0
-    while f"{kind}{k}" in x.graph:
+    while scoped(f"{kind}{k}") in x.graph:
         k += 1
     return f"{kind}{k}"
 
 
 @contextmanager
 def within(x: Node, name: str) -> Iterator[None]:
-    """Build in a node's graph, under a layer's name."""
-    with x.graph, scope(name):
+    """Build in a node's graph, under a layer's name; of a layer that fails nothing stays."""
+    with x.graph, scope(name), whole(x.graph):
         yield
-
-
-def weights(shape: Shape, init: Any, name: str) -> Variable:
-    """Return trainable weights; a bias is ``"zeros"``."""
-    return Variable(shape, init, name=name)
 
 
 def units_of(value: Any, layer: str) -> int:
@@ -88,10 +82,11 @@ def units_of(value: Any, layer: str) -> int:
     return integer(value, f"{layer}: units")
 
 
-def finished(y: Node, activation: type[Op] | None, name: str) -> Node:
-    """Return the last node of a layer, under its name: activated, if it is."""
-    if activation is None:
+def finished(y: Node, activation: type[Op] | None = None) -> Node:
+    """Return the last node of the layer that is open, under its name: activated, if it is."""
+    name = scope_name()
+    with outside_scopes():
+        if activation is not None:
+            return activation(y, name=name)
         y.name = name
-        return y
-    with y.graph:
-        return activation(y, name=name)
+    return y

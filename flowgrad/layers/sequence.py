@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..graph import Constant, Node, Variable
+from ..graph import Constant, Node, Variable, node_of
 from ..inputs import brief, times
 from ..ops import Concat, Logistic, MatMul, MatVec, Reshape, SoftMax, Tanh, Transpose, Vectorize
-from .naming import free_name, units_of, within
+from .naming import finished, free_name, units_of, within
 
 State = tuple[Node, ...]
 
@@ -170,8 +170,7 @@ def attention(x: Node, units: int, mask: Node | None = None, init: Any = None, n
             hidden = (mask - 1) * 1e9  # nothing is left of it in the softmax
             scores = scores + Concat(*[Reshape(hidden, (1, steps))] * steps)
         y = MatMul(SoftMax(scores, name="weights"), values)
-    y.name = name
-    return y
+        return finished(y)
 
 
 def _sequence_of(x: Node, layer: str, mask: Node | None) -> tuple[int, int]:
@@ -180,7 +179,7 @@ def _sequence_of(x: Node, layer: str, mask: Node | None) -> tuple[int, int]:
         raise ShapeError(
             f"{layer}: {brief(x, 80)} must have the axes (steps, features), not {times(axes)}; x.reshape(steps, features) says so"
         )
-    if mask is not None and mask.dim != x.shape[0]:
+    if mask is not None and node_of(mask, f"{layer}: the mask").dim != x.shape[0]:
         raise ShapeError(f"{layer}: the mask {mask} must have an entry for each of {x.shape[0]} steps")
     return int(x.shape[0]), int(x.shape[1])
 
@@ -214,5 +213,4 @@ def _unrolled(
             state = new
             kept.append(state[0])
         y = Reshape(Vectorize(*kept), (steps, units)) if sequence else state[0]
-    y.name = name
-    return y
+        return finished(y)

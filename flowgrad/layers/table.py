@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import GraphError
-from ..graph import Node, Variable
+from ..graph import Node, Variable, node_of
 from ..inputs import integer
 from ..ops import Add, Dot, Embedding, MatVec, Sum
 from .dense import dense
-from .naming import free_name, units_of, within
+from .naming import finished, free_name, within
 
 
 def embedding(index: Node, rows: int, dim: int, init: Any = None, name: str | None = None) -> Node:
@@ -42,8 +42,7 @@ def embedding(index: Node, rows: int, dim: int, init: Any = None, name: str | No
     name = free_name(index, "embedding", name)
     with within(index, name):
         y = Embedding(Variable(sizes, ("normal", 0.05) if init is None else init, name="table"), index)
-    y.name = name
-    return y
+        return finished(y)
 
 
 def factorization_machine(x: Node, factors: int, init: Any = None, name: str | None = None) -> Node:
@@ -73,14 +72,13 @@ def factorization_machine(x: Node, factors: int, init: Any = None, name: str | N
     Add 'fm' (dim 1)
     """
     name = free_name(x, "factorization_machine", name)
-    factors = units_of(factors, "factorization_machine")
+    factors = integer(factors, "factorization_machine: factors")
     with within(x, name):
         V = Variable((factors, x.dim), ("normal", 0.01) if init is None else init, name="V")
         both = MatVec(V, x)
         pairs = 0.5 * (Dot(both, both) - Sum(MatVec(V * V, x * x)))
         y = Add(Dot(Variable(x.dim, "zeros", name="w"), x), pairs, Variable(1, "zeros", name="b"))
-    y.name = name
-    return y
+        return finished(y)
 
 
 def wide_and_deep(wide: Node, deep: Node, hidden: Sequence[int], init: Any = None, name: str | None = None) -> Node:
@@ -110,11 +108,11 @@ def wide_and_deep(wide: Node, deep: Node, hidden: Sequence[int], init: Any = Non
     """
     if not isinstance(hidden, Sequence) or isinstance(hidden, str):
         raise GraphError(f"wide_and_deep: hidden lists the units of each layer, such as [16, 8], not {hidden!r:.60}")
+    node_of(wide, "wide_and_deep: wide")
     name = free_name(deep, "wide_and_deep", name)
     with within(deep, name):
         value = deep
         for k, units in enumerate(hidden):
             value = dense(value, units, "relu", init=init, name=f"h{k}")
         y = Add(dense(value, 1, init=init, name="o"), Dot(Variable(wide.dim, "zeros", name="w"), wide))
-    y.name = name
-    return y
+        return finished(y)

@@ -1,5 +1,8 @@
 """Layers against the same nets written by hand in NumPy; their names, initial values and refusals."""
 
+import contextlib
+import threading
+
 import numpy as np
 import pytest
 from refusal import refused
@@ -198,8 +201,103 @@ def test_wide_and_deep():
         (lambda x: L.rnn(x.reshape(3, 2), 3, mask=x), ShapeError, "3 steps"),
         (lambda x: L.attention(x, 3), ShapeError, "steps, features"),
         (lambda x: L.max_pool2d(x.reshape(1, 2, 3), 3), ShapeError, "3 x 3"),
+        (lambda x: L.lstm(x.reshape(3, 2), 3, mask=np.ones(3)), GraphError, "lstm: the mask is a node"),
+        (lambda x: L.attention(x.reshape(3, 2), 3, mask=[1, 1, 0]), GraphError, "attention: the mask is a node"),
+        (lambda x: L.wide_and_deep(np.ones(3), x, [3]), GraphError, "wide_and_deep: wide is a node"),
+        (lambda x: L.embedding(np.arange(3), 3, 3), GraphError, "embedding: "),
+        (lambda x: fg.losses.categorical_cross_entropy(x, np.eye(6)[0]), GraphError, "labels is a node"),
+        (lambda x: L.factorization_machine(x, 0), GraphError, "factorization_machine: factors"),
+        (lambda x: L.conv2d(x.reshape(1, 2, 3), 0, 3), GraphError, "conv2d: channels"),
+        (lambda x: L.dense(x, 3, init="hi", name="h0"), GraphError, "Variable h0.W"),
     ],
 )
 def test_what_cannot_be_built(build, error, told):
     with fg.Graph(), refused(error, told):
         build(fg.Variable(6, name="x"))
+
+
+BUILT = {
+    "dense": lambda x, **kw: L.dense(x, 3, **kw),
+    "dense, activated": lambda x, **kw: L.dense(x, 3, "relu", **kw),
+    "per neuron": lambda x, **kw: L.dense(x, 3, per_neuron=True, **kw),
+    "conv2d": lambda x, **kw: L.conv2d(x.reshape(1, 2, 3), 2, 2, **kw),
+    "conv2d, activated": lambda x, **kw: L.conv2d(x.reshape(1, 2, 3), 2, 2, activation="relu", **kw),
+    "max_pool2d": lambda x, **kw: L.max_pool2d(x.reshape(1, 2, 3), 2, **kw),
+    "rnn": lambda x, **kw: L.rnn(x.reshape(3, 2), 2, **kw),
+    "lstm": lambda x, **kw: L.lstm(x.reshape(3, 2), 2, **kw),
+    "gru": lambda x, **kw: L.gru(x.reshape(3, 2), 2, sequence=True, **kw),
+    "attention": lambda x, **kw: L.attention(x.reshape(3, 2), 2, **kw),
+    "embedding": lambda x, **kw: L.embedding(x, 2, 2, **kw),
+    "factorization_machine": lambda x, **kw: L.factorization_machine(x, 2, **kw),
+    "wide_and_deep": lambda x, **kw: L.wide_and_deep(x, x, [2], **kw),
+}
+
+
+@pytest.mark.parametrize("kind", BUILT)
+def test_layers_are_named_within_scopes(kind):
+    with fg.Graph() as graph:
+        x = fg.Variable(6, name="x")
+        for part in "ab":
+            with fg.scope(part):
+                assert BUILT[kind](x, name="out").name == f"{part}.out"
+                numbered = BUILT[kind](x).name
+                assert numbered.startswith(f"{part}.")
+                assert numbered.endswith("0")
+    scopes = {n.name.partition(".")[0] for n in graph.nodes} - {"x", "a", "b"}
+    assert all(name.startswith("reshape") for name in scopes), scopes
+
+
+class Failing:
+    """Builds nodes until it fails, at the n-th; before that another thread builds one."""
+
+    def __init__(self, n, other):
+        self.left, self.other, self.built = n, other, fg.graph.Node.__init__
+
+    def __call__(self, node, *args):
+        self.left -= 1
+        if self.left == 0:
+            thread = threading.Thread(target=self.other)
+            thread.start()
+            thread.join()
+            raise KeyboardInterrupt
+        self.built(node, *args)
+
+
+@pytest.mark.parametrize("others", [False, True])
+@pytest.mark.parametrize("kind", BUILT)
+def test_of_a_layer_that_fails_nothing_stays(kind, others, monkeypatch):
+    for n in range(1, 100):
+        with fg.Graph(seed=0) as graph:
+            x = fg.Variable(6, name="x")
+            failing = Failing(n, (lambda x=x: fg.Exp(x, name="other")) if others else int)
+            with monkeypatch.context() as patch:
+                patch.setattr(fg.graph.Node, "__init__", lambda *args, failing=failing: failing(*args))
+                with contextlib.suppress(KeyboardInterrupt):
+                    BUILT[kind](x, name="out")
+            if failing.left > 0:
+                break
+            assert {type(node) for node in graph.nodes[1:]} <= {fg.Reshape, fg.Exp}
+            assert [node.index for node in graph.nodes] == list(range(len(graph.nodes)))
+            assert {node.name: node for node in graph.nodes} == graph._named
+            assert {*x.children} == {node for node in graph.nodes if x in node.parents}
+            BUILT[kind](x, name="out")
+        if not others:  # and nothing was drawn
+            with fg.Graph(seed=0) as anew:
+                BUILT[kind](fg.Variable(6, name="x"), name="out")
+            for one in anew.nodes:
+                if one.value is not None and one.trainable:
+                    np.testing.assert_array_equal(graph[one.name].value, one.value)
+    assert n > 1
+
+
+def test_a_layer_is_corrected_under_its_name():
+    with fg.Graph() as graph:
+        image = fg.Variable((1, 4, 4), name="image")
+        for wrong in ({"padding": "SAME"}, {"kernel": 9, "padding": "valid"}, {"stride": "2"}, {"groups": 3}):
+            with pytest.raises(fg.FlowgradError):
+                L.conv2d(image, **{"channels": 2, "kernel": 3, "name": "c", **wrong})
+        fg.Variable(1, name="out")
+        with refused(GraphError, "'out'"):
+            L.dense(image, 2, "relu", name="out")
+        assert [n.name for n in graph.nodes] == ["image", "out"]
+        assert L.conv2d(image, 2, 3, name="c") is graph["c"]

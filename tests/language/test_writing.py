@@ -1,5 +1,6 @@
 """What people write: numbers and arrays in expressions, axes, names, scopes, initial values; and what they ask of a graph."""
 
+import contextlib
 import copy
 import pickle
 
@@ -290,6 +291,10 @@ def test_scopes():
     assert [n.name for n in graph.nodes] == ["encoder.h0.w", "encoder_out", "decoder.h0.w", "decoder_out"]
     with refused(GraphError, "scope"), fg.scope(""):
         pass
+    with graph, fg.scope("decoder"):
+        fg.Exp(w).name = "y"
+        penalty = fg.losses.l2(w, name="penalty")
+    assert (graph["decoder.y"].parents, penalty.name) == ((w,), "decoder.penalty")
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda g: pickle.loads(pickle.dumps(g)), "file"])
@@ -379,3 +384,17 @@ def test_summary():
     assert lines["h0"].split()[1:] == ["3", "variable,", "3", "Dot", "1", "12", "24"]
     assert "w x 2" in lines["w"]
     assert "14 parameters" in text
+
+
+def test_a_summary_has_a_line_for_each_layer_within_scopes_too():
+    texts = []
+    for scopes in ((), ("net", "encoder")):
+        with fg.Graph(seed=0) as graph, contextlib.ExitStack() as stack:
+            for scope in scopes:
+                stack.enter_context(fg.scope(scope))
+            h = fg.layers.dense(fg.Variable(4, name="x"), 3, "tanh", name="h0")
+            fg.layers.dense(h, 2, per_neuron=True, name="h1")
+        texts.append([line.split() for line in graph.summary().splitlines()])
+    plain, scoped = texts
+    assert [line[0] for line in scoped[2:-1]] == ["net.encoder", "net.encoder.h0", "net.encoder.h1"]
+    assert [line[1:] for line in scoped[2:]] == [line[1:] for line in plain[2:]]
