@@ -17,6 +17,7 @@ Made by `python docs/list_feeds.py` from `tests/feed_table.py`; a test tries eve
 page. A kind of feed gives the right numbers in every call, ✓, or every call refuses it, –, by one and the same `FeedError`.
 
 * `x` takes numbers `(N, 4)`, `t` class labels of three classes. Numbers are of any bool, integer or float dtype, in any layout.
+* Integers `(N,)` or `(N, 1)` become one-hot rows; `(dim,)`, which may be one sample, only for labels of a cross entropy.
 * `k` takes integers `(N, 2)`, which pick rows of an `Embedding`'s table of five.
 * There are no missing numbers: masked entries, NA, NaN and inf are refused, and so are complex numbers, objects, sparse matrices.
 * `fit`, `evaluate` and `per_sample_gradients` leave what dask holds, and memory-mapped files, where they are, and check chunks

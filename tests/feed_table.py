@@ -470,6 +470,12 @@ kind("dask frame, too narrow", refusal="'x' has shape", needs="dask.dataframe")(
     lambda at: frame_in_dask(pandas_frame()[["a", "b"]])
 )
 kind("memory map, too narrow", refusal="'x' has shape")(lambda at: in_file(at, X[:, :3].copy()))
+SAMPLE = "'x' has shape (4,), one sample or 4 class indices"
+kind("one sample of integers", refusal=SAMPLE)(lambda at: np.arange(4))
+kind("one sample of integers, uint8", refusal=SAMPLE)(lambda at: np.arange(4).astype(np.uint8))
+kind("one sample of integers, list", refusal=SAMPLE)(lambda at: [0, 1, 2, 3])
+kind("one sample of integers, dask array", refusal=SAMPLE)(lambda at: in_dask(np.arange(4)))
+kind("one sample of integers, memory map", refusal=SAMPLE)(lambda at: in_file(at, np.arange(4)))
 kind("dask array, no axis of features", refusal="'x' has shape")(lambda at: in_dask(X[:, 0]))
 OUT = "label out of range: sample 7 of the feed for 't' has class 3"
 kind("labels out of range", "t", refusal=OUT)(lambda at: spoilt(3, LABELS, 7))

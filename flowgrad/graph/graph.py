@@ -56,6 +56,9 @@ class Graph(Settled):
     kept in the order in which they were built. Because a node can only name parents that exist already, this order is
     topological and a cycle cannot be built.
 
+    The default graph cannot be replaced or emptied, and ``fg.default_graph = ...`` changes nothing: what is to begin anew,
+    such as a notebook's cell, begins with ``with fg.Graph() as graph:``.
+
     Several threads may build in one graph. A new thread begins outside of every ``with``: write ``with graph:`` in it, else its
     variables belong to ``fg.default_graph``; what is built from nodes belongs to their graph in any thread.
 

@@ -306,7 +306,7 @@ Table = dict["Node", Array | None]
 
 
 def _order_to(node: Node) -> Order:
-    missing = _reach([node], lambda n: [p for p in n._parents if p._value is None])
+    missing = reach([node], lambda n: [p for p in n._parents if p._value is None])
     steps = sorted(missing, key=_index)
     for unset in (n for n in steps if not n._parents):
         raise GraphError(
@@ -377,7 +377,7 @@ def jacobians_of(result: Node, nodes: tuple[Node, ...]) -> list[Array]:
 
 def _way_back(result: Node, nodes: Iterable[Node], table: Table) -> Way:
     begin = [n for n in nodes if n not in table]
-    missing = _reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
+    missing = reach(begin, lambda n: [c for c, _ in n._edges if c.index <= result.index and c not in table])
     way: dict[Node, list[Edge]] = {}
     read: dict[Node, None] = {}
     for node in sorted(missing, key=_index, reverse=True):
@@ -460,10 +460,10 @@ def pull_back(node: Node, slot: int, local: LocalJacobian, g: Array) -> Array:
 
 def ancestors(*nodes: Node) -> dict[Node, None]:
     """Return everything that `nodes` depend on, themselves included, as an ordered set."""
-    return _reach(nodes, lambda n: n.parents)
+    return reach(nodes, lambda n: n.parents)
 
 
-def _reach(start: Iterable[Node], neighbours: Callable[[Node], Iterable[Node]]) -> dict[Node, None]:
+def reach(start: Iterable[Node], neighbours: Callable[[Node], Iterable[Node]]) -> dict[Node, None]:
     """Return all nodes that can be reached from `start`, `start` included; iterative."""
     seen = dict.fromkeys(start)
     stack = list(seen)

@@ -28,7 +28,8 @@ class Variable(Node):
         ``"orthogonal"``, ``"zeros"``, ``"normal"``; with its scale as ``("normal", 0.1)``. An array ``(dim,)``, ``(dim, 1)`` or of
         the variable's shape: that value.
     trainable : bool
-        Whether optimizers may change it. Variables that are fed are never trained.
+        Whether optimizers may change it: give inputs and labels ``trainable=False``. Those that are fed are never trained, but
+        `Optimizer.one_step`, which reads values that were set, cannot know them.
     name : str, optional
 
     Raises

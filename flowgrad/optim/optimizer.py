@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import accumulate
 from typing import Any, TypedDict
+from weakref import WeakSet
 
 import numpy as np
 
-from ..errors import GraphError, warn
+from ..errors import FlowgradError, GraphError
 from ..graph import Graph, Node, Variable, ancestors, jacobians_of
 from ..inputs import Settled, brief, integer, listed, nearest, real, without_underflow
 from ..ops import draw_keys, draws_of
 from ..typing import Array
+from .doubts import warn_doubtful
 from .privacy import Privacy
 from .rules import Rule, RuleError, State, named
 
 # What stays here when optimizers are pickled or copied, as they begin: it is about this process, or follows from the graph.
-_STAYS: dict[str, Any] = {"_provide": None, "_candidates": (0, []), "_draws": (None, None)}
+_STAYS: dict[str, Any] = {"_provide": None, "_candidates": (0, []), "_draws": (None, None), "_told": None}
+# Graphs whose variables have averages of their values for now.
+_averaged: WeakSet[Graph] = WeakSet()
 
 
 class Shared(TypedDict, total=False):
@@ -140,6 +145,7 @@ class Optimizer(Settled):
         self._count = 0
         self._candidates: tuple[int, list[tuple[Variable, bool]]] = (0, [])  # among so many nodes, and whether measured
         self._draws: tuple[Node | None, Variable | None] = (None, None)  # of a target
+        self._told: Any = None  # target and variables whose doubts were told
 
     def variables(self, without: Any = ()) -> list[Variable]:
         """Return what is trained or measured in the order of creation, without `without` (the feeds), and what picks rows."""
@@ -342,7 +348,7 @@ class Optimizer(Settled):
     def averaged(self) -> Iterator[None]:
         """Let trained variables have the averages of their values, within a ``with`` block: to evaluate, predict or save.
 
-        Afterwards they have again what they had, whatever was set meanwhile; so train outside.
+        Afterwards they have again what they had, whatever was set meanwhile; so training is refused within.
 
         Raises
         ------
@@ -369,11 +375,23 @@ class Optimizer(Settled):
         before = {v: v.value for v in variables if v in used and v.value is not None}
         for v in before:
             v.set_value(averages[v])
+        inner = self.graph in _averaged
+        _averaged.add(self.graph)
         try:
             yield
         finally:
+            if not inner:
+                _averaged.discard(self.graph)
             for v, value in before.items():
                 v.set_value(value)
+
+    def check_own_values(self) -> None:
+        """Raise an error while variables have averages: what is trained then would be lost."""
+        if self.graph in _averaged:
+            raise GraphError(
+                f"the variables of {self.graph} have averages of their values, and have again what they had before when "
+                f"`with optimizer.averaged()` ends: train outside of it"
+            )
 
     @without_underflow
     def one_step(self, seed: int = 0) -> float:
@@ -393,6 +411,8 @@ class Optimizer(Settled):
         ------
         GraphError
             If a variable that the target needs has no value.
+        FlowgradError
+            If the loss or weights became nan or inf; the variables keep the values that they had before.
 
         Examples
         --------
@@ -405,11 +425,18 @@ class Optimizer(Settled):
         >>> w.value
         array([1.])
         """
+        self.check_own_values()
         variables = tuple(self.variables())
         with self._drawing(integer(seed, "seed", 0)):
             loss = float(self.target.forward()[0])
-            if self._count == 0:
-                warn_independent(self.target, [v for v in variables if v.value is not None])
+            if not math.isfinite(loss):
+                raise FlowgradError(
+                    f"the loss {self.target} became {loss}: try a smaller learning rate or check the values that are set; "
+                    f"the variables keep the values that they had before"
+                )
+            if self._told != (self.target, variables):
+                warn_doubtful(self.target, [v for v in variables if v.value is not None])
+                self._told = self.target, variables
             gradient = np.concatenate([np.zeros((1, 1, 0)), *jacobians_of(self.target, variables)], axis=2)[0, 0]
         if self.privacy is not None:
             gradient = self.privacy.clipped(gradient)
@@ -421,8 +448,8 @@ class Optimizer(Settled):
             total = np.sum(
                 [_laid_out(part, of, variables, np.zeros_like(gradient)) for of, part in self._sums.items()], axis=0
             )
-            self._update(variables, total / self._count)
-            self._sums, self._count = {}, 0
+            count, self._sums, self._count = self._count, {}, 0
+            self._update(variables, total / count)
         return loss
 
     @contextmanager
@@ -452,6 +479,11 @@ class Optimizer(Settled):
             made = 0 if state is None else int(state["t"][0])
             gradient = gradient + self.privacy.noise(len(gradient), made + 1)
         values, state = self._updated(variables, values, gradient, state)
+        if not np.isfinite(values).all():
+            raise FlowgradError(
+                f"an update by {self} would make weights inf or nan: try a smaller learning rate; the variables keep the values "
+                f"that they had before"
+            )
         self.keep(state)
         for variable, value in _parts(values, variables).items():
             if variable in moved:
@@ -546,12 +578,3 @@ def _laid_out(array: Array, before: Sequence[Variable], variables: Sequence[Vari
     """Return the entries of each variable in another order; `new` ones for a variable that was not there before."""
     parts = {**_parts(new.astype(array.dtype), variables), **_parts(array, before)}
     return np.concatenate([array[:0], *(parts[v] for v in variables)])
-
-
-def warn_independent(target: Node, variables: list[Variable]) -> None:
-    """Say which variables the target does not depend on; their gradient is zero."""
-    used = ancestors(target)
-    idle = [v for v in variables if v not in used]
-    if idle:
-        names = ", ".join(repr(v.name) for v in idle[:5]) + (", ..." if len(idle) > 5 else "")
-        warn(f"{target} does not depend on {len(idle)} trainable variable(s) {names}: their gradient is zero")

@@ -81,7 +81,11 @@ def check_feeds(
 
 def settled_feeds(graph: Graph, feeds: Mapping[Any, Any], executor: Executor | None) -> dict[Variable, Any]:
     """Return feeds of which those that are dask's know their chunks; see `settled`."""
-    return {v: settled(v, a, executor) for v, a in ((fed_variable(graph, key), a) for key, a in feeds.items())}
+    given = {fed_variable(graph, key): a for key, a in feeds.items()}
+    if len(given) < len(feeds):
+        twice = next(v for v in given if v in feeds and v.name in feeds)
+        raise FeedError(f"{twice.name!r} is fed twice, by its name and as a node: give one of them")
+    return {v: settled(v, a, executor) for v, a in given.items()}
 
 
 def read_feeds(

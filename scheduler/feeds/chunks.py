@@ -20,7 +20,8 @@ from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 
 from flowgrad.errors import FeedError
-from flowgrad.graph import Variable
+from flowgrad.graph import Variable, reach
+from flowgrad.ops import CrossEntropyWithSoftMax
 from flowgrad.typing import Array
 
 from ..executors import Executor
@@ -239,11 +240,23 @@ def check_told(v: Named, x: Any) -> None:
     known = x.ndim != 2 or not math.isnan(x.shape[1])
     if x.ndim == 0 or x.ndim > 2 or (x.ndim == 2 and known and x.shape[1] != v.dim and not labels):
         raise FeedError(f"the feed for {v.name!r} has shape {x.shape}, but its dim is {v.dim}: give (N, {v.dim})")
+    if labels and x.shape == (v.dim,) and isinstance(v, Variable) and not _is_label(v):
+        raise FeedError(
+            f"the feed for {v.name!r} has shape {x.shape}, one sample or {v.dim} class indices, and {v.name!r} is no label of a "
+            f"cross entropy: give a sample as array[None], shape (1, {v.dim}), or one-hot rows, np.eye({v.dim})[indices]"
+        )
     if x.ndim == 1 and v.dim > 1 and not labels:
         raise FeedError(
             f"the feed for {v.name!r} has shape {x.shape}, but its dim is {v.dim}: "
             f"give (N, {v.dim}){', or integer class indices (N,)' if v.below is None else ''}"
         )
+
+
+def _is_label(v: Variable) -> bool:
+    """Whether a variable is the label of a cross entropy, as it is or smoothed, or read by nothing."""
+    reached = reach([v], lambda n: [child for child in n.children if child.dim == v.dim])
+    edges = [edge for node in reached for edge in node._edges]
+    return not edges or any(slot == 1 and isinstance(child, CrossEntropyWithSoftMax) for child, slot in edges)
 
 
 def chunked(v: Variable, value: Any, dtype: np.dtype[Any], executor: Executor | None) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from flowgrad.errors import GraphError, warn
 from flowgrad.graph import ancestors
 from flowgrad.inputs import frozen
-from flowgrad.optim import Asked, Optimizer, Rule, is_own, warn_independent
+from flowgrad.optim import Asked, Optimizer, Rule, is_own, warn_doubtful
 from flowgrad.typing import Array
 
 from ..costs import Fit, Plan
@@ -106,7 +106,7 @@ class TrainingJob:
         self.feeds = settings.checked(feeds, settings.engine.dtype, "feeds", True, sample_weight, class_weight)
         check_batch_size(optimizer.batch_size, self.feeds, settings.accumulate)
         self.variables = optimizer.variables(without=self.feeds.arrays)
-        warn_independent(optimizer.target, self.variables)
+        warn_doubtful(optimizer.target, self.variables)
         optimizer.try_rule(self.feeds.dtype)
         step = compile_step(optimizer.target, self.feeds, self.variables, "shard", seed=settings.seed)
         self.step = compile_private(step, optimizer.target, self.feeds, self.variables, optimizer.privacy)

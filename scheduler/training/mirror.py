@@ -31,6 +31,7 @@ class Mirror:
 
     def __init__(self, optimizer: Optimizer):
         """Claim the optimizer's graph, before anything of it is read."""
+        optimizer.check_own_values()
         self.graph, self.optimizer, self.open = optimizer.graph, optimizer, False
         self._thread, self._process = threading.get_ident(), os.getpid()
         self._filling, self._stale = forked_lock(threading.RLock), False

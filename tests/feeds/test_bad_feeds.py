@@ -41,6 +41,7 @@ BAD_FEEDS = {
     "empty": (lambda m: {m.x: np.ones((0, 4)), m.label: np.ones(0, int)}, [0]),
     "a computed node": (lambda m: {m.logits: np.ones((N, 3))}, ["logits"]),
     "a name of nothing": (lambda m: {"no such": m.images}, ["no such"]),
+    "the same variable by name and node": (lambda m: {"x": m.images, m.x: m.images}, ["x", "twice"]),
     "a node of another graph": (lambda m: {Model().x: m.images}, ["x"]),
 }
 

@@ -4,9 +4,10 @@ import warnings
 
 import numpy as np
 import pytest
+from refusal import refused
 
 import flowgrad as fg
-from flowgrad.errors import GraphError
+from flowgrad.errors import FlowgradError, GraphError
 
 
 @pytest.mark.parametrize("kind", [fg.GradientDescent, fg.Momentum, fg.Adam])
@@ -130,3 +131,136 @@ def test_weights_that_the_last_update_loses_are_told():
     with pytest.raises(fg.FlowgradError, match="the weights became inf or nan in epoch 1"):
         trainer.fit({x: np.full((4, 2), 100.0)}, epochs=1)
     assert w.value.tolist() == [1.0, 2.0]
+
+
+# -- what is refused, and what is told once --
+
+
+@pytest.mark.parametrize("value", [1e200, -1e200])
+def test_a_loss_that_is_not_finite_changes_nothing(value):
+    with fg.Graph() as graph:
+        x, w = fg.Variable(1, [value], trainable=False, name="x"), fg.Variable(1, [1.0])
+        loss = (w * x) * (w * x)
+    optimizer = fg.Momentum(graph, loss, 0.1, batch_size=2)
+    with np.errstate(all="ignore"), refused(FlowgradError, "the loss", "inf", "learning rate"):
+        optimizer.one_step()
+    x.set_value([1.0])  # and it counts for nothing
+    assert optimizer.one_step() == 1.0
+    assert w.value.tolist() == [1.0]
+    optimizer.one_step()
+    assert w.value.tolist() == [0.8]
+
+
+def test_an_update_that_is_not_finite_changes_nothing():
+    with fg.Graph() as graph:
+        w = fg.Variable(1, [1e155])
+        optimizer = fg.GradientDescent(graph, w * (w * 1e-155), 1e160, batch_size=1)
+        for _ in range(2):
+            optimizer.learning_rate = 1e308
+            with np.errstate(all="ignore"), refused(FlowgradError, "update", "learning rate"):
+                optimizer.one_step()
+            assert (optimizer.state, w.value.tolist()) == (None, [1e155])
+        optimizer.learning_rate = 2.5e154
+        optimizer.one_step()
+    assert w.value.tolist() == [5e154]
+
+
+def test_nothing_is_trained_while_variables_have_averages():
+    with fg.Graph() as graph:
+        w = fg.Variable(1, [2.0])
+        loss = w * w
+    optimizer, other = fg.GradientDescent(graph, loss, 0.25, batch_size=1, ema=0.5), fg.Adam(graph, loss, batch_size=1)
+    optimizer.one_step()
+    with optimizer.averaged():
+        with optimizer.averaged():
+            pass
+        for each in (optimizer, other):
+            with refused(GraphError, "averages", "outside", graph=graph):
+                each.one_step()
+            with refused(GraphError, "averages", "outside", graph=graph):
+                fg.Trainer(each, fg.Engine("sync")).fit({})
+    optimizer.one_step()
+    fg.Trainer(other, fg.Engine("sync")).fit({}, epochs=1)
+
+
+def told(loss, feeds, **settings):
+    """Return what `one_step` and `fit` warn of, each called twice; values that are not fed are set."""
+    for n in loss.graph.nodes:
+        if isinstance(n, fg.Variable) and n.value is None:
+            n.set_value(np.eye(n.dim)[0])
+    messages = []
+    optimizer = fg.GradientDescent(loss.graph, loss, batch_size=1, **settings)
+    trainer = fg.Trainer(optimizer, fg.Engine("sync"))
+    for call in (optimizer.one_step, lambda: trainer.fit(feeds, epochs=1)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            call()
+            if call == optimizer.one_step:
+                call()
+        messages.append([str(w.message) for w in found])
+    assert all("\n" not in text for each in messages for text in each)
+    return messages
+
+
+def classifier(trainable=False):
+    graph = fg.Graph(seed=0)
+    with graph:
+        x = fg.Variable(2, trainable=trainable, name="x")
+        label = fg.Variable(3, trainable=trainable, name="label")
+        return x, label, fg.layers.dense(x, 3, name="logits"), {"x": np.ones((4, 2)), "label": [0, 1, 2, 0]}
+
+
+LOSSES = {
+    "cross entropy": (lambda scores, label: fg.CrossEntropyWithSoftMax(scores, label), fg.SoftMax),
+    "smoothed": (lambda scores, label: fg.losses.categorical_cross_entropy(scores, label, 0.1), fg.SoftMax),
+    "binary": (lambda scores, label: fg.losses.binary_cross_entropy(scores, label), fg.Logistic),
+    "squares": (lambda scores, label: fg.losses.mean_squared_error(scores, label), None),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_labels_that_would_be_trained_are_told(kind):
+    make, _ = LOSSES[kind]
+    _, label, logits, feeds = classifier(trainable=True)
+    with logits.graph:
+        once, fitted = told(make(logits, label), feeds)
+    assert fitted == []  # what is fed is not trained
+    if kind != "smoothed":  # a node, which may be meant
+        assert len(once) == 1
+        assert "'label'" in once[0]
+        assert "trainable=False" in once[0]
+
+
+@pytest.mark.parametrize("kind", ["cross entropy", "smoothed", "binary"])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_operands_of_a_cross_entropy_that_look_swapped_or_computed_twice_are_told(kind, trainable):
+    make, probabilities = LOSSES[kind]
+    _, label, logits, feeds = classifier(trainable)
+    with logits.graph:
+        for text in told(make(label, logits), feeds):
+            assert len(text) == 1
+            assert "other way round" in text[0]
+    _, label, logits, feeds = classifier()
+    with logits.graph:
+        for text in told(make(probabilities(logits), label), feeds):
+            assert len(text) == 1
+            assert "give it the logits, Add 'logits'" in text[0]
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_of_what_is_right_nothing_is_told(kind):
+    _, label, logits, feeds = classifier()
+    with logits.graph:
+        loss = LOSSES[kind][0](logits, label)
+        learnt = fg.Variable(2, [0.0, 0.0])  # where labels stand, but what is beside it is given
+        loss = loss + fg.MeanSquaredError(fg.Constant([1.0, 2.0]), learnt)
+        assert told(loss, feeds) == [[], []]
+
+
+@pytest.mark.parametrize("settings", [{"freeze": ["logits"]}, {"learning_rates": {"logits": 0}}])
+def test_training_of_nothing_is_told(settings):
+    _, label, logits, feeds = classifier()
+    with logits.graph:
+        for text in told(fg.CrossEntropyWithSoftMax(logits, label), feeds, **settings):
+            assert len(text) == 1
+            assert "nothing is trained" in text[0]
