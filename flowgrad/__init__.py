@@ -7,7 +7,7 @@ loaded when they are first used, like ``fg.save`` and ``fg.load``.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import errors, layers, losses, summary
+from . import errors, inputs, layers, losses, summary
 from .check import check_gradients
 from .errors import FlowgradError
 from .graph import Constant, Graph, Node, Variable, default_graph, scope
@@ -112,7 +112,7 @@ def __getattr__(name: str) -> Any:
             value = getattr(import_module(module, __name__), name)
             globals()[name] = value
             return value
-    raise AttributeError(f"module 'flowgrad' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{inputs.meant(name, __all__)}")
 
 
 __all__ = [

@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import FlowgradError, GradientError, GraphError
 from .formulas import OPERANDS, compiled, formula
-from .graph import Node, Variable, ancestors, pull_back, run_rule
+from .graph import Graph, Node, Variable, ancestors, named, pull_back, run_rule
 from .inputs import brief, listed, real, without_underflow
 from .jacobians import LocalJacobian, Outer
 from .returned import both_rule
@@ -79,7 +79,7 @@ def check_gradients(
             worst = max(worst, compare(what, analytic, numeric, rtol, atol, said))
         check_compiled(op, rtol, atol)
         check_tangents(op, rtol, atol)
-    for variable in _variables(upstream, wrt):
+    for variable in _variables(node.graph, upstream, wrt):
         analytic = variable.backward(node)
         numeric = _variable_differences(node, variable)
         worst = max(worst, compare(f"{node} by {variable}", analytic, numeric, rtol, atol))
@@ -91,11 +91,11 @@ def _apart(op: Node, slot: int) -> bool:
     return slot == op.draws_slot or slot in op.measured_slots
 
 
-def _variables(upstream: Iterable[Node], wrt: Any) -> list[Variable]:
+def _variables(graph: Graph, upstream: Iterable[Node], wrt: Any) -> list[Variable]:
     if wrt is None:
         return [v for v in upstream if isinstance(v, Variable) and not any(_apart(n, slot) for n, slot in v._edges)]
     several = listed(wrt)
-    variables = [wrt] if several is None else several
+    variables = [named(graph, key, "check_gradients: by variables") for key in ([wrt] if several is None else several)]
     for v in variables:
         if not isinstance(v, Variable):
             raise GraphError(

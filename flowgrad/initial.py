@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import GraphError
-from .inputs import Shape, brief, real
+from .inputs import Shape, brief, meant, real
 from .typing import Array
 
 # Standard deviation of `init=True`.
@@ -98,4 +98,5 @@ def initial(init: Any, what: str) -> Initial:
         return normal(real(init[1], f"{what}: the scale", 0))
     raise GraphError(
         f"{what}: no initial value is called {brief(init)}; there are {', '.join(map(repr, INITIAL))}, and ('normal', 0.1)"
+        f"{meant(init, INITIAL)}"
     )

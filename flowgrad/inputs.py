@@ -211,6 +211,59 @@ def _stated(cls: Any, package: str) -> frozenset[str]:
     return frozenset(kept | {name for name, note in notes.items() if not str(note).startswith("ClassVar")})
 
 
+# What others call what is here, without capitals and underscores.
+SYNONYMS = {
+    "acc": "accuracy",
+    "auc": "rocauc",
+    "bce": "binarycrossentropy",
+    "crossentropy": "crossentropywithsoftmax",
+    "fc": "dense",
+    "fullyconnected": "dense",
+    "input": "variable",
+    "kaiming": "he",
+    "linear": "dense",
+    "lr": "learningrate",
+    "mae": "meanabsoluteerror",
+    "mse": "meansquarederror",
+    "parameter": "variable",
+    "placeholder": "variable",
+    "sgd": "gradientdescent",
+    "sigmoid": "logistic",
+    "swish": "silu",
+    "tensor": "variable",
+    "xavier": "glorot",
+}
+
+
+def closest(name: Any, known: Collection[str]) -> str | None:
+    """Return which of the names that are known is meant by another one, if any is.
+
+    Examples
+    --------
+    >>> closest("Sigmoid", ["tanh", "logistic"]), closest("MSE", ["r2", "mean_squared_error"]), closest("x", ["tanh"])
+    ('logistic', 'mean_squared_error', None)
+    """
+    if not isinstance(name, str):
+        return None
+    plain = {k.replace("_", "").lower(): k for k in known}
+    wanted = name.replace("_", "").lower()
+    other = SYNONYMS.get(wanted, wanted)
+    near = [other] if other in plain else get_close_matches(wanted, plain, 1, 0.7)
+    return plain[near[0]] if near else None
+
+
+def meant(name: Any, known: Collection[str]) -> str:
+    """Return the end of a message that says which name is meant, if any is.
+
+    Examples
+    --------
+    >>> meant("xavier", ["he", "glorot"]), meant("x", ["he"])
+    (": do you mean 'glorot'?", '')
+    """
+    near = closest(name, known)
+    return f": do you mean {near!r}?" if near else ""
+
+
 def nearest(name: str, known: Collection[str], given: Collection[str] = ()) -> str:
     """Return the end of a message about a name that is none of those that are known, or are known when something is made.
 
@@ -221,10 +274,7 @@ def nearest(name: str, known: Collection[str], given: Collection[str] = ()) -> s
     >>> nearest("x", ["learning_rate", "rule"])
     '; there are learning_rate, rule'
     """
-    near = get_close_matches(name, [*known, *given], 1, 0.7)
-    if near:
-        return f": do you mean {near[0]!r}?"
-    return f"; there {'are' if len(known) > 1 else 'is'} {', '.join(known) or 'none'}"
+    return meant(name, [*known, *given]) or f"; there {'are' if len(known) > 1 else 'is'} {', '.join(known) or 'none'}"
 
 
 def without_underflow(call: Callable[P, R]) -> Callable[P, R]:
@@ -314,12 +364,12 @@ def times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def vector(what: str, shape: Shape, value: Any) -> Array:
+def vector(what: str, shape: Shape, value: Any, hint: str = "") -> Array:
     """Check a user's vector, flat or of the shape, and return it as a fresh array (1, dim) of float64."""
     array = real_array(what, value)
     dim = math.prod(shape)
     if array.shape not in ((dim,), (dim, 1), shape) and not (dim == 1 and array.size == 1 and array.ndim < 2):
-        hint = ": a matrix is laid out row by row, array.ravel()" if array.size == dim else ""
+        hint = hint or ": a matrix is laid out row by row, array.ravel()" * (array.size == dim)
         own = f", ({dim}, 1)" * (len(shape) == 1) + f" or {shape}" * (len(shape) > 1)
         raise ShapeError(f"{what} has shape {array.shape}; it must be ({dim},){own.replace(', (', ' or (')}{hint}")
     return array.reshape(1, dim)

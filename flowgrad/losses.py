@@ -6,9 +6,11 @@ distributions are sums.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .errors import GraphError
 from .graph import Node, node_of
-from .inputs import real
+from .inputs import meant, real
 from .ops import (
     Abs,
     Add,
@@ -206,3 +208,8 @@ def _smoothed(labels: Node, smoothing: float, classes: int) -> Node:
     if share >= 1:
         raise GraphError(f"smoothing must be a number from 0 to below 1, not {smoothing}")
     return labels if share == 0 else (1 - share) * labels + share / classes
+
+
+def __getattr__(name: str) -> Any:
+    known = [k for k, f in globals().items() if getattr(f, "__module__", "") == __name__ and k[0] != "_"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{meant(name, known)}")

@@ -148,7 +148,8 @@ class Graph(Settled):
         try:
             return self._named[name]
         except (KeyError, TypeError):
-            close = difflib.get_close_matches(name, self._named, 3) if isinstance(name, str) else []
+            close = [n for n in self._named if n.endswith(f".{name}")][:3]
+            close = close or (difflib.get_close_matches(name, self._named, 3) if isinstance(name, str) else [])
             close = close or [n.name for n in self._nodes if not n.parents][:3]
             hint = f": did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise GraphError(f"no node of {self} is called {brief(name)}{hint}") from None
@@ -284,6 +285,14 @@ class Graph(Settled):
 
 
 default_graph = Graph(seed=0)
+
+
+def named(graph: Graph, key: Any, what: str) -> Any:
+    """Return the node of a name; what is no text as it is. `what` is for messages."""
+    try:
+        return graph[key] if isinstance(key, str) else key
+    except GraphError as error:
+        raise GraphError(f"{what}: {error}") from None
 
 
 def current_graph() -> Graph:

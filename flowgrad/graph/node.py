@@ -122,7 +122,7 @@ class Node(Settled):
         return self._value[0]
 
     @without_underflow
-    def backward(self, result: Node) -> Array:
+    def backward(self, result: Node | None = None) -> Array:
         """Return the Jacobian of `result` by this node, ``(result.dim, self.dim)``; cached until cleared.
 
         Reverse mode: the cotangent of a node is the sum, over the edges to its children, of what they pull back.
@@ -138,6 +138,11 @@ class Node(Settled):
         array([[2., 0.],
                [0., 4.]])
         """
+        if result is None:
+            raise GraphError(
+                f"backward is called of what is differentiated by, with the result: w.backward({self.name}) is the Jacobian of "
+                f"{self} by w"
+            )
         if not isinstance(result, Node) or result.graph is not self.graph:
             raise GraphError(
                 f"cannot differentiate {brief(result, 80)} by {self}: they are not nodes of the same graph"
@@ -227,6 +232,20 @@ class Node(Settled):
         total: Any = sum(pull_back(self, slot, self.local_jacobian(slot), eye) for slot in slots)
         return frozen(total[:, 0])
 
+    def set_value(self, value: Any) -> None:
+        """Refuse: only variables are set.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph():
+        ...     y = -fg.Variable(1, [1.0], name="x")
+        >>> y.set_value(2.0)
+        Traceback (most recent call last):
+        flowgrad.errors.GraphError: Negative 'negative1' (dim 1) is computed from its parents: only variables are set
+        """
+        raise GraphError(f"{self} is computed from its parents: only variables are set")
+
     def reset_value(self) -> None:
         """Forget this node's value and everything downstream of it; a variable keeps its own value."""
         if self.parents:
@@ -266,7 +285,6 @@ class Node(Settled):
             """Return the same entries under other axes; computes nothing."""
 
     __iter__ = None  # a node is not a sequence; without this, __getitem__ would make it iterate for ever
-    __array_ufunc__ = None  # `array * node` is ours to refuse
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _node_at, (self.graph, self.index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -118,7 +119,8 @@ class Variable(Node):
         >>> y.value is None, y.forward().tolist()
         (True, [9.0, 16.0])
         """
-        given = vector(f"the value for {self}", self.shape, value)
+        hint = f"; a class k as one-hot, np.eye({self.dim})[k]" if self.dim > 1 and isinstance(value, Integral) else ""
+        given = vector(f"the value for {self}", self.shape, value, hint)
         if self.below is not None:
             check_indices(f"the value for {self}", given[0], self.below)
         if self.graph._training is not None:

@@ -4,6 +4,9 @@ Every layer takes ``init`` and ``name`` last. ``init`` says how its weights are 
 activation), biases begin at 0. Names of its nodes begin with ``name.``; the last node has the name itself.
 """
 
+from typing import Any
+
+from ..inputs import meant
 from .dense import dense
 from .image import conv2d, max_pool2d
 from .sequence import attention, gru, lstm, rnn
@@ -21,3 +24,7 @@ __all__ = [
     "rnn",
     "wide_and_deep",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{meant(name, __all__)}")

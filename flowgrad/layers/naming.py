@@ -9,7 +9,7 @@ from typing import Any
 from .. import ops
 from ..errors import GraphError
 from ..graph import Node, node_of, outside_scopes, scope, scope_name, scoped, whole
-from ..inputs import brief, integer
+from ..inputs import brief, integer, meant
 from ..op import Op
 
 ACTIVATIONS: dict[str, type[Op]] = {
@@ -45,6 +45,7 @@ def activation_of(activation: Any) -> type[Op] | None:
         return ACTIVATIONS[activation]
     raise GraphError(
         f"an activation is an op class such as fg.ReLU, or one of {', '.join(map(repr, ACTIVATIONS))}; not {brief(activation)}"
+        f"{meant(activation, ACTIVATIONS)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -146,6 +147,43 @@ def _turned(a: Node) -> Node:
     return Transpose(a)
 
 
+# What NumPy's functions are to nodes, as operators; an array on the left hands its own operators over as these.
+_AS_OPERATORS: dict[Any, str] = {
+    np.add: "add",
+    np.subtract: "sub",
+    np.multiply: "mul",
+    np.true_divide: "truediv",
+    np.power: "pow",
+    np.matmul: "matmul",
+    np.negative: "neg",
+    np.absolute: "abs",
+}
+
+
+def _ufunc(self: Node, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    name = _AS_OPERATORS.get(ufunc)
+    if name is not None and method == "__call__" and not kwargs:
+        if isinstance(inputs[0], Node):
+            return getattr(inputs[0], f"__{name}__")(*inputs[1:])
+        return getattr(self, f"__r{name}__")(inputs[0])
+    if ufunc in (np.equal, np.not_equal):  # nodes are told apart by what they are
+        return ufunc is np.not_equal
+    raise _of_numbers(self, ufunc)
+
+
+def _function(self: Node, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    raise _of_numbers(self, function)
+
+
+def _of_numbers(node: Node, function: Any) -> GraphError:
+    """Return the error of a function of NumPy's that was given a node; names the op that does the same."""
+    name = function.__name__
+    op = name.capitalize()
+    is_op = hasattr(sys.modules[__package__], op)
+    advice = f"write fg.{op}(...)" if is_op else "docs/ops.md lists the ops, and fg.Elementwise makes one of a formula"
+    return GraphError(f"np.{name} computes with numbers, and {brief(node, 80)} is a node: {advice}")
+
+
 def install() -> None:
     """Give nodes their operators; here, because the ops import the nodes and not the other way round."""
     methods: dict[str, Callable[..., Node]] = {
@@ -165,6 +203,8 @@ def install() -> None:
         "__rmatmul__": lambda a, b: _matmul(b, a),
         "__getitem__": item,
         "reshape": _reshape,
+        "__array_ufunc__": _ufunc,
+        "__array_function__": _function,
     }
     for name, method in methods.items():
         setattr(Node, name, method)

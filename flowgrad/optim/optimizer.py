@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import FlowgradError, GraphError
 from ..graph import Graph, Node, Variable, ancestors, jacobians_of
+from ..graph import named as named_node
 from ..inputs import Settled, brief, integer, listed, nearest, real, without_underflow
 from ..ops import draw_keys, draws_of
 from ..typing import Array
@@ -188,6 +189,10 @@ class Optimizer(Settled):
         variables = [n for n in self.graph.nodes if isinstance(n, Variable)]
         for key, factor in [*rates.items(), *((key, 0.0) for key in frozen)]:
             if not any(v is key or (isinstance(key, str) and _names(key, v)) for v in variables):
+                if isinstance(key, Node) and key in self.graph:
+                    raise GraphError(
+                        f"{kind}: {key} is computed, and has no values to train: give the variables, or the scope, {key.name!r}"
+                    )
                 raise GraphError(
                     f"{kind}: {self.graph} has no variable {brief(key)}, and none in a scope of that name: give "
                     f"learning_rates and freeze variables, names or scopes that are there"
@@ -538,6 +543,7 @@ def _settings(rule: Rule) -> list[str]:
 
 def _scalar(graph: Graph, target: Any) -> Node:
     """Return a target that can be trained."""
+    target = named_node(graph, target, "target")
     if not isinstance(target, Node) or target.graph is not graph:
         raise GraphError(f"the target {brief(target)} is not a node of {graph}")
     if target.dim != 1:

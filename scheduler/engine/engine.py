@@ -29,8 +29,8 @@ class Engine(Settled):
     """Runs graphs over many samples.
 
     What all methods take: `feeds`, ``{variable: array (N, dim)}``, lists, NumPy's, frames or dask's, where integers ``(N,)`` or
-    ``(N, 1)`` for a variable of dim > 1 are class indices (docs/feeds.md lists what is taken); `wrt`, a node or a list
-    of them to differentiate by, all trainable variables that are not fed if not given.
+    ``(N, 1)`` for a variable of dim > 1 are class indices (docs/feeds.md lists what is taken); `wrt`, a node or its name
+    or a list of them to differentiate by, all trainable variables that are not fed if not given.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ def jacobian(
             with session.cache.lock:
                 session.cache.lost()
             arrays = _run_jacobian(session, recipe, checked, lower, compute)
-    return arrays[nodes[0]] if isinstance(wrt, Node) else arrays
+    return arrays[nodes[0]] if isinstance(wrt, (Node, str)) else arrays
 
 
 def _run_jacobian(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.graph import Graph, Node, Variable
+from flowgrad.graph import Graph, Node, Variable, named
 from flowgrad.inputs import real_array
 from flowgrad.ops import LogisticCrossEntropy, MeanSquaredError
 from flowgrad.ops.loss import softmax
@@ -112,7 +112,7 @@ def tangents_of(graph: Any, directions: Any, feeds: Feeds) -> dict[Variable, Arr
     if not isinstance(directions, Mapping) or not directions:
         raise FeedError("directions are given as a dict {variable: array (dim,)} of at least one variable")
     tangents = {}
-    for v, value in directions.items():
+    for v, value in ((named(graph, key, "directions"), value) for key, value in directions.items()):
         if not isinstance(v, Variable) or v.graph is not graph:
             raise FeedError(f"a direction is given for a variable of the graph, not for {v!r}")
         tangents[v] = vectors_of("the direction", v, value, feeds)

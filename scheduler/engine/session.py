@@ -8,7 +8,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from flowgrad.errors import GraphError, warn
-from flowgrad.graph import Graph, Node, Variable
+from flowgrad.graph import Graph, Node, Variable, named
 from flowgrad.inputs import brief, integer, listed
 from flowgrad.program import Program, verify
 from flowgrad.tangents import linearize
@@ -177,7 +177,7 @@ def nodes_of(wrt: Any, graph: Any) -> list[Node]:
     """Return the nodes to differentiate by, each once."""
     nodes: dict[Node, None] = {}
     several = listed(wrt)
-    for node in [wrt] if several is None else several:
+    for node in (named(graph, key, "derivatives") for key in ([wrt] if several is None else several)):
         if not isinstance(node, Node):
             raise GraphError(f"derivatives are by nodes; {brief(node)} is not one")
         if node.graph is not graph:

@@ -7,6 +7,7 @@ from .check import (
     check_feeds,
     check_labels,
     check_lengths,
+    check_mapping,
     check_nodes,
     common_dtype,
     read_feeds,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import FeedError, GraphError
-from flowgrad.graph import Constant, Graph, Node, Variable
+from flowgrad.graph import Constant, Graph, Node, Variable, named
 from flowgrad.inputs import brief
 from flowgrad.typing import Array
 
@@ -71,12 +71,17 @@ def check_feeds(
     """
     if feeds is None:
         return Feeds({}, 1, np.dtype(dtype or np.float64))
-    if not isinstance(feeds, Mapping):
-        raise FeedError(f"{what} must be a dict {{variable: array}}, not {type(feeds).__name__}")
+    check_mapping(feeds, what)
     raw = read_feeds(graph, feeds, executor, lazy)
     samples = check_lengths({v: a.shape[0] for v, a in raw.items()})
     dtype = common_dtype((a.dtype for a in raw.values()), dtype)
     return Feeds({v: _fed(v, a, dtype, executor) for v, a in raw.items()}, samples, dtype)
+
+
+def check_mapping(feeds: Any, what: str = "feeds") -> None:
+    """Raise an error if feeds are no arrays by variable."""
+    if feeds is not None and not isinstance(feeds, Mapping):
+        raise FeedError(f"{what} must be a dict {{variable: array}} of inputs and labels, not {type(feeds).__name__}")
 
 
 def settled_feeds(graph: Graph, feeds: Mapping[Any, Any], executor: Executor | None) -> dict[Variable, Any]:
@@ -136,7 +141,8 @@ def check_nodes(nodes: Any, what: str) -> tuple[Graph, list[Node]]:
         raise GraphError(f"{what}: no node was given")
     for node in sequence:
         if not isinstance(node, Node):
-            raise GraphError(f"{what}: {brief(node)} is not a node")
+            hint = f": write graph[{node!r}]" if isinstance(node, str) else ""
+            raise GraphError(f"{what}: {brief(node)} is not a node{hint}")
         if node.graph is not sequence[0].graph:
             raise GraphError(f"{what}: {sequence[0]} and {node} belong to two different graphs")
     return sequence[0].graph, sequence
@@ -154,8 +160,7 @@ def require_values(variables: list[Variable], feeds: Feeds, target: Node) -> Non
 
 def fed_variable(graph: Graph, key: Any) -> Variable:
     """Return `key` if it can be fed, a variable of `graph`."""
-    if isinstance(key, str):
-        key = graph[key]
+    key = named(graph, key, "feeds")
     if not isinstance(key, Node):
         raise FeedError(f"feeds are given by variable or by its name; {brief(key)} is {type(key).__name__}, not a node")
     if not isinstance(key, Variable):

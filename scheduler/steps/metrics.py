@@ -11,7 +11,7 @@ import numpy as np
 
 from flowgrad.errors import DataError, GraphError
 from flowgrad.graph import Node, Variable, ancestors
-from flowgrad.inputs import brief, listed
+from flowgrad.inputs import brief, listed, meant
 from flowgrad.ops import Abs, Huber, Logistic, LogisticCrossEntropy, MeanSquaredError, Subtract
 from flowgrad.ops.rowwise import softmax
 from flowgrad.typing import Array
@@ -21,6 +21,7 @@ from .step import WEIGHTS, class_losses
 
 OF_CLASSES = ("accuracy", "confusion_matrix", "precision", "recall", "f1")
 OF_VALUES = ("r2", "mean_squared_error", "mean_absolute_error")
+KNOWN = (*OF_CLASSES, "top_5", *OF_VALUES)
 # Second parameters of functions that take probabilities; and functions in which older versions of scikit-learn call them otherwise.
 PROBABILITIES = ("y_score", "y_prob", "y_proba")
 OTHERWISE = ("log_loss", "d2_log_loss", "d2_log_loss_score")
@@ -109,13 +110,13 @@ def _of_scikit(name: str) -> Callable[..., Any]:
     except ImportError:
         raise DataError(
             f"the metric {brief(name)} is scikit-learn's, which is not installed: pip install 'flowgrad[ml]', or choose of "
-            f"{', '.join((*OF_CLASSES, 'top_5', *OF_VALUES))}"
+            f"{', '.join(KNOWN)}{meant(name, KNOWN)}"
         ) from None
     found = getattr(metrics, name, None) or getattr(metrics, f"{name}_score", None)
     if not inspect.isfunction(found) or next(iter(inspect.signature(found).parameters), "") != "y_true":
-        known = ", ".join((*OF_CLASSES, "top_5", *OF_VALUES))
         raise GraphError(
-            f"metrics: nothing is called {brief(name)}; there are {known}, and functions of sklearn.metrics, as 'roc_auc'"
+            f"metrics: nothing is called {brief(name)}; there are {', '.join(KNOWN)}, and functions of sklearn.metrics, as "
+            f"'roc_auc'{meant(name, (*KNOWN, 'roc_auc'))}"
         )
     return found
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from flowgrad.errors import GraphError
-from flowgrad.graph import Node
+from flowgrad.graph import Node, named
 from flowgrad.inputs import Settled, brief, flag, integer, path_of, without_underflow
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
 from ..engine import Engine
 from ..executors import Executor
+from ..feeds import check_mapping
 from ..machine import Interrupts
 from ..steps import metrics_of
 from .callbacks import Callback, Callbacks
@@ -181,6 +182,7 @@ class Trainer(Settled):
         >>> len(history.steps), history.epochs[-1]["validation_loss"] < 1e-9
         (40, True)
         """
+        check_mapping(feeds)  # first: `fit(X, y)` would take labels for the number of epochs
         epochs = integer(epochs, "epochs")
         if flag(resume, "resume") and checkpoint is None:
             raise GraphError("resume=True needs checkpoint=folder, the folder to go on from")
@@ -281,8 +283,8 @@ class Trainer(Settled):
             return evaluation.scores(None)
 
     @without_underflow
-    def predict(self, node: Node, feeds: Mapping[Any, Any]) -> Array:
-        """Return the values of a node for every sample, ``(N, node.dim)``; the same as ``engine.forward``.
+    def predict(self, node: Node | str, feeds: Mapping[Any, Any]) -> Array:
+        """Return the values of a node, or of its name, for every sample, ``(N, node.dim)``; the same as ``engine.forward``.
 
         Raises
         ------
@@ -299,7 +301,7 @@ class Trainer(Settled):
         >>> trainer.predict(y, {x: [1.0, 3.0]}).tolist()
         [[2.0], [6.0]]
         """
-        return self.engine.forward(node, feeds)
+        return self.engine.forward(named(self.optimizer.graph, node, "forward"), feeds)
 
 
 def shortest_epoch(

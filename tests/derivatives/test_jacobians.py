@@ -181,7 +181,7 @@ def test_a_result_that_does_not_depend_is_zero_and_said_so():
     [
         {"mode": "sideways"},
         {"memory_budget": 0},
-        {"wrt": ["x"]},
+        {"wrt": ["no such"]},
         {"wrt": Net().x},
         {"feeds": lambda net: {net.x: np.ones((3, 6)), net.parameters[0]: np.ones((2, 6))}},
     ],
@@ -251,3 +251,27 @@ def test_a_program_of_very_many_instructions_is_run_in_blocks(kernel, least, mos
     same(found, fg.Engine("sync", grain="node").jacobian(value, x, feeds))
     engine.jacobian(value, x, feeds)
     assert not [key for key in executor.take() if key.startswith("block-")]
+
+
+def test_derivatives_are_by_nodes_or_their_names():
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(2, trainable=False, name="x")
+        with fg.scope("net"):
+            h = fg.layers.dense(x, 3, "tanh", name="h")
+        loss = fg.Sum(h, name="loss")
+    feeds, W, engine = {"x": np.ones((4, 2))}, graph["net.h.W"], fg.Engine("sync")
+    np.testing.assert_array_equal(engine.jacobian(h, "net.h.W", feeds), engine.jacobian(h, W, feeds))
+    assert list(engine.jacobian(h, ["x", "net.h.W"], feeds)) == [x, W]
+    assert list(engine.gradient(loss, feeds, "net.h.W")) == [W]
+    np.testing.assert_array_equal(engine.per_sample_gradients(loss, feeds, "net.h.W").norms().shape, (4,))
+    tangent = np.ones(6)
+    np.testing.assert_array_equal(engine.jvp(loss, {"net.h.W": tangent}, feeds), engine.jvp(loss, {W: tangent}, feeds))
+    assert list(engine.hvp(loss, {"net.h.W": tangent}, feeds)) == [W]
+    x.set_value([1.0, 2.0])
+    assert fg.check_gradients(loss, "net.h.W") < 1e-6
+    trainer = fg.Trainer(fg.Adam(graph, "loss", batch_size=2), engine)
+    np.testing.assert_array_equal(trainer.predict("net.h", feeds), engine.forward(h, feeds))
+    with pytest.raises(
+        fg.errors.GraphError, match=r"derivatives: no node of .* is called 'h.W': did you mean 'net.h.W'"
+    ):
+        engine.jacobian(h, "h.W", feeds)

@@ -537,7 +537,8 @@ def test_a_path_of_any_kind_is_taken(model, tmp_path):
 NO_ATTRIBUTES = {
     "optimizer.learningrate": "do you mean 'learning_rate'?",
     "optimizer.clipnorm": "do you mean 'clip_norm'?",
-    "optimizer.lr": "there are batch_size, beta_1, beta_2, bias_correction, clip_norm, ema, epochs, learning_rate, rule",
+    "optimizer.lr": "do you mean 'learning_rate'?",
+    "optimizer.xx": "there are batch_size, beta_1, beta_2, bias_correction, clip_norm, ema, epochs, learning_rate, rule",
     "optimizer.per_sample_clip": "cannot be set: give it to a new Adam",
     "optimizer.noise_seed": "cannot be set: give it to a new Adam",
     "optimizer.privacy": "cannot be set",
@@ -608,3 +609,84 @@ def test_names_of_settings_that_there_are_none_of(model):
         fg.Momentum(model.graph, model.loss, nesterov=True)
     with pytest.raises(AttributeError, match="'Adam' object has no attribute 'nesterov'"):
         model.optimizer.nesterov  # noqa: B018
+
+
+# -- what has another name or place here --
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda w: np.exp(-w), "fg.Exp(...)"),
+        (lambda w: np.maximum(w, 0), "fg.Maximum(...)"),
+        (lambda w: np.sqrt(w), "fg.Sqrt(...)"),
+        (lambda w: np.sum(w), "fg.Sum(...)"),
+        (lambda w: np.mean(w), "fg.Mean(...)"),
+        (lambda w: np.dot(w, np.ones(2)), "fg.Dot(...)"),
+        (lambda w: np.sin(w), "fg.Elementwise"),
+        (lambda w: np.ones(2) < w, "np.less"),
+        (lambda w: np.add(w, w, out=np.ones(2)), "fg.Add(...)"),
+        (lambda w: w.backward(), "w.backward(w)"),
+        (lambda w: (-w).set_value(1), "is computed"),
+        (lambda w: w.set_value(1), "np.eye(2)[k]"),
+        (lambda w: w.graph["w2"], "'net.w2'"),
+        (lambda w: fg.layers.dense(w, 2, "sigmoid"), "'logistic'?"),
+        (lambda w: fg.layers.dense(w, 2, "Relu"), "'relu'?"),
+        (lambda w: fg.layers.dense(w, 2, init="xavier"), "'glorot'?"),
+        (lambda w: fg.Adam(w.graph, fg.Sum(w), lr=0.1), "'learning_rate'?"),
+        (lambda w: fg.Trainer(fg.Adam(w.graph, fg.Sum(w)), metrics=["mse"]), "'mean_squared_error'?"),
+        (lambda w: fg.Adam(w.graph, fg.Sum(w), freeze=[-w]), "is computed"),
+        (lambda w: fg.Engine("sync").forward("w", {}), "graph['w']"),
+        (lambda w: fg.Trainer(fg.Adam(w.graph, fg.Sum(w))).fit(np.ones((3, 2)), np.ones(3)), "feeds must be a dict"),
+        (
+            lambda w: fg.Trainer(fg.Adam(w.graph, fg.Sum(w))).fit({w: np.ones((32, 2))}, validation=([1.0], 1)),
+            "validation must be a dict",
+        ),
+    ],
+)
+def test_what_is_meant_is_said(call, told):
+    with fg.Graph() as graph:
+        w = fg.Variable(2, [1.0, 2.0], name="w")
+        fg.Variable(2, trainable=False, name="net.w2")
+        with refused(FlowgradError, told, graph=graph):
+            call(w)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "told"),
+    [
+        (fg, "exp", "'Exp'?"),
+        (fg, "Sigmoid", "'Logistic'?"),
+        (fg, "SGD", "'GradientDescent'?"),
+        (fg, "Input", "'Variable'?"),
+        (fg, "MSE", "'MeanSquaredError'?"),
+        (fg, "nothing_of_the_kind", "no attribute 'nothing_of_the_kind'"),
+        (fg.layers, "Dense", "'dense'?"),
+        (fg.layers, "Linear", "'dense'?"),
+        (fg.losses, "mse", "'mean_squared_error'?"),
+    ],
+)
+def test_names_that_others_give(module, name, told):
+    with pytest.raises(AttributeError, match=re.escape(told)):
+        getattr(module, name)
+
+
+def test_arrays_beside_nodes_go_by_operators():
+    with fg.Graph():
+        w = fg.Variable(2, [1.0, 2.0])
+        a = np.array([3.0, 4.0])
+        for found, expected in (
+            (a + w, [4, 6]),
+            (a - w, [2, 2]),
+            (a * w, [3, 8]),
+            (a / w, [3, 2]),
+            (a @ w, [11]),
+            (np.float64(2) * w, [2, 4]),
+            (np.float64(2) ** w, [2, 4]),
+            (np.int64(2) - w, [1, 0]),
+            (np.subtract(w, a), [-2, -2]),
+            (np.abs(-w), [1, 2]),
+        ):
+            np.testing.assert_allclose(found.forward(), expected)
+        assert (a == w, a != w) == (False, True)
+        assert w in [np.float64(1), w]
