@@ -29,14 +29,12 @@ class ProgressCallback:
 
     Parameters
     ----------
-    epochs : int
-        How many epochs will be trained.
     console : rich.console.Console, optional
         Where to print; standard output when not given.
     """
 
-    def __init__(self, epochs: int, console: Console | None = None):
-        self.epochs = epochs
+    def __init__(self, console: Console | None = None):
+        self.epochs = 0
         self.console = console or plain_console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -44,7 +42,7 @@ class ProgressCallback:
 
     def on_train_begin(self, info: Mapping[str, Any]) -> None:
         """Print the plan and the heading, and show an empty bar."""
-        plan = info["plan"]
+        plan, self.epochs = info["plan"], info["epochs"]
         steps = plan["steps_per_task"]
         parts = f"grain {plan['grain']}, shards {plan['shards']}, {steps} step{'s' * (steps != 1)} per task"
         self.console.print(f"plan: {parts}\n      ({plan['reason']})", soft_wrap=True)

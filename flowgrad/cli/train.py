@@ -92,7 +92,7 @@ def _run(options: dict[str, Any]) -> None:
         optimizer = _optimizer(options, model, len(data.x_train))
         client = stack.enter_context(cluster(options, options["dashboard"]))
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
-        progress, imports = ProgressCallback(options["epochs"]), EarlyImports()
+        progress, imports = ProgressCallback(), EarlyImports()
         stack.callback(progress.close)
         callbacks: list[Any] = [progress, imports]
         if options["patience"] is not None:

@@ -180,6 +180,9 @@ class RMSProp(Optimizer):
 class Adam(Optimizer):
     """``v = β1 v + (1-β1) g; s = β2 s + (1-β2) g²; w -= lr v / sqrt(s + 1e-10)``, first ``v = g``, ``s = g²``.
 
+    That is not Adam as published, nor are the defaults 0.01 and 0.99: ``Adam(graph, loss, 0.001, beta_2=0.999,
+    bias_correction=True)`` is.
+
     Parameters
     ----------
     graph, target, learning_rate, batch_size, **common

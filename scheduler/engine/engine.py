@@ -36,7 +36,8 @@ class Engine(Settled):
     ----------
     where : optional
         None: the current dask client if there is one, else threads; within a dask task always threads, as many as its worker has.
-        ``"sync"``, ``"threads"``, an address such as ``"tcp://..."``, a ``distributed.Client`` or a cluster.
+        ``"sync"``, ``"threads"``, an address such as ``"tcp://..."``, a ``distributed.Client`` or a cluster. Close a client before
+        its cluster, or call `clear_cache` before: dask warns of what is kept for later calls and lost.
     dtype : optional
         float32 or float64; by default that of the feeds.
     grain : str

@@ -384,7 +384,7 @@ def test_texts_are_shown_as_they_are(monkeypatch):
     told = "kernel numpy: pip install 'flowgrad[fast]' [bold]x[/bold] :smile:"
     plan = {"grain": "round", "shards": 1, "steps_per_task": 2, "reason": told}
     out = io.StringIO()
-    ProgressCallback(2, console(file=out, width=200)).on_train_begin({"plan": plan})
+    ProgressCallback(console(file=out, width=200)).on_train_begin({"plan": plan, "epochs": 2})
     assert told in out.getvalue()
     monkeypatch.setattr("flowgrad.cli.console.Console", partial(console_module.Console, file=out, width=300))
     sys.modules[import_module("flowgrad.cli.doctor").__name__]._show([Finding(told, "ok", told, told)])
