@@ -639,7 +639,7 @@ def test_names_of_settings_that_there_are_none_of(model):
         (lambda w: fg.Engine("sync").forward("w", {}), "graph['w']"),
         (lambda w: fg.Trainer(fg.Adam(w.graph, fg.Sum(w))).fit(np.ones((3, 2)), np.ones(3)), "feeds must be a dict"),
         (
-            lambda w: fg.Trainer(fg.Adam(w.graph, fg.Sum(w))).fit({w: np.ones((32, 2))}, validation=([1.0], 1)),
+            lambda w: fg.Trainer(fg.Adam(w.graph, fg.Sum(w))).fit({"net.w2": np.ones((32, 2))}, validation=([1.0], 1)),
             "validation must be a dict",
         ),
     ],

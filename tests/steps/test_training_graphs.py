@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import flowgrad as fg
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on")
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not depend on", "ignore:.* is trained towards")
 GRAINS = ("node", "sample", "shard", "round")
 RATE = 0.01
 
