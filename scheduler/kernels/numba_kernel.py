@@ -6,8 +6,6 @@ Each thread takes every so many shards and a slice of the parameters, so that th
 from __future__ import annotations
 
 import ctypes
-import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +19,7 @@ from flowgrad.optim import Rule, State, clipped
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
-from ..machine import CACHE_LINE, frames, one_thread, product_address, without_subnormals
+from ..machine import CACHE_LINE, Pace, frames, one_thread, product_address, run_threads
 from ..tasks import FAN_IN, SIDE_BY_SIDE, levels, reduce_tree
 from . import table as w
 from .numba_library import addresses_of, compiling, update_kernel, walker
@@ -42,11 +40,6 @@ from .table import (
     Table,
     View,
 )
-
-# Seconds after which it is looked again whether one thread is faster than all.
-LOOK = 3.0
-# Seconds of steps that tell how fast so many threads are.
-TRY = 0.02
 
 
 def aligned_bytes(size: int) -> Array:
@@ -144,32 +137,6 @@ def lay(ctx: Array, arrays: dict[int, Array]) -> None:
         ctx[place] = array.ctypes.data
 
 
-def run_threads(work: Callable[[int], None], threads: int, sync: Array) -> None:
-    """Run ``work(k)`` in `threads` threads, this one among them; an error in one of them, or a signal, ends them all."""
-    errors: list[BaseException] = []
-
-    @without_subnormals
-    def guarded(k: int) -> None:
-        try:
-            work(k)
-        except BaseException as error:
-            sync[1] = 1
-            errors.append(error)
-
-    helpers = [threading.Thread(target=guarded, args=(k,), daemon=True) for k in range(1, threads)]
-    try:
-        for helper in helpers:
-            helper.start()
-        guarded(0)
-        for helper in helpers:
-            helper.join()
-    except BaseException:  # a signal that came outside of the walk: nobody waits at a barrier for this thread
-        sync[1] = 1
-        raise
-    if errors:
-        raise errors[0]
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Which rows each shard of each step takes.
@@ -205,38 +172,6 @@ class Schedule:
     def samples(self) -> int:
         """Samples of the largest shard."""
         return int(np.diff(self.cuts).max())
-
-
-class Pace:
-    """Which number of threads is the faster one, all or one: looked at while steps run, again every few seconds.
-
-    Threads that wait for each other at every step may be slower than one where something else has a processor; they change no bit.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[int, float] = {}
-        self.looked = -LOOK
-
-    def segments(self, steps: int, threads: int) -> Iterator[tuple[int, int, int]]:
-        """Give ranges of steps, each with a number of threads."""
-        first, tries = 0, (1, threads, 1, threads)
-        # So many steps that threads which start are not all that is seen; what a step takes is known from the round before.
-        length = math.ceil(TRY / self.seconds.get(threads, math.inf)) or steps
-        if threads > 1 and 2 * len(tries) * length <= steps and time.monotonic() - self.looked > LOOK:
-            self.looked, self.seconds = time.monotonic(), {}
-            for count in tries:
-                yield first, first + length, count
-                first += length
-        known = {1, threads} <= self.seconds.keys()
-        yield first, steps, min(threads, 1, key=self.seconds.__getitem__) if known else threads
-
-    @contextmanager
-    def measure(self, steps: int, threads: int) -> Iterator[None]:
-        """Measure steps that run in the block; what is slower than before may have been disturbed."""
-        began = time.perf_counter()
-        yield
-        seconds = (time.perf_counter() - began) / steps
-        self.seconds[threads] = min(seconds, self.seconds.get(threads, math.inf))
 
 
 class CompiledRound:

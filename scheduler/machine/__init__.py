@@ -8,4 +8,4 @@ from .facts import cache_folder, cache_problem, read_facts
 from .floats import without_subnormals
 from .forks import after_fork, forked_lock
 from .signals import Interrupts
-from .threads import each_side_by_side, spread, threads_can_start
+from .threads import Pace, each_side_by_side, run_threads, spread, threads_can_start

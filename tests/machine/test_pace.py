@@ -2,17 +2,14 @@
 
 import pytest
 
-pytest.importorskip("numba")
-pytest.importorskip("scipy")
-
-from flowgrad.scheduler.kernels import numba_kernel
+from flowgrad.scheduler.machine import threads as machine
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(numba_kernel.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(numba_kernel.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(machine.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -31,7 +28,7 @@ def run(pace, clock, steps, seconds):
 
 @pytest.mark.parametrize("seconds", [{1: 1e-3, 2: 0.6e-3}, {1: 1e-3, 2: 1.7e-3}])
 def test_the_faster_number_runs_most_steps(clock, seconds):
-    pace = numba_kernel.Pace()
+    pace = machine.Pace()
     assert run(pace, clock, 400, seconds) == {2: 400}  # what a step takes is not known yet
     faster = min(seconds, key=seconds.get)
     for _ in range(3):
@@ -41,15 +38,15 @@ def test_the_faster_number_runs_most_steps(clock, seconds):
 
 
 def test_it_is_looked_at_again(clock):
-    pace = numba_kernel.Pace()
+    pace = machine.Pace()
     run(pace, clock, 400, {1: 1e-3, 2: 0.5e-3})
     assert run(pace, clock, 400, {1: 1e-3, 2: 0.5e-3})[2] > 300
-    clock[0] += numba_kernel.LOOK + 1
+    clock[0] += machine.LOOK + 1
     assert run(pace, clock, 400, {1: 1e-3, 2: 3e-3})[1] > 300  # now something else has a processor
 
 
 def test_few_steps_are_not_tried(clock):
-    pace = numba_kernel.Pace()
+    pace = machine.Pace()
     run(pace, clock, 10, {1: 1e-3, 2: 1e-3})
     assert run(pace, clock, 10, {1: 1e-3, 2: 1e-3}) == {2: 10}
-    assert list(numba_kernel.Pace().segments(5, 1)) == [(0, 5, 1)]
+    assert list(machine.Pace().segments(5, 1)) == [(0, 5, 1)]
