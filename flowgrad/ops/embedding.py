@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GraphError, ShapeError
-from ..graph import Node, Variable, check_indices
+from ..graph import Node, Variable, ancestors, check_indices
 from ..inputs import Shape, brief, times
 from ..jacobians import LocalJacobian, Picked, Still
 from ..op import Op
@@ -17,10 +17,34 @@ from ..typing import Array
 MOST_ROWS = 1 << 24
 
 
+def row_numbers(index: Array, rows: int) -> Array:
+    """Return the numbers of rows that are picked; whatever the index is, none leads out of the table."""
+    return np.clip(np.rint(index), 0, rows - 1).astype(np.intp)
+
+
+def tables_of(target: Node) -> dict[Variable, list[Variable]]:
+    """Return the tables that a node depends on by picked rows alone, each with the variables that pick them.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph():
+    ...     k = fg.Variable(2, trainable=False, name="k")
+    ...     loss = fg.Sum(fg.Embedding(fg.Variable((5, 2), True, name="table"), k)) * fg.Variable(1, True)
+    >>> tables_of(loss)
+    {Variable 'table' (5 x 2): [Variable 'k' (dim 2)]}
+    """
+    used = ancestors(target)
+    index: dict[Variable, list[Variable]] = {}
+    for n in used:
+        if isinstance(n, Embedding) and isinstance(n.parents[0], Variable):
+            index.setdefault(n.parents[0], []).append(n.parents[1])  # type: ignore[arg-type]
+    return {v: ks for v, ks in index.items() if len(ks) == sum(c in used for c, _ in v._edges)}
+
+
 def _picked(index: Array, sizes: Shape) -> Picked:
-    """Return how rows are picked; whatever the numbers are, none leads out of the table."""
     rows, dim, _ = sizes
-    return Picked(np.clip(np.rint(index), 0, rows - 1).astype(np.intp), rows, dim)
+    return Picked(row_numbers(index, rows), rows, dim)
 
 
 class Embedding(Op):

@@ -17,9 +17,11 @@ from ..graph import Graph, Node, Variable, ancestors, jacobians_of
 from ..graph import named as named_node
 from ..inputs import Settled, brief, integer, listed, nearest, real, without_underflow
 from ..ops import draw_keys, draws_of
+from ..ops.embedding import Embedding, row_numbers, tables_of
 from ..typing import Array
 from .doubts import warn_doubtful
 from .privacy import Privacy
+from .rows import Table, entries_of, spans_of
 from .rules import Rule, RuleError, State, named
 
 # What stays here when optimizers are pickled or copied, as they begin: it is about this process, or follows from the graph.
@@ -36,6 +38,7 @@ class Shared(TypedDict, total=False):
     noise_seed: int | None
     clip_norm: float | None
     ema: float
+    lazy_rows: bool
     learning_rates: Mapping[Variable | str, float]
     freeze: Iterable[Variable | str]
 
@@ -80,6 +83,10 @@ class Optimizer(Settled):
     ema : float, optional
         Above 0, such as 0.999: the exponential moving average of the weights is kept, ``average += (1 - ema) (w - average)`` after
         each update, first ``average = w``; see `averaged`.
+    lazy_rows : bool
+        True: of a table that only `Embedding` reads, an update moves the rows that samples of the batch pick, and leaves all others
+        as they are, with their state: no momentum, no decay, no average goes on. The number of updates is everybody's, and so is
+        what corrects a bias, as in TensorFlow's LazyAdam. False: every entry moves by the rule; those rows by a gradient of 0.
 
     Attributes
     ----------
@@ -106,6 +113,7 @@ class Optimizer(Settled):
     """
 
     graph: Graph
+    _rule: Rule
 
     def __init__(
         self,
@@ -143,10 +151,12 @@ class Optimizer(Settled):
         self._state_of: tuple[Variable, ...] = ()
         self._provide: Callable[[], None] | None = None
         self._sums: dict[tuple[Variable, ...], Array] = {}  # of gradients, by what was trainable
+        self._rows: dict[Variable, Array] = {}  # that samples picked, of tables
         self._count = 0
         self._candidates: tuple[int, list[tuple[Variable, bool]]] = (0, [])  # among so many nodes, and whether measured
         self._draws: tuple[Node | None, Variable | None] = (None, None)  # of a target
         self._told: Any = None  # target and variables whose doubts were told
+        self._check_rows(self._target, self._rule)
 
     def variables(self, without: Any = ()) -> list[Variable]:
         """Return what is trained or measured in the order of creation, without `without` (the feeds), and what picks rows."""
@@ -260,6 +270,7 @@ class Optimizer(Settled):
     def target(self, target: Node) -> None:
         target = _scalar(self.graph, target)
         self._check_idle("target")
+        self._check_rows(target, self.rule)
         self._target = target
 
     @property
@@ -294,7 +305,36 @@ class Optimizer(Settled):
         if not isinstance(rule, Rule):
             raise GraphError(f"a rule is an object such as fg.Adam(graph, loss).rule, not {brief(rule)}")
         rule.alone  # noqa: B018 (what is wrong with its formulas is told here)
+        if "_count" in vars(self):  # all is there that it is checked against
+            self._check_rows(self._target, rule)
+            if self._count and rule.lazy_rows > self._rule.lazy_rows:
+                raise GraphError(
+                    f"lazy_rows cannot begin after {self._count} of {self.batch_size} samples, whose rows nobody noted: set it "
+                    f"before a batch"
+                )
         self._rule = rule
+
+    def _check_rows(self, target: Node, rule: Rule) -> None:
+        """Refuse `lazy_rows` where it would do nothing, or what must not be.
+
+        Raises
+        ------
+        GraphError
+        """
+        if not rule.lazy_rows:
+            return
+        kind = type(self).__name__
+        if self.privacy is not None:
+            raise GraphError(
+                f"{kind}: lazy_rows would tell which rows samples pick, which per_sample_clip and its noise hide: leave out one "
+                f"of them"
+            )
+        if not tables_of(target):
+            picked = [n.parents[0] for n in ancestors(target) if isinstance(n, Embedding)]
+            why = f"the table {picked[0]} is read otherwise too, or computed" if picked else "there is none"
+            raise GraphError(
+                f"{kind}: lazy_rows is for variables that Embedding alone reads, and among those of {target} {why}: leave it out"
+            )
 
     def __getattr__(self, name: str) -> Any:
         """Return what the rule is set to: its learning rate and the like."""
@@ -448,13 +488,17 @@ class Optimizer(Settled):
         if variables not in self._sums:
             self._sums[variables] = np.zeros_like(gradient)
         self._sums[variables] += gradient
+        if self.rule.lazy_rows:
+            for v, index in tables_of(self.target).items():
+                picked = [row_numbers(k.value, v.shape[0]).ravel() for k in index if k.value is not None]
+                self._rows[v] = np.unique(np.concatenate([self._rows.get(v, picked[0]), *picked]))
         self._count += 1
         if self._count == self.batch_size:
             total = np.sum(
                 [_laid_out(part, of, variables, np.zeros_like(gradient)) for of, part in self._sums.items()], axis=0
             )
-            count, self._sums, self._count = self._count, {}, 0
-            self._update(variables, total / count)
+            count, rows, self._sums, self._rows, self._count = self._count, self._rows, {}, {}, 0
+            self._update(variables, total / count, rows)
         return loss
 
     @contextmanager
@@ -474,7 +518,7 @@ class Optimizer(Settled):
         finally:
             draws.set_value(before)
 
-    def _update(self, variables: Sequence[Variable], gradient: Array) -> None:
+    def _update(self, variables: Sequence[Variable], gradient: Array, rows: Mapping[Variable, Array]) -> None:
         # What the loss does not depend on is not decayed either: it counts as zero, and is not assigned.
         used = ancestors(self.target)
         moved = {v: v.value for v in variables if v in used and v.value is not None}
@@ -483,7 +527,7 @@ class Optimizer(Settled):
         if self.privacy is not None:
             made = 0 if state is None else int(state["t"][0])
             gradient = gradient + self.privacy.noise(len(gradient), made + 1)
-        values, state = self._updated(variables, values, gradient, state)
+        values, state = self._updated(variables, values, gradient, state, self._moving(variables, rows))
         if not np.isfinite(values).all():
             raise FlowgradError(
                 f"an update by {self} would make weights inf or nan: try a smaller learning rate; the variables keep the values "
@@ -494,8 +538,22 @@ class Optimizer(Settled):
             if variable in moved:
                 variable._assign(value[None])
 
+    def _moving(self, variables: Sequence[Variable], rows: Mapping[Variable, Array]) -> Array | None:
+        """Return the entries of variables that an update moves, of tables these rows; None: all of them."""
+        if not self.rule.lazy_rows:
+            return None
+        stops = accumulate(v.dim for v in variables)
+        tables = [Table(stop - v.dim, *v.shape) for v, stop in zip(variables, stops) if v in rows]
+        size = sum(v.dim for v in variables)
+        return entries_of(spans_of(size, tables, [rows[v] for v in variables if v in rows]))
+
     def _updated(
-        self, variables: Sequence[Variable], values: Array, gradient: Array, state: State | None
+        self,
+        variables: Sequence[Variable],
+        values: Array,
+        gradient: Array,
+        state: State | None,
+        moving: Array | None = None,
     ) -> tuple[Array, State]:
         """Return values and state after an update; name the variables if the rule fails."""
         rates = self.rates(variables)
@@ -503,7 +561,7 @@ class Optimizer(Settled):
         try:
             state = state or self.rule.begin(values)
             values, state = named(
-                f"update of {type(self.rule).__name__}", self.rule.update, values, gradient, {**state, **more}
+                f"update of {type(self.rule).__name__}", self.rule.update, values, gradient, {**state, **more}, moving
             )
         except RuleError as error:
             stops = zip(variables, accumulate(v.dim for v in variables))
@@ -531,7 +589,7 @@ class Optimizer(Settled):
         """Leave out the training that runs here; its last state goes along."""
         state = self.state  # asked for first: it may bring what follows up to date
         sums = {of: part.copy() for of, part in self._sums.items()}
-        return {**vars(self), **_STAYS, "_state": state, "_sums": sums}
+        return {**vars(self), **_STAYS, "_state": state, "_sums": sums, "_rows": dict(self._rows)}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.target}, batch size {self.batch_size}, {self.rule}>"

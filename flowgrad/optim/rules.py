@@ -50,6 +50,8 @@ class Rule:
     ema : float
         Above 0: ``average += (1 - ema) (w - average)`` after each update, first ``average = w`` (B. Polyak, A. Juditsky, SIAM J.
         Control Optim. 30, 1992, with weights that decay).
+    lazy_rows : bool
+        Of tables only the rows that occur in a batch move: weights and all state of others stay as they are.
     slots : tuple of str
         Arrays of the state.
     """
@@ -58,6 +60,7 @@ class Rule:
     weight_decay: float = field(default=0.0, kw_only=True)
     clip_norm: float | None = field(default=None, kw_only=True)
     ema: float = field(default=0.0, kw_only=True)
+    lazy_rows: bool = field(default=False, kw_only=True)
     decoupled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class Rule:
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
             if name == "clip_norm" and value is None:
                 continue
-            if name == "bias_correction":
+            if name in ("bias_correction", "lazy_rows"):
                 object.__setattr__(self, name, flag(value, f"{kind}: {name}"))
                 continue
             if name == "learning_rate" and callable(value):
@@ -133,7 +136,8 @@ class Rule:
 
     @cached_property
     def _numbers(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("learning_rate", "clip_norm")}
+        others = ("learning_rate", "clip_norm", "lazy_rows")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
     def constants(self, t: int, what: Assignments) -> tuple[float, ...]:
         """Return the numbers of an update; rounded to the parameters' dtype once, as NumPy does.
@@ -175,33 +179,38 @@ class Rule:
             raise RuleError(f"{what} gave {told(state['t'])} for 't', it must be one integer, np.zeros(1, np.int64)")
         return {"t": t, **{slot: _like(f"{what} for {slot!r}", state[slot], w) for slot in self.slots}}
 
-    def update(self, w: Array, g: Array, state: State) -> tuple[Array, State]:
+    def update(self, w: Array, g: Array, state: State, moving: Array | None = None) -> tuple[Array, State]:
         """Return new parameters and new state for the mean gradient `g` ``(P,)``; changes none of its inputs."""
         w, state = w.copy(), {name: array.copy() for name, array in state.items()}
-        self.update_in_place(w, g, state, np.empty((WORK, len(w)), w.dtype))
+        self.update_in_place(w, g, state, np.empty((WORK, len(w)), w.dtype), moving)
         return w, state
 
-    def update_in_place(self, w: Array, g: Array, state: State, work: Array) -> None:
+    def update_in_place(self, w: Array, g: Array, state: State, work: Array, moving: Array | None = None) -> None:
         """Update `w` and `state` themselves; `work` ``(WORK, n)`` is room for `n` entries at a time.
 
-        Every rule is elementwise, so the bits do not depend on `n`.
+        Every rule is elementwise, so the bits do not depend on `n`. With `moving`, the others stay as they are.
         """
         state["t"] += 1
         what = self.rated if "rates" in state else self.alone
         t = int(state["t"][0])
         constants, scale = self.constants(t, what), self.scale(g)
-        for start in range(0, len(g), max(1, work.shape[1])):
-            part = slice(start, start + work.shape[1])
-            rooms = work[:, : len(w[part])]
-            others = (state[name][part] for name in what.arrays[2:])
-            given = (w[part], clipped(g[part], scale, rooms[-1]), *others, *rooms, *constants)
+        for start in range(0, len(g if moving is None else moving), max(1, work.shape[1])):
+            span = slice(start, start + work.shape[1])
+            part = span if moving is None else moving[span]
+            moved = [w, *(state[name] for name in what.arrays[2:])]
+            first, *others = parts = [array[part] for array in moved]
+            rooms = work[:, : len(first)]
+            given = (first, clipped(g[part], scale, rooms[-1]), *others, *rooms, *constants)
             if self.own:
-                self._look(what, t, start, *given)
+                self._look(what, t, np.arange(len(w))[part], *given)
             else:
                 what.run(*given)
+            if moving is not None:
+                for array, new in zip(moved, parts):
+                    array[part] = new
 
-    def _look(self, what: Assignments, t: int, start: int, w: Array, g: Array, *others: Any) -> None:
-        """Run formulas of one's own, on the entries from `start` on, with a look at what comes of them.
+    def _look(self, what: Assignments, t: int, entries: Array, w: Array, g: Array, *others: Any) -> None:
+        """Run formulas of one's own, on these entries, with a look at what comes of them.
 
         Raises
         ------
@@ -213,9 +222,9 @@ class Rule:
             what.run(w, g, *others)
         strange = np.isnan(w) & good
         if strange.any():
-            entry = int(strange.argmax())
-            text = f"step of {type(self).__name__} at update {t} gave nan where the gradient is {g[entry]:.10g}"
-            raise RuleError(text, start + entry)
+            first = int(strange.argmax())
+            text = f"step of {type(self).__name__} at update {t} gave nan where the gradient is {g[first]:.10g}"
+            raise RuleError(text, int(entries[first]))
 
     def scale(self, g: Array) -> float:
         """Return the factor by which the gradient is clipped."""

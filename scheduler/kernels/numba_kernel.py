@@ -30,6 +30,7 @@ from .table import (
     COPY,
     EXTRA,
     FEEDS,
+    FILL,
     FRAME,
     INDICES,
     NUMBERS,
@@ -40,6 +41,9 @@ from .table import (
     Table,
     View,
 )
+
+
+Steps = Sequence[Sequence[Array]]
 
 
 def aligned_bytes(size: int) -> Array:
@@ -79,7 +83,7 @@ class Code:
         self.code = table.numbered(samples, self.offsets, size, addresses_of(table.kernels, dtype))
         self.numbers, self.units = table.numbers.astype(dtype), np.array([0.0, 1.0], dtype)
         # The BLAS is loaded here, before somebody limits its threads.
-        self.common = [*addresses_of([SUM, COPY], dtype), product_address(dtype)]
+        self.common = [*addresses_of([SUM, COPY, FILL], dtype), product_address(dtype)]
 
     def context(self, frame: Array, sync: Array) -> Array:
         """Return a context that stands at the first row, without the places of what is given.
@@ -93,7 +97,7 @@ class Code:
         """
         ctx = np.zeros(w.BASES + FEEDS + self.table.feeds + max(self.table.feeds, len(self.table.outputs)), np.int64)
         ctx[[w.SAMPLES, w.DIRECTIONS, w.SIZE, w.THREADS]] = self.samples, self.directions, self.dtype.itemsize, 1
-        ctx[[w.ADD, w.COPY_ROW, w.BLAS]] = self.common
+        ctx[[w.ADD, w.COPY_ROW, w.CLEAR, w.BLAS]] = self.common
         ctx[[w.ZERO, w.ONE]] = self.units.ctypes.data, self.units.ctypes.data + self.dtype.itemsize
         lay(ctx, {w.SYNC: sync})
         lay(ctx, {w.BASES + FRAME: frame, w.BASES + NUMBERS: self.numbers, w.BASES + INDICES: self.table.indices})
@@ -188,9 +192,10 @@ class CompiledRound:
         program: Program,
         names: tuple[str, ...],
         rule: Rule,
-        dtype: np.dtype[Any],
+        dtype: Any,
         rates: bool = False,
         keys: int | None = None,
+        tables: Any = (),
     ):
         self.rule, self.dtype, self.size = rule, np.dtype(dtype), program.size("param")
         self.moves = rule.rated if rates else rule.alone
@@ -199,7 +204,9 @@ class CompiledRound:
         self.clips = rule.clip_norm is not None
         began = time.perf_counter()
         gradient = names[0] if names else None
-        self.rounds = Assembler(program, gradient, keys=keys).write_round(update_kernel(self.moves), self.clips)
+        self.rounds = Assembler(program, gradient, keys=keys).write_round(
+            update_kernel(self.moves), self.clips, {t.start for t in tables}, rule.lazy_rows
+        )
         self.paces: dict[tuple[int, int], Pace] = {}  # by samples of the largest shard, and threads
         with compiling() as compiled:
             address, *_ = addresses_of([update_kernel(self.moves), *self.rounds.kernels], self.dtype)
@@ -210,9 +217,9 @@ class CompiledRound:
         self._shards = lru_cache(maxsize=8)(lambda samples: Code(shards(), self.dtype, samples))
 
     def run(
-        self, state: State, const: Array | None, feeds: list[Array], steps: Sequence[Sequence[Array]], threads: int = 1
+        self, state: State, const: Array | None, feeds: list[Array], steps: Steps, threads: int = 1, spans: Any = None
     ) -> tuple[State, list[float]]:
-        """Run several optimizer steps; the inputs stay as they are."""
+        """Run several optimizer steps; the inputs stay as they are. `spans`: with tables, see `spans_of`, of each step."""
         plan = Schedule.of(steps)
         new = {k: np.array(v, order="C") for k, v in state.items()}
         shards, t = int(plan.counts.max()), int(new["t"][0])
@@ -221,9 +228,11 @@ class CompiledRound:
         depth = levels(-(-shards // wave))
         arrays = {
             w.SHARES: self.gradient_room(min(shards, wave)), w.FOLDED: self.gradient_room(depth), w.SCALE: np.ones(1, self.dtype),
-            w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"],
+            w.CONSTANTS: self._constants(t, len(steps)), w.BASES + PARAM: new["w"], **self._spans(spans, len(steps)),
             **{w.WEIGHTS + k: array for k, array in enumerate(new[name] for name in self.moved)},
         }  # fmt: skip
+        if spans is not None:
+            arrays[w.SHARES][...] = 0
         numbers = {w.THREADS: threads, w.WAVE: wave, w.LEVELS: depth}
         code, losses = self._rounds(plan.samples), np.zeros((len(steps), shards))
         pace = self.paces.setdefault((plan.samples, threads), Pace())
@@ -275,19 +284,34 @@ class CompiledRound:
         room = aligned_bytes(shards * self.size * self.dtype.itemsize)
         return room.view(self.dtype).reshape(shards, self.size)
 
-    def update(self, state: State, gradient: Array) -> State:
-        """Return the state after one update by the mean gradient."""
+    def _spans(self, spans: Any, steps: int) -> dict[int, Array]:
+        """Return stretches of each step, by place; without them a gradient is one."""
+        if spans is None:
+            return {w.SPANS: np.array([[0, self.size, 0]]), w.SPAN_CUTS: np.tile([0, 1], (steps, 1))}
+        ends = np.cumsum([0, *map(len, spans)])
+        return {w.SPANS: np.concatenate(spans), w.SPAN_CUTS: np.column_stack([ends[:-1], ends[1:]])}
+
+    def update(self, state: State, gradient: Array, spans: Array | None = None) -> State:
+        """Return the state after one update by the mean gradient; with `spans` only there."""
         new = {k: np.array(v, order="C") for k, v in state.items()}
-        self.advance(new, gradient)
+        self.advance(new, gradient, spans)
         return new
 
-    def advance(self, state: State, gradient: Array, lo: int = 0, hi: int | None = None) -> None:
-        """Update entries ``lo:hi`` of a state, of which `gradient` is that part, in place; ``t`` is counted once."""
+    def advance(self, state: State, gradient: Array, spans: Any = None, lo: int = 0, hi: int | None = None) -> None:
+        """Update entries ``lo:hi`` of a state, of which `gradient` is that part, or `spans` of all; ``t`` is counted once."""
         parts = {k: v[lo:hi] for k, v in state.items() if k != "t"}
         t = int(state["t"][0])
         state["t"] += 1
         gradient = np.ascontiguousarray(clipped(gradient, self.rule.scale(gradient)))
         constants = self._constants(t, 1)  # here, so that it lives until it was read
+        if spans is not None:  # by the last row of a round
+            code, sync = self._rounds(1), np.zeros(2, np.int64)
+            ctx, places = code.context(sync, sync), self._spans([spans], 1)
+            lay(ctx, places | {w.WEIGHTS + k: parts[name] for k, name in enumerate(self.moved)})
+            lay(ctx, {w.SHARES: gradient, w.CONSTANTS: constants})
+            ctx[[w.ROW, w.STEPS, w.END]] = len(self.rounds.fields) - 1, 1, self.size
+            code.walk(ctx)
+            return
         first, *others = (parts[name].ctypes.data for name in self.moved)
         others += [first] * (w.MOVED - 2 - len(others))
         self._update(first, gradient.ctypes.data, *others, constants.ctypes.data, len(gradient))

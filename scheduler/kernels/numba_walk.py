@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from flowgrad.ops.linear import FEW_SAMPLES
 
+from ..machine import CACHE_LINE
 from ..tasks import FAN_IN
 from . import table as t
 
@@ -212,36 +213,49 @@ def barrier(ctx: Any) -> bool:
 
 
 @_compiled
-def add(kernel: int, target: int, source: int, count: int) -> None:
-    """Run a kernel of one operand."""
-    run(kernel, (target, source, source, source, source, source, source, count))
+def add(ctx: Any, kernel: int, target: int, source: int, least: int = 0) -> None:
+    """Run a kernel of one operand over this thread's part of what is not zero in this step; with `least` 1 over rows alone."""
+    size, cuts = ctx[t.SIZE], ctx[t.SPAN_CUTS] + 16 * ctx[t.STEP]
+    for k in range(load(cuts), load(cuts + 8)):
+        span = ctx[t.SPANS] + 24 * k
+        first, last = max(load(span), ctx[t.BEGIN]), min(load(span + 8), ctx[t.END])
+        if first < last and load(span + 16) >= least:
+            a, b = target + first * size, source + first * size
+            run(kernel, (a, b, b, b, b, b, b, last - first))
 
 
 @_compiled
 def share(ctx: Any, k: int) -> int:
-    """Return the address of this thread's part of a shard's gradient."""
-    return ctx[t.SHARES] + (k * ctx[t.ENTRIES] + ctx[t.BEGIN]) * ctx[t.SIZE]
+    """Return the address of a shard's gradient."""
+    return ctx[t.SHARES] + k * ctx[t.ENTRIES] * ctx[t.SIZE]
+
+
+@_compiled
+def clear(ctx: Any) -> None:
+    """Make zeros of the rows of tables again, in the gradients of all shards of a wave."""
+    for k in range(min(ctx[t.WAVE], ctx[t.SHARDS])):
+        add(ctx, ctx[t.CLEAR], share(ctx, k), share(ctx, k), 1)
 
 
 @_compiled
 def tree_sum(ctx: Any, shards: int) -> None:
     """Add up the gradients of a wave into the first, in the order of `reduce_tree`."""
-    stride, count = 1, ctx[t.END] - ctx[t.BEGIN]
+    stride = 1
     while stride < shards:
         for first in range(0, shards, stride * FAN_IN):
             for k in range(first + stride, min(first + stride * FAN_IN, shards), stride):
-                add(ctx[t.ADD], share(ctx, first), share(ctx, k), count)
+                add(ctx, ctx[t.ADD], share(ctx, first), share(ctx, k))
         stride *= FAN_IN
 
 
 @_compiled
 def fold(ctx: Any, node: int) -> None:
     """Add the first gradient to what `fold_tree` keeps of a tree, as its `node`-th item; a complete group moves up a level."""
-    item, count = share(ctx, 0), ctx[t.END] - ctx[t.BEGIN]
+    item = share(ctx, 0)
     for level in range(ctx[t.LEVELS]):
         place_, node = node % FAN_IN, node // FAN_IN
-        target = ctx[t.FOLDED] + (level * ctx[t.ENTRIES] + ctx[t.BEGIN]) * ctx[t.SIZE]
-        add(ctx[t.COPY_ROW] if place_ == 0 else ctx[t.ADD], target, item, count)
+        target = ctx[t.FOLDED] + level * ctx[t.ENTRIES] * ctx[t.SIZE]
+        add(ctx, ctx[t.COPY_ROW] if place_ == 0 else ctx[t.ADD], target, item)
         if place_ < FAN_IN - 1:
             break
         item = target
@@ -250,11 +264,11 @@ def fold(ctx: Any, node: int) -> None:
 @_compiled
 def unfold(ctx: Any, nodes: int) -> None:
     """Write the sum of a tree of `nodes` items, of which the open groups are kept, into the first gradient."""
-    started, left, count = False, nodes, ctx[t.END] - ctx[t.BEGIN]
+    started, left = False, nodes
     for level in range(ctx[t.LEVELS]):
         if left % FAN_IN or (level == ctx[t.LEVELS] - 1 and not started):
-            source = ctx[t.FOLDED] + (level * ctx[t.ENTRIES] + ctx[t.BEGIN]) * ctx[t.SIZE]
-            add(ctx[t.ADD] if started else ctx[t.COPY_ROW], share(ctx, 0), source, count)
+            source = ctx[t.FOLDED] + level * ctx[t.ENTRIES] * ctx[t.SIZE]
+            add(ctx, ctx[t.ADD] if started else ctx[t.COPY_ROW], share(ctx, 0), source)
             started = True
         left //= FAN_IN
 
@@ -299,6 +313,7 @@ def tree(ctx: Any) -> int:
     tree_sum(ctx, min(count - first, ctx[t.WAVE]))
     if count > ctx[t.WAVE]:
         fold(ctx, first // ctx[t.WAVE])
+        clear(ctx)
         if not barrier(ctx):
             return -1
     ctx[t.WAVE_START] = first + ctx[t.WAVE]
@@ -308,6 +323,44 @@ def tree(ctx: Any) -> int:
     if count > ctx[t.WAVE]:
         unfold(ctx, (count + ctx[t.WAVE] - 1) // ctx[t.WAVE])
     return 1
+
+
+@_compiled
+def move(code: Any, at: int, ctx: Any, first: int, last: int) -> None:
+    """Run the rule over some entries."""
+    w, skip, g = t.WEIGHTS, first * ctx[t.SIZE], share(ctx, 0) + first * ctx[t.SIZE]
+    constants = ctx[t.CONSTANTS] + ctx[t.STEP] * code[at + t.EXTRA + 1] * ctx[t.SIZE]
+    run_update(
+        code[at + t.KERNEL],
+        (ctx[w] + skip, g, ctx[w + 1] + skip, ctx[w + 2] + skip, ctx[w + 3] + skip, ctx[w + 4] + skip, ctx[w + 5] + skip,
+         constants, last - first),
+    )  # fmt: skip
+
+
+@_compiled
+def cut(start: int, stop: int, entry: int) -> int:
+    """Return where a thread's part of a stretch begins whose entries begin with `entry`: where vectors do, to round alike."""
+    return min(stop, start + max(0, (entry - start + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE))
+
+
+@_compiled
+def update(code: Any, at: int, ctx: Any) -> bool:
+    """Update this thread's part of the state, or of what has a gradient; False if a thread failed."""
+    if not code[at + t.EXTRA + 2]:
+        move(code, at, ctx, ctx[t.BEGIN], ctx[t.END])
+    else:  # parts are cut elsewhere than those that were added up, and will be cleared
+        if not barrier(ctx):
+            return False
+        cuts = ctx[t.SPAN_CUTS] + 16 * ctx[t.STEP]
+        for k in range(load(cuts), load(cuts + 8)):
+            start, stop = load(ctx[t.SPANS] + 24 * k), load(ctx[t.SPANS] + 24 * k + 8)
+            first, last = cut(start, stop, ctx[t.BEGIN]), cut(start, stop, ctx[t.END])
+            if first < last:
+                move(code, at, ctx, first, last)
+        if not barrier(ctx):
+            return False
+    clear(ctx)
+    return barrier(ctx)
 
 
 @intrinsic
@@ -373,18 +426,12 @@ def walk(code: Any, ctx: Any) -> int:
                     ctx[t.ROW] = row
                     return t.MEASURE
             else:
-                g = share(ctx, 0)
+                g = share(ctx, 0) + ctx[t.BEGIN] * ctx[t.SIZE]
                 run(code[at + t.KERNEL], (g, g, g, g, g, g, ctx[t.SCALE], ctx[t.END] - ctx[t.BEGIN]))
         elif opcode == t.UPDATE:
-            k, w, skip, count = ctx[t.STEP], t.WEIGHTS, ctx[t.BEGIN] * ctx[t.SIZE], ctx[t.END] - ctx[t.BEGIN]
-            run_update(
-                code[at + t.KERNEL],
-                (ctx[w] + skip, share(ctx, 0), ctx[w + 1] + skip, ctx[w + 2] + skip, ctx[w + 3] + skip, ctx[w + 4] + skip,
-                 ctx[w + 5] + skip, ctx[t.CONSTANTS] + k * code[at + t.EXTRA + 1] * ctx[t.SIZE], count),
-            )  # fmt: skip
-            if not barrier(ctx):
+            if not update(code, at, ctx):
                 return t.ENDED
-            ctx[t.STEP] = k + 1
+            ctx[t.STEP] += 1
             row = code[at + t.EXTRA]
         if atomic_load(ctx[t.SYNC] + 8):
             return t.ENDED

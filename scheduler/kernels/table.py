@@ -8,7 +8,7 @@ ranges of a vector are never copied, and what all samples share is read with a s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,8 +47,9 @@ ALIGNED = 64
     SAMPLES, DIRECTIONS, BLAS, SIZE, ONE, ZERO, SYNC, ROW,  # samples of this walk, rows of a cotangent; BLAS; bytes of a number
     STEP, SHARD, WAVE_START, THREAD, THREADS, MET,  # where this thread is
     STEPS, SHARDS, WAVE, LEVELS, ENTRIES, BEGIN, END,  # of a round; this thread's part of the parameters
-    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, CONSTANTS, SCALE, ADD, COPY_ROW, WEIGHTS,
-) = range(34)  # fmt: skip
+    ORDER, CUTS, COUNTS, LOSSES, SHARES, FOLDED, NORMED, SEEDS, CONSTANTS, SCALE, ADD, COPY_ROW, CLEAR,
+    SPANS, SPAN_CUTS, WEIGHTS,  # where gradients are not zero, and which of these stretches are of which step
+) = range(37)  # fmt: skip
 # Arrays of an update, the gradient among them; their places follow from that of the weights on.
 MOVED = 7
 BASES = WEIGHTS + MOVED - 1
@@ -198,6 +199,7 @@ class Assembler:
         self.places: dict[int, View] = {}
         self.added: dict[int, int] = {}
         self.begun: set[int] = set()
+        self.cleared: Collection[int] = ()
         self.reserved: set[int] = set()
         self.free: dict[Type, list[int]] = {}
         self.owners: Counter[int] = Counter()
@@ -243,8 +245,12 @@ class Assembler:
         return self._table()
 
     @without_collection
-    def write_round(self, rule: Kernel, clips: bool) -> Table:
-        """Return the table of a round of whole steps; `clips`: gradients are clipped by their norm, which Python computes."""
+    def write_round(self, rule: Kernel, clips: bool, cleared: Collection[int] = (), lazy: bool = False) -> Table:
+        """Return the table of a round of whole steps; `clips`: gradients are clipped by their norm, which Python computes.
+
+        Before each step tables that begin at `cleared` have zeros for gradient; `lazy`: their other rows are not updated.
+        """
+        self.cleared = cleared
         self._write()
         self._close_shards(1)
         self.fields.insert(0, [NEXT_STEP, -1, -1, *[0] * (OPERAND - 3)])
@@ -252,7 +258,7 @@ class Assembler:
         self._row(TREE, None, (), extra=(1,))
         if clips:
             self._row(NORM, CLIP, ())
-        self._row(UPDATE, rule, (), extra=(0, len(rule.attributes)))
+        self._row(UPDATE, rule, (), extra=(0, len(rule.attributes), int(lazy)))
         return self._table()
 
     def _write(self) -> None:
@@ -725,7 +731,8 @@ class Assembler:
         elif kind is Selection and i.op in (Slice, Gather):
             self._pull_selection(i, out, g, summed)
         elif kind.row_add is not None and _own(i.op):  # to the sum itself, if it is one
-            self._loop(FILL, out)
+            if self.slots[out.slot].space != GRAD or out.start not in self.cleared:
+                self._loop(FILL, out)
             self._function(kind.row_add, None, [out, *args])
         elif kind.row_pull is not None and _own(i.op):
             pull = kind.row_pull

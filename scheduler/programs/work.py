@@ -14,7 +14,8 @@ from flowgrad.typing import Array
 from ..kernels import kernel_of
 from ..machine import canonical, without_subnormals
 
-Gradient = tuple[Array, float]
+# Of a shard: an array, or a `RowGradient` where there are tables; and the loss.
+Gradient = tuple[Any, float]
 
 
 def pick(values: Any, index: Any) -> Any:

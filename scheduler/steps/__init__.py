@@ -13,6 +13,7 @@ from .step import (
     compile_step,
     labels_of,
     places_of,
+    row_tables,
     weighted,
 )
 from .vanished import vanished

@@ -13,7 +13,7 @@ from ..tasks import Ref, TaskGraph, reduce_tree
 from .draws import Span, keys_of
 from .lanes import LaneBatch, LaneInputs, lane_gradient, pick_weights, update_lanes, whole_step
 from .step import Step, inputs_of
-from .work import run_round, shard_step, update
+from .work import run_round, shard_step, update, with_rows
 
 
 def lower_steps(
@@ -109,4 +109,5 @@ def _share(
         taken.insert(step.draws.at, graph.task("draw", keys_of, step.draws, state, [span], worker=at))
     weights = graph.task("weights", weights_of, state, worker=at) if step.program.size("param") else None
     inputs = inputs_of(step.program, weights, lane.const, taken)
-    return lower_share(graph, step.program, step.names, inputs, len(rows), batch)
+    share = lower_share(graph, step.program, step.names, inputs, len(rows), batch)
+    return graph.task("rows", with_rows, lane.step, lane.const, taken, share, worker=at) if step.tables else share

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from flowgrad.optim import State
+from flowgrad.optim import RowGradient, State
 from flowgrad.typing import Array
 
-from ..collective import Group, slices, worth_slices
+from ..collective import Group, slices, traffic, worth_slices
 from ..executors import Lost
 from ..machine import CACHE_LINE, canonical, empty_array, without_subnormals
-from ..programs import Gradient
+from ..programs import Gradient, add_gradients
 from ..tasks import bounds, reduce_some
 from .draws import Span, with_keys
 from .lanes import LaneBatch, LaneInputs, Subtotals, gradients
-from .work import compiled, update
+from .step import Step
+from .work import as_rows, compiled, update, whole_gradient
 
 
 @dataclass(slots=True, eq=False)
@@ -77,16 +78,18 @@ def shared_steps(
     if before.state is None:
         raise Lost("a worker that is short of memory put the optimizer's state away")
     state = {k: np.array(canonical(v)) for k, v in before.state.items()}
+    lane = _sending(group, lane, state["w"], max(sum(map(len, shards)) for shards in steps))
     step = lane.step
     # The noise of a private step is drawn, and a norm is taken, of the whole vector at once.
     whole = step.private is not None or step.rule.clip_norm is not None or not worth_slices(state["w"], group.size)
+    whole |= bool(step.tables)
     cuts = _cuts(len(state["w"]), group.size)
     lo, hi = cuts[group.rank]
     losses: list[float] = []
     with _worker(group, lane, state, steps, spans, threads) as (compute, advance):
         for k, shards in enumerate(steps):
-            nodes = _exchanged(group, compute(k), spans, len(shards), None if whole else cuts)
-            gradient, loss = _total(nodes, len(shards))
+            nodes = _exchanged(group, step, compute(k), spans, len(shards), None if whole else cuts)
+            gradient, loss = _total(nodes, len(shards), add_gradients if step.tables else _add)
             losses.append(loss)
             if whole:
                 advance(gradient, 0, len(state["w"]))
@@ -107,8 +110,15 @@ def _cuts(entries: int, size: int) -> list[tuple[int, int]]:
     return [(min(a * CACHE_LINE, entries), min(b * CACHE_LINE, entries)) for a, b in slices(lines, size)]
 
 
+def _sending(group: Group, lane: LaneInputs, w: Array, batch: int) -> LaneInputs:
+    """Return the lane; without tables where whole gradients, each lane's slice, are less to send, and nothing else is asked for."""
+    step = lane.step
+    fewer = (group.size - 1) * step.sent(batch, w.itemsize) < traffic(w.nbytes, group.size)[1]
+    return lane if fewer or step.rule.lazy_rows else replace(lane, step=replace(step, tables=()))
+
+
 Compute = Callable[[int], Subtotals]
-Advance = Callable[[Array, int, int], None]
+Advance = Callable[[Any, int, int], None]
 
 
 @contextmanager
@@ -130,7 +140,7 @@ def _worker(
             part = LaneBatch(steps[k][first:stop], first, len(steps[k]), batches[k], threads)
             return gradients(lane, state, part)
 
-        def advance(gradient: Array, lo: int, hi: int) -> None:
+        def advance(gradient: Any, lo: int, hi: int) -> None:
             part = {k: v if k == "t" else v[lo:hi] for k, v in state.items()}
             for k, v in update(step, part, (gradient, 0.0)).items():
                 part[k][...] = v
@@ -152,10 +162,17 @@ def _worker(
         def compute_in_place(k: int) -> Subtotals:
             out = buffers[k % 2]
             losses = walk(k, out) if mine[k] else []
-            shares = {(0, first + n): (out[n], loss) for n, loss in enumerate(losses)}
-            return reduce_some(shares, len(steps[k]), _add_in_place)
+            if step.tables:
+                given = [as_rows(step, lane.const, lane.feeds, rows, g) for rows, g in zip(mine[k], out)]
+            else:
+                given = list(out)
+            shares = {(0, first + n): (given[n], loss) for n, loss in enumerate(losses)}
+            return reduce_some(shares, len(steps[k]), add_gradients if step.tables else _add_in_place)
 
-        yield compute_in_place, partial(run.advance, state)
+        def advance_in_place(gradient: Any, lo: int, hi: int) -> None:
+            run.advance(state, *whole_gradient(step, gradient), lo, hi)
+
+        yield compute_in_place, advance_in_place
 
 
 def _add_in_place(pair: list[Gradient]) -> Gradient:
@@ -168,20 +185,31 @@ def _add(pair: list[Gradient]) -> Gradient:
     return np.add(a, b, out=empty_array(a.shape, a.dtype)), loss + more
 
 
-def _total(nodes: Subtotals, shards: int) -> Gradient:
-    (mean,) = reduce_some(nodes, shards, _add).values()
+def _total(nodes: Subtotals, shards: int, add: Callable[[list[Gradient]], Gradient]) -> Gradient:
+    (mean,) = reduce_some(nodes, shards, add).values()
     return mean
 
 
 def _exchanged(
-    group: Group, mine: Subtotals, spans: Sequence[tuple[int, int]], shards: int, cuts: Sequence[tuple[int, int]] | None
+    group: Group,
+    step: Step,
+    mine: Subtotals,
+    spans: Sequence[tuple[int, int]],
+    shards: int,
+    cuts: Sequence[tuple[int, int]] | None,
 ) -> Subtotals:
     """Return the nodes of the tree that all lanes have; with `cuts` only this lane's slice of them."""
     arrays = [gradient for gradient, _ in mine.values()]
+    if step.tables:
+        arrays = [array for gradient in arrays for array in gradient.arrays]
     parts = [arrays if cuts is None else [a[slice(*cuts[rank])] for a in arrays] for rank in range(group.size)]
     nodes: Subtotals = {}
     for (first, stop), letter in zip(spans, group.exchange(("gradients",), parts, [loss for _, loss in mine.values()])):
-        nodes |= zip(_nodes(first, stop, shards), zip(letter.data, letter.note))
+        data = letter.data
+        if step.tables:
+            count, size = 1 + 2 * len(step.tables), step.program.size("param")
+            data = [RowGradient(size, step.tables, tuple(data[k : k + count])) for k in range(0, len(data), count)]
+        nodes |= zip(_nodes(first, stop, shards), zip(data, letter.note))
     return nodes
 
 

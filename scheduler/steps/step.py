@@ -13,8 +13,9 @@ from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Graph, Node, Variable, ancestors
 from flowgrad.inputs import brief, integer, real
 from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, Multiply, draws_of
+from flowgrad.ops.embedding import row_numbers, tables_of
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim import Privacy, Rule, State
+from flowgrad.optim import Privacy, Rule, State, Table, spans_of
 from flowgrad.program import Builder, Program, Type
 from flowgrad.typing import Array
 
@@ -100,6 +101,8 @@ class Step:
         How the mean gradient updates the state.
     draws : Draws, optional
         What is drawn at random, if anything is.
+    tables : tuple of Table
+        Parameters whose gradients go as rows, see `row_tables`.
     """
 
     program: Program
@@ -108,6 +111,7 @@ class Step:
     private: PrivateStep | None = None
     rule: Rule = field(default_factory=Rule)
     draws: Draws | None = None
+    tables: tuple[Table, ...] = ()
 
     def by(self, kernel: str) -> Step:
         """Return the step as a kernel runs it."""
@@ -122,6 +126,33 @@ class Step:
         arrays = {v.index: array for v, array in feeds.arrays.items()}
         return const, [arrays[k] for k in self.fed]
 
+    def rows(self, const: Array | None, feeds: Sequence[Array], samples: Array) -> list[Array]:
+        """Return for each table the rows that samples pick, in their order; `samples` are rows of the feeds."""
+        found = []
+        for table in self.tables:
+            picked = [self._picked(k, const, feeds, samples) for k in table.by]
+            found.append(np.unique(row_numbers(np.concatenate(picked), table.rows).astype(np.int32)))
+        return found
+
+    def _picked(self, variable: int, const: Array | None, feeds: Sequence[Array], samples: Array) -> Array:
+        if variable in self.fed:
+            return feeds[self.fed.index(variable)][samples].ravel()
+        assert const is not None
+        _, start, stop = self.program.layout[variable]
+        return const[0, start:stop]
+
+    def spans(self, const: Array | None, feeds: Sequence[Array], samples: Array) -> Array:
+        """Return where the gradient of samples is not zero."""
+        return spans_of(self.program.size("param"), self.tables, self.rows(const, feeds, samples))
+
+    def sent(self, samples: int, itemsize: int) -> int:
+        """Return the bytes of a gradient of so many samples, at the most."""
+        entries, numbers = self.program.size("param"), 0
+        for t in self.tables:
+            picked = min(t.rows, samples * t.picks)
+            entries, numbers = entries - (t.rows - picked) * t.dim, numbers + picked
+        return entries * itemsize + 4 * numbers
+
 
 def inputs_of(program: Program, param: Any, const: Any, feeds: Iterable[Any]) -> dict[int, Any]:
     """Return the inputs of a program but the seed, in its order."""
@@ -133,6 +164,17 @@ def arrange(program: Program, state: State | None, const: Array | None, feeds: l
     """Return the inputs of a program in its order, aligned as the bits of the result need it."""
     param = None if state is None else weights_of(state)
     return [canonical(x) for x in inputs_of(program, param, const, feeds).values()]
+
+
+def row_tables(step: Step, target: Node, batch: int) -> tuple[Table, ...]:
+    """Return the tables whose gradient by a batch is better off as rows: half of them at the most; all, if others must not move."""
+    layout, tables = step.program.layout, []
+    for v, index in tables_of(target).items():
+        (role, start, _), (rows, dim) = layout.get(v.index, ("", 0, 0)), v.shape
+        picks = sum(k.dim for k in index)
+        if role == "param" and (step.rule.lazy_rows or 2 * batch * picks <= rows):
+            tables.append(Table(start, rows, dim, picks, tuple(k.index for k in index)))
+    return tuple(sorted(tables))
 
 
 @without_collection

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim import WORK, State
+from flowgrad.optim import WORK, RowGradient, State, entries_of
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
@@ -74,10 +74,34 @@ def shard_step(
     scratch: Scratch | None = None,
     first: int = 0,
 ) -> Gradient:
-    """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`.
+    """Take a shard's rows from the feeds and compute its gradient at the parameters in `state`; of tables as rows.
 
     With `scratch` the rows and the gradient are written into its arrays. Its first sample is number `first` of the mini-batch.
     """
+    gradient, loss = _shard_gradient(step, state, const, feeds, rows, batch, scratch, first)
+    return as_rows(step, const, feeds, rows, gradient), loss
+
+
+def as_rows(step: Step, const: Array | None, feeds: Sequence[Array], samples: Array, gradient: Array) -> Any:
+    """Return the gradient of samples, of tables the rows that they pick."""
+    return RowGradient.of(gradient, step.tables, step.rows(const, feeds, samples)) if step.tables else gradient
+
+
+def with_rows(step: Step, const: Array | None, taken: Sequence[Array], share: Gradient) -> Gradient:
+    """Return the gradient of all samples in `taken` as `shard_step` does."""
+    return as_rows(step, const, taken, np.arange(max(map(len, taken), default=0)), share[0]), share[1]
+
+
+def _shard_gradient(
+    step: Step,
+    state: State,
+    const: Array | None,
+    feeds: list[Array],
+    rows: Array,
+    batch: int,
+    scratch: Scratch | None,
+    first: int,
+) -> tuple[Array, float]:
     span = Span(1, first, len(rows))
     if step.program.compiled:
         keyed = with_keys(step.draws, state, feeds, [span])
@@ -97,25 +121,33 @@ def shard_step(
 def compiled(step: Step, state: State) -> Any:
     """Return the compiled step for states such as this one."""
     keys = None if step.draws is None else step.draws.at
-    return compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state, keys)
+    return compiled_round(step.program, step.names, step.rule, state["w"].dtype, "rates" in state, keys, step.tables)
 
 
 @without_subnormals
 def update(step: Step, state: State, mean: Gradient) -> State:
     """Return the state after one update by the mean gradient."""
     state = {k: canonical(v) for k, v in state.items()}
+    gradient, spans = whole_gradient(step, mean[0])
     if step.program.compiled:
-        return compiled(step, state).update(state, canonical(mean[0]))
+        return compiled(step, state).update(state, gradient, spans)
     state = {k: v.copy() for k, v in state.items()}
-    _update(step, state, canonical(mean[0]), Scratch())
+    _update(step, state, gradient, spans, Scratch())
     return state
 
 
-def _update(step: Step, state: State, gradient: Array, scratch: Scratch) -> None:
+def whole_gradient(step: Step, gradient: Any) -> tuple[Array, Array | None]:
+    """Return a gradient as one vector, and where it moves the state: None if everywhere."""
+    if not isinstance(gradient, RowGradient):
+        return canonical(gradient), None
+    return gradient.dense(), gradient.spans if step.rule.lazy_rows else None
+
+
+def _update(step: Step, state: State, gradient: Array, spans: Array | None, scratch: Scratch) -> None:
     if step.private is not None:
         gradient = step.private.blurred(gradient, int(state["t"][0]) + 1)
     room = scratch.array("work", (WORK, min(len(gradient), UPDATE_ENTRIES)), gradient.dtype)
-    step.rule.update_in_place(state["w"], gradient, state, room)
+    step.rule.update_in_place(state["w"], gradient, state, room, None if spans is None else entries_of(spans))
 
 
 @without_subnormals
@@ -134,7 +166,8 @@ def run_round(
     state = {k: canonical(v) for k, v in before[0].items()}
     if step.program.compiled:
         keyed = with_keys(step.draws, state, feeds, (Span(k, 0, sum(map(len, s))) for k, s in enumerate(steps, 1)))
-        return compiled(step, state).run(state, const, keyed, steps, threads)
+        spans = [step.spans(const, feeds, np.concatenate(shards)) for shards in steps] if step.tables else None
+        return compiled(step, state).run(state, const, keyed, steps, threads, spans)
     state = {k: v.copy() for k, v in state.items()}
     scratches = [Scratch() for _ in range(max(SIDE_BY_SIDE, threads))]
     losses = []
@@ -148,7 +181,7 @@ def run_round(
             return shard_step(step, state, const, feeds, rows, batch, scratch, first)
 
         gradient, loss = fold_tree(_shares(each, share, parts, scratches), add_gradients)
-        _update(step, state, gradient, scratches[0])
+        _update(step, state, *whole_gradient(step, gradient), scratches[0])
         losses.append(loss)
     return state, losses
 
@@ -159,7 +192,7 @@ def _shares(each: Any, share: Any, shards: Sequence[Any], scratches: list[Scratc
     for k in range(0, len(shards), len(scratches)):
         for gradient, loss in list(each(share, zip(shards[k : k + len(scratches)], scratches))):
             # Where the arrays are used again, the tree may still hold on to one.
-            yield (gradient.copy() if again else gradient), loss
+            yield (gradient.copy() if again and isinstance(gradient, np.ndarray) else gradient), loss
 
 
 @without_subnormals

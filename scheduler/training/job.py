@@ -27,6 +27,7 @@ from ..steps import (
     compile_step,
     labels_of,
     places_of,
+    row_tables,
     shard_step,
     vanished,
     weighted,
@@ -175,7 +176,7 @@ class TrainingJob:
             return
         rows = np.arange(min(LOOKED_AT, self.feeds.samples))
         with one_thread():
-            gradient, loss = shard_step(self.step, state, const, feeds, rows, len(rows))
+            gradient, loss = shard_step(replace(self.step, tables=()), state, const, feeds, rows, len(rows))
         used, layout = ancestors(self.settings.optimizer.target), self.step.program.layout
         trained = (v for v in self.variables if v.trainable and v in used and v.index in layout)
         places = {v: layout[v.index][1:] for v in trained}
@@ -199,6 +200,9 @@ class TrainingJob:
         if is_own(rule.learning_rate):
             rule = replace(rule, learning_rate=self._rates)
         self.step = replace(self.step, rule=rule)
+        self.step = replace(
+            self.step, tables=row_tables(self.step, self.settings.optimizer.target, self.settings.batch_size)
+        )
 
     def ask_rates(self, t: int, steps: int) -> bool:
         """Ask a learning rate that is a function for the `steps` updates after update `t`; return whether steps had other ones.

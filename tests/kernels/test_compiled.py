@@ -25,7 +25,7 @@ from flowgrad.formulas import FUNCTIONS, formula
 from flowgrad.scheduler.feeds.check import check_feeds
 from flowgrad.scheduler.kernels import compiled_round, kernel_of
 from flowgrad.scheduler.programs.compile import compile_gradient, flat_values
-from flowgrad.scheduler.steps.step import compile_step
+from flowgrad.scheduler.steps.step import compile_step, row_tables
 from flowgrad.scheduler.steps.work import run_round, shard_step
 from flowgrad.scheduler.tasks.tree import FAN_IN, reduce_tree
 
@@ -340,6 +340,33 @@ def test_rows_of_a_table_and_what_is_added_to_them(rows, dim, steps, twice, dtyp
     got = here.run(STEPS)
     same(got, here.expected(STEPS), *((1e-9, 1e-11) if dtype == "d" else (2e-3, 1e-4)))
     assert here.run(STEPS, 2)[0]["w"].tobytes() == got[0]["w"].tobytes()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("dim", [1, 3, 64, 200])
+def test_rows_of_a_table_in_many_shards_and_by_any_number_of_threads(dim, lazy):
+    """More shards than are kept side by side, so that their gradients are folded, and zeros are written between."""
+    rng = np.random.default_rng(dim)
+    with fg.Graph(seed=0):
+        before, w, k = (
+            fg.Variable(7, ("normal", 1.0)),
+            fg.Variable((90, dim), ("normal", 1.0)),
+            fg.Variable(2, trainable=False),
+        )
+        loss = fg.Dot(fg.Sum(fg.Tanh(fg.Embedding(w, k))), fg.Sum(before * before)) * fg.Variable(1, [0.1])
+    rule = fg.optim.AdamRule(0.1, weight_decay=0.1, clip_norm=0.5, lazy_rows=lazy)
+    here = Setting(loss, {k: rng.integers(0, 90, (30, 2))}, rule, np.dtype("f"))
+    tables = row_tables(here.step, loss, 22)
+    steps = [[rng.integers(0, 30, 1 + (s == 3)) for s in range(n)] for n in (21, 1, 9, 16)]
+    ends = []
+    for step in (replace(here.step, tables=tables), here.step)[: 2 - lazy]:
+        step = step.by("numba")
+        ends += [run_round(step, (here.state, []), here.const, here.feeds, steps, n) for n in (1, 2, 3, 5)]
+    assert len(tables) == 1
+    assert len({b"".join(array.tobytes() for array in state.values()) for state, _ in ends}) == 1
+    assert [losses for _, losses in ends] == [ends[0][1]] * len(ends)
+    step = replace(here.step, tables=tables)
+    same(ends[0], run_round(step, (here.state, []), here.const, here.feeds, steps, 1), 2e-3, 1e-4)
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "numba"])

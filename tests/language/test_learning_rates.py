@@ -1,4 +1,4 @@
-"""Rates by variable and scope, what is frozen, and averages of weights: the same wherever steps are made, and in files."""
+"""Rates by variable and scope, what is frozen, averages of weights, rows of tables: the same everywhere, and in files."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 import flowgrad as fg
 from flowgrad.errors import GraphError
 from flowgrad.files import OPTIMIZERS
+from flowgrad.scheduler.training import job
 
 
 class Net:
@@ -268,3 +269,179 @@ def test_averages_that_nobody_keeps_are_told():
     before = net.values()
     with net.optimizer.averaged():
         close(net.values(), before)
+
+
+# -- rows of tables --
+
+
+class Tables(Net):
+    """Two tables, one of which is read twice, by numbers that are fed and by one that is set."""
+
+    def __init__(self, kind="AdamW", **settings):
+        rng = np.random.default_rng(5)
+        with fg.Graph(seed=0) as self.graph:
+            self.x, self.y = fg.Variable(2, trainable=False, name="x"), fg.Variable(1, trainable=False, name="y")
+            with fg.scope("encoder"):
+                self.w = fg.Variable((40, 3), rng.normal(size=(40, 3)), name="w")
+                self.b = fg.Variable((30, 2), rng.normal(size=(30, 2)), name="b")
+                read = (fg.Embedding(self.b, self.x), fg.Embedding(self.b, fg.Variable(1, [7], trainable=False)))
+                hidden = fg.Vectorize(fg.Embedding(self.w, self.x).reshape(6), read[0].reshape(4), read[1].reshape(2))
+            self.head = fg.Variable(12, rng.normal(size=12), name="head")
+            self.loss = fg.MeanSquaredError(fg.Tanh(fg.Dot(self.head, hidden)), self.y)
+        self.trained = (self.w, self.b, self.head)
+        self.feeds = {self.x: rng.integers(0, 30, (12, 2)), self.y: rng.normal(size=12)}
+        self.optimizer = getattr(fg, kind)(self.graph, self.loss, 0.1, batch_size=4, **settings)
+
+
+ROWS = {
+    "plain": {},
+    "rates": {"learning_rates": {"encoder.w": 0.5}, "freeze": ["encoder.b"]},
+    "all": {"learning_rates": {"encoder": 0.1, "head": 2}, "ema": 0.5, "clip_norm": 0.3, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("what", ROWS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_interpreter_moves_the_same_rows(kind, what, lazy):
+    trained, stepped = (Tables(kind, lazy_rows=lazy, **ROWS[what]) for _ in range(2))
+    trained.fit(dtype="float64")
+    stepped.step()
+    close(trained.values(), stepped.values())
+    close(trained.optimizer.state.values(), (stepped.optimizer.state[slot] for slot in trained.optimizer.state))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_rows_have_the_bits_of_whole_tables_on_every_executor(executor, kernel, lazy, monkeypatch):
+    if kernel == "numba":
+        pytest.importorskip("numba")
+    row_tables = job.row_tables
+
+    def train(where, grain, what, tables=row_tables):
+        monkeypatch.setattr(job, "row_tables", tables)
+        net = Tables("AMSGrad", lazy_rows=lazy, **ROWS[what])
+        net.fit(where, grain=grain, kernel=kernel, shards=4)
+        return net.bits()
+
+    for what in ("plain", "all"):
+        ends = {train(executor, grain, what) for grain in ("round", "shard", "sample", "collective")}
+        if kernel == "numpy":
+            ends.add(train(executor, "node", what))
+        assert ends == {train("sync", "round", what)}
+        if not lazy:
+            assert ends == {train("sync", "round", what, lambda step, target, batch: ())}
+
+
+def test_private_steps_have_the_same_bits_with_rows(monkeypatch):
+    private = {"per_sample_clip": 0.5, "noise_multiplier": 0.1, "noise_seed": 3}
+    rows, whole = Tables(**private), Tables(**private)
+    rows.fit(shards=2)
+    monkeypatch.setattr(job, "row_tables", lambda step, target, batch: ())
+    whole.fit(shards=2)
+    assert rows.bits() == whole.bits()
+
+
+@pytest.mark.parametrize("way", ["numpy", "numba", "step"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_rows_that_do_not_occur_keep_their_bits_and_so_does_their_state(kind, way):
+    settings = {"ema": 0.5, "weight_decay": 0.1, "lazy_rows": True}
+    net = Tables(kind, **settings)
+    for k in range(3):
+        part = slice(4 * k, 4 * k + 4)
+        before, state = net.values(), net.optimizer.state_now() or net.optimizer.first_state()
+        if way == "step":
+            for i in range(12)[part]:
+                net.x.set_value(net.feeds[net.x][i])
+                net.y.set_value(net.feeds[net.y][i])
+                net.optimizer.one_step()
+        else:
+            engine = fg.Engine("sync", dtype="float64", kernel=way)
+            fg.Trainer(net.optimizer, engine).fit({v: a[part] for v, a in net.feeds.items()}, epochs=1)
+        picked = np.unique(net.feeds[net.x][part])
+        moving = [
+            np.isin(np.arange(40), picked).repeat(3),
+            np.isin(np.arange(30), [*picked, 7]).repeat(2),
+            np.ones(12, bool),
+        ]
+        for old, new, moves in zip(before, net.values(), moving):
+            assert ((old.view(np.int64) != new.view(np.int64)) <= moves).all()
+            assert (old != new)[moves].any()
+        for slot, old in state.items():
+            if slot != "t":
+                changed = old.view(np.int64) != net.optimizer.state[slot].view(np.int64)
+                assert (changed <= np.concatenate(moving)).all()
+        assert net.optimizer.state["t"] == k + 1
+
+
+def test_a_first_update_of_all_rows_is_that_of_the_dense_rule():
+    lazy, dense = Tables("Adam", lazy_rows=True), Tables("Adam")
+    every = {"x": np.arange(40).reshape(20, 2) % 30, "y": np.zeros(20)}
+    for net in (lazy, dense):
+        net.optimizer.batch_size = 20
+        fg.Trainer(net.optimizer, fg.Engine("sync", dtype="float64", kernel="numpy")).fit(every, epochs=2)
+    assert lazy.b.value.tobytes() == dense.b.value.tobytes()
+    assert lazy.optimizer.state["v"][120:].tobytes() == dense.optimizer.state["v"][120:].tobytes()
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+def test_lazy_rows_go_on_from_checkpoints_and_files(tmp_path, kernel):
+    settings = {**ROWS["all"], "lazy_rows": True}
+    whole, begun, resumed = (Tables("AMSGrad", **settings) for _ in range(3))
+    whole.fit(epochs=4, kernel=kernel)
+    begun.fit(epochs=2, checkpoint=tmp_path / "c", kernel=kernel)
+    fg.save(tmp_path / "m", begun.graph, begun.optimizer)
+    graph, optimizer = fg.load(tmp_path / "m")
+    assert optimizer.lazy_rows
+    fg.Trainer(optimizer, fg.Engine("sync", kernel=kernel), shuffle=False).fit(
+        {v.name: array for v, array in begun.feeds.items()}, epochs=2
+    )
+    assert [graph[v.name].value.tobytes() for v in whole.trained] == [v.value.tobytes() for v in whole.trained]
+    with pytest.raises(GraphError, match=r"lazy_rows=True, .* this run has the optimizer .*lazy_rows=False"):
+        Tables("AMSGrad", **ROWS["all"]).fit(epochs=4, checkpoint=tmp_path / "c", resume=True)
+    resumed.fit(epochs=4, checkpoint=tmp_path / "c", resume=True, kernel=kernel)
+    assert resumed.bits() == whole.bits()
+
+
+def test_lazy_rows_may_be_set_between_epochs():
+    class Turn(fg.Callback):
+        def on_epoch(self, record):
+            net.optimizer.lazy_rows = True
+
+    net, other = Tables(), Tables()
+    fg.Trainer(net.optimizer, fg.Engine("sync"), shuffle=False, callbacks=[Turn()]).fit(net.feeds, epochs=2)
+    other.fit(epochs=1)
+    other.optimizer.lazy_rows = True
+    other.fit(epochs=1)
+    assert net.bits() == other.bits()
+    third = Tables(lazy_rows=True)
+    third.fit(epochs=2)
+    assert third.bits() != other.bits()
+
+
+def test_lazy_rows_that_mean_nothing_are_refused():
+    with pytest.raises(
+        GraphError, match=r"AdamW: lazy_rows is for variables that Embedding alone reads, and .* there is none"
+    ):
+        Net(lazy_rows=True)
+    with pytest.raises(GraphError, match="AdamWRule: lazy_rows must be True or False, not 'yes'"):
+        Tables(lazy_rows="yes")
+    with pytest.raises(
+        GraphError, match=r"AdamW: lazy_rows would tell which rows samples pick, .* leave out one of them"
+    ):
+        Tables(lazy_rows=True, per_sample_clip=1.0)
+    net = Tables(lazy_rows=True)
+    with net.graph:
+        tied = fg.Sum(fg.MatVec(net.w, fg.Variable(3, True))) + fg.Sum(net.b)
+        both = fg.Sum(fg.Embedding(net.w, net.x)) + tied
+    with pytest.raises(
+        GraphError, match=r"the table Variable 'encoder.w' \(40 x 3\) is read otherwise too, or computed: leave"
+    ):
+        net.optimizer.target = both
+    assert net.optimizer.target is net.loss
+    late = Tables()
+    for v in (late.x, late.y):
+        v.set_value(late.feeds[v][0])
+    late.optimizer.one_step()
+    with pytest.raises(GraphError, match="lazy_rows cannot begin after 1 of 4 samples"):
+        late.optimizer.lazy_rows = True

@@ -11,7 +11,17 @@ from models import Model
 import flowgrad as fg
 from flowgrad.errors import GraphError
 from flowgrad.files import OPTIMIZERS
-from flowgrad.optim import NORM_BLOCK, block_norms, describe, restore, scale_of
+from flowgrad.optim import (
+    NORM_BLOCK,
+    RowGradient,
+    Table,
+    block_norms,
+    describe,
+    entries_of,
+    restore,
+    scale_of,
+    spans_of,
+)
 
 # Settings by kind; words after the name tell variants apart.
 KINDS = {kind: {} for kind in OPTIMIZERS} | {
@@ -279,6 +289,27 @@ def test_block_norms_in_slices_at_any_address(size, dtype, seed, offset):
     np.testing.assert_allclose(whole.sum(), np.sum(g.astype(float) ** 2), rtol=1e-12)
     cuts = [block_norms(part) for part in (lying[:NORM_BLOCK], lying[NORM_BLOCK:])]
     assert np.concatenate(cuts).tobytes() == whole.tobytes()
+
+
+@given(st.data())
+def test_rows_add_up_to_the_bits_of_whole_gradients(data):
+    tables = (Table(2, 4, 3), Table(14, 5, 1), Table(20, 3, 2))
+    size = data.draw(st.sampled_from([26, 29]))
+    special = st.sampled_from([0.0, -0.0, 1.0, -1.0, 3e-39, -2e-39, 1e30, np.inf, np.nan])
+    dense, rows = [], []
+    for _ in range(3):
+        whole = np.array(data.draw(st.lists(special, min_size=size, max_size=size)), np.float32)
+        picked = [np.unique(np.array(data.draw(st.lists(st.integers(0, t.rows - 1))), np.int32)) for t in tables]
+        there = entries_of(spans_of(size, tables, picked))
+        whole[np.setdiff1d(np.arange(size), there)] = 0.0
+        dense.append(whole)
+        rows.append(RowGradient.of(whole, tables, picked))
+    with np.errstate(invalid="ignore"):
+        total = rows[0] + rows[1] + rows[2]
+        expected = dense[0] + dense[1] + dense[2]
+    assert [r.dense().tobytes() for r in rows] == [d.tobytes() for d in dense]
+    assert total.dense().tobytes() == expected.tobytes()
+    assert not np.delete(expected, entries_of(total.spans)).any()
 
 
 def test_an_update_in_slices_has_the_same_bits():

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 import flowgrad as fg
 from flowgrad.scheduler.collective import Group
 from flowgrad.scheduler.steps import shared
-from flowgrad.scheduler.training import estimate
+from flowgrad.scheduler.training import estimate, job
 from flowgrad.scheduler.windows.choice import Choice
 
 pytestmark = pytest.mark.distributed
@@ -95,6 +95,57 @@ def test_bits_with_vectors_beside_the_parameters(monkeypatch, kernel, sliced):
     name = next(v.name for v in Net().graph.nodes if getattr(v, "trainable", False))
     with threads_cluster(2) as client:
         same(client, kernel=kernel, ema=0.9, learning_rates={name: 0.5})
+
+
+def table_net(where, grain, shards=8, kernel="numba", **rule):
+    """Train tables of which most rows do not occur in a batch; return the bits, and the bytes of each exchange."""
+    rng = np.random.default_rng(0)
+    with fg.Graph(seed=0) as graph:
+        k, y = fg.Variable(3, trainable=False, name="k"), fg.Variable(1, trainable=False, name="y")
+        first, second = (fg.layers.embedding(k, rows, 4, ("normal", 1.0)) for rows in (500, 700))
+        loss = fg.MeanSquaredError(fg.layers.dense((first * second).reshape(12), 1), y)
+    optimizer = fg.Adam(graph, loss, 0.1, batch_size=16, **rule)
+    feeds = {k: rng.integers(0, 500, (40, 3)), y: rng.normal(size=40)}
+    trainer = fg.Trainer(optimizer, fg.Engine(where, grain=grain, shards=shards, kernel=kernel), seed=5)
+    history = trainer.fit(feeds, epochs=2)
+    assert history.plan["grain"] == grain
+    values = [v.value.tobytes() for v in graph.nodes if getattr(v, "trainable", False) and v.below is None]
+    return values, {name: array.tobytes() for name, array in optimizer.state.items()}, list(history.steps)
+
+
+@pytest.mark.parametrize("rule", [{}, {"lazy_rows": True}, {"lazy_rows": True, "clip_norm": 0.1, "ema": 0.9}], ids=len)
+@pytest.mark.parametrize("kernel", ["numpy", "numba"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_gradients_of_tables_travel_as_rows(workers, kernel, rule, monkeypatch):
+    exchange, sent = Group.exchange, []
+
+    def counted(self, about, parts, note=None):
+        if about == ("gradients",):
+            sent.append(sum(a.nbytes for a in parts[self.rank]))
+        return exchange(self, about, parts, note)
+
+    monkeypatch.setattr(Group, "exchange", counted)
+    expected = table_net("sync", "round", kernel=kernel, **rule)
+    with threads_cluster(workers) as client:
+        assert table_net(client, "collective", kernel=kernel, **rule) == expected
+        assert max(sent) < 3 * 16 * 2 * (4 + 1) * 4 + 8 * 13 * 4 + 100
+        if not rule:
+            sent.clear()
+            monkeypatch.setattr(job, "row_tables", lambda step, target, batch: ())
+            assert table_net(client, "collective", kernel=kernel, **rule) == expected
+            assert min(sent) > 1200 * 4 * 4
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_whole_tables_are_sent_where_slices_of_them_are_less(sliced, monkeypatch):
+    monkeypatch.setattr(shared, "traffic", lambda size, members: (2, 0.0) if sliced else (1, 1e9))
+    monkeypatch.setattr(shared, "worth_slices", lambda array, size: True)
+    with threads_cluster(3) as client:
+        for kernel in ("numpy", "numba"):
+            expected = table_net("sync", "round", kernel=kernel)
+            assert table_net(client, "collective", kernel=kernel) == expected
+            lazy = table_net("sync", "round", kernel=kernel, lazy_rows=True)
+            assert table_net(client, "collective", kernel=kernel, lazy_rows=True) == lazy != expected
 
 
 def test_memory_that_is_believed_free_may_be_overwritten(monkeypatch):
