@@ -6,6 +6,6 @@ from .named import AdaGrad, Adam, AdamW, AMSGrad, GradientDescent, Lion, Momentu
 from .norms import NORM_BLOCK, NORM_LANES, block_norms, scale_of
 from .optimizer import Optimizer
 from .privacy import Privacy
-from .rows import RowGradient, Table, entries_of, spans_of
+from .rows import RowGradient, Table, distinct, entries_of, spans_of
 from .rules import AdamRule, GradientDescentRule, Rule, State, clipped
 from .schedules import Asked, CosineDecay, ExponentialDecay, Schedule, StepDecay, WarmUp, describe, is_own, restore

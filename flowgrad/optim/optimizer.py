@@ -21,7 +21,7 @@ from ..ops.embedding import Embedding, row_numbers, tables_of
 from ..typing import Array
 from .doubts import warn_doubtful
 from .privacy import Privacy
-from .rows import Table, entries_of, spans_of
+from .rows import Table, distinct, entries_of, spans_of
 from .rules import Rule, RuleError, State, named
 
 # What stays here when optimizers are pickled or copied, as they begin: it is about this process, or follows from the graph.
@@ -491,7 +491,7 @@ class Optimizer(Settled):
         if self.rule.lazy_rows:
             for v, index in tables_of(self.target).items():
                 picked = [row_numbers(k.value, v.shape[0]).ravel() for k in index if k.value is not None]
-                self._rows[v] = np.unique(np.concatenate([self._rows.get(v, picked[0]), *picked]))
+                self._rows[v] = distinct(np.concatenate([self._rows.get(v, picked[0]), *picked]))
         self._count += 1
         if self._count == self.batch_size:
             total = np.sum(

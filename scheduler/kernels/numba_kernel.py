@@ -42,7 +42,6 @@ from .table import (
     View,
 )
 
-
 Steps = Sequence[Sequence[Array]]
 
 

@@ -15,7 +15,7 @@ from flowgrad.inputs import brief, integer, real
 from flowgrad.ops import CrossEntropyWithSoftMax, LogisticCrossEntropy, Multiply, draws_of
 from flowgrad.ops.embedding import row_numbers, tables_of
 from flowgrad.ops.loss import sample_sum
-from flowgrad.optim import Privacy, Rule, State, Table, spans_of
+from flowgrad.optim import Privacy, Rule, State, Table, distinct, spans_of
 from flowgrad.program import Builder, Program, Type
 from flowgrad.typing import Array
 
@@ -131,7 +131,7 @@ class Step:
         found = []
         for table in self.tables:
             picked = [self._picked(k, const, feeds, samples) for k in table.by]
-            found.append(np.unique(row_numbers(np.concatenate(picked), table.rows).astype(np.int32)))
+            found.append(distinct(row_numbers(np.concatenate(picked), table.rows).astype(np.int32)))
         return found
 
     def _picked(self, variable: int, const: Array | None, feeds: Sequence[Array], samples: Array) -> Array:

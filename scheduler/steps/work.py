@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -166,6 +167,8 @@ def run_round(
     state = {k: canonical(v) for k, v in before[0].items()}
     if step.program.compiled:
         keyed = with_keys(step.draws, state, feeds, (Span(k, 0, sum(map(len, s))) for k, s in enumerate(steps, 1)))
+        if max(map(len, steps)) == 1 and not step.rule.lazy_rows:  # nothing is added up: a whole table is as fast
+            step = replace(step, tables=())
         spans = [step.spans(const, feeds, np.concatenate(shards)) for shards in steps] if step.tables else None
         return compiled(step, state).run(state, const, keyed, steps, threads, spans)
     state = {k: v.copy() for k, v in state.items()}
