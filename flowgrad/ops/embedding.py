@@ -66,6 +66,10 @@ class Embedding(Op):
     FeedError
         If the index has a value already, and that holds other numbers.
 
+    Notes
+    -----
+    An optimizer updates the whole table; with ``lazy_rows=True`` (see `Optimizer`) the rows that a batch picks.
+
     Examples
     --------
     >>> import flowgrad as fg
