@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowgrad.errors import FlowgradError, warn
-from flowgrad.optim import Rule, Table
+from flowgrad.optim import Rule
 from flowgrad.program import Program
 from flowgrad.typing import Array
 
@@ -64,13 +64,7 @@ def _room(name: str) -> Any:
 
 @lru_cache(maxsize=32)
 def compiled_round(
-    program: Program,
-    names: tuple[str, ...],
-    rule: Rule,
-    dtype: Any,
-    rates: bool,
-    keys: int | None = None,
-    tables: tuple[Table, ...] = (),
+    program: Program, names: tuple[str, ...], rule: Rule, dtype: Any, rates: bool, keys: Any = None, tables: Any = ()
 ) -> CompiledRound:
     """Return the compiled step of a program; made once per process. Feed number `keys` has a row for each place in the order."""
     made: CompiledRound = _room("numba_kernel").CompiledRound(program, names, rule, dtype, rates, keys, tables)

@@ -42,8 +42,6 @@ from .table import (
     View,
 )
 
-Steps = Sequence[Sequence[Array]]
-
 
 def aligned_bytes(size: int) -> Array:
     """Return so many bytes of memory that begin where a cache line does."""
@@ -187,14 +185,7 @@ class CompiledRound:
     """
 
     def __init__(
-        self,
-        program: Program,
-        names: tuple[str, ...],
-        rule: Rule,
-        dtype: Any,
-        rates: bool = False,
-        keys: int | None = None,
-        tables: Any = (),
+        self, program: Program, names: Any, rule: Rule, dtype: Any, rates: bool, keys: Any = None, rows: Any = ()
     ):
         self.rule, self.dtype, self.size = rule, np.dtype(dtype), program.size("param")
         self.moves = rule.rated if rates else rule.alone
@@ -204,7 +195,7 @@ class CompiledRound:
         began = time.perf_counter()
         gradient = names[0] if names else None
         self.rounds = Assembler(program, gradient, keys=keys).write_round(
-            update_kernel(self.moves), self.clips, {t.start for t in tables}, rule.lazy_rows
+            update_kernel(self.moves), self.clips, {table.start for table in rows}, rule.lazy_rows
         )
         self.paces: dict[tuple[int, int], Pace] = {}  # by samples of the largest shard, and threads
         with compiling() as compiled:
@@ -216,7 +207,7 @@ class CompiledRound:
         self._shards = lru_cache(maxsize=8)(lambda samples: Code(shards(), self.dtype, samples))
 
     def run(
-        self, state: State, const: Array | None, feeds: list[Array], steps: Steps, threads: int = 1, spans: Any = None
+        self, state: State, const: Array | None, feeds: list[Array], steps: Any, threads: int = 1, spans: Any = None
     ) -> tuple[State, list[float]]:
         """Run several optimizer steps; the inputs stay as they are. `spans`: with tables, see `spans_of`, of each step."""
         plan = Schedule.of(steps)

@@ -246,10 +246,7 @@ class Assembler:
 
     @without_collection
     def write_round(self, rule: Kernel, clips: bool, cleared: Collection[int] = (), lazy: bool = False) -> Table:
-        """Return the table of a round of whole steps; `clips`: gradients are clipped by their norm, which Python computes.
-
-        Before each step tables that begin at `cleared` have zeros for gradient; `lazy`: their other rows are not updated.
-        """
+        """Return the table of a round; `clips`: by a norm of Python's. Gradients at `cleared` are zero before each step."""
         self.cleared = cleared
         self._write()
         self._close_shards(1)

@@ -52,7 +52,7 @@ class Setting:
         self.state = {"w": w, **rule.init(w)}
         self.const = flat_values(program, graph, "const", dtype) if program.size("const") else None
         self.feeds = [checked.arrays[graph.nodes[k]] for k in self.step.fed]
-        self.compiled = numba_kernel.CompiledRound(program, self.step.names, rule, np.dtype(dtype))
+        self.compiled = numba_kernel.CompiledRound(program, self.step.names, rule, np.dtype(dtype), False)
 
     def run(self, steps, threads=1):
         return self.compiled.run(self.state, self.const, self.feeds, steps, threads)
