@@ -21,6 +21,7 @@ from benchmarks.lowering import lowering_report
 from benchmarks.machine import load_of_others, machine_report
 from benchmarks.mainjob import mainjob_report
 from benchmarks.nets import nets_report
+from benchmarks.ops import ops_report
 from benchmarks.own import OWN
 from benchmarks.peers import PEERS
 from benchmarks.prediction import prediction_report
@@ -41,6 +42,7 @@ HEADS = {
     "interpreter": "The interpreter",
     "prediction": "Prediction",
     "derivatives": "Derivatives",
+    "ops": "Ops beside PyTorch's",
     "mainjob": "The main job",
     "collective": "Steps that workers share",
     "cluster": "On a cluster",
@@ -59,6 +61,7 @@ ABOUT = {
     "interpreter": "Sample by sample, float64, Adam at batch 32, one thread; medians.",
     "prediction": "Time per step of 784-n-10 nets, Adam, float32.",
     "derivatives": "784-90-10 net, float32; other data at every call.",
+    "ops": "Values and derivatives, not times.",
     "mainjob": "`flowgrad train mnist`: 6 epochs, start-up, report.",
     "collective": "On a cluster as dask makes it.",
     "cluster": "Worker processes on this machine.",
@@ -71,6 +74,7 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "fusion": fusion_report,
     "interpreter": interpreter_report,
     "prediction": prediction_report,
+    "ops": ops_report,
     "mainjob": mainjob_report,
     "collective": collective_report,
     "cluster": cluster_report,

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import flowgrad as fg
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,3 +66,49 @@ def test_parts_that_were_not_measured_again_are_kept(monkeypatch):
     assert "old table\n\n| a |" in after
     assert "### A\n\nnew" in after
     assert after.count("old") == 1
+
+
+def compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import ops
+
+    return ops
+
+
+def test_every_op_is_compared_with_pytorch_or_a_reason_says_why_not(monkeypatch):
+    ops = compared(monkeypatch)
+    public = {name: getattr(fg, name) for name in fg.__all__}
+    kinds = {name for name, thing in public.items() if isinstance(thing, type) and issubclass(thing, fg.Op)}
+    functions = {name for name, thing in public.items() if getattr(thing, "__module__", "").startswith("flowgrad.ops.")}
+    optimizers = {name for name, thing in public.items() if isinstance(thing, type) and issubclass(thing, fg.Optimizer)}
+    losses = {
+        f"losses.{name}"
+        for name, thing in vars(fg.losses).items()
+        if getattr(thing, "__module__", "") == "flowgrad.losses" and not name.startswith("_")
+    }
+    wanted = (kinds | functions | optimizers | losses) - {"Op", "Elementwise", "Optimizer"}
+    there = {*ops.CASES} | {name.partition(",")[0] for name in ops.OPTIMIZERS}
+    assert {"GELU", "GroupNorm", "losses.hinge", "Lion"} <= wanted
+    assert wanted == there | {*ops.ABSENT}, "benchmarks/ops.py: CASES, OPTIMIZERS, or ABSENT with a reason"
+    assert not there & {*ops.ABSENT}
+    assert all(ops.ABSENT.values())
+    assert {name for name, *_ in ops.TIES} <= {*ops.CASES}
+
+
+def test_what_is_compared_can_be_drawn_and_run_without_pytorch(monkeypatch):
+    ops = compared(monkeypatch)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "not installed" in ops.ops_report()
+    engine = pytest.importorskip("numba") and fg.Engine("sync", kernel="numba")
+    for name, case in ops.CASES.items():
+        for trial in ops.trials(case, tries=2):
+            values, _ = ops.interpreted(name, case, trial, None)
+            seed = np.ones((ops.SAMPLES, len(values[0])))
+            _, gradients = ops.interpreted(name, case, trial, seed)
+            together, sums = ops.compiled(name, case, trial, seed)
+            np.testing.assert_allclose(together, values, rtol=1e-12, atol=1e-14, err_msg=name)
+            for found, each in zip(sums, zip(*gradients)):
+                np.testing.assert_allclose(found, np.sum(each, axis=0), rtol=1e-9, atol=1e-9, err_msg=name)
+    for name, case in ops.OPTIMIZERS.items():
+        found, expected = (ops.updated(name, case, where) for where in (engine, None))
+        np.testing.assert_allclose(found, expected, rtol=1e-10, err_msg=name)
