@@ -39,9 +39,7 @@ def main() -> None:
     rate = fg.CosineDecay(0.005, steps=EPOCHS * SEQUENCES // BATCH)
     adam = fg.Adam(graph, graph["loss"], learning_rate=rate, batch_size=BATCH)
     trainer = fg.Trainer(adam, fg.Engine("threads", dtype="float32"))
-    history = trainer.fit({"x": x, "label": label}, epochs=EPOCHS, validation={"x": new, "label": answer})
-    for record in history.epochs:
-        print("epoch {epoch}  loss {loss:.4f}  accuracy on new sequences {validation_accuracy:.4f}".format(**record))
+    print(trainer.fit({"x": x, "label": label}, epochs=EPOCHS, validation={"x": new, "label": answer}))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,7 @@ def main() -> None:
     adam = fg.Adam(graph, graph["loss"], learning_rate=rate, batch_size=BATCH)
     trainer = fg.Trainer(adam, fg.Engine("threads", dtype="float32"))
     test = {"x": data.x_test, "label": data.y_test}
-    history = trainer.fit({"x": data.x_train, "label": data.y_train}, epochs=EPOCHS, validation=test)
-    for record in history.epochs:
-        print("epoch {epoch}  test loss {validation_loss:.4f}  accuracy {validation_accuracy:.4f}".format(**record))
+    print(trainer.fit({"x": data.x_train, "label": data.y_train}, epochs=EPOCHS, validation=test))
 
 
 if __name__ == "__main__":

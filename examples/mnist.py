@@ -9,14 +9,6 @@ import flowgrad as fg
 from flowgrad.data import load_mnist
 
 
-class Printer:
-    """Print a line per epoch."""
-
-    def on_epoch(self, record: dict) -> None:
-        """Take the record that the trainer has just added to its history."""
-        print("epoch {epoch}  test loss {validation_loss:.4f}  accuracy {validation_accuracy:.4f}".format(**record))
-
-
 def main() -> None:
     """Build the graph, train it, look at it."""
     data = load_mnist().head(55_000)
@@ -25,16 +17,15 @@ def main() -> None:
         label = fg.Variable(10, trainable=False, name="label")
         hidden = fg.layers.dense(x, 90, "relu", per_neuron=True)
         logits = fg.layers.dense(hidden, 10, per_neuron=True)
-        probabilities = fg.SoftMax(logits)
         loss = fg.CrossEntropyWithSoftMax(logits, label)
 
     adam = fg.Adam(graph, loss, learning_rate=0.01, batch_size=32)
     with Client(n_workers=2, threads_per_worker=1) as client:
         print("dashboard:", client.dashboard_link)
-        trainer = fg.Trainer(adam, fg.Engine(client, dtype="float32"), callbacks=[Printer()])
+        trainer = fg.Trainer(adam, fg.Engine(client, dtype="float32"))
         test = {x: data.x_test, label: data.y_test}
-        trainer.fit({x: data.x_train, label: data.y_train}, epochs=6, validation=test)
-        guess = trainer.predict(probabilities, {x: data.x_test[:10]}).argmax(axis=1)
+        print(trainer.fit({x: data.x_train, label: data.y_train}, epochs=6, validation=test))
+        guess = trainer.predict(logits, {x: data.x_test[:10]}).argmax(axis=1)
 
     print("the first ten test images:", *data.y_test[:10])
     print("                predicted:", *guess)

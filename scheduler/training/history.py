@@ -6,18 +6,12 @@ import operator
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, overload
 
 
 class StepLosses(Sequence[tuple[int, float]]):
-    """Pairs of step, from 1, and loss, like a list of them; kept in eight bytes each, for a run may have millions.
-
-    Examples
-    --------
-    >>> steps = StepLosses([0.5, 0.25])
-    >>> steps[-1], list(steps) == [(1, 0.5), (2, 0.25)], steps == [(1, 0.5), (2, 0.25)]
-    ((2, 0.25), True, True)
-    """
+    """Pairs of step, from 1, and loss, like a list of them; kept in eight bytes each, for a run may have millions."""
 
     def __init__(self, losses: Iterable[float] = ()):
         self.losses = array("d", losses)
@@ -49,7 +43,7 @@ class StepLosses(Sequence[tuple[int, float]]):
 
 @dataclass
 class History:
-    """The course of a training run.
+    """The course of a training run; `print` writes a line for each epoch.
 
     Attributes
     ----------
@@ -78,6 +72,11 @@ class History:
     window: dict[str, Any] = field(default_factory=dict)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     kept_epoch: int | None = None
+
+    def __str__(self) -> str:
+        rows = [[(name, float(v)) for name, v in record.items() if isinstance(v, Real)] for record in self.epochs]
+        told = ([f"{name} {v:.4g}" if abs(v) < 1000 else f"{name} {v:,.0f}" for name, v in row] for row in rows)
+        return "\n".join(map("  ".join, told))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for JSON."""

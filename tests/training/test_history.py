@@ -52,6 +52,15 @@ def test_history_with_validation(executor):
     assert [step for step, _ in history.steps] == list(range(1, 10))
 
 
+def test_a_line_for_each_epoch():
+    record = {"epoch": 1, "loss": 0.25, "validation_loss": None, "counts": np.eye(2), "samples_per_second": 12345.6}
+    history = History(epochs=[record, {**record, "epoch": 2, "loss": np.float32(0.125)}])
+    assert str(history).splitlines() == [
+        "epoch 1  loss 0.25  samples_per_second 12,346",
+        "epoch 2  loss 0.125  samples_per_second 12,346",
+    ]
+
+
 def test_history_without_validation():
     history = Model().fit(epochs=2)
     assert [record["epoch"] for record in history.epochs] == [1, 2]
