@@ -17,6 +17,8 @@ from benchmarks.collective import collective_report
 from benchmarks.derivatives import derivatives_report
 from benchmarks.fusion import fusion_report
 from benchmarks.interpreter import interpreter_report
+from benchmarks.lines import PAGE as LINES
+from benchmarks.lines import lines_report
 from benchmarks.lowering import lowering_report
 from benchmarks.machine import load_of_others, machine_report
 from benchmarks.mainjob import mainjob_report
@@ -25,7 +27,8 @@ from benchmarks.ops import ops_report
 from benchmarks.own import OWN
 from benchmarks.peers import PEERS
 from benchmarks.prediction import prediction_report
-from benchmarks.scaling import PAGE, scaling_report, with_tables
+from benchmarks.scaling import PAGE as SCALING
+from benchmarks.scaling import scaling_report, with_tables
 from benchmarks.setting import BATCHES
 from benchmarks.sizes import sizes_report
 from benchmarks.training import measure_training, own_ratios, same_weights, training_table
@@ -47,8 +50,11 @@ HEADS = {
     "collective": "Steps that workers share",
     "cluster": "On a cluster",
     "scaling": "Many workers",
+    "lines": "Lines of code",
 }
 SUBJECTS = tuple(HEADS)
+# Parts whose tables are in pages of their own.
+PAGES = {"scaling": SCALING, "lines": LINES}
 TITLE = """\
 # Results
 
@@ -66,6 +72,7 @@ ABOUT = {
     "collective": "On a cluster as dask makes it.",
     "cluster": "Worker processes on this machine.",
     "scaling": "Four workers share the cores, and those of the switch between them.",
+    "lines": "One seed each, one thread.",
 }
 REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "nets": nets_report,
@@ -79,6 +86,7 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "collective": collective_report,
     "cluster": cluster_report,
     "scaling": scaling_report,
+    "lines": lines_report,
 }
 ABOUT_TRAINING = """\
 784-90-10 net, float32, Adam, every epoch in a new order. flowgrad: `Trainer` on threads, grain `round`, the rate from its
@@ -95,7 +103,9 @@ others do not."""
 @click.option("--turns", default=7, show_default=True, help="How often each takes its turn.")
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help=(
     "cpu: by the processor's time, one thread each; for a machine on which others work."))  # fmt: skip
-@click.option("--write", is_flag=True, help=f"Write the results to {RESULTS.name}, docs/{PAGE.name}.")
+@click.option(
+    "--write", is_flag=True, help=f"Write the results to {RESULTS.name}, docs/{SCALING.name}, docs/{LINES.name}."
+)
 def main(
     subjects: tuple[str, ...], names: tuple[str, ...], batches: tuple[int, ...], turns: int, clock: str, write: bool
 ) -> None:
@@ -132,8 +142,9 @@ def main(
             note = f"{ABOUT[subject]}\n\n{REPORTS[subject](tell)}"
         parts[subject] = f"{when} {note}"
     click.echo(results(parts, ""))
-    if write and (tables := parts.pop("scaling", "")):
-        PAGE.write_text(with_tables(PAGE.read_text(), tables))
+    for subject, page in PAGES.items():
+        if write and (tables := parts.pop(subject, "")):
+            page.write_text(with_tables(page.read_text(), tables))
     if write and parts:
         RESULTS.write_text(results(parts, RESULTS.read_text() if RESULTS.exists() else ""))
 

@@ -208,7 +208,7 @@ def simulated(steps: dict[int, tuple[float, float]], links: Links, rate: float) 
 
 
 def with_tables(page: str, tables: str) -> str:
-    """Return the text of docs/scaling.md with other tables."""
+    """Return the text of a page in docs/ with other tables."""
     return page[: page.index(MARK) + len(MARK)] + f"\n\n{tables}\n"
 
 

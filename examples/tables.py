@@ -8,6 +8,8 @@ See S. Rendle, *Factorization machines*, 2010; H.-T. Cheng and others, *Wide & d
 2017.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -69,7 +71,7 @@ def predicted(net: str, x: np.ndarray, label: np.ndarray, new: np.ndarray) -> np
     return fg.Engine("threads").forward(graph["p"], {"x": new, "k": categories(x, new)})
 
 
-def main() -> dict[str, float]:
+def main(predicted: Callable[..., np.ndarray] = predicted) -> dict[str, float]:
     """Print and return the log loss of each, the mean over all splits."""
     digits = load_digits()
     x, label = digits.data / 16, digits.target % 2

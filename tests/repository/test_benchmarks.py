@@ -112,3 +112,19 @@ def test_what_is_compared_can_be_drawn_and_run_without_pytorch(monkeypatch):
     for name, case in ops.OPTIMIZERS.items():
         found, expected = (ops.updated(name, case, where) for where in (engine, None))
         np.testing.assert_allclose(found, expected, rtol=1e-10, err_msg=name)
+
+
+def test_lines_are_counted_alike_and_the_page_is_current(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import lines
+
+    code = '"""Doc."""\n\nimport os\nA = 1\nB = 2\n\n\ndef f():\n    """Doc."""\n    # why\n    return [\n        1,\n    ]\n'
+    guarded = code + 'if __name__ == "__main__":\n    f()\n'
+    assert lines.count(guarded, set()) == (6, 16)
+    assert lines.count(guarded, {"A", "f"}) == (1, 3)
+    assert lines.lent("attention") == {"BATCH", "EPOCHS", "draw"}
+    page = lines.PAGE.read_text(encoding="utf-8")
+    assert lines.counts_table() in page, "run `python -m benchmarks.lines`"
+    for net in lines.NETS:
+        found = lines.counts(net)
+        assert found["flowgrad"][0] <= found["torch"][0], net
