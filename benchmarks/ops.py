@@ -144,6 +144,12 @@ def grouped(r: Any) -> Operands:
     return [("real", shape), ("real", shape[:1]), ("real", shape[:1])], {"groups": groups}
 
 
+def channels(r: Any) -> Operands:
+    """Draw an image, and factors and shifts of channels."""
+    operands, _ = grouped(r)
+    return operands, {}
+
+
 def gathered(r: Any) -> Operands:
     """Draw a vector and positions in it, with repeats."""
     n = int(r.integers(1, 9))
@@ -213,6 +219,12 @@ CASES: dict[str, Case] = {
     "AveragePool2D": Case(".avg_pool2d", pooled, lambda f, x, size, stride: f(x[None], size, stride)),
     "BatchMatVec": Case(
         ".linear", vectors, lambda f, W, xs, count: f(xs.view(count, -1), W.view(-1, len(xs) // count))
+    ),
+    "BatchNorm": Case(
+        ".batch_norm",
+        channels,
+        lambda f, a, gain, shift: f(a[None], a.new_zeros(len(a)), a.new_ones(len(a)), gain, shift),
+        note="by given means and variances, as PyTorch's in `eval`; what training takes them from differs, see `BatchNorm`",
     ),
     "Broadcast": Case("broadcast_to", repeated, lambda f, a, shape: f(a, shape)),
     "Concat": Case("concat", joined, lambda f, *parts, axis: f(parts, axis)),
@@ -365,6 +377,9 @@ OPTIMIZERS: dict[str, Updates] = {
 
 # What PyTorch does not have, and why that is so.
 ABSENT: dict[str, str] = {
+    "Dropout": "PyTorch's draws other numbers; distributions are tested in tests/language/test_random.py",
+    "Noise": "likewise, see `torch.randn`",
+    "draw_keys": "PyTorch's generators have a state instead of keys",
     "Lion": "torch.optim has no Lion (Adafactor and Muon are other rules)",
 }
 
