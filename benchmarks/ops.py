@@ -144,10 +144,19 @@ def grouped(r: Any) -> Operands:
     return [("real", shape), ("real", shape[:1]), ("real", shape[:1])], {"groups": groups}
 
 
-def channels(r: Any) -> Operands:
-    """Draw an image, and factors and shifts of channels."""
-    operands, _ = grouped(r)
-    return operands, {}
+def measured(r: Any) -> Operands:
+    """Draw an image, factors and shifts of its channels, and the means and variances that they had."""
+    shape = axes(r, 3)
+    more = {"mean": tuple(r.normal(size=shape[0])), "variance": tuple(np.exp(r.normal(size=shape[0])))}
+    return [("real", shape), ("real", shape[:1]), ("real", shape[:1])], more
+
+
+def with_statistics(op: Any, *operands: Any, mean: Any, variance: Any) -> Any:
+    """Call `BatchNorm`, and tell it what it would measure."""
+    y = op(*operands, name="bn")
+    y.graph["bn.mean"].set_value(mean)
+    y.graph["bn.variance"].set_value(variance)
+    return y
 
 
 def gathered(r: Any) -> Operands:
@@ -222,9 +231,10 @@ CASES: dict[str, Case] = {
     ),
     "BatchNorm": Case(
         ".batch_norm",
-        channels,
-        lambda f, a, gain, shift: f(a[None], a.new_zeros(len(a)), a.new_ones(len(a)), gain, shift),
-        note="by given means and variances, as PyTorch's in `eval`; what training takes them from differs, see `BatchNorm`",
+        measured,
+        lambda f, a, *affine, **more: f(a[None], *map(a.new_tensor, more.values()), *affine),
+        with_statistics,
+        note="as PyTorch's is in `eval()`: flowgrad measures over all training samples, not over a mini-batch",
     ),
     "Broadcast": Case("broadcast_to", repeated, lambda f, a, shape: f(a, shape)),
     "Concat": Case("concat", joined, lambda f, *parts, axis: f(parts, axis)),
@@ -377,9 +387,8 @@ OPTIMIZERS: dict[str, Updates] = {
 
 # What PyTorch does not have, and why that is so.
 ABSENT: dict[str, str] = {
-    "Dropout": "PyTorch's draws other numbers; distributions are tested in tests/language/test_random.py",
-    "Noise": "likewise, see `torch.randn`",
-    "draw_keys": "PyTorch's generators have a state instead of keys",
+    "Dropout": "PyTorch draws from another stream what it drops; outside of training both give the operand itself",
+    "Noise": "PyTorch draws other numbers, and has no op that draws none outside of training",
     "Lion": "torch.optim has no Lion (Adafactor and Muon are other rules)",
 }
 
