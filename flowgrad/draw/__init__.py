@@ -2,95 +2,142 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import DataError, GraphError
-from ..inputs import brief, integer, listed
+from ..inputs import brief, flag
 from .fold import Item
-from .fold import fold as fold_items
-from .render import Palette, render
+from .page import page
+from .paint import format_of, painted, write
+from .scene import (
+    Arrow,
+    Card,
+    Drawable,
+    Frame,
+    Scene,
+    Vertex,
+    compose,
+    counted_as,
+    filled,
+    legible,
+    nodes_of,
+    scene_of,
+    svg_of,
+)
+from .table import Shown
 
-__all__ = ["draw", "draw_tasks"]
+__all__ = ["Arrow", "Card", "Frame", "Scene", "Shown", "draw", "draw_tasks", "scene_of", "svg_of"]
 
-FOLD = 12
 FOLD_TASKS = 8
-MAX_BOXES = 1500
-ROLES = {
-    "trainable variable": ("#fef3c7", "#d97706"),
-    "feed variable": ("#d1fae5", "#059669"),
-    "constant": ("#f3f4f6", "#6b7280"),
-    "op": ("#e0e7ff", "#4f46e5"),
-    "result": ("#fce7f3", "#db2777"),
-}
+WIDTH = 1280
+MOST_SHOWN = 10_000  # nodes of a graph that a notebook shows unasked
 TASKS = {
-    "load": ("#d1fae5", "#059669"),
-    "pull": ("#fef3c7", "#d97706"),
+    "load": ("#d1fae5", "#047857"),
+    "pull": ("#fef3c7", "#b45309"),
     "reduce": ("#ede9fe", "#7c3aed"),
-    "update": ("#fce7f3", "#db2777"),
+    "update": ("#fce7f3", "#be185d"),
 }
-
-
-class Vertex(Protocol):
-    """What a picture shows of a node."""
-
-    name: str
-    dim: int
-    shape: tuple[int, ...]
-    index: int
-    attrs: dict[str, Any]
-
-    @property
-    def parents(self) -> tuple[Vertex, ...]: ...
-    @property
-    def children(self) -> tuple[Vertex, ...]: ...
-    @property
-    def value(self) -> Any: ...
-    def __hash__(self) -> int: ...
-
-
-class Drawable(Protocol):
-    """A graph as far as a picture goes: its nodes in topological order."""
-
-    @property
-    def nodes(self) -> Sequence[Vertex]: ...
 
 
 def draw(
-    graph: Drawable, path: str | os.PathLike[str], targets: Vertex | Sequence[Vertex] | None = None, fold: int = FOLD
+    graph: Drawable,
+    path: str | os.PathLike[str],
+    targets: Vertex | Sequence[Vertex] | None = None,
+    fold: int | None = None,
+    direction: str = "right",
+    width: int | None = WIDTH,
+    values: bool = False,
+    result: Vertex | None = None,
 ) -> Path:
-    """Draw a computational graph, operands on the left, results on the right.
+    """Draw a computational graph; the arguments are those of `Graph.draw`. The path is returned.
 
-    Every node is a box: its op, its name and its dim. Arrows enter a box in the order of its slots, top to
-    bottom. Siblings that look alike (same op, same dim, parents and children alike) become one box when there
-    are many of them. The arguments are those of `Graph.draw`; the path is returned.
+    Every node is a card: its name, its op and shape, and attributes that matter. Arrows enter a card in the order of its slots.
+    Siblings that look alike become one card when there are many of them, and so do steps that repeat, with an arrow back where one
+    reads the one before.
 
     Raises
     ------
     GraphError
         When there is nothing to draw, a target is of another graph, or the picture would be too large.
     DataError
-        When matplotlib is missing, the ending is unknown, or the file cannot be written.
+        When the ending is unknown, the file cannot be written, or matplotlib is missing for PNG and PDF.
     """
-    nodes = _nodes(graph, targets)
-    items = []
-    for node in nodes:
-        op = type(node).__name__
-        role = "op" if node.children else "result"
-        if not node.parents:
-            role = "trainable variable" if _trained(node) else "feed variable"
-        size = " x ".join(map(str, node.shape))
-        title, name = op, node.name
-        if hasattr(node, "text"):  # a constant is drawn as what it is
-            title, name, role = node.text, "constant", "constant"
-        kind = (title, node.shape, repr(node.attrs))
-        items.append(Item(node, title, f"{_short(name)} · {size}", role, node.parents, kind))
-    numbers = sum(node.dim for node in nodes if _trained(node))
-    counted = f"{_count(len(nodes), 'node')}, {_count(numbers, 'trainable number')}"
-    return _render(path, items, ROLES, counted, "; in each box: op, name · shape", fold)
+    path, suffix = format_of(path)
+    nodes = nodes_of(graph, targets)
+    measured = _measured(graph, nodes, flag(values, "values"), result)
+
+    def told(places: Sequence[int]) -> str:
+        """Write the norms in a card, the smallest and the largest."""
+        lines = []
+        for sign, _, norms in measured:
+            those = [norms[k] for k in places if k in norms]
+            if those:
+                low, high = f"{min(those):.3g}", f"{max(those):.3g}"
+                lines.append(f"|{sign}| {low if low == high else f'{low}…{high}'}")
+        return " · ".join(lines)
+
+    def scene(opened: Collection[int] = ()) -> Scene:
+        return scene_of(graph, targets, fold=fold, direction=direction, width=width, opened=opened, told=told)
+
+    def coloured(one: Scene) -> tuple[Scene, dict[int, str]]:
+        if not measured:
+            return one, {}
+        _, what, norms = measured[-1]
+        found = {card.key: [norms[k] for k in card.nodes if k in norms] for card in one.cards}
+        return filled(
+            one, {key: math.hypot(*those) / math.sqrt(len(those)) for key, those in found.items() if those}, what
+        )
+
+    def svg(one: Scene) -> str:
+        one, colours = coloured(one)
+        return svg_of(
+            one, colours=colours, hints={card.key: _names(graph, card) for card in one.cards if card.count > 1}
+        )
+
+    if suffix == "html":
+        return write(path, page(scene(), scene, svg).encode())
+    if suffix == "svg":
+        return write(path, svg(scene()).encode())
+    return write(path, painted(*coloured(scene()), suffix))
+
+
+def shown(graph: Drawable, target: Vertex | None = None) -> str | None:
+    """Return what notebooks show of a graph, or of what a node depends on; None where that is too much."""
+    try:
+        return svg_of(scene_of(graph, target, width=WIDTH)) if len(graph.nodes) <= MOST_SHOWN else None
+    except Exception:
+        return None
+
+
+def _measured(
+    graph: Drawable, nodes: Sequence[Any], values: bool, result: Any
+) -> list[tuple[str, str, dict[int, float]]]:
+    """Return a sign, words and the norms by place of a node: of values, and of cotangents."""
+    found = []
+    if values:
+        found.append(("y", "norm of value", {node.index: _norm(node.forward()) for node in nodes}))
+    if result is not None:
+        if getattr(result, "graph", None) is not graph:
+            raise GraphError(f"result must be a node of the graph to draw, which {brief(result, 80)} is not")
+        on_way = set(nodes_of(graph, result))
+        norms = {node.index: _norm(node.backward(result)) for node in reversed(nodes) if node in on_way}
+        found.append(("g", f"norm of cotangent of {legible(result.name)}", norms))
+    return found
+
+
+def _norm(array: Any) -> float:
+    return math.sqrt(float((array * array).sum()))
+
+
+def _names(graph: Drawable, card: Card) -> str:
+    """Return the names in a folded card, the first of them."""
+    names = [legible(graph.nodes[k].name) for k in card.nodes[:8]]
+    return ", ".join([*names, "..."] if card.count > len(names) else names)
 
 
 def draw_tasks(
@@ -106,11 +153,12 @@ def draw_tasks(
     edges : mapping of key to collection of keys
         The tasks, each with the keys that it depends on; keys that are no tasks are drawn as well.
     labels : mapping of key to str
-        Text of the box; a second line after a line feed. The leading word decides the colour, the first
+        Text of the card; a second line after a line feed. The leading word decides the colour, the first
         line without digits what is folded together. Keys without a label show themselves.
     path, fold
         As for `draw`, which raises the same errors; a cycle of tasks is a `GraphError`, missing networkx a `DataError`.
     """
+    path, suffix = format_of(path)
     items = []
     for key in _sorted(edges):
         title, _, detail = labels.get(key, str(key)).partition("\n")
@@ -118,36 +166,11 @@ def draw_tasks(
         role = word.group().lower() if word else "task"
         parents = tuple(sorted(edges.get(key, ()), key=lambda k: (labels.get(k, ""), str(k))))
         kind = re.sub(r"\d+", "", title)
-        items.append(Item(key, _short(title), _short(detail), role, parents, kind, slots=False))
-    return _render(path, items, TASKS, _count(len(items), "task"), "", fold)
-
-
-def _nodes(graph: Drawable, targets: Vertex | Sequence[Vertex] | None) -> Sequence[Vertex]:
-    if not graph.nodes:
-        raise GraphError("the graph has no nodes to draw: build some inside `with graph:`")
-    if targets is None:
-        return graph.nodes
-    several = listed(targets)
-    stack: list[Any] = [targets] if several is None else several
-    if not stack:
-        raise GraphError("there are no targets to draw: leave them out for the whole graph")
-    for target in stack:
-        if getattr(target, "graph", None) is not graph:
-            raise GraphError(
-                f"{brief(target, 80)} is not a node of the graph to draw: give nodes of this graph as targets"
-            )
-    seen = set(stack)
-    while stack:
-        for parent in stack.pop().parents:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return sorted(seen, key=lambda node: node.index)
-
-
-def _trained(node: Vertex) -> bool:
-    """Tell parameters from feeds: a variable without a value waits for a feed."""
-    return getattr(node, "trainable", False) and node.value is not None
+        items.append(Item(key, title, (detail,) if detail else (), role, parents, kind, key, slots=False))
+    scene = compose(items, TASKS, counted_as(len(items), "task"), fold=fold)
+    if suffix == "html":
+        return write(path, page(scene, lambda _: scene, svg_of).encode())
+    return write(path, svg_of(scene).encode() if suffix == "svg" else painted(scene, {}, suffix))
 
 
 def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
@@ -163,23 +186,3 @@ def _sorted(edges: Mapping[Any, Collection[Any]]) -> list[Hashable]:
         return list(networkx.lexicographical_topological_sort(graph, key=str))
     except networkx.NetworkXUnfeasible:
         raise GraphError("the tasks depend on each other in a cycle: there is no order to draw them in") from None
-
-
-def _render(
-    path: str | os.PathLike[str], items: Sequence[Item], colours: Palette, counted: str, note: str, limit: int
-) -> Path:
-    boxes, edges = fold_items(items, integer(limit, "fold", 0))
-    if len(boxes) > MAX_BOXES:
-        raise GraphError(
-            f"{len(boxes)} boxes are too many for one picture (at most {MAX_BOXES}): draw a part of it, with targets=..."
-        )
-    folded = f", drawn as {len(boxes)} boxes" if len(boxes) < len(items) else ""
-    return render(path, boxes, edges, colours, counted + folded + note)
-
-
-def _short(text: str, longest: int = 32) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -227,18 +227,35 @@ class Graph(Settled):
         self._jacobians.clear()
 
     def draw(
-        self, path: str = "computing_graph.png", targets: Node | Sequence[Node] | None = None, fold: int = drawing.FOLD
+        self,
+        path: str = "computing_graph.png",
+        targets: Node | Sequence[Node] | None = None,
+        fold: int | None = None,
+        direction: str = "right",
+        width: int | None = drawing.WIDTH,
+        values: bool = False,
+        result: Node | None = None,
     ) -> str:
         """Draw the graph into a picture file and return its path.
 
         Parameters
         ----------
         path : str
-            File to write; the ending decides the format (png, svg, pdf). Needs the extra ``viz``.
+            File to write; the ending decides the format: svg, html (a page that needs no network, where a click opens what is
+            folded), png and pdf (with the extra ``viz``).
         targets : Node or list of Node, optional
             Draw only these and what they depend on.
-        fold : int
-            More alike siblings than this become one box.
+        fold : int, optional
+            More alike siblings than this become one card, and so do steps that repeat, of together more nodes than this. Default:
+            12, and 3 where that would be more than 40 cards.
+        direction : str
+            Where arrows go: ``"right"`` or ``"down"``.
+        width : int or None
+            Pixels after which the picture goes on below; None: never.
+        values : bool
+            Whether to compute all nodes, by the interpreter from the values that are set, and fill cards by the norms of values.
+        result : Node, optional
+            Fill cards by the norms of the Jacobians of this node by them; for a loss those are the cotangents.
 
         Examples
         --------
@@ -248,7 +265,7 @@ class Graph(Settled):
         >>> graph.draw("exp.svg")
         'exp.svg'
         """
-        return str(drawing.draw(self, path, targets, fold))
+        return str(drawing.draw(self, path, targets, fold, direction, width, values, result))
 
     if TYPE_CHECKING:  # installed by `summary`
 
@@ -282,6 +299,10 @@ class Graph(Settled):
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self._nodes)} nodes>"
+
+    def _repr_svg_(self) -> str | None:
+        """Return the picture that notebooks show."""
+        return drawing.shown(self)
 
 
 default_graph = Graph(seed=0)

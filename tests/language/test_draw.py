@@ -1,14 +1,19 @@
 """Drawing: what is folded, where things lie, and the files."""
 
-from itertools import pairwise
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import graphs
 
 import flowgrad as fg
-from flowgrad.draw import draw, draw_tasks
+from flowgrad.draw import Shown, draw, draw_tasks, scene_of, svg_of
 from flowgrad.draw.fold import Item, fold, levels
-from flowgrad.draw.layout import lay_out
-from flowgrad.draw.render import box_size
 from flowgrad.errors import DataError, GraphError
 
 pytest.importorskip("matplotlib")
@@ -42,7 +47,53 @@ def main_graph():
 
 
 def items_of(graph):
-    return [Item(n, type(n).__name__, f"{n.name} · {n.dim}", "op", n.parents, (type(n), n.dim)) for n in graph.nodes]
+    return [
+        Item(n, n.name, (type(n).__name__,), "op", n.parents, (type(n), n.dim), (type(n), n.dim)) for n in graph.nodes
+    ]
+
+
+def lstm(steps):
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable((steps, 4), trainable=False, name="x")
+        fg.Sum(fg.layers.lstm(x, 8, name="lstm"), name="y")
+    return graph
+
+
+def by_title(scene):
+    return {card.title: card for card in scene.cards}
+
+
+def overlap(a, b):
+    return abs(a.x - b.x) < (a.width + b.width) / 2 and abs(a.y - b.y) < (a.height + b.height) / 2
+
+
+def check(graph, scene, ways=None):
+    """Everything is there once, nothing covers anything else, and all arrows go on, in one of two ways, but those back."""
+    cards = {card.key: card for card in scene.cards}
+    card_of = {k: card for card in scene.cards for k in card.nodes}
+    assert sorted(k for card in scene.cards for k in card.nodes) == list(range(len(graph.nodes)))
+    assert len(cards) == len(scene.cards)
+    assert all(card.key == card.nodes[0] and card.count == len(card.nodes) for card in scene.cards)
+    edges = {(card_of[p.index].key, card_of[n.index].key) for n in graph.nodes for p in n.parents}
+    assert {(arrow.source, arrow.target) for arrow in scene.arrows} == edges
+    assert sum(arrow.count for arrow in scene.arrows) == sum(len(n.parents) for n in graph.nodes)
+    for i, a in enumerate(scene.cards):
+        assert a.width / 2 < a.x < scene.width - a.width / 2
+        assert a.height / 2 < a.y < scene.height - a.height / 2
+        assert not any(overlap(a, b) for b in scene.cards[:i])
+    for arrow in scene.arrows:
+        source, target, points = cards[arrow.source], cards[arrow.target], np.array(arrow.points)
+        assert len(points) % 3 == 1
+        if ways is None:
+            continue
+        low, high = ((c.x, c.width) if ways == "right" else (c.y, c.height) for c in (source, target))
+        along = points[:, 0 if ways == "right" else 1]
+        np.testing.assert_allclose([along[0], along[-1]], [low[0] + low[1] / 2, high[0] - high[1] / 2])
+        assert (np.diff(along) > -1e-6).all() or arrow.back
+    for frame in scene.frames:
+        inside = [card for card in scene.cards if overlap(card, frame)]
+        names = {graph.nodes[k].name for card in inside for k in card.nodes}
+        assert all(f"{name}.".startswith(f"{frame.name}.") for name in names), (frame, names)
 
 
 def test_levels(softmax_regression):
@@ -55,19 +106,24 @@ def test_levels(softmax_regression):
 
 
 def test_many_alike_siblings_are_folded(main_graph):
-    boxes, edges = fold(items_of(main_graph), 12)
-    many = [(box.title, box.count, box.detail) for box in boxes if box.count > 1]
+    scene = scene_of(main_graph, fold=12)
+    check(main_graph, scene, "right")
+    many = [(card.title, card.count, card.lines) for card in scene.cards if card.count > 1]
     assert many == [
-        ("Variable", 90, "hw0 … hw89 · 784"),
-        ("Variable", 90, "hb0 … hb89 · 1"),
-        ("Dot", 90, "dot4 … dot360 · 1"),
-        ("Add", 90, "add5 … add361 · 1"),
+        ("hw0…89", 90, ("Variable · 784",)),
+        ("hb0…89", 90, ("Variable · 1",)),
+        ("dot4…360", 90, ("Dot · 1",)),
+        ("add5…361", 90, ("Add · 1",)),
     ]
-    assert sum(box.count for box in boxes) == len(main_graph.nodes)
-    collect = next(i for i, box in enumerate(boxes) if box.title == "Vectorize")
-    assert boxes[collect].ports == ["0–89"]
-    assert [edge.count for edge in edges if edge.target == collect] == [90]
-    assert sum(edge.count for edge in edges) == sum(len(node.parents) for node in main_graph.nodes)
+    collect = by_title(scene)["vectorize362"]
+    assert [(arrow.count, arrow.label) for arrow in scene.arrows if arrow.target == collect.key] == [(90, "0–89")]
+
+
+def test_pictures_of_many_cards_fold_from_few_siblings_on(main_graph):
+    scene = scene_of(main_graph)
+    check(main_graph, scene, "right")
+    assert len(scene.cards) <= 40 < len(scene_of(main_graph, fold=12).cards)
+    assert by_title(scene)["ow0…9"].count == 10
 
 
 def test_siblings_that_differ_are_not_folded():
@@ -78,7 +134,7 @@ def test_siblings_that_differ_are_not_folded():
     boxes, _ = fold(items_of(graph), 12)
     assert len(boxes) == len(graph.nodes)
     boxes, _ = fold(items_of(graph), 7)
-    assert sorted(box.count for box in boxes) == [1, 1, 8, 8]
+    assert sorted(len(box.members) for box in boxes) == [1, 1, 8, 8]
     assert [box.ports for box in boxes][-1] == ["8 slots", "8 slots"]
 
 
@@ -91,29 +147,268 @@ def test_an_operand_used_twice_gets_two_arrows():
     assert [(edge.source, edge.target, edge.port) for edge in edges] == [(0, 1, 0), (0, 1, 1)]
 
 
-def test_boxes_do_not_overlap_and_arrows_go_right(main_graph):
-    boxes, edges = fold(items_of(main_graph), 12)
-    sizes = [box_size(box) for box in boxes]
-    layout = lay_out(boxes, edges, sizes)
-    frames = [(x - w / 2, x + w / 2, y - h / 2, y + h / 2) for (x, y), (w, h) in zip(layout.centres, sizes)]
-    for i, a in enumerate(frames):
-        assert min(a[0], a[2]) >= -1e-9
-        assert a[1] <= layout.width + 1e-9
-        assert a[3] <= layout.height + 1e-9
-        for b in frames[:i]:
-            assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
-    for route in layout.routes:
-        assert all(end[0] > start[0] for start, end in pairwise(route))
+# -- what repeats --
+
+
+@pytest.mark.parametrize("direction", ["right", "down"])
+def test_steps_that_repeat_are_one_step(direction):
+    graph = lstm(96)
+    scene = scene_of(graph, direction=direction, width=1280)
+    check(graph, scene)
+    assert len(scene.cards) < 30
+    assert scene.width <= 1280
+    assert all(frame.name == "lstm" for frame in scene.frames)
+    cards = by_title(scene)
+    assert cards["lstm.slice6…1716"].count == 96
+    assert cards["lstm.slice6…1716"].lines == ("Slice · 4", "[0:4] … [380:384]")
+    back = {(arrow.source, arrow.target, arrow.label, arrow.count) for arrow in scene.arrows if arrow.back}
+    h, c = cards["lstm.multiply23 … lstm"], cards["lstm.add21…1731"]
+    reads = {cards["lstm.matvec9…1719"].key, cards["lstm.multiply17…1727"].key}
+    assert {(source, label, count) for source, _, label, count in back} == {(h.key, "t-1", 95), (c.key, "t-1", 95)}
+    assert {target for _, target, *_ in back} == reads
+    constants = [card for card in scene.cards if card.role == "constant"]  # the states before the first step
+    assert {a.target for a in scene.arrows for one in constants if a.source == one.key} == reads
+
+
+def test_a_step_is_opened_by_itself_and_few_steps_together():
+    graph = lstm(96)
+    folded = by_title(scene_of(graph))["lstm.tanh22…1732"]
+    scene = scene_of(graph, opened=[folded.nodes[0], folded.nodes[50]])
+    check(graph, scene)
+    cards = [card for card in scene.cards if set(card.nodes) & set(folded.nodes)]
+    assert [card.count for card in cards] == [1, 49, 1, 45]
+    short = lstm(6)
+    opened = scene_of(short, opened=[by_title(scene_of(short))["lstm.tanh22…112"].key])
+    assert {card.count for card in opened.cards} == {1}
+
+
+def test_neurons_of_a_layer_are_no_steps(main_graph):
+    assert not any(arrow.back for arrow in scene_of(main_graph).arrows)
+
+
+def test_layers_that_read_one_another_are_steps():
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(5, trainable=False, name="x")
+        for k in range(20):
+            x = fg.layers.dense(x, 5, "tanh", name=f"h{k}")
+    scene = scene_of(graph)
+    check(graph, scene)
+    assert [(card.title, card.count) for card in scene.cards] == [
+        ("x", 1),
+        ("h0…19.W", 20),
+        ("h0.matvec2…h19.matvec97".replace("…", " … "), 20),
+        ("h0…19.b", 20),
+        ("h0.add4 … h19.add99", 20),
+        ("h0…19", 20),
+    ]
+    assert len(scene_of(graph, fold=1000).cards) == len(graph.nodes)
+
+
+def test_parameters_belong_to_steps_whenever_they_were_built():
+    with fg.Graph(seed=0) as graph:
+        weights = [fg.Variable((3, 3), True, name=f"w{k}") for k in range(9)]
+        x = fg.Variable(3, trainable=False, name="x")
+        for w in weights:
+            x = fg.Tanh(fg.MatVec(w, x))
+    scene = scene_of(graph)
+    check(graph, scene)
+    assert [(card.title, card.count) for card in scene.cards] == [
+        ("w0…8", 9),
+        ("x", 1),
+        ("matvec10…26", 9),
+        ("tanh11…27", 9),
+    ]
+    assert by_title(scene_of(graph, opened=[9]))["w0…8"].count == 9  # x is no part of a step
+    assert {card.count for card in scene_of(graph, opened=[3]).cards} == {1}
+    with fg.Graph(seed=0) as graph:  # its first step makes a parameter of all steps
+        fg.layers.gru(fg.Variable((30, 3), trainable=False, name="x"), 4, name="g")
+    check(graph, scene_of(graph))
+    assert {card.count for card in scene_of(graph).cards} == {1, 30}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_second_layer_of_steps_reads_the_first_in_either_order(order):
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable((20, 3), trainable=False, name="x")
+        y = fg.layers.rnn(x, 4, sequence=True, name="a")
+        h = fg.Variable(4, trainable=False, name="h")
+        u = fg.Variable((4, 4), True, name="u")
+        for t in range(20)[::order]:
+            h = fg.Tanh(fg.MatVec(u, h) + y[t])
+    scene = scene_of(graph)
+    check(graph, scene)
+    assert len(scene.cards) < 25
+    assert sum(arrow.back for arrow in scene.arrows) == 2
+
+
+@st.composite
+def repeating(draw):
+    """Draw a graph of steps, alike but for some, that read themselves, steps before, what is shared, and other runs."""
+    with fg.Graph(seed=0) as graph:
+        shared = [fg.Variable(2, True, name=f"w{k}") for k in range(draw(st.integers(1, 3)))]
+        before = [shared]
+        for run in range(draw(st.integers(1, 3))):
+            size = draw(st.integers(1, 4))
+            places = st.tuples(st.integers(0, 2), st.integers(0, 3))
+            step = [(draw(st.integers(0, 2)), draw(places), draw(places)) for _ in range(size)]
+            strange = draw(st.lists(st.integers(0, 30), max_size=2))
+            for t in range(draw(st.integers(1, 30))):
+                with fg.scope(f"r{run}"), fg.scope(f"t{t}"):
+                    now = []
+                    for kind, *reads in step:
+                        of = [[shared, now or before[-1], before[-1]][where] for where, _ in reads]
+                        a, b = (those[k % len(those)] for those, (_, k) in zip(of, reads))
+                        now.append(
+                            fg.Tanh(a)
+                            if t in strange
+                            else fg.Exp(a)
+                            if kind == 0
+                            else [fg.Add, fg.Multiply][kind - 1](a, b)
+                        )
+                before.append(now)
+        fg.Vectorize(*[node for node in graph.nodes if not node.children])
+    return graph
+
+
+@given(repeating(), st.sampled_from(["right", "down"]), st.integers(0, 12), st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_steps(graph, direction, limit, data):
+    scene = scene_of(graph, fold=limit, direction=direction)
+    check(graph, scene, direction)
+    narrow = scene_of(graph, fold=limit, direction=direction, width=700)
+    check(graph, narrow)
+    assert [card.nodes for card in narrow.cards] == [card.nodes for card in scene.cards]
+    one = data.draw(st.integers(0, len(graph.nodes) - 1))
+    opened = scene_of(graph, fold=limit, direction=direction, opened=[one])
+    check(graph, opened, direction)
+    assert next(card for card in opened.cards if one in card.nodes).count == 1
+
+
+@given(graphs(), st.sampled_from(["right", "down"]))
+@settings(max_examples=40, deadline=None)
+def test_any_graph(made, direction):
+    check(made.graph, scene_of(made.graph, fold=2, direction=direction), direction)
+
+
+# -- scopes, widths, values --
+
+
+def test_scopes_are_frames_of_what_is_theirs():
+    graph = net()
+    for direction in ("right", "down"):
+        scene = scene_of(graph, direction=direction)
+        check(graph, scene, direction)
+        assert [frame.name for frame in scene.frames] == ["a", "b", "b.in"]
+    with graph, fg.scope("a"):  # it goes on after what reads it
+        fg.Add(graph["b"], graph["a"], name="again")
+    assert "a" not in [frame.name for frame in scene_of(graph).frames]
+
+
+def net():
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable((2, 6, 6), trainable=False, name="x")
+        h = fg.layers.conv2d(x, 3, 3, stride=2, activation="relu", name="a")
+        h = fg.layers.dense(h, 4, name="b.in")
+        with fg.scope("b"):
+            h = fg.LeakyReLU(h, 0.25, name="bent")
+        fg.Sum(h, name="b")
+    return graph
+
+
+def test_cards_tell_attributes_that_matter():
+    lines = {card.title: card.lines for card in scene_of(net()).cards}
+    assert lines["a.W"] == ("Variable · 3 x 2 x 3 x 3",)
+    assert lines["a.conv2d2"] == ("Conv2D · 3 x 3 x 3", "stride 2, padding 0 x 1")
+    assert lines["b.bent"][1] == "slope 0.25"
+    with fg.Graph() as graph:
+        x = fg.Variable((3, 4), [1.0] * 12, name="x")
+        fg.Concat(fg.Transpose(x, (1, 0)), fg.Transpose(x), axis=1)
+        fg.Dropout(x, 0.25)
+        x[1:3] * 2.0
+    told = [card.lines[1] for card in scene_of(graph).cards if len(card.lines) > 1]
+    assert told == ["order 1 x 0", "axis 1", "rate 0.25", "[4:12]", "by 2"]
+
+
+def test_what_is_wide_goes_on_below(main_graph):
+    for direction in ("right", "down"):
+        scene = scene_of(main_graph, direction=direction, width=900)
+        check(main_graph, scene)
+        assert scene.width <= 900
+    with pytest.raises(GraphError, match="width must be an integer from 200 on, not 3"):
+        scene_of(main_graph, width=3)
+    with pytest.raises(GraphError, match="direction must be one of 'right', 'down', not 'left'"):
+        scene_of(main_graph, direction="left")
+
+
+def test_norms_of_values_and_cotangents(softmax_regression, tmp_path):
+    graph = softmax_regression
+    with pytest.raises(GraphError, match=r"'x' .*has no value"):
+        graph.draw(str(tmp_path / "none.svg"), values=True)
+    graph["x"].set_value(np.arange(10.0))
+    graph["label"].set_value([0.0, 1.0, 0.0])
+    text = Path(graph.draw(str(tmp_path / "both.svg"), values=True, result=graph["loss"])).read_text()
+    assert (
+        f"|y| {np.linalg.norm(np.arange(10.0)):.3g} · |g| {np.linalg.norm(graph['x'].backward(graph['loss'])):.3g}<"
+        in text
+    )
+    assert "norm of cotangent of loss" in text
+    assert len(set(re.findall(r'<rect [^>]*style="fill:(#\w{6})"', text))) > 3
+    graph.draw(str(tmp_path / "both.png"), values=True, result=graph["loss"])
+    with pytest.raises(GraphError, match="result must be a node of the graph to draw"):
+        graph.draw(str(tmp_path / "none.svg"), result="loss")
+
+
+# -- files --
+
+
+def test_svg_has_an_element_for_each_card_and_arrow(main_graph):
+    scene = scene_of(main_graph)
+    key = scene.cards[-1].key
+    for theme in ("light", "dark", "auto"):
+        root = ElementTree.fromstring(svg_of(scene, theme=theme, colours={key: "#102030"}, notes={key: "a < b"}))
+        groups = {g.get("id"): g for g in root.iter() if g.get("class", "").startswith("card ")}
+        assert {name: tuple(map(int, g.get("data-nodes").split())) for name, g in groups.items()} == {
+            f"card-{card.key}": card.nodes for card in scene.cards
+        }
+        arrows = [p for p in root.iter() if p.get("class", "").startswith("arrow")]
+        ends = [(int(p.get("data-from")), int(p.get("data-to"))) for p in arrows]
+        assert ends == [(arrow.source, arrow.target) for arrow in scene.arrows]
+        assert "a < b" in "".join(groups[f"card-{key}"].itertext())
+        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg_of(scene, theme=theme))]
+        assert len(sizes) > 3
+        assert min(sizes) >= 9
+
+
+def test_names_of_any_text(tmp_path):
+    with fg.Graph(seed=0) as graph, fg.scope("<\x00&"):
+        x = fg.Variable(2, [1.0, 2.0], trainable=False, name='"$\ud800\x1b')
+        fg.Sum(fg.Multiply(x, x, name="Ж" * 60), name="]]>")
+    for ending in ("svg", "html", "png"):
+        graph.draw(str(tmp_path / f"g.{ending}"), values=True, result=graph.nodes[-1])
+    ElementTree.parse(tmp_path / "g.svg")
+    scene = scene_of(graph)
+    assert scene.cards[1].width > 34 * 9
+
+
+def test_a_page_opens_what_is_folded(main_graph, tmp_path):
+    text = Path(main_graph.draw(str(tmp_path / "g.html"))).read_text()
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    opens = json.loads(re.search(r"opens = (\{.*\})", text).group(1))
+    folded = {card.key for card in scene_of(main_graph, width=1280).cards if card.count > 1}
+    assert set(opens) == set(map(str, folded))
+    for key, place in opens.items():
+        inside = re.search(rf'<template id="opened-{place}">(.*?)</template>', text, re.DOTALL).group(1)
+        assert f'id="card-{key}" data-nodes="{key}"' in inside
 
 
 def test_files_are_the_same_every_time(softmax_regression, tmp_path):
-    for ending in ("png", "svg", "pdf"):
+    for ending in ("png", "svg", "pdf", "html"):
         first, second = tmp_path / f"first.{ending}", tmp_path / f"second.{ending}"
         assert draw(softmax_regression, first) == first
         softmax_regression.draw(str(second))
         assert first.read_bytes() == second.read_bytes()
     assert (tmp_path / "first.png").read_bytes().startswith(PNG)
-    assert len(list(tmp_path.iterdir())) == 6  # nothing temporary is left
+    assert len(list(tmp_path.iterdir())) == 8  # nothing temporary is left
 
 
 def test_only_what_targets_need(main_graph, tmp_path):
@@ -150,7 +445,7 @@ def test_what_cannot_be_drawn(softmax_regression, tmp_path):
         for _ in range(2000):
             y = fg.Tanh(y)
     with pytest.raises(GraphError, match="2001 boxes are too many"):
-        draw(other, tmp_path / "g.png")
+        draw(other, tmp_path / "g.png", fold=5000)
     assert not list(tmp_path.iterdir())
 
 
@@ -158,6 +453,8 @@ def test_without_matplotlib(softmax_regression, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(DataError, match=r"pip install 'flowgrad\[viz\]'"):
         draw(softmax_regression, tmp_path / "g.png")
+    for name in ("g.svg", "g.html"):
+        assert draw(softmax_regression, tmp_path / name).stat().st_size > 1000
 
 
 def test_tasks(tmp_path):
@@ -196,7 +493,44 @@ def test_a_value_that_is_set_makes_no_constant(tmp_path):
     path = tmp_path / "graph.svg"
     graph.draw(str(path))
     before = path.read_bytes()
-    assert all(f"<!-- {text} -->" in path.read_text() for text in ("feed variable", "3", "constant"))
+    assert all(f">{text}<" in path.read_text() for text in ("feed variable", "3", "constant"))
     x.set_value([1.0, 2.0])
     graph.draw(str(path))
     assert path.read_bytes() == before
+
+
+# -- notebooks --
+
+
+def test_notebooks_show_a_graph_and_what_a_node_depends_on(softmax_regression, monkeypatch):
+    graph = softmax_regression
+    nodes = [n.index for n in graph.nodes]
+    assert drawn_in(graph._repr_svg_()) == nodes
+    assert drawn_in(graph["loss"]._repr_svg_()) == nodes
+    assert drawn_in(graph["x"]._repr_svg_()) == [0]
+    assert all(n.value is None for n in graph.nodes if n.parents)  # nothing is computed
+    assert fg.Graph()._repr_svg_() is None
+    monkeypatch.setattr("flowgrad.draw.MOST_SHOWN", 5)
+    assert graph._repr_svg_() is None
+
+
+def drawn_in(text):
+    root = ElementTree.fromstring(text)
+    return sorted(int(k) for g in root.iter() for k in (g.get("data-nodes") or "").split())
+
+
+def test_tables_never_raise_and_say_little():
+    class Thing(Shown):
+        def __init__(self):
+            self.records = [{"epoch": k, "loss": 1 / (k + 1)} for k in range(20)]
+            self.array, self.counts, self.name = np.zeros((4, 3)), {"dot": 2}, "<b>"
+            self.nothing, self.long, self._private = None, "x" * 1000, "never"
+
+    text = Thing()._repr_html_()
+    ElementTree.fromstring(text)
+    for told in ("12 before", "4 x 3, float64", "2 dot", "&lt;b&gt;", "<td>0.05</td>", "…"):
+        assert told in text
+    assert len(text) < 3000
+    assert "never" not in text
+    Thing.__repr__ = Thing._shows = lambda self: 1 / 0
+    assert Thing()._repr_html_() is None
