@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .. import draw as drawing
 from ..errors import FlowgradError, GraphError, NodeFailed, ShapeError, warn
 from ..inputs import Fixed, Settled, Shape, brief, frozen, times, without_underflow
 from ..jacobians import LocalJacobian
@@ -295,6 +296,10 @@ class Node(Settled):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.name!r} ({size(self)})"
+
+    def _repr_svg_(self) -> str | None:
+        """Return the picture of what the node depends on."""
+        return drawing.shown(self.graph, self)
 
 
 def node_of(value: Any, what: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flowgrad.draw import Shown
 from flowgrad.errors import GraphError
 
 # A round should last about this long: long against the cost of its task, short enough to watch.
@@ -32,7 +33,7 @@ BLAS_FROM = 1e8
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """The plan of a training run.
 
     Attributes

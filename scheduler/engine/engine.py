@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.draw import Shown
 from flowgrad.errors import ClusterError, GraphError
 from flowgrad.graph import Node, Variable
 from flowgrad.inputs import Settled, brief, flag, integer, one_of, without_underflow
@@ -25,7 +26,7 @@ from .lowered import Lowered
 from .session import Session
 
 
-class Engine(Settled):
+class Engine(Shown, Settled):
     """Runs graphs over many samples.
 
     What all methods take: `feeds`, ``{variable: array (N, dim)}``, lists, NumPy's, frames or dask's, where integers ``(N,)`` or
@@ -461,6 +462,16 @@ class Engine(Settled):
         The memory in this process that is kept to be used again, of results and of kernels, goes too.
         """
         self.session.clear()
+
+    def _shows(self) -> dict[str, Any]:
+        session = vars(self).get("session")  # an unpickled one has none before its first use
+        dtype, grain, shards, kernel, _ = self._settings
+        found = {
+            "runs on": self._where if session is None else session.executor.name,
+            "dtype": dtype and np.dtype(dtype).name,
+        }
+        found |= {"grain": grain, "shards": shards, "kernel": kernel}
+        return found | ({} if session is None else self.cache_info()._asdict())
 
     def __repr__(self) -> str:
         return f"<Engine on {self.executor.name}, grain {self.grain}>"

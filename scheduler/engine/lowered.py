@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dask.threaded
@@ -18,8 +21,10 @@ from ..executors import Executor
 from ..programs import Computation
 from ..tasks import Data, references, to_dask
 
+MOST_SHOWN = 5000  # keys of a graph that a notebook shows unasked
 
-class Lowered(DaskMethodsMixin):
+
+class Lowered(draw.Shown, DaskMethodsMixin):
     """What will run, as a dask collection: ``dask.compute``, ``.persist()``, ``.visualize()`` work on it.
 
     Attributes
@@ -85,6 +90,17 @@ class Lowered(DaskMethodsMixin):
         edges = {key: references([r]) for key, r in records.items() if not isinstance(r, Data)}
         edges = {key: {d for d in deps if d in edges} for key, deps in edges.items()}
         return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
+
+    def _shows(self) -> dict[str, Any]:
+        job = self.job
+        return {"grain": job.grain, "samples": job.samples, "shards": job.shards, "tasks": self.tasks()}
+
+    def _repr_html_(self) -> str | None:
+        table, picture = super()._repr_html_(), ""
+        if table and len(self.dask) <= MOST_SHOWN:
+            with suppress(Exception), TemporaryDirectory() as folder:
+                picture = Path(self.visualize(str(Path(folder) / "tasks.svg"))).read_text()
+        return table and table + picture
 
     @without_underflow
     def explain(self) -> str:

@@ -14,6 +14,8 @@ import dask.local
 import dask.threaded
 from dask.system import CPU_COUNT
 
+from flowgrad.draw import Shown
+
 from ..machine import after_fork, forked_lock, one_thread, threads_can_start
 from ..machine import blas_threads as limited_to
 from ..tasks import Data, Record, Ref, references, to_dask
@@ -30,7 +32,7 @@ def _forget_pools() -> None:
 after_fork(_forget_pools)
 
 
-class Done(Future[Any]):
+class Done(Shown, Future[Any]):
     """A future that is done, and pickled by its value."""
 
     def __init__(self, value: Any):
@@ -39,6 +41,9 @@ class Done(Future[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.result(),)
+
+    def _shows(self) -> dict[str, Any]:
+        return {"result": self.result()}
 
 
 class LocalExecutor(Executor):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, overload
+
+from flowgrad.draw import Shown
 
 
 class StepLosses(Sequence[tuple[int, float]]):
@@ -26,11 +27,8 @@ class StepLosses(Sequence[tuple[int, float]]):
     def __getitem__(self, index: slice) -> list[tuple[int, float]]: ...
 
     def __getitem__(self, index: int | slice) -> Any:
-        numbers = range(1, len(self.losses) + 1)
-        if isinstance(index, slice):
-            return list(zip(numbers[index], self.losses[index]))
-        at = operator.index(index)  # NumPy's integers too
-        return numbers[at], self.losses[at]
+        at = range(len(self.losses))[index]
+        return (at + 1, self.losses[at]) if isinstance(at, int) else [(k + 1, self.losses[k]) for k in at]
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, StepLosses):
@@ -42,7 +40,7 @@ class StepLosses(Sequence[tuple[int, float]]):
 
 
 @dataclass
-class History:
+class History(Shown):
     """The course of a training run; `print` writes a line for each epoch.
 
     Attributes

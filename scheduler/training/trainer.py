@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flowgrad.draw import Shown
 from flowgrad.errors import GraphError
 from flowgrad.graph import Node, named
 from flowgrad.inputs import Settled, brief, flag, integer, path_of, without_underflow
@@ -30,7 +31,7 @@ from .mirror import Mirror
 from .run import Run
 
 
-class Trainer(Settled):
+class Trainer(Shown, Settled):
     """Trains the variables of an optimizer's graph over many samples.
 
     Parameters

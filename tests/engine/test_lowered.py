@@ -1,5 +1,6 @@
 """`Lowered` as a dask collection, and what its task graph shows."""
 
+import pickle
 import re
 from collections import Counter
 
@@ -117,6 +118,20 @@ def test_visualize_writes_a_picture(counted, tmp_path, name):
     assert content.startswith(b"\x89PNG") if name.endswith("png") else b"<svg" in content
     assert len(content) > 1000
     assert Counting.calls == 0
+
+
+def test_notebooks_show_what_will_run(counted, grain, monkeypatch):
+    engine = fg.Engine("sync")
+    lowered = engine.lower(counted.loss, counted.feeds, gradient=True, grain=grain)
+    text = lowered._repr_html_()
+    assert f'<td style="text-align: left">{lowered.job.grain}</td>' in text
+    assert text.count('class="card ') > 0
+    assert Counting.calls == 0
+    monkeypatch.setattr("flowgrad.scheduler.engine.lowered.MOST_SHOWN", 0)
+    assert "svg" not in lowered._repr_html_()
+    assert "sync" in engine._repr_html_()
+    assert "sync" in pickle.loads(pickle.dumps(engine))._repr_html_()
+    assert "float64" in engine.jacobian(counted.loss, counted.w, counted.feeds, compute=False)._repr_html_()
 
 
 # -- keys --

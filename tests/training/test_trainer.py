@@ -76,6 +76,15 @@ def test_training_goes_on_where_it_stopped():
         np.testing.assert_allclose(mine, other, rtol=1e-11)
 
 
+def test_notebooks_show_a_training():
+    model = Model("Adam", n=12)
+    history = model.fit(epochs=2, shuffle=False)
+    text = history._repr_html_()
+    assert all(f"<td>{record['loss']:.4g}</td>" in text for record in history.epochs[-2:])
+    assert history.plan["grain"] in text
+    assert "Adam of" in fg.Trainer(model.optimizer, fg.Engine("sync"))._repr_html_()
+
+
 def test_a_fed_variable_is_never_trained():
     """Also when it was declared trainable, which is the default."""
     rng = np.random.default_rng(0)
