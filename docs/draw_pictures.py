@@ -10,7 +10,7 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def main() -> None:
-    """Draw a softmax regression, and the net that `flowgrad train mnist` trains."""
+    """Draw a softmax regression, the net that `flowgrad train mnist` trains, and a recurrent cell of many steps."""
     with fg.Graph(seed=0) as graph:
         x = fg.Variable(10, trainable=False, name="x")
         label = fg.Variable(3, trainable=False, name="label")
@@ -18,7 +18,11 @@ def main() -> None:
     graph.draw(str(IMAGES / "softmax_regression.png"))
 
     model = multilayer_perceptron(784, [90], 10)
-    draw(model.graph, IMAGES / "mnist.png", targets=model.loss, fold=9)
+    draw(model.graph, IMAGES / "mnist.png", targets=model.loss)
+
+    with fg.Graph(seed=0) as graph:
+        h = fg.layers.lstm(fg.Variable((96, 4), trainable=False, name="x"), 8, name="lstm")
+    draw(graph, IMAGES / "lstm.png", targets=h, direction="down")
 
 
 if __name__ == "__main__":
