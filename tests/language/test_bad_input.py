@@ -542,7 +542,7 @@ NO_ATTRIBUTES = {
     "optimizer.learningrate": "do you mean 'learning_rate'?",
     "optimizer.clipnorm": "do you mean 'clip_norm'?",
     "optimizer.lr": "do you mean 'learning_rate'?",
-    "optimizer.xx": "there are batch_size, beta_1, beta_2, bias_correction, clip_norm, ema, epochs, learning_rate, rule",
+    "optimizer.xx": "there are batch_size, beta_1, beta_2, bias_correction, clip_norm, ema, epochs, lazy_rows, learning_rate, rule",
     "optimizer.per_sample_clip": "cannot be set: give it to a new Adam",
     "optimizer.noise_seed": "cannot be set: give it to a new Adam",
     "optimizer.privacy": "cannot be set",
