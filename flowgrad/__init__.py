@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from .scheduler.collective import gang
     from .scheduler.engine import Engine
     from .scheduler.training import KEEP, STOP, Callback, Checkpoints, EarlyStopping, ReduceLROnPlateau, Trainer
+    from .scheduler.watch import watch
 
 __version__ = "0.1.0"
 
@@ -102,6 +103,7 @@ _LAZY = {
     ".files": ("load", "save"),
     ".scheduler.collective": ("gang",),
     ".scheduler.engine": ("Engine",),
+    ".scheduler.watch": ("watch",),
     ".scheduler.training": ("KEEP", "STOP", "Callback", "Checkpoints", "EarlyStopping", "ReduceLROnPlateau", "Trainer"),
 }
 
@@ -220,4 +222,5 @@ __all__ = [
     "losses",
     "save",
     "scope",
+    "watch",
 ]

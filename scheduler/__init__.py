@@ -27,6 +27,8 @@ Each wing imports only those above it, and of those only what their doors (``__i
     Windows of optimizer steps: what to do about what happens to them, and the tasks or gangs that run them.
 ``engine/``
     What people call for values and derivatives.
+``watch/``
+    One step of one sample, forward and back, as tasks that are timed, and a page that plays it.
 ``training/``
     A training, from `fit` to its last checkpoint.
 """

@@ -15,6 +15,7 @@ from ..errors import FlowgradError
 from .doctor import doctor
 from .explain import explain
 from .train import train
+from .watch import watch
 
 __all__ = ["main"]
 
@@ -75,4 +76,5 @@ def main() -> None:
 
 main.add_command(train)
 main.add_command(explain)
+main.add_command(watch)
 main.add_command(doctor)

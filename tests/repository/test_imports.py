@@ -28,6 +28,7 @@ WINGS = (
     "costs",
     "windows",
     "engine",
+    "watch",
     "training",
 )
 FILES, LINES = range(4, 10), 2100
