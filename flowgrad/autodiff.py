@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .ops import Gather, Mark, Slice
-from .program import Builder, Instr, Program, Type
+from .program import Builder, Instr, Program, Type, Verb
 
 
 def differentiate(program: Program, target: int, wrt: Sequence[int], fold: bool = True) -> Program:
@@ -137,7 +137,7 @@ def derive(program: Program, target: int, wrt: Sequence[int]) -> Derivation:
             edges.append(Edge(marks[i.out], _same(g), types[i.out].dim))
         for slot, arg in enumerate(i.args):
             if arg in last:
-                edges.append(Edge(last[arg][0], _pull_of(i, slot, g), types[arg].dim, *last[arg][1:]))
+                edges.append(Edge(last[arg][0], sweep.pull_of(i, slot, g), types[arg].dim, *last[arg][1:]))
             elif sweep.active[arg] and i.op is Slice:
                 sweep.range(i, g)
             elif sweep.active[arg]:
@@ -159,6 +159,7 @@ class _Sweep:
     def __init__(self, program: Program, target: int, wrt: Sequence[int], apart: bool):
         self.program, self.apart = program, apart
         self.builder = Builder.of(program)
+        self.labels = program.labels()
         types = self.builder.types
         self.active = [False] * len(types)
         for var in wrt:
@@ -166,7 +167,9 @@ class _Sweep:
         for i in program.instrs:
             through = i.op.differentiable and any(self.active[a] for a in i.args)
             self.active[i.out] = self.active[i.out] or through
-        self.seed = self.builder.input(Type(types[target].dim, types[target].batched or apart, True), "seed")
+        self.seed = self.builder.input(
+            Type(types[target].dim, types[target].batched or apart, True), "seed", label=self.labels[target]
+        )
         self.parts: dict[int, list[int]] = {target: [self.seed]}
         self.pieces: dict[int, list[tuple[int, int]]] = {}
 
@@ -184,27 +187,29 @@ class _Sweep:
         """Send a cotangent on to an operand; summed over the samples where that is shared by them, unless they stay apart."""
         parent, own = self.builder.types[i.args[slot]], self.builder.types[g]
         sums = own.batched and not parent.batched and not self.apart
-        pull = _pull_of(i, slot, g)._replace(verb="pull_sum" if sums else "pull")
+        pull = self.pull_of(i, slot, g, "pull_sum" if sums else "pull")
         pulled = self.builder.copy(pull, Type(parent.dim, own.batched and not sums, True), pull.args)
         self.parts.setdefault(i.args[slot], []).append(pulled)
+
+    def pull_of(self, i: Instr, slot: int, g: int, verb: Verb = "pull") -> Instr:
+        """Return the pull along the edge of a slot."""
+        values = [i.out if need < 0 else i.args[need] for need in i.op.needs(slot, i.arity)]
+        by = self.labels[i.args[slot]]
+        return Instr(verb, -1, (g, *values), i.op, i.attrs, slot, i.arity, i.label, by=by)
 
     def total(self, var: int) -> int:
         """Return the sum of the cotangents of a variable."""
         parts, pieces = self.parts.pop(var, []), sorted(self.pieces.pop(var, []))
-        types, dim = self.builder.types, self.builder.types[var].dim
+        types, dim, label = self.builder.types, self.builder.types[var].dim, self.labels[var]
         if pieces:
             batched = any(types[g].batched for _, g in pieces)
             attrs = (("starts", tuple(start for start, _ in pieces)), ("dim", dim))
-            parts.append(self.builder.emit("scatter", Type(dim, batched, True), [g for _, g in pieces], attrs=attrs))
+            type_, cotangents = Type(dim, batched, True), [g for _, g in pieces]
+            parts.append(self.builder.emit("scatter", type_, cotangents, attrs=attrs, label=label))
         if len(parts) == 1:
             return parts[0]
-        return self.builder.emit("add", Type(dim, any(types[g].batched for g in parts), True), parts)
+        return self.builder.emit("add", Type(dim, any(types[g].batched for g in parts), True), parts, label=label)
 
 
 def _same(g: int) -> Instr:
     return Instr("pull", -1, (g,), Mark, (("node", -1),), 0, 1)
-
-
-def _pull_of(i: Instr, slot: int, g: int) -> Instr:
-    values = [i.out if need < 0 else i.args[need] for need in i.op.needs(slot, i.arity)]
-    return Instr("pull", -1, (g, *values), i.op, i.attrs, slot, i.arity, i.label)

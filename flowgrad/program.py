@@ -38,7 +38,7 @@ class Instr(NamedTuple):
     ``op.needs(slot, arity)`` lists. ``add``: the sum of the arguments, in their order. ``scatter``: each argument is added
     into a zero cotangent at its start in ``attrs["starts"]``. ``push``: a tangent, then the same values. ``bend``/``bend_sum``:
     the pull of a cotangent by the tangent of the local Jacobian; then come values, and as many tangents, see
-    `tangents.bent_slots`. `dim` is the length of `out`.
+    `tangents.bent_slots`. `dim` is the length of `out`. `label` is the node that it is about, of an edge `by` the other end.
     """
 
     verb: Verb
@@ -50,14 +50,21 @@ class Instr(NamedTuple):
     arity: int = 0
     label: str = ""
     dim: int = 0
+    by: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people call it: the node, or the edge by both of its ends."""
+        return f"{self.label} by {self.by}" if self.by else self.label
 
 
 class Input(NamedTuple):
-    """A program variable that is given: its role, and the index of the graph's variable that it stands for (or -1)."""
+    """A program variable that is given: its role, and index and name of the graph's variable that it stands for (or -1)."""
 
     var: int
     role: Role
     node: int = -1
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +99,10 @@ class Program:
         ends = [start + self.types[a].dim for start, a in zip(starts, i.args)]
         return [0, *ends] == [*starts, self.types[i.out].dim]
 
+    def labels(self) -> dict[int, str]:
+        """Return what each variable is called: by the nodes that it holds."""
+        return {v.var: v.label for v in self.inputs} | {i.out: i.label for i in self.instrs}
+
     def size(self, role: Role) -> int:
         """Return the length of the flat vector of a role, ``"param"`` or ``"const"``."""
         return sum(self.types[i.var].dim for i in self.inputs if i.role == role)
@@ -108,9 +119,7 @@ class Program:
                 what = f"{i.verb} {what}[{i.slot}]"
             args = ", ".join(f"%{a}" for a in i.args[:8]) + (f", ... {len(i.args)}" if len(i.args) > 8 else "")
             attrs = "".join(f" {k}={brief(v, 24)}" for k, v in i.attrs)
-            lines.append(
-                f"%{i.out} {self.types[i.out]} = {what}({args}){attrs}" + (f"  # {i.label}" if i.label else "")
-            )
+            lines.append(f"%{i.out} {self.types[i.out]} = {what}({args}){attrs}" + (f"  # {i.name}" if i.name else ""))
         lines += [f"out  {name} = %{var}" for name, var in self.outputs.items()]
         return "\n".join(lines)
 
@@ -129,10 +138,10 @@ class Builder:
         """Return a builder that goes on where `program` ends."""
         return cls(list(program.types), list(program.inputs), list(program.instrs), dict(program.layout))
 
-    def input(self, type_: Type, role: Role, node: int = -1) -> int:
+    def input(self, type_: Type, role: Role, node: int = -1, label: str = "") -> int:
         """Add a given variable."""
         self.types.append(type_)
-        self.inputs.append(Input(len(self.types) - 1, role, node))
+        self.inputs.append(Input(len(self.types) - 1, role, node, label))
         return len(self.types) - 1
 
     def emit(self, verb: Verb, type_: Type, args: Iterable[int], **fields: Any) -> int:
@@ -144,8 +153,8 @@ class Builder:
         self.types.append(type_)
         out = len(self.types) - 1
         # Written out: there are many, and `_replace` takes three times as long.
-        verb, _, _, op, attrs, slot, arity, label, _ = instr
-        self.instrs.append(Instr(verb, out, tuple(args), op, attrs, slot, arity, label, type_.dim))
+        verb, _, _, op, attrs, slot, arity, label, _, by = instr
+        self.instrs.append(Instr(verb, out, tuple(args), op, attrs, slot, arity, label, type_.dim, by))
         return out
 
     def apply(self, op: type[Op], args: Sequence[int], attrs: dict[str, Any], label: str = "") -> int:
@@ -193,7 +202,7 @@ def trace(
                 var[node] = builder.apply(marks[node], [var[node]], {"node": node.index}, node.name)
         else:
             role: Role = "feed" if node in fed else "param" if node in trained else "const"
-            var[node] = builder.input(Type(node.dim, role == "feed"), role, node.index)
+            var[node] = builder.input(Type(node.dim, role == "feed"), role, node.index, node.name)
     marked = {f"at {node.index}": var[node] for node in marks if node in needed}
     return builder.build({str(i): var[t] for i, t in enumerate(targets)} | marked)
 

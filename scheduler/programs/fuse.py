@@ -78,6 +78,9 @@ class _Fusion:
         self.flat: dict[Role, int] = {}
         self.placed: dict[int, Segment] = {}
         self.cursor: Counter[Role] = Counter()
+        # By variable of the new program: which node begins, or ends, at an entry of it.
+        self.begins: dict[tuple[int, int], str] = {}
+        self.ends: dict[tuple[int, int], str] = {}
 
     def run(self, fuse: bool) -> Program:
         self._inputs()
@@ -105,16 +108,18 @@ class _Fusion:
 
     def _inputs(self) -> None:
         sizes: Counter[Role] = Counter()
+        labels: dict[Role, list[str]] = defaultdict(list)
         for k, entry in enumerate(self.program.inputs):
             type_ = self.program.types[entry.var]
             if entry.role in ("feed", "seed"):
-                var = self.builder.input(type_, entry.role, entry.node)
-                self.segments[entry.var] = (Segment(var, 0, type_.dim),)
+                var = self.builder.input(type_, entry.role, entry.node, entry.label)
+                self.segments[entry.var] = (self._call(self._whole(var), entry.label),)
             else:
                 self.segments[entry.var] = (Segment(-1 - k, 0, type_.dim),)
                 sizes[entry.role] += type_.dim
+                labels[entry.role].append(entry.label)
         for role, size in sizes.items():
-            self.flat[role] = self.builder.input(Type(size, False), role)
+            self.flat[role] = self.builder.input(Type(size, False), role, label=_range(labels[role]))
 
     def _place(self, s: Segment) -> Segment:
         """Return where a segment of a parameter lies in its flat vector; a new one is laid at the end."""
@@ -128,7 +133,7 @@ class _Fusion:
                 start = self.cursor[entry.role]
                 stop = start + self.program.types[entry.var].dim
                 self.cursor[entry.role] = stop
-            self.placed[s.base] = Segment(self.flat[entry.role], start, stop)
+            self.placed[s.base] = self._call(Segment(self.flat[entry.role], start, stop), entry.label)
             self.builder.layout[entry.node] = (entry.role, start, stop)
         whole = self.placed[s.base]
         return Segment(whole.base, whole.start + s.start, whole.start + s.stop)
@@ -139,23 +144,24 @@ class _Fusion:
         if segments in self.ready:
             return self.ready[segments]
         types = self.builder.types
-        first = segments[0]
+        first, last = segments[0], segments[-1]
+        dim = types[first.base].dim
+        if segments == ((first.base, 0, dim),):
+            return first.base
+        label = _range([self.begins.get(first[:2], ""), self.ends.get((last.base, last.stop), "")])
         bases = {s.base for s in segments}
         if len(segments) == 1:
-            dim = types[first.base].dim
-            if first == (first.base, 0, dim):
-                return first.base
-            var = self.builder.apply(Slice, [first.base], {"start": first.start, "stop": first.stop, "dim": dim})
+            var = self.builder.apply(Slice, [first.base], {"start": first.start, "stop": first.stop, "dim": dim}, label)
         elif len(bases) == 1 and len(segments) >= GATHER_FROM:
             index = tuple(i for s in segments for i in range(s.start, s.stop))
-            var = self.builder.apply(Gather, [first.base], {"index": index, "dim": types[first.base].dim})
+            var = self.builder.apply(Gather, [first.base], {"index": index, "dim": dim}, label)
         else:
             parts = [self.materialise((s,)) for s in segments]
             ends, end = [], 0
             for s in segments:
                 end += s.stop - s.start
                 ends.append(end)
-            var = self.builder.apply(Vectorize, parts, {"ends": tuple(ends)})
+            var = self.builder.apply(Vectorize, parts, {"ends": tuple(ends)}, label)
         self.ready[segments] = var
         self.sources[var] = segments
         return var
@@ -177,7 +183,12 @@ class _Fusion:
     def _single(self, i: Instr) -> None:
         args = [self.materialise(self.segments[a]) for a in i.args]
         var = self.builder.copy(i, self.program.types[i.out], args)
-        self.segments[i.out] = (self._whole(var),)
+        self.segments[i.out] = (self._call(self._whole(var), i.label),)
+
+    def _call(self, s: Segment, label: str) -> Segment:
+        """Note which node a segment of the new program is, and return it."""
+        self.begins[s[:2]] = self.ends[s.base, s.stop] = label
+        return s
 
     def _fuse_group(self, group: list[Instr]) -> None:
         unique: dict[tuple[Segments, ...], list[Instr]] = defaultdict(list)
@@ -284,14 +295,19 @@ class _Fusion:
 
     def _write(self, wide: list[_Wide]) -> None:
         for w in wide:
-            first, last = w.part[0], w.part[-1]
-            label = f"{len(w.part)} x {first.op.__name__} {first.label} .. {last.label}"
+            label = f"{len(w.part)} x {w.part[0].op.__name__} {_range([i.label for i in w.part])}"
             var = self.builder.apply(w.op, w.args, w.attrs, label)
             start = 0
             for i in w.part:
                 stop = start + self.program.types[i.out].dim
-                self.segments[i.out] = (Segment(var, start, stop),)
+                self.segments[i.out] = (self._call(Segment(var, start, stop), i.label),)
                 start = stop
+
+
+def _range(labels: list[str]) -> str:
+    """Return what several nodes are called together."""
+    first, last = labels[0], labels[-1]
+    return first if first == last else f"{first} .. {last}"
 
 
 class _Level(NamedTuple):
