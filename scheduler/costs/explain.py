@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from dask.utils import key_split
+
 from ..programs import Computation, counts_of
 from ..tasks import Task
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
@@ -65,7 +67,7 @@ def explain_job(
 
 def _tasks(job: Computation) -> int:
     """Return the tasks of a job; at grain sample, where it is not lowered, from what is done for each part of one that is."""
-    tasks = [key.partition("-")[0] for key, record in job.graph.records.items() if isinstance(record, Task)]
+    tasks = [key_split(key) for key, record in job.graph.records.items() if isinstance(record, Task)]
     if job.grain != "sample" or not tasks:
         return len(tasks)
     cut, fed = Counter(tasks), sum(i.role == "feed" for i in job.program.inputs)

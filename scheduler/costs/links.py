@@ -18,7 +18,7 @@ from flowgrad.optim import Optimizer
 from .. import collective
 from ..executors import Executor, LocalExecutor, Lost, Worker
 from ..programs import pick
-from ..tasks import Data, Record, Ref, Task
+from ..tasks import Data, Key, Record, Ref, Task
 from .times import Links
 from .work import burst, letters, new_state
 
@@ -105,13 +105,13 @@ def _look(executor: Executor, slots: int) -> tuple[float, float]:
 
 
 def run_now(
-    executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[Worker]
+    executor: Executor, records: dict[Key, Record], keys: Sequence[Key], workers: Sequence[Worker]
 ) -> list[Any]:
     """Run tasks on some workers and return their values; raises `Lost` if one of the workers went away."""
     return executor.run(records, keys, [worker.address for worker in workers])
 
 
-def _seconds(executor: Executor, records: dict[str, Record], keys: Sequence[str], workers: Sequence[Worker]) -> float:
+def _seconds(executor: Executor, records: dict[Key, Record], keys: Sequence[Key], workers: Sequence[Worker]) -> float:
     start = time.perf_counter()
     run_now(executor, records, keys, workers)
     return time.perf_counter() - start
@@ -173,7 +173,7 @@ def _hop(executor: Executor, workers: Sequence[Worker]) -> float:
 
     def chain(hops: int) -> float:
         name = uuid.uuid4().hex
-        records: dict[str, Record] = {f"hop-{name}-0": Data([0])}
+        records: dict[Key, Record] = {f"hop-{name}-0": Data([0])}
         for k in range(1, hops + 1):
             records[f"hop-{name}-{k}"] = Task(pick, ([Ref(f"hop-{name}-{k - 1}")], 0))
         return _seconds(executor, records, [f"hop-{name}-{hops}"], workers)
@@ -184,7 +184,7 @@ def _hop(executor: Executor, workers: Sequence[Worker]) -> float:
 def _task(executor: Executor, workers: Sequence[Worker], hop: float) -> float:
     """Return the seconds of one task more beside others."""
     name = uuid.uuid4().hex
-    wide: dict[str, Record] = {f"task-{name}-0": Data([0])}
+    wide: dict[Key, Record] = {f"task-{name}-0": Data([0])}
     for k in range(1, WIDE + 1):
         wide[f"task-{name}-{k}"] = Task(pick, ([Ref(f"task-{name}-0")], 0))
     wide[f"task-{name}-all"] = Task(len, ([Ref(f"task-{name}-{k}") for k in range(1, WIDE + 1)],))
@@ -198,7 +198,7 @@ def _move(executor: Executor, workers: Sequence[Worker]) -> float:
         name = uuid.uuid4().hex
         made = [f"make-{name}-{k}" for k in range(2)]
         keys = [f"move-{name}-{k}" for k in range(2)]
-        records: dict[str, Record] = {key: Task(np.ones, (size, np.uint8), k) for k, key in enumerate(made)}
+        records: dict[Key, Record] = {key: Task(np.ones, (size, np.uint8), k) for k, key in enumerate(made)}
         records |= {key: Task(len, ([Ref(m) for m in made],), k) for k, key in enumerate(keys)}
         return _seconds(executor, records, keys, workers[:2])
 

@@ -32,7 +32,7 @@ from ..feeds import (
 from ..programs import cut_rows
 from ..tasks import combine, token
 from .recipe import Recipe
-from .work import LastEdges, bare, factors_block, jacobian_chunk, run_all
+from .work import LastEdges, factors_block, jacobian_chunk, run_all
 
 
 @without_underflow
@@ -76,7 +76,7 @@ def _plan(recipe: Recipe, feeds: Feeds, rows: int) -> tuple[list[tuple[int, Any]
     """Return everything as one task: what it reads, with delayed values of what is set; a program and last edges."""
     task, statics = recipe.as_one_task(), recipe.values_now(feeds)
     own = {k: delayed(value, name=f"value-{name}") for k, (name, value) in statics.items() if k in task.leaves}
-    identity = token(task.program, bare(task.edges), recipe.sizes, rows, feeds.dtype.str)
+    identity = token(task.program, task.edges, recipe.sizes, rows, feeds.dtype.str)
     ends = LastEdges(task.edges, tuple(recipe.sizes), rows, feeds.dtype, identity)
     return [(k, own.get(k)) for k in task.leaves], (task.program, ends)
 

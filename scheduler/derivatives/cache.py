@@ -1,4 +1,4 @@
-"""Values by key that stay where they were computed: bounded by bytes, the least recently used goes first."""
+"""Values by token that stay where they were computed: bounded by bytes, the least recently used goes first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CacheInfo(NamedTuple):
 
 
 class ValueCache:
-    """Handles by content-addressed key.
+    """Handles by the token of what they hold, whatever key that was computed under.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class ValueCache:
         self.salt = ""
 
     def lost(self) -> None:
-        """Start anew after values were lost. Keys get another salt: a cluster remembers the old ones as cancelled for a while."""
+        """Start anew after values were lost. Tokens get another salt: a cluster remembers the old ones as cancelled for a while."""
         self.clear()
         self.salt = uuid.uuid4().hex[:8]
 
@@ -73,21 +73,21 @@ class ValueCache:
         if self.executor.remote and not all(self.executor.alive(handle) for handle, *_ in self.held.values()):
             self.lost()
 
-    def has(self, key: str) -> bool:
+    def has(self, token: str) -> bool:
         """Whether the value is there; counts as a use of it."""
-        if key in self.held:
-            self.held.move_to_end(key)
+        if token in self.held:
+            self.held.move_to_end(token)
             self.hits += 1
             return True
         self.misses += 1
         return False
 
-    def add(self, handle: Handle, nbytes: int, call: int | None = None) -> None:
+    def add(self, token: str, handle: Handle, nbytes: int, call: int | None = None) -> None:
         """Take over a handle; nothing is dropped before `trim`. `call`: whose feeds the value depends on, see `forget`."""
-        if handle.key in self.held:
+        if token in self.held:
             self.executor.release([handle])
             return
-        self.held[handle.key] = (handle, nbytes, call)
+        self.held[token] = (handle, nbytes, call)
         self.bytes += nbytes
 
     def trim(self, other: int = 0) -> None:
@@ -97,11 +97,11 @@ class ValueCache:
 
     def forget(self, call: int) -> None:
         """Drop what depends on the feeds of a call that will not come again: nobody will ask for it."""
-        for key in [key for key, (*_, of) in self.held.items() if of == call]:
-            self._drop(key)
+        for token in [token for token, (*_, of) in self.held.items() if of == call]:
+            self._drop(token)
 
-    def _drop(self, key: str) -> None:
-        handle, nbytes, _ = self.held.pop(key)
+    def _drop(self, token: str) -> None:
+        handle, nbytes, _ = self.held.pop(token)
         self.bytes -= nbytes
         self.executor.release([handle])
 

@@ -11,7 +11,7 @@ from flowgrad.typing import Array
 
 from ..feeds import RememberedFeeds
 from ..programs import cut_rows, pick
-from ..tasks import Data, Record, Ref, Task, combine, token
+from ..tasks import Data, Key, Record, Ref, Task, combine, group_of, token
 from .cache import ValueCache
 from .recipe import Recipe
 from .units import Unit
@@ -21,6 +21,8 @@ from .work import factors_block, jacobian_block, run_block, run_spread, run_unit
 PLACED = 1 << 20
 # Operations of an instruction from which on its samples are dealt out to threads; a thread takes 0.1 ms to wake.
 SPREAD_FLOPS = 1e8
+# The group of what is picked for the last tasks out of several results.
+PICKED = group_of("pick")
 
 
 class Request:
@@ -40,10 +42,10 @@ class Request:
         cache.check()
         self.threads = threads
         self.recipe, self.feeds, self.cache = recipe, feeds, cache
-        self.records: dict[str, Record] = {}
+        self.records: dict[Key, Record] = {}
+        self.known: dict[str, Ref] = {}  # by token, as all of these: what a value is called
         self.sizes: dict[str, int] = {}  # bytes of values that are worth keeping
         self.fed: set[str] = set()  # those that depend on the feeds
-        self.used: set[str] = set()  # keys whose use is counted
         dim, dtype = recipe.result.dim, feeds.dtype
         eye = f"eye{dim}{dtype.str}" if seed is None else ""
         self.seed = np.eye(dim, dtype=dtype)[:, None, :] if seed is None else seed
@@ -53,31 +55,41 @@ class Request:
 
     def refs(self, start: int, stop: int, wanted: Sequence[int]) -> list[Ref]:
         """Return references to program variables for samples ``start:stop``; records are added for what is missing."""
-        recipe, samples = self.recipe, (start, stop)
+        recipe, samples, known = self.recipe, (start, stop), self.known
+        names, heads, made_by, held = self.names, recipe.heads, recipe.made_by, self.cache.held
         holders = [recipe.holder(var) for var in wanted]
         stack = [var for var, _ in holders]
         suffixes: dict[tuple[int, ...], str] = {}
-        keys: dict[int, str] = {}
-        missing = []
+        refs: dict[int, Ref] = {}
+        missing: list[int] = []
+        pending: set[str] = set()  # of units that are alike the first one stands for all, by the name of one
         while stack:
             var = stack.pop()
-            if var in keys:
+            if var in refs:
                 continue
-            stem, feeds = self.names[var]
+            stem, feeds = names[var]
             if feeds not in suffixes:
                 suffixes[feeds] = self._suffix(feeds, samples)
-            key = keys[var] = stem + suffixes[feeds]
-            if var not in recipe.made_by:
-                self._leaf(var, key, samples)
-            elif key not in self.records and not self._kept(key):
-                missing.append(recipe.made_by[var])
+            hashed = stem + suffixes[feeds]
+            ref = known.get(hashed)
+            if ref is None:
+                new = hashed not in held
+                if var in made_by and not self.cache.has(hashed):
+                    pending.add(hashed)
+                # What is held keeps the name under which it was computed.
+                ref = known[hashed] = Ref(heads[var] + (hashed,) if new else held[hashed][0].key, hashed)
+                if new and var not in made_by:
+                    self._leaf(var, ref, samples)
+            refs[var] = ref
+            if hashed in pending:
+                missing.append(made_by[var])
                 stack += recipe.units[missing[-1]].holders
         for number in sorted(missing):
-            self._emit(recipe.units[number], keys, stop - start)
-        return [self._ref(keys[holder], position) for holder, position in holders]
+            self._emit(recipe.units[number], refs, stop - start)
+        return [self._ref(refs[holder], position) for holder, position in holders]
 
     def _suffix(self, feeds: tuple[int, ...], samples: tuple[int, int]) -> str:
-        """Return the half of a key that stands for the content of feeds."""
+        """Return the half of a token that stands for the content of feeds."""
         if not feeds:
             return self.cache.salt
         whole = samples == (0, self.feeds.samples)
@@ -85,17 +97,10 @@ class Request:
         parts = [feed_tokens[fed[var]] if var in fed else self.seed_token for var in feeds]
         return combine(*parts, *(() if whole else map(str, samples)), self.cache.salt)
 
-    def _kept(self, key: str) -> bool:
-        """Whether the cache has a value; asking counts once for a request."""
-        if key in self.used:
-            return key in self.cache.held
-        self.used.add(key)
-        return self.cache.has(key)
-
-    def _emit(self, unit: Unit, keys: Mapping[int, str], samples: int) -> None:
+    def _emit(self, unit: Unit, refs: Mapping[int, Ref], samples: int) -> None:
         """Add the record of a unit."""
-        key = keys[unit.writes[0]]
-        args = [Ref(keys[var]) for var in unit.holders]
+        key, hashed = refs[unit.writes[0]]
+        args = [refs[var] for var in unit.holders]
         if unit.program is not None:
             block = (unit.token, unit.program)
             self.records[key] = Task(run_block, (block, unit.where, unit.results is not None, *args))
@@ -105,28 +110,28 @@ class Request:
             self.records[key] = Task(run_unit, (unit.instrs, unit.where, unit.results, *args))
         fed = self.names[unit.writes[0]].feeds
         # What no feed reaches has one row, whatever its type says.
-        self.sizes[key] = unit.entries(samples if fed else 1, len(self.seed)) * self.feeds.dtype.itemsize
+        self.sizes[hashed] = unit.entries(samples if fed else 1, len(self.seed)) * self.feeds.dtype.itemsize
         if fed:
-            self.fed.add(key)
+            self.fed.add(hashed)
 
     def task(self, prefix: str, func: Any, *args: Any) -> Ref:
         """Add a last task."""
-        key = f"{prefix}-{combine(func.__qualname__, *(_name(a) for a in args))}"
-        self.records[key] = Task(func, args)
-        return Ref(key)
+        hashed = combine(func.__qualname__, *(_name(a) for a in args))
+        ref = Ref((group_of(prefix), self.recipe.name, hashed), hashed)
+        self.records[ref.key] = Task(func, args)
+        return ref
 
-    def _ref(self, key: str, position: int | None) -> Ref:
+    def _ref(self, ref: Ref, position: int | None) -> Ref:
         if position is None:
-            return Ref(key)
-        picked = f"pick-{key}.{position}"
-        if picked not in self.records:
-            self.records[picked] = Task(pick, (Ref(key), position))
-        return Ref(picked)
+            return ref
+        hashed = f"{ref.token}.{position}"
+        if hashed not in self.known:
+            self.known[hashed] = Ref((PICKED, ref.key[1], hashed), hashed)
+            self.records[self.known[hashed].key] = Task(pick, (ref, position))
+        return self.known[hashed]
 
-    def _leaf(self, var: int, key: str, samples: tuple[int, int]) -> None:
-        """Add the record of something given, unless it is held already."""
-        if key in self.records or key in self.cache.held:
-            return
+    def _leaf(self, var: int, ref: Ref, samples: tuple[int, int]) -> None:
+        """Add the record of something given."""
         start, stop = samples
         if var in self.statics:
             value = self.statics[var][1]
@@ -135,14 +140,16 @@ class Request:
         else:
             value = self.feeds.arrays[self.recipe.feeds[var]]
             value = value if samples == (0, self.feeds.samples) else cut_rows(value, start, stop)
-        self.records[key] = Data(value)
+        self.records[ref.key] = Data(value)
         if self.cache.executor.remote and value.nbytes > PLACED:
-            self.sizes[key] = value.nbytes
+            self.sizes[ref.token] = value.nbytes
 
 
 def _name(arg: Any) -> str:
     if isinstance(arg, Ref):
-        return arg.key
+        return arg.token
+    if type(arg) is int:  # spans have many
+        return repr(arg)
     if isinstance(arg, (list, tuple)):
         return f"[{' '.join(map(_name, arg))}]"
     name = getattr(arg, "token", None)

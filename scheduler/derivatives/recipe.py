@@ -23,9 +23,9 @@ from flowgrad.typing import Array
 
 from ..feeds import Feeds, require_values
 from ..programs import choose_by_size, flat_values, forward_passes, input_var, run_passes, traced
-from ..tasks import token
+from ..tasks import combine, group_of, token
 from .units import ValueName, cut_up, name_values
-from .work import LastEdges, Span, bare
+from .work import LastEdges, Span
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +95,9 @@ class Recipe:
         self.units, self._holders = cut_up(self.program, self.cuts, self.same, self.through, grain, wanted)
         # By the first variable that a unit writes: its number.
         self.made_by = {unit.writes[0]: number for number, unit in enumerate(self.units)}
+        self.heads = self._heads()
+        names = [result.name, *(node.name for node in wrt[:1]), *(node.name for node in wrt[1:][-1:])]
+        self.name = f"{names[0]} by {' .. '.join(names[1:])}"
         nodes = self.graph.nodes
         self.feeds = {i.var: cast(Variable, nodes[i.node]) for i in self.program.inputs if i.role == "feed"}
         reached = {e.wrt for e in self.edges}
@@ -118,6 +121,15 @@ class Recipe:
             return None, 0, node.dim
         _, lo, hi = program.layout[node.index]
         return var, lo, hi
+
+    def _heads(self) -> dict[int, tuple[str, str]]:
+        """Return group and name of what is given and of each unit's results, by the first variable that it writes."""
+        value, groups = group_of("value"), {role: group_of(role) for role in ("feed", "seed")}
+        heads = {i.var: (groups.get(i.role, value), i.label) for i in self.program.inputs}
+        heads |= {i.out: (value, i.label) for i in self.cuts}
+        for unit in self.units:
+            heads[unit.writes[0]] = group_of(unit.prefix, [heads[var][0] for var in unit.holders]), unit.name
+        return heads
 
     def through(self, var: int) -> int:
         """Return the variable that stands behind marks."""
@@ -162,10 +174,10 @@ class Recipe:
             self._names = statics, {}
         known = self._names[1]
         if seed not in known:
-            names = {var: ValueName(f"value-{name}") for var, (name, _) in statics.items()}
-            names.update((var, ValueName("feed-", (var,))) for var in self.feeds)
+            names = {var: ValueName(name) for var, (name, _) in statics.items()}
+            names.update((var, ValueName(combine("feed"), (var,))) for var in self.feeds)
             own = self.derivation.seed
-            names[own] = ValueName(f"seed-{seed}") if seed else ValueName("seed-", (own,))
+            names[own] = ValueName(combine("seed", seed), () if seed else (own,))
             known[seed] = name_values(self.units, names)
         return known[seed]
 
@@ -175,7 +187,7 @@ class Recipe:
         if key not in self._ends:
             at = {var: k for k, var in enumerate(self.end_reads)}
             edges = tuple(e.renamed(at.__getitem__) for e in self.edges)
-            identity = token(bare(edges), self.sizes, rows, key[1].str)
+            identity = token(edges, self.sizes, rows, key[1].str)
             self._ends[key] = LastEdges(edges, tuple(self.sizes), rows, key[1], identity)
         return self._ends[key]
 

@@ -40,6 +40,7 @@ class Unit:
     """
 
     prefix: str
+    name: str
     token: str
     instrs: tuple[Instr, ...]
     program: Program | None
@@ -52,18 +53,18 @@ class Unit:
 
     def entries(self, samples: int, rows: int) -> int:
         """Return how many numbers all results have, for a seed of `rows` rows."""
-        return sum(dim * (samples if batched else 1) * (rows if moving else 1) for dim, batched, moving in self.sizes)
+        return sum([dim * (samples if batched else 1) * (rows if moving else 1) for dim, batched, moving in self.sizes])
 
 
 class ValueName(NamedTuple):
-    """What a value's key consists of.
+    """What a value's token consists of.
 
     Attributes
     ----------
     stem : str
         Stands for its expression, down to the content of whatever is no feed.
     feeds : tuple of int
-        The feeds in it, in the order in which it reads them; their content is the other half of the key.
+        The feeds in it, in the order in which it reads them; their content is the other half of the token.
     """
 
     stem: str
@@ -79,7 +80,7 @@ def name_values(units: Sequence[Unit], leaves: Mapping[int, ValueName]) -> dict[
     for unit in units:
         feeds = tuple(dict.fromkeys(f for var in unit.holders for f in names[var].feeds))
         reads = [f"{names[var].stem} {[feeds.index(f) for f in names[var].feeds]}" for var in unit.holders]
-        names[unit.writes[0]] = ValueName(f"{unit.prefix}-{combine(unit.token, repr(unit.where), *reads)}", feeds)
+        names[unit.writes[0]] = ValueName(combine(unit.token, repr(unit.where), *reads), feeds)
     return names
 
 
@@ -142,13 +143,14 @@ def cut_up(
         where = tuple((holders.index(var), number) for var, number in read)
         holder.update((var, (writes[0], number if size > 1 else None)) for number, var in enumerate(writes))
         sizes = tuple((t.dim, t.batched, t.cotangent) for t in (program.types[var] for var in writes))
-        name, identity = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows, repr(results))
+        prefix, identity = prefix_of(run[0]) if len(run) == 1 else "block", combine(*rows, repr(results))
+        name = run[0].name if len(run) == 1 else f"{run[0].name} .. {run[-1].name}"
         block = None
         if program.compiled:
             block = _block(program, numbered, [program.types[i.out] for i in run], reads, results)
             identity = token(block)  # its types too
         kept = results if size > 1 else None
-        units.append(Unit(name, identity, numbered, block, kept, writes, holders, where, sizes, flops))
+        units.append(Unit(prefix, name, identity, numbered, block, kept, writes, holders, where, sizes, flops))
     return units, holder
 
 

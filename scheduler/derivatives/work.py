@@ -70,11 +70,6 @@ def _given(reads: Sequence[tuple[int, int | None]], args: Sequence[Any]) -> list
     return [canonical(args[k] if position is None else args[k][position]) for k, position in reads]
 
 
-def bare(edges: Iterable[Edge]) -> list[Edge]:
-    """Return edges without what does not matter for what they compute: labels, and the numbers of their results."""
-    return [e._replace(pull=e.pull._replace(label="", out=0)) for e in edges]
-
-
 @contextmanager
 def naming(what: str, i: Instr) -> Iterator[None]:
     """Raise errors as `NodeFailed`, which names the node."""

@@ -19,7 +19,7 @@ from flowgrad.inputs import without_underflow
 from ..costs import explain_job, program_times, task_links
 from ..executors import Executor
 from ..programs import Computation
-from ..tasks import Data, references, to_dask
+from ..tasks import Data, Key, references, to_dask
 
 MOST_SHOWN = 5000  # keys of a graph that a notebook shows unasked
 
@@ -30,8 +30,8 @@ class Lowered(draw.Shown, DaskMethodsMixin):
     Attributes
     ----------
     dask : dict
-        The dask graph: current task-spec objects by key; the prefix of a key names the work (``dot-``, ``pull-dot-``,
-        ``reduce-``).
+        The dask graph: current task-spec objects by key. A key is ``("dot-5f0c9e21", "h0.3", "9d3be01f24c8a6b7")``: what is done,
+        with the group that dask shows it in; the node, or the edge as ``"h0.3 by w"``; and what alone says which value it is.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class Lowered(draw.Shown, DaskMethodsMixin):
     def __init__(
         self,
         job: Computation,
-        graph: dict[str, Any] | None = None,
+        graph: dict[Key, Any] | None = None,
         executor: Executor | None = None,
         lower: Callable[[str], Computation] | None = None,
     ):
@@ -58,13 +58,13 @@ class Lowered(draw.Shown, DaskMethodsMixin):
         self._executor, self._lower = executor, lower
         self.dask = to_dask(job.graph.records, _run) if graph is None else graph
 
-    def __dask_graph__(self) -> dict[str, Any]:
+    def __dask_graph__(self) -> dict[Key, Any]:
         return self.dask
 
-    def __dask_keys__(self) -> list[str]:
+    def __dask_keys__(self) -> list[Key]:
         return [ref.key for ref in self.job.keys]
 
-    def __dask_tokenize__(self) -> tuple[str, ...]:
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
         return ("flowgrad", *self.__dask_keys__())
 
     def __dask_postcompute__(self) -> tuple[Any, tuple[Any, ...]]:
@@ -84,12 +84,14 @@ class Lowered(draw.Shown, DaskMethodsMixin):
         records = self.job.graph.records
         return dict(Counter(key_split(key) for key, r in records.items() if not isinstance(r, Data)))
 
-    def visualize(self, filename: str = "lowered.png", **kwargs: Any) -> str:
-        """Draw the task graph into a picture file and return its path; needs the extra ``viz``."""
-        records = self.job.graph.records
-        edges = {key: references([r]) for key, r in records.items() if not isinstance(r, Data)}
-        edges = {key: {d for d in deps if d in edges} for key, deps in edges.items()}
-        return str(draw.draw_tasks(edges, {key: key_split(key) for key in edges}, filename))
+    def visualize(self, filename: str = "lowered.png", *, fold: int = draw.FOLD_TASKS, **kwargs: Any) -> str:
+        """Draw the task graph, feeds and parameters included, into a picture file and return its path; needs the extra ``viz``.
+
+        A box tells what is done, and for which node or edge; more than `fold` tasks that look alike are one box.
+        """
+        edges = {key: references([r]) for key, r in self.job.graph.records.items()}
+        labels = {key: "\n".join([key_split(key), *([key[1]] if isinstance(key, tuple) else [])]) for key in edges}
+        return str(draw.draw_tasks(edges, labels, filename, fold))
 
     def _shows(self) -> dict[str, Any]:
         job = self.job

@@ -154,14 +154,14 @@ class Session:
     def submit(self, request: Request, refs: Sequence[Ref], alone: bool) -> list[Handle]:
         """Submit a request; what it computed on the way is kept."""
         kept = list(request.sizes) if self.cache.limit else []
-        keys = [*(ref.key for ref in refs), *kept]
+        keys = [*(ref.key for ref in refs), *(request.known[name].key for name in kept)]
         if alone and self.grain != "node":
             handles = self.executor.submit_line(request.records, keys, one_blas_thread=request.threads > 1)
         else:
             handles = self.executor.submit(request.records, keys)
-        for handle in handles[len(refs) :]:
-            call = request.feeds.call if handle.key in request.fed else None
-            self.cache.add(handle, request.sizes[handle.key], call)
+        for name, handle in zip(kept, handles[len(refs) :]):
+            call = request.feeds.call if name in request.fed else None
+            self.cache.add(name, handle, request.sizes[name], call)
         self.cache.trim(self.memory.nbytes)
         return handles[: len(refs)]
 

@@ -12,7 +12,7 @@ from dask.system import CPU_COUNT
 
 from flowgrad.errors import ClusterError, FlowgradError
 
-from ..tasks import Record
+from ..tasks import Key, Record
 
 
 class Handle:
@@ -21,7 +21,7 @@ class Handle:
     `needs` are values that were placed for what computes it, None where it was placed itself.
     """
 
-    def __init__(self, key: str, future: Any = None, needs: list[Handle] | None = None):
+    def __init__(self, key: Key, future: Any = None, needs: list[Handle] | None = None):
         self.key, self.future, self.needs = key, future, needs
 
 
@@ -113,14 +113,14 @@ class Executor(ABC):
         """Return the workers there are, in a fixed order, without those to avoid; wait for one if there is none."""
 
     @abstractmethod
-    def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
+    def put(self, data: dict[Key, Any], worker: str | None = None) -> list[Handle]:
         """Place values under their keys on one worker, or wherever there is room."""
 
     @abstractmethod
     def submit(
         self,
-        records: dict[str, Record],
-        keys: Sequence[str],
+        records: dict[Key, Record],
+        keys: Sequence[Key],
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,
@@ -141,7 +141,7 @@ class Executor(ABC):
         """
 
     def submit_line(
-        self, records: dict[str, Record], keys: Sequence[str], one_blas_thread: bool = False
+        self, records: dict[Key, Record], keys: Sequence[Key], one_blas_thread: bool = False
     ) -> list[Handle]:
         """Like `submit`, for records in which hardly anything can run side by side; they stand in their order.
 
@@ -151,8 +151,8 @@ class Executor(ABC):
 
     def run(
         self,
-        records: dict[str, Record],
-        keys: Sequence[str],
+        records: dict[Key, Record],
+        keys: Sequence[Key],
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,

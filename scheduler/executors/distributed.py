@@ -28,7 +28,7 @@ from distributed.scheduler import KilledWorker
 from flowgrad.errors import ClusterError
 
 from ..machine import after_fork, aligned, forked_lock, one_thread
-from ..tasks import Data, Record, Task, to_dask
+from ..tasks import Data, Key, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 from .local import LocalExecutor
 from .recovery import died_of
@@ -165,7 +165,7 @@ class DistributedExecutor(Executor):
         if count < wanted:
             self.client.cluster.scale(wanted)
 
-    def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
+    def put(self, data: dict[Key, Any], worker: str | None = None) -> list[Handle]:
         """Scatter the values to one worker, or wherever there is room."""
         self._check_open()
         targets = None if worker is None else [worker]
@@ -184,14 +184,14 @@ class DistributedExecutor(Executor):
             raise ClusterError(disagreement(f"worker {worker or 'of ' + self.name}", ("", str(error)))) from None
         return [Handle(key, futures[key]) for key in data]
 
-    async def _scatter(self, data: dict[str, Any], workers: list[str] | None) -> Any:
+    async def _scatter(self, data: dict[Key, Any], workers: list[str] | None) -> Any:
         """Scatter, in a context that knows of no task: within one, dask hands all values to its own worker, as they are."""
         return await self.client.scatter(data, workers=workers, hash=False, timeout=PLACE_SECONDS, asynchronous=True)
 
     def submit(
         self,
-        records: dict[str, Record],
-        keys: Sequence[str],
+        records: dict[Key, Record],
+        keys: Sequence[Key],
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,
@@ -406,7 +406,7 @@ def _arrives(error: Exception) -> bool:
     return type(error) is Exception or type(loads(error_message(error)["exception"].data)) is not Exception
 
 
-def _where(records: dict[str, Record], workers: Sequence[str], only: bool, pinned: bool) -> dict[str, Any]:
+def _where(records: dict[Key, Record], workers: Sequence[str], only: bool, pinned: bool) -> dict[str, Any]:
     """Return annotations: preferred workers by key; with `only`, any of `workers` and no other."""
     if not workers:
         return {}

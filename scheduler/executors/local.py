@@ -18,7 +18,7 @@ from flowgrad.draw import Shown
 
 from ..machine import after_fork, forked_lock, one_thread, threads_can_start
 from ..machine import blas_threads as limited_to
-from ..tasks import Data, Record, Ref, references, to_dask
+from ..tasks import Data, Key, Record, Ref, references, to_dask
 from .base import Executor, Handle, Worker
 
 
@@ -56,8 +56,8 @@ class LocalExecutor(Executor):
         self.name = "threads" if threads else "sync"
         self.threads = min(most, CPU_COUNT) if threads else 1
         self._pooled = threads
-        self._held: dict[str, Any] = {}
-        self._uses: dict[str, int] = {}
+        self._held: dict[Key, Any] = {}
+        self._uses: dict[Key, int] = {}
         self._lock = forked_lock()
 
     @property
@@ -84,14 +84,14 @@ class LocalExecutor(Executor):
         """Return this process."""
         return [Worker("here", self.threads)]
 
-    def put(self, data: dict[str, Any], worker: str | None = None) -> list[Handle]:
+    def put(self, data: dict[Key, Any], worker: str | None = None) -> list[Handle]:
         """Hold the values."""
         return [self._hold(key, value) for key, value in data.items()]
 
     def submit(
         self,
-        records: dict[str, Record],
-        keys: Sequence[str],
+        records: dict[Key, Record],
+        keys: Sequence[Key],
         workers: Sequence[str] = (),
         only: bool = False,
         blas_threads: int = 1,
@@ -105,10 +105,10 @@ class LocalExecutor(Executor):
         return [self._hold(key, value) for key, value in zip(keys, values)]
 
     def submit_line(
-        self, records: dict[str, Record], keys: Sequence[str], one_blas_thread: bool = False
+        self, records: dict[Key, Record], keys: Sequence[Key], one_blas_thread: bool = False
     ) -> list[Handle]:
         """Compute one record after the other, without dask."""
-        values: dict[str, Any] = {}
+        values: dict[Key, Any] = {}
         with one_thread() if one_blas_thread else nullcontext():
             for key, r in records.items():
                 values[key] = (
@@ -142,7 +142,7 @@ class LocalExecutor(Executor):
                 if not self._uses[h.key]:
                     del self._uses[h.key], self._held[h.key]
 
-    def _hold(self, key: str, value: Any) -> Handle:
+    def _hold(self, key: Key, value: Any) -> Handle:
         with self._lock:
             self._held[key] = value
             self._uses[key] = self._uses.get(key, 0) + 1
@@ -160,7 +160,7 @@ def _in_pool(pool: Any) -> bool:
     return here in getattr(pool, "_pool", (here,))  # of multiprocessing; of another one's threads nothing is known
 
 
-def _resolve(arg: Any, values: dict[str, Any], held: dict[str, Any]) -> Any:
+def _resolve(arg: Any, values: dict[Key, Any], held: dict[Key, Any]) -> Any:
     """Return what an argument stands for. A function of the module: one within another would keep all values until a collection."""
     if isinstance(arg, Ref):
         return values[arg.key] if arg.key in values else held[arg.key]

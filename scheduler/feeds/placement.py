@@ -18,7 +18,7 @@ import numpy as np
 from flowgrad.typing import Array
 
 from ..executors import Executor, Handle, Worker
-from ..tasks import Load, Ref, TaskGraph, token
+from ..tasks import Key, Load, Ref, TaskGraph, token
 from .check import rows_of
 from .chunks import Chunked, join_rows
 
@@ -89,7 +89,7 @@ class Placement:
         missing = {name: v for name, v in values.items() if name not in there or not self.executor.alive(there[name])}
         if missing:
             salt = uuid.uuid4().hex
-            keyed = {f"{name.split('-')[0]}-{token(salt, name)}": v for name, v in missing.items()}
+            keyed: dict[Key, Any] = {f"{name.split('-')[0]}-{token(salt, name)}": v for name, v in missing.items()}
             there |= zip(missing, self.executor.put(keyed, address))
         return {name: Ref(there[name].key) for name in values}
 

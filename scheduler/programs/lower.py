@@ -51,9 +51,9 @@ class JobInputs:
         self.whole: dict[int, Ref] = {}
         for i in program.inputs:
             if i.role == "feed":
-                self.whole[i.var] = self.graph.data("feed", feeds.arrays[cast(Variable, nodes[i.node])])
+                self.whole[i.var] = self.graph.data("feed", feeds.arrays[cast(Variable, nodes[i.node])], i.label)
             elif i.role in ("param", "const"):
-                self.whole[i.var] = self.graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype))
+                self.whole[i.var] = self.graph.data(i.role, flat_values(program, owner, i.role, feeds.dtype), i.label)
 
     def arrays(self, samples: int) -> list[Array]:
         """Return the inputs of the program, but the seed, for so many samples; they are taken again where there are fewer."""
@@ -70,7 +70,7 @@ class JobInputs:
         if len(self.bounds) > 1:
             for i in self.program.inputs:
                 if i.role == "feed":
-                    refs[i.var] = self.graph.task("take", cut_rows, self.whole[i.var], start, stop)
+                    refs[i.var] = self.graph.task("take", cut_rows, self.whole[i.var], start, stop, name=i.label)
         return refs
 
     def job(self, keys: list[Ref], finish: Callable[[list[Any]], Any]) -> Computation:
@@ -97,7 +97,8 @@ def lower_nodes(graph: TaskGraph, instrs: Sequence[Instr], inputs: dict[int, Ref
     """Give every instruction its own task; return the reference of each program variable."""
     refs = dict(inputs)
     for i in instrs:
-        refs[i.out] = graph.task(prefix_of(i), run_instr, i._replace(out=0, args=()), *(refs[a] for a in i.args))
+        args = (i._replace(out=0, args=()), *(refs[a] for a in i.args))
+        refs[i.out] = graph.task(prefix_of(i), run_instr, *args, name=i.name)
     return refs
 
 

@@ -103,10 +103,12 @@ def _share(
     if grain != "node" or step.private is not None:
         args = (lane.step, state, lane.const, lane.feeds, rows, batch, None, first)
         return graph.task("gradient", shard_step, *args, worker=at)
-    taken = [graph.task("take", take_rows, feed, rows, worker=at) for feed in lane.feeds]
+    fed = [i.label for i in step.program.inputs if i.role == "feed"]
+    drawn = "" if step.draws is None else fed.pop(step.draws.at)
+    taken = [graph.task("take", take_rows, x, rows, worker=at, name=label) for x, label in zip(lane.feeds, fed)]
     if step.draws is not None:
         span = Span(1, first, len(rows))
-        taken.insert(step.draws.at, graph.task("draw", keys_of, step.draws, state, [span], worker=at))
+        taken.insert(step.draws.at, graph.task("draw", keys_of, step.draws, state, [span], worker=at, name=drawn))
     weights = graph.task("weights", weights_of, state, worker=at) if step.program.size("param") else None
     inputs = inputs_of(step.program, weights, lane.const, taken)
     share = lower_share(graph, step.program, step.names, inputs, len(rows), batch)

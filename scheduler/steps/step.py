@@ -337,7 +337,7 @@ def _forward(
     program = traced(targets, [*feeds.arrays, *keys], params)
     if WEIGHTS in feeds.arrays:
         builder = Builder.of(program)
-        weights = builder.input(Type(1, True), "feed", WEIGHTS.index)
+        weights = builder.input(Type(1, True), "feed", WEIGHTS.index, WEIGHTS.name)
         loss = builder.apply(Multiply, [program.outputs["0"], weights], {}, WEIGHTS.name)
         program = builder.build({**program.outputs, "0": loss, "weights": weights})
     program = run_passes(program, forward_passes(grain, layout))

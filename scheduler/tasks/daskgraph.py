@@ -12,7 +12,7 @@ from dask.optimization import cull
 from dask.task_spec import Alias, DataNode, GraphNode, List, TaskRef
 from dask.task_spec import Task as DaskTask
 
-from .keys import Ref
+from .keys import Key, Ref
 from .records import Data, Record
 
 
@@ -38,10 +38,10 @@ class KeyedData(_Keyed, DataNode):
     __slots__ = ()
 
 
-def to_dask(records: dict[str, Record], run: Callable[..., Any] | None = None) -> dict[str, GraphNode]:
+def to_dask(records: dict[Key, Record], run: Callable[..., Any] | None = None) -> dict[Key, GraphNode]:
     """Return `records` as a dask graph with the same keys; with `run`, tasks call ``run(func, *args)``."""
     first = () if run is None else (run,)
-    graph: dict[str, GraphNode] = {}
+    graph: dict[Key, GraphNode] = {}
     for key, r in records.items():
         if isinstance(r, Data):
             graph[key] = KeyedData(key, r.value)

@@ -1,4 +1,9 @@
-"""Keys name content: a token hashes the function, the arguments and the keys of the parents."""
+"""Keys name content: a token hashes the function, the arguments and the tokens of the parents.
+
+A key is ``prefix-token``, or where it is to be read, as at grain ``node``, ``("dot-5f0c9e21", "h0.3", token)``: what dask takes for
+the group, the node or edge, and the token, which alone says what is computed. The group follows from the groups that are read. So
+all `dot` of a level lie in one of them, and the groups of one graph depend on each other without cycles.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -15,11 +21,21 @@ from flowgrad.reads import PLAIN
 
 from .identity import named_token, object_token
 
+# What tasks are called: by their token, or by group, name and token.
+Key = str | tuple[str, str, str]
+
 
 class Ref(NamedTuple):
-    """The value of another key."""
+    """The value of another key; `token` says what that is, whatever it is called, where it is not the whole key that does."""
 
-    key: str
+    key: Key
+    token: str = ""
+
+
+def group_of(prefix: str, groups: Iterable[str] = ()) -> str:
+    """Return the group of tasks that read what is in these groups."""
+    text = " ".join(sorted(set(groups)))
+    return f"{prefix}-{crc32(text.encode()):08x}"
 
 
 def token(*parts: Any) -> str:
@@ -37,7 +53,10 @@ def _feed(digest: Any, part: Any) -> None:
     elif isinstance(part, Program):
         digest.update(program_token(part).encode())
     elif isinstance(part, Ref):
-        digest.update(str(part.key).encode())
+        digest.update((part.token or str(part.key)).encode())
+    elif isinstance(part, Instr):  # its names and the number of its result do not matter for what it computes
+        op, attrs = named_token(part.op), attrs_token(part.attrs)
+        digest.update(f"{part.verb} {part.args} {op} {attrs} {part.slot} {part.arity} {part.dim};".encode())
     elif isinstance(part, (list, tuple)):
         digest.update(f"{type(part).__name__}{len(part)}(".encode())
         if PLAIN.issuperset(map(type, part)):  # such as the many positions of a gather: at once
@@ -78,8 +97,9 @@ def program_token(program: Program) -> str:
     attrs = attrs_tokens(program.instrs)
     ops = {op: named_token(op) for op in {i.op for i in program.instrs}}
     rows = [f"{i.verb} {i.out} {i.args} {ops[i.op]} {attrs[id(i.attrs)]} {i.slot} {i.arity}" for i in program.instrs]
+    inputs = [(i.var, i.role, i.node) for i in program.inputs]
     types = [f"{t.dim} {t.batched} {t.cotangent}" for t in program.types]
-    return token("\n".join(rows), "\n".join(types), program.inputs, program.outputs, program.compiled)
+    return token("\n".join(rows), "\n".join(types), inputs, program.outputs, program.compiled)
 
 
 def combine(*parts: str) -> str:

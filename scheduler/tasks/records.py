@@ -1,7 +1,7 @@
 """Plain task records with readable, content-addressed keys; no dask here.
 
-A key is ``prefix-token``; the token hashes the function, the arguments and the parents' keys. So equal work has equal keys and
-dask's own de-duplication of keys is the cache.
+Tokens hash the function, the arguments and the parents' tokens. So equal work has one record, called by the first who asked for it,
+and the same work lowered again has the same keys.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flowgrad.program import Instr
 
-from .keys import Ref, token
+from .keys import Key, Ref, group_of, token
 
 
 class Task(NamedTuple):
@@ -38,19 +38,30 @@ class TaskGraph:
     """Collects records; the same work asked for twice is one record."""
 
     def __init__(self) -> None:
-        self.records: dict[str, Record] = {}
+        self.records: dict[Key, Record] = {}
+        self._known: dict[str, Ref] = {}
 
-    def data(self, prefix: str, value: Any) -> Ref:
-        """Add a value of the client's under a key that hashes its content."""
-        key = f"{prefix}-{token(value)}"
-        self.records.setdefault(key, Data(value))
-        return Ref(key)
+    def data(self, prefix: str, value: Any, name: str | None = None) -> Ref:
+        """Add a value of the client's under a key that hashes its content, and is read as `name`."""
+        return self._add(prefix, Data(value), token(value), name)
 
-    def task(self, prefix: str, func: Callable[..., Any], *args: Any, worker: int | None = None) -> Ref:
-        """Add a task and return the reference to its result."""
-        key = f"{prefix}-{token(func, *args)}"
-        self.records.setdefault(key, Task(func, args, worker))
-        return Ref(key)
+    def task(
+        self, prefix: str, func: Callable[..., Any], *args: Any, worker: int | None = None, name: str | None = None
+    ) -> Ref:
+        """Add a task and return the reference to its result; what it is about is read in the key as `name`."""
+        return self._add(prefix, Task(func, args, worker), token(func, *args), name)
+
+    def _add(self, prefix: str, record: Record, hashed: str, name: str | None) -> Ref:
+        ref = self._known.get(hashed)
+        if ref is None:
+            if name is None:
+                ref = Ref(f"{prefix}-{hashed}")
+            else:
+                read = [key[0] if isinstance(key, tuple) else key.rpartition("-")[0] for key in references([record])]
+                ref = Ref((group_of(prefix, read), name, hashed), hashed)
+            self._known[hashed] = ref
+            self.records[ref.key] = record
+        return ref
 
 
 def prefix_of(i: Instr) -> str:
@@ -60,9 +71,9 @@ def prefix_of(i: Instr) -> str:
     return i.op.__name__.lower() if i.verb == "apply" else i.verb
 
 
-def references(records: Iterable[Record]) -> set[str]:
+def references(records: Iterable[Record]) -> set[Key]:
     """Return every key that tasks refer to."""
-    keys: set[str] = set()
+    keys: set[Key] = set()
     stack: list[Any] = [a for r in records if isinstance(r, Task) for a in r.args]
     while stack:
         arg = stack.pop()

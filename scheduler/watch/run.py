@@ -63,7 +63,8 @@ def run_course(executor: Executor, result: Node, values: Mapping[Variable, Array
     refs[program.inputs[-1].var] = graph.data("seed", np.eye(result.dim)[:, None])
     keys = {}
     for i in program.instrs:
-        ref = graph.task(prefix_of(i), run_noted, i._replace(out=0, args=()), *(refs[a] for a in i.args))
+        args = (i._replace(out=0, args=()), *(refs[a] for a in i.args))
+        ref = graph.task(prefix_of(i), run_noted, *args, name=i.name)
         refs[i.out] = ref
         keys[i.out] = ref.key
     workers = [w.address for w in executor.workers()]
@@ -78,7 +79,7 @@ def _course(result: Node, instrs: Sequence[Instr], noted: Mapping[int, Noted]) -
     parts: dict[tuple[bool, int, tuple[int, ...]], list[Noted]] = {}
     for i in instrs:
         node = nodes.get(i.label)
-        if node is None or not isinstance(node, Op):
+        if i.verb in ("add", "scatter") or not isinstance(node, Op):
             continue  # a sum, or zeros
         back = i.verb != "apply"
         whole = type(node).expand.__func__ is not Op.expand.__func__ or len(node.parents) != i.arity  # type: ignore[attr-defined]

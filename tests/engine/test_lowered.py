@@ -1,13 +1,16 @@
 """`Lowered` as a dask collection, and what its task graph shows."""
 
+import graphlib
 import pickle
 import re
 from collections import Counter
+from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
 from dask.utils import key_split
+from distributed.utils import key_split_group
 
 import flowgrad as fg
 
@@ -134,6 +137,13 @@ def test_notebooks_show_what_will_run(counted, grain, monkeypatch):
     assert "float64" in engine.jacobian(counted.loss, counted.w, counted.feeds, compute=False)._repr_html_()
 
 
+def test_pictures_of_tasks_name_nodes_feeds_and_parameters(counted, tmp_path):
+    lowered = fg.Engine("sync").lower(counted.loss, counted.feeds, gradient=True, grain="node")
+    text = Path(lowered.visualize(str(tmp_path / "tasks.svg"), fold=0)).read_text()
+    for name in ("x", "w", counted.square.name, counted.loss.name, f"{counted.loss.name} by {counted.square.name}"):
+        assert f"<!-- {name} -->" in text or f">{name}<" in text, name
+
+
 # -- keys --
 
 
@@ -151,7 +161,7 @@ def test_what_changes_has_other_keys(counted, grain):
     result = fg.Engine("sync", grain=grain).lower(counted.loss, counted.feeds).__dask_keys__()
     counted.w.set_value([1.0, -2.0, 0.6])
     after = fg.Engine("sync", grain=grain).lower(counted.loss, counted.feeds).__dask_keys__()
-    assert not set(_flat(result)) & set(_flat(after))
+    assert not set(result) & set(after)
     counted.w.set_value([1.0, -2.0, 0.5])
     assert keys(counted, grain=grain) == before
     assert keys(counted, grain=grain, feeds={counted.x: counted.images + 1}) != before
@@ -166,10 +176,6 @@ def test_a_changed_feed_leaves_the_rest_of_the_keys(counted):
     after = set(engine.lower(loss, {counted.x: counted.images + 1}).__dask_graph__())
     assert {key_split(k) for k in before & after} >= {"exp"}
     assert {key_split(k) for k in before - after} >= {"multiply", "counting", "add"}
-
-
-def _flat(nested):
-    return [k for n in nested for k in _flat(n)] if isinstance(nested, (list, tuple)) else [nested]
 
 
 # -- the main graph --
@@ -266,8 +272,51 @@ def test_keys_are_readable(main_graph):
     _, loss, feeds = main_graph
     for grain in ("node", "sample", "shard"):
         for key in fg.Engine("sync", grain=grain).lower(loss, feeds, gradient=True).__dask_graph__():
-            assert re.fullmatch(r"[a-z]+(-[a-z]+)*-[0-9a-f]{8,}", key), key
-            assert key_split(key) != key
+            parts = (key,) if isinstance(key, str) else key
+            assert re.fullmatch(r"[a-z]+(-[a-z]+)*-[0-9a-f]{8,}", parts[0]), key
+            assert key_split(key) != parts[0]
+            assert all(map(str, parts))
+            assert isinstance(key, str) or re.fullmatch("[0-9a-f]{16}", parts[2]), key
+
+
+def test_keys_name_the_nodes_and_edges_of_the_graph():
+    with fg.Graph():
+        x = fg.Variable(3, trainable=False, name="x")
+        units = []
+        for k in range(4):
+            with fg.scope(f"h{k}"):
+                w, b = fg.Variable(3, [1.0, k, 2.0], name="w"), fg.Variable(1, [0.5], name="b")
+                units.append(fg.Tanh(fg.Add(fg.Dot(w, x, name="dot"), b, name="sum"), name="out"))
+        loss = fg.Sum(fg.Vectorize(*units, name="all"), name="loss")
+    tasks = fg.Engine("sync", grain="node").lower(loss, {x: [[1.0, 2.0, 3.0]]}, gradient=True).__dask_graph__()
+    names = {(key_split(key), key[1]) for key in tasks if isinstance(key, tuple)}
+    assert {("feed", "x"), ("slice", "h3.w"), ("dot", "h3.dot"), ("add", "h3.sum"), ("tanh", "h3.out")} <= names
+    back = [("sum", "loss by all"), ("vectorize", "all by h3.out"), ("tanh", "h3.out by h3.sum")]
+    back += [("add", "h3.sum by h3.b"), ("add", "h3.sum by h3.dot"), ("dot", "h3.dot by h3.w")]
+    assert {(f"pull-{op}", name) for op, name in back} <= names
+    assert ("scatter", "h0.w .. h3.b") in names
+
+
+def test_a_level_is_one_group_and_groups_have_no_cycles(main_graph):
+    _, loss, feeds = main_graph
+    tasks = fg.Engine("sync", grain="node").lower(loss, feeds, gradient=True).__dask_graph__()
+    groups = Counter(map(key_split_group, tasks))
+    assert sorted(n for group, n in groups.items() if group.startswith("dot-")) == [10, 90]
+    assert sorted(n for group, n in groups.items() if group.startswith("pull-dot-")) == [10, 10, 90]
+    reads = {}
+    for key, task in tasks.items():
+        group = key_split_group(key)
+        reads.setdefault(group, set()).update(map(key_split_group, task.dependencies))
+    assert len(list(graphlib.TopologicalSorter(reads).static_order())) == len(groups)
+
+
+def test_nodes_of_one_expression_are_one_task_called_by_the_first():
+    with fg.Graph():
+        x = fg.Variable(2, trainable=False)
+        result = fg.Exp(x, name="first") * fg.Exp(x, name="second")
+    lowered = fg.Engine("sync", grain="node").lower(result, {x: [[1.0, 2.0]]})
+    assert [key[1] for key in lowered.__dask_graph__() if key_split(key) == "exp"] == ["first"]
+    np.testing.assert_allclose(lowered.compute(), np.exp([[2.0, 4.0]]))
 
 
 def test_explain_tells_grain_tasks_and_samples(main_graph):

@@ -10,7 +10,9 @@ from functools import partial
 
 import dask
 import numpy as np
+import oracles
 import pytest
+from dask.utils import key_split
 
 import flowgrad as fg
 from flowgrad.reads import code_token
@@ -89,6 +91,33 @@ def test_equal_objects_share_a_key():
     plain = Plain(1.0)
     assert token(plain) == token(plain) != token(Plain(1.0))
     assert len({token(value) for value in (1, 1.0, True, "1", np.float32(1), None, (1,), [1])}) == 8
+
+
+@pytest.mark.parametrize("grain", ["auto", "node"])
+def test_a_value_that_is_kept_is_found_whatever_the_node_is_called(grain):
+    executor = oracles.Counting()
+    engine, a = fg.Engine(executor, grain=grain), np.random.default_rng(0).random((5, 3))
+    found = []
+    with fg.Graph():
+        x = fg.Variable(3, trainable=False)
+        results = {name: fg.Tanh(fg.Exp(x, name=name)) for name in ("one", "other")}
+    for name, result in results.items():
+        found.append(engine.jacobian(result, x, {x: a}, mode="reverse"))
+        ran = [key for key in executor.take() if key_split(key) == "exp"]
+        assert [key[1] for key in ran] == (["one"] if name == "one" else [])
+    np.testing.assert_array_equal(*found)
+
+
+def test_alike_nodes_of_a_derivative_are_one_task():
+    executor = oracles.Counting()
+    with fg.Graph():
+        x = fg.Variable(3, [0.1, 0.2, 0.3])
+        parts = [fg.Tanh(fg.Exp(x, name=name)) for name in ("b", "a")]
+        result = fg.Sum(parts[0] * parts[1])
+    for grain in ("auto", "node"):
+        found = fg.Engine(executor, grain=grain, cache_bytes=0).jacobian(result, x, mode="reverse")
+        np.testing.assert_allclose(found[0], x.backward(result))
+        assert len([key for key in executor.take() if key_split(key) == "exp"]) == 1
 
 
 def test_lazy_jacobians_of_other_nodes_have_other_names():
