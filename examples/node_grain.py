@@ -14,14 +14,15 @@ from flowgrad.cli.models import multilayer_perceptron
 from flowgrad.data import load_mnist
 
 LOOK = """\
-On the page "Status" the task stream shows one row per worker and one bar per task; point at a bar to read its key.
+On the page "Status" the task stream shows one row per thread and one bar per task; point at a bar to read what it does.
   slice-...     a variable, cut out of the vector of all parameters
   dot-...       {dot} neurons, each a task: they wait for nothing but x and their weights, so they run side by side
   add-...       {add} additions: a bias per neuron, and one where the cotangents of the hidden layer meet
   vectorize-... the outputs of a layer, collected: here the two layers meet
   pull-...      backward, one task per edge: the cotangent of a node, pulled back to one of its operands
   update-...    Adam's step, after which the next mini-batch could begin
-On the page "Graph" the same tasks are drawn as they depend on each other. With fg.Engine(client, grain="node", shards=2)
+On the page "Graph" the same tasks are drawn as they depend on each other; click on one to read its key, which names the node,
+or the edge: ('dot-...', 'h0.dot3', ...), ('pull-dot-...', 'h0.dot3 by h0.w0', ...). With fg.Engine(client, grain="node", shards=2)
 each half of the mini-batch gets tasks of its own, and reduce-... adds up their gradients."""
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     data = load_mnist().head(32, 1)
     model = multilayer_perceptron(784, [90], 10)
     feeds = {model.x: data.x_train, model.label: data.y_train}
-    with Client(n_workers=2, threads_per_worker=1) as client:
+    with Client(n_workers=1, threads_per_worker=2) as client:
         engine = fg.Engine(client, dtype="float32", grain="node")
         print(engine.lower(model.loss, feeds, gradient=True).explain())
         print(f"\nOpen {client.dashboard_link} now.")
@@ -41,7 +42,7 @@ def main() -> None:
             history = trainer.fit(feeds, epochs=1)
         counts = Counter(key_split(task["key"]) for task in stream.data)
         del counts["hop"]  # how fast tasks follow each other is measured beforehand
-        print(f"\nloss {history.steps[0][1]:.4f}; {sum(counts.values())} tasks ran on {workers(stream.data)} workers:")
+        print(f"\nloss {history.steps[0][1]:.4f}; {sum(counts.values())} tasks ran on {threads(stream.data)} threads:")
         for prefix, number in counts.most_common():
             print(f"{number:6} {prefix}")
         print("\n" + LOOK.format(dot=counts["dot"], add=counts["add"]))
@@ -49,9 +50,9 @@ def main() -> None:
             input("Press Enter to close the dashboard. ")
 
 
-def workers(tasks: list) -> int:
-    """Return how many workers ran the tasks."""
-    return len({task["worker"] for task in tasks})
+def threads(tasks: list) -> int:
+    """Return how many threads ran the tasks."""
+    return len({(task["worker"], task["thread"]) for task in tasks})
 
 
 if __name__ == "__main__":

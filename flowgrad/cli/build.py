@@ -45,8 +45,11 @@ def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
     # Workers take a second to start; what they and this process need compiled, the first time, takes several.
     Thread(target=load_kernels, args=(options["dtype"], click.echo), daemon=True).start()
     address, workers, threads = options["scheduler"], options["workers"], options["threads_per_worker"]
+    by_nodes = options["grain"] == "node"
     if address is None:
-        workers = workers or min(2, CPU_COUNT)
+        # Node by node one process: on two, tasks would mostly wait for each other's values.
+        threads = threads or (2 if by_nodes and workers is None else 1)
+        workers = workers or (1 if by_nodes else min(2, CPU_COUNT))
         context = executors.local_cluster(workers, threads, dashboard)
         click.echo(f"cluster: {workers} x {threads} (worker processes x threads) on this machine")
     else:
@@ -55,6 +58,11 @@ def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
     with context as client:
         link = executors.dashboard_address(client) if dashboard else None
         click.echo(f"dashboard: {link or 'none'}")
+        if link and by_nodes:
+            click.echo(
+                f"look at: {link}, page Status, where the task stream has a bar for each node and edge: the `dot` of a layer "
+                f"lie side by side; page Graph has a square for each, click on it to read its name"
+            )
         yield client
 
 

@@ -102,8 +102,10 @@ _JOB = (
     option("--optimizer", f"One of {', '.join(OPTIMIZERS)}.", default="Adam", type=Choice(*OPTIMIZERS)),
     option("--dtype", "Arithmetic: float32 or float64.", default="float32", type=Choice("float32", "float64")),
     option("--train-size", "Use the first N training samples.  [default: 55000 of mnist, else all]", type=Count()),
-    option("--workers", "Worker processes on this machine.  [default: 2, or 1 on one CPU]", type=Count()),
-    option("--threads-per-worker", "Threads in each worker.", default=1, type=Count()),
+    option(
+        "--workers", "Worker processes on this machine.  [default: 2, or 1 on one CPU and at grain node]", type=Count()
+    ),
+    option("--threads-per-worker", "Threads in each worker.  [default: 1, or 2 at grain node]", type=Count()),
     option("--scheduler", "Use a running cluster, e.g. tcp://10.0.0.1:8786; start no workers.", metavar="ADDRESS"),
     option(
         "--grain",

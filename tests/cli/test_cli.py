@@ -303,6 +303,19 @@ def test_a_whole_run_in_a_process_of_its_own(small, tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("more", "told"), [((), "1 x 2"), (("--workers", 2), "2 x 1"), (("--threads-per-worker", 1), "1 x 1")]
+)
+def test_grain_node_runs_on_one_process_with_two_threads_unless_told_otherwise(small, tmp_path, more, told):
+    args = ("--grain", "node", "--hidden", "none", "--epochs", 1, "--train-size", 64, "--out", tmp_path / "run")
+    result = invoke("train", small, *args, *more)
+    assert result.exit_code == 0, result.output
+    assert f"cluster: {told} (worker processes x threads)" in result.output
+    (look,) = [line for line in result.output.splitlines() if line.startswith("look at: http://")]
+    assert "task stream" in look
+
+
+@pytest.mark.distributed
 def test_on_a_cluster_that_runs_already(small, tmp_path, cluster):
     args = ("--hidden", "none", "--epochs", 1, "--grain", "shard", "--out", tmp_path / "run")
     result = invoke("train", small, "--scheduler", cluster.scheduler_address, *args)
