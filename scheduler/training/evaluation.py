@@ -115,12 +115,16 @@ class Sweep:
                 self.executor.release(held[before:])
                 del held[before:]
             if join is not None:
-                graph = TaskGraph()
-                key = graph.task("metrics", *join, [Ref(h.key) for h in apart], worker=0).key
-                (joined,) = self.executor.run(graph.records, [key], addresses, only)
+                joined = self._join(join, apart, addresses, only)
         finally:
             self.executor.release([*held, *apart])
         return parts, joined
+
+    def _join(self, join: Join, apart: list[Handle], addresses: list[str], only: bool) -> Any:
+        graph = TaskGraph()
+        key = graph.task("metrics", *join, [Ref(h.key) for h in apart], worker=0).key
+        (joined,) = self.executor.run(graph.records, [key], addresses, only)
+        return joined
 
     def _feeds(self, graph: TaskGraph, k: int, workers: list[Worker], salt: str, held: list[Handle]) -> list[Ref]:
         """Return the references to shard `k` of every feed; what has to be kept for them is added to `held`."""

@@ -78,7 +78,7 @@ def test_all_workers_are_killed_between_two_windows(hurt, expected, monkeypatch,
 def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
     from flowgrad.scheduler.training import evaluation as evaluate
 
-    original, killed = evaluate.Evaluation._attempt, []
+    original, killed = evaluate.Sweep._attempt, []
 
     def attempt(self, *args):
         if len(killed) < 2:
@@ -86,7 +86,7 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
             killed.append(kill(pids(hurt).values()))
         return original(self, *args)
 
-    monkeypatch.setattr(evaluate.Evaluation, "_attempt", attempt)
+    monkeypatch.setattr(evaluate.Sweep, "_attempt", attempt)
     fingerprint, steps, history = train(hurt, epochs=2, validation=True)
     monkeypatch.undo()
     undisturbed = train("sync", epochs=2, validation=True)
@@ -99,7 +99,7 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
 def test_workers_are_killed_that_hold_predictions(hurt, monkeypatch):
     from flowgrad.scheduler.training import evaluation as evaluate
 
-    original, killed = evaluate.Evaluation._join, []
+    original, killed = evaluate.Sweep._join, []
 
     def join(self, *args):
         if len(killed) < 2:
@@ -108,7 +108,7 @@ def test_workers_are_killed_that_hold_predictions(hurt, monkeypatch):
         return original(self, *args)
 
     monkeypatch.setattr(evaluate, "SHARD_SAMPLES", 100)
-    monkeypatch.setattr(evaluate.Evaluation, "_join", join)
+    monkeypatch.setattr(evaluate.Sweep, "_join", join)
     net = Net()
     optimizer = fg.Adam(net.graph, net.loss, batch_size=32)
     found, expected = (
