@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import DataError, GraphError
 from ..inputs import brief, flag
+from .curves import best_epoch, curves
 from .fold import Item
 from .page import page
 from .paint import format_of, painted, write
@@ -25,13 +26,27 @@ from .scene import (
     counted_as,
     filled,
     legible,
+    mixed,
     nodes_of,
     scene_of,
     svg_of,
 )
 from .table import Shown
 
-__all__ = ["Arrow", "Card", "Frame", "Scene", "Shown", "draw", "draw_tasks", "scene_of", "svg_of"]
+__all__ = [
+    "Arrow",
+    "Card",
+    "Frame",
+    "Scene",
+    "Shown",
+    "best_epoch",
+    "curves",
+    "draw",
+    "draw_tasks",
+    "mixed",
+    "scene_of",
+    "svg_of",
+]
 
 FOLD_TASKS = 8
 WIDTH = 1280

@@ -20,6 +20,7 @@ from .plan import (
     choose_kernel,
     choose_round_threads,
     choose_shards,
+    idle_workers,
     make_plan,
     steps_per_round,
     tasks_per_step,

@@ -136,6 +136,29 @@ def choose_round_threads(one_worker: int, machine: int, step_seconds: float) -> 
     return max(one_worker, machine) if step_seconds >= LONG_STEP else one_worker
 
 
+def idle_workers(plan: Plan, workers: int, threads: int) -> str:
+    """Return how many workers, of so many threads, a plan leaves idle, why, and what would use them; empty if none.
+
+    Examples
+    --------
+    >>> idle_workers(Plan("shard", 2, "numpy", 1, 1, "asked for"), 3, 1)
+    '1 of 3 workers stand idle: each mini-batch has 2 shards; larger ones, or shards=3, would use them'
+    """
+    alone = plan.grain == "round"
+    busy = -(-plan.threads // threads) if alone else min(plan.shards, workers)
+    if plan.grain == "node" or busy >= workers:
+        return ""
+    who = f"{workers - busy} of {workers} workers stand idle"
+    if not alone or plan.reason.startswith("collective"):  # which was asked for, and there are too few shards
+        shards = f"{plan.shards} shard{'s' * (plan.shards != 1)}"
+        return f"{who}: each mini-batch has {shards}; larger ones, or shards={workers}, would use them"
+    if plan.other:
+        return f"{who} most of the time: sharing steps is tried now and then, and costs about what it saves"
+    if plan.reason.startswith("asked"):
+        return f"{who}: a round runs on one of them; grain auto or collective lets them share steps"
+    return f"{who}: sharing a step among them would take longer than it saves; larger batches or layers may pay"
+
+
 def steps_per_round(step_seconds: float) -> int:
     """Return how many steps of this length share a task."""
     return max(1, round(ROUND_SECONDS / max(step_seconds, 1e-6)))

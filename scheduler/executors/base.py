@@ -103,6 +103,10 @@ class Executor(ABC):
         """Return a block in which the caller mostly waits for tasks."""
         return nullcontext()
 
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """Return a block whose tasks a cluster's dashboard puts together under a name."""
+        return nullcontext()
+
     @cached_property
     def measured(self) -> dict[Any, Any]:
         """What was measured on this executor, for the cost model."""

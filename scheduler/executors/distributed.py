@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import dask
 import numpy as np
-from distributed import Client, get_client, get_worker, rejoin, secede, utils
+from distributed import Client, get_client, get_worker, rejoin, secede, span, utils
 from distributed.core import error_message
 from distributed.deploy import Cluster, SpecCluster
 from distributed.protocol.pickle import loads
@@ -123,6 +123,10 @@ class DistributedExecutor(Executor):
     def waiting(self) -> AbstractContextManager[None]:
         """Within a task, leave its thread to other tasks: those that are waited for may need it."""
         return own_thread_left()
+
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """Return a block whose tasks are a span of dask's."""
+        return span(name)
 
     def _check_open(self) -> None:
         if os.getpid() != self._process:

@@ -26,7 +26,7 @@ KNOWN = (*OF_CLASSES, "top_5", *OF_VALUES)
 PROBABILITIES = ("y_score", "y_prob", "y_proba")
 OTHERWISE = ("log_loss", "d2_log_loss", "d2_log_loss_score")
 # Names that records of epochs have already.
-TAKEN = ("epoch", "loss", "seconds", "samples_per_second")
+TAKEN = ("epoch", "loss", "seconds", "samples_per_second", "learning_rate")
 
 
 class Metric(NamedTuple):

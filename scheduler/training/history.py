@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, overload
 
-from flowgrad.draw import Shown
+from flowgrad.draw import Shown, curves
 
 
 class StepLosses(Sequence[tuple[int, float]]):
@@ -47,8 +47,9 @@ class History(Shown):
     ----------
     epochs : list of dict
         ``epoch``, ``loss`` (mean over the epoch's samples; nan for epoch 0), ``validation_loss``, ``validation_accuracy`` (None
-        where there is none), ``seconds`` since the start of `fit`, ``samples_per_second``; of a trainer's metrics ``name`` and
-        ``validation_name``. Epoch 0 is the evaluation before training, present if there are validation feeds.
+        where there is none), ``seconds`` since the start of `fit`, ``samples_per_second``, ``learning_rate`` (of the epoch's last
+        update; None for epoch 0); of a trainer's metrics ``name`` and ``validation_name``. Epoch 0 is the evaluation before
+        training, present if there are validation feeds.
     steps : sequence of (int, float)
         Number of the step, from 1, and the mean loss of its mini-batch before the update.
     plan : dict
@@ -79,3 +80,22 @@ class History(Shown):
     def as_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for JSON."""
         return {**vars(self), "steps": [list(step) for step in self.steps]}
+
+    def plot(self, title: str = "") -> Any:
+        """Return a matplotlib figure: loss, metrics and the learning rate where it changes, by epoch, and which one was best.
+
+        Raises
+        ------
+        DataError
+            When matplotlib is missing.
+
+        Examples
+        --------
+        >>> import flowgrad as fg
+        >>> with fg.Graph() as graph:
+        ...     x, w = fg.Variable(1, trainable=False), fg.Variable(1, [2.0])
+        ...     optimizer = fg.GradientDescent(graph, fg.Sum(w * w * x), 0.1, batch_size=2)
+        >>> history = fg.Trainer(optimizer, fg.Engine("sync")).fit({x: [1.0, 2.0]}, epochs=3)
+        >>> history.plot().savefig("curves.png")
+        """
+        return curves(self.epochs, self.steps.losses, self.kept_epoch, title)

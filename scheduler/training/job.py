@@ -217,6 +217,10 @@ class TrainingJob:
         self._rates.first, self._rates.rates = t + 1, rates
         return other
 
+    def last_rate(self, t: int) -> float:
+        """Return the learning rate of an update that was made; nobody's function is asked for it again."""
+        return self.step.rule.rate(t)
+
     def follow(self, plan: Plan) -> None:
         """Make the step what the plan needs."""
         step = self.by_nodes() if plan.grain == "node" else self.step

@@ -14,7 +14,7 @@ from flowgrad.errors import ClusterError, FlowgradError
 from flowgrad.files import checked_record, same_version
 from flowgrad.typing import Array
 
-from ..costs import Plan
+from ..costs import Plan, idle_workers
 from ..feeds import Batches, Epoch, Placement
 from ..machine import Interrupts
 from ..windows import Windows
@@ -141,6 +141,8 @@ class Run:
             self._show(self.windows.state)
         self.info = {"plan": history.plan, "samples": self.job.feeds.samples, "epochs": self.epochs}
         self.info |= {"steps": self.steps_per_epoch * self.epochs, "validation": self.evaluation is not None}
+        executor = self.job.executor
+        self.info["hint"] = idle_workers(self.plan, len(executor.workers()), executor.threads)
         past = {"past": [dict(record) for record in history.epochs], "kept_epoch": history.kept_epoch}
         answer = self._ask("on_train_begin", self.info | past | {"optimizer": self.settings.optimizer})
         if KEEP not in answer:
@@ -197,12 +199,13 @@ class Run:
         k = self.position
         if self.job.ask_rates(int(self.windows.state["t"][0]), len(batches) - k) and self.job.executor.remote:
             self.placement.change(self.job.step)
-        while k < len(batches):
-            k += self.windows.run(batches[k : k + size], (self.epochs - epoch + 1) * len(batches) - k)
-            self.epoch, self.position = (epoch, 0) if k == len(batches) else (epoch - 1, k)
-            self.history.window = deepcopy(self.windows.bounds)
-            if self.saver is not None and self.position and self.saver.in_epoch():
-                self._checkpoint()
+        with self.job.executor.span(f"epoch {epoch}"):
+            while k < len(batches):
+                k += self.windows.run(batches[k : k + size], (self.epochs - epoch + 1) * len(batches) - k)
+                self.epoch, self.position = (epoch, 0) if k == len(batches) else (epoch - 1, k)
+                self.history.window = deepcopy(self.windows.bounds)
+                if self.saver is not None and self.position and self.saver.in_epoch():
+                    self._checkpoint()
         return self._end_of_epoch(epoch)
 
     def _report(self, batches: Batches, losses: list[float]) -> None:
@@ -265,6 +268,7 @@ class Run:
             **{f"validation_{name}": scores.get(name) for name in names},
             "seconds": time.perf_counter() - self.start,
             "samples_per_second": rate,
+            "learning_rate": self.job.last_rate(int(self.windows.state["t"][0])) if epoch else None,
         }
         # Whoever interrupts a callback is asked again when the run goes on: the record is there only with the answer.
         if epoch:

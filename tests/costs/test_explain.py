@@ -14,7 +14,7 @@ from test_forecast import cluster, machine, net
 import flowgrad as fg
 from flowgrad.cli import main
 from flowgrad.scheduler.costs.explain import explain_job
-from flowgrad.scheduler.costs.plan import SURE, choose_grain, choose_kernel, make_plan
+from flowgrad.scheduler.costs.plan import SURE, Plan, choose_grain, choose_kernel, idle_workers, make_plan
 from flowgrad.scheduler.costs.times import Times
 from flowgrad.scheduler.costs.words import columns, count, ms, ratio, short
 from flowgrad.scheduler.feeds.placement import Lane
@@ -323,3 +323,36 @@ def test_train_and_explain_share_their_options():
 
 def test_choose_kernel_is_told():
     assert choose_kernel("auto", "auto", "numba is not installed")[1] == "numba is not installed"
+
+
+@pytest.mark.parametrize(
+    ("plan", "workers", "threads", "said"),
+    [
+        (("round", 1, "asked for"), 3, 1, "2 of 3 workers stand idle: a round runs on one of them"),
+        (("round", 1, "auto: steps of this size"), 2, 2, "1 of 2 workers stand idle: sharing a step"),
+        (
+            ("shard", 2, "asked for"),
+            3,
+            1,
+            "1 of 3 workers stand idle: each mini-batch has 2 shards; larger ones, or shards=3",
+        ),
+        (("collective", 1, "asked for"), 2, 1, "1 of 2 workers stand idle: each mini-batch has 1 shard; "),
+        (
+            ("round", 1, "collective rounds were asked for"),
+            2,
+            1,
+            "1 of 2 workers stand idle: each mini-batch has 1 shard; ",
+        ),
+        (("shard", 4, "asked for"), 3, 1, ""),
+        (("node", 1, "asked for"), 3, 1, ""),
+        (("round", 1, "asked for"), 1, 1, ""),
+    ],
+)
+def test_who_stands_idle_is_told(plan, workers, threads, said):
+    grain, shards, reason = plan
+    made = Plan(grain, shards, "numpy", 1, 1, reason)
+    assert idle_workers(made, workers, threads).startswith(said)
+    assert bool(said) == bool(idle_workers(made, workers, threads))
+    if grain == "round" and workers > 1 and "collective" not in reason:
+        assert "most of the time" in idle_workers(replace(made, other="collective"), workers, threads)
+        assert not idle_workers(replace(made, threads=workers * threads), workers, threads)

@@ -36,6 +36,7 @@ def test_history_with_validation(executor):
     before = model.numpy_values(model.loss, model.validation).mean()
     history = model.fit(executor, epochs=3, validation=model.validation)
     keys = {"epoch", "loss", "validation_loss", "validation_accuracy", "seconds", "samples_per_second"}
+    keys.add("learning_rate")
     assert all(set(record) == keys for record in history.epochs)
     assert [record["epoch"] for record in history.epochs] == [0, 1, 2, 3]
     first, *_, last = history.epochs
@@ -174,3 +175,22 @@ def test_steps_by_the_integers_of_numpy():
     steps = StepLosses([0.5, 0.25, 0.75])
     assert steps[np.argmin(steps.losses)] == (2, 0.25)
     assert steps[1:] == [(2, 0.25), (3, 0.75)]
+
+
+def test_a_plot_shows_training_beside_validation_and_the_best_epoch():
+    pytest.importorskip("matplotlib")
+    model = Model(learning_rate=fg.StepDecay(0.1, factor=0.5, every=3))
+    history = model.fit(epochs=3, validation=model.validation)
+    figure = history.plot("a title")
+    loss = figure.axes[0]
+    assert [axes.get_title(loc="left").partition(",")[0] for axes in figure.axes] == [
+        "loss",
+        "accuracy",
+        "learning rate",
+    ]
+    assert {line.get_label() for line in loss.lines} >= {"training", "validation"}
+    best = min(history.epochs, key=lambda record: record["validation_loss"])["epoch"]
+    assert all(f"best: epoch {best}" in [text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert [r["learning_rate"] for r in history.epochs] == [None, 0.1, 0.05, 0.025]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert model.fit(epochs=1).plot().axes  # without validation, and a single epoch
