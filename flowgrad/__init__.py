@@ -94,7 +94,17 @@ if TYPE_CHECKING:
     from .files import load, save
     from .scheduler.collective import gang
     from .scheduler.engine import Engine
-    from .scheduler.training import KEEP, STOP, Callback, Checkpoints, EarlyStopping, ReduceLROnPlateau, Trainer
+    from .scheduler.training import (
+        KEEP,
+        STOP,
+        Callback,
+        Checkpoints,
+        CSVLog,
+        EarlyStopping,
+        ReduceLROnPlateau,
+        TensorBoard,
+        Trainer,
+    )
     from .scheduler.watch import watch
 
 __version__ = "0.1.0"
@@ -104,7 +114,17 @@ _LAZY = {
     ".scheduler.collective": ("gang",),
     ".scheduler.engine": ("Engine",),
     ".scheduler.watch": ("watch",),
-    ".scheduler.training": ("KEEP", "STOP", "Callback", "Checkpoints", "EarlyStopping", "ReduceLROnPlateau", "Trainer"),
+    ".scheduler.training": (
+        "KEEP",
+        "STOP",
+        "CSVLog",
+        "Callback",
+        "Checkpoints",
+        "EarlyStopping",
+        "ReduceLROnPlateau",
+        "TensorBoard",
+        "Trainer",
+    ),
 }
 
 
@@ -131,6 +151,7 @@ __all__ = [
     "BatchMatVec",
     "BatchNorm",
     "Broadcast",
+    "CSVLog",
     "Callback",
     "Checkpoints",
     "Concat",
@@ -207,6 +228,7 @@ __all__ = [
     "Subtract",
     "Sum",
     "Tanh",
+    "TensorBoard",
     "Trainer",
     "Transpose",
     "Variable",

@@ -1,5 +1,5 @@
 """A training, from `fit` to its last checkpoint."""
 
-from .callbacks import KEEP, STOP, Callback, EarlyStopping, ReduceLROnPlateau
+from .callbacks import KEEP, STOP, Callback, CSVLog, EarlyStopping, ReduceLROnPlateau, TensorBoard
 from .checkpoint import Checkpoints
 from .trainer import History, Trainer

@@ -1,14 +1,19 @@
-"""Callbacks: what a trainer calls while it trains, what they may answer, and early stopping."""
+"""Callbacks: what a trainer calls while it trains, what they may answer, early stopping, and logs."""
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import math
+import os
 from collections.abc import Iterable, Mapping
 from enum import Flag, auto
 from typing import Any
 
-from flowgrad.errors import GraphError
-from flowgrad.inputs import brief, flag, integer, listed, nearest, one_of, real
+import numpy as np
+
+from flowgrad.errors import DataError, GraphError
+from flowgrad.inputs import brief, flag, integer, listed, nearest, one_of, path_of, real
 
 from .history import History
 
@@ -21,6 +26,8 @@ class Signal(Flag):
 
 
 STOP, KEEP = Signal.STOP, Signal.KEEP
+# Of a record, what is about the run and neither about training nor about validation samples.
+RUN = ("seconds", "samples_per_second", "learning_rate")
 
 
 class Callback:
@@ -46,8 +53,8 @@ class Callback:
         """Return ``fg.STOP`` to train nothing, ``fg.KEEP`` to stay with the state that was kept before a checkpoint, or both.
 
         `info` holds ``optimizer``, ``plan``, ``samples``, ``epochs``, ``steps`` (of the whole training), ``validation`` (whether
-        there is any) and, where training goes on from a checkpoint, ``past`` (the records of the epochs that are done) and
-        ``kept_epoch``.
+        there is any), ``hint`` (workers that the plan leaves idle, and why; empty if none) and, where training goes on from a
+        checkpoint, ``past`` (the records of the epochs that are done) and ``kept_epoch``.
         """
 
     def on_steps(self, info: Mapping[str, Any]) -> None:
@@ -339,3 +346,133 @@ class ReduceLROnPlateau(_Watching):
         self.reduced.append(record["epoch"])
         self._waited = 0
         return True
+
+
+class CSVLog(Callback):
+    """Writes a row for each epoch to a CSV file, as soon as the epoch is done.
+
+    The columns are those of ``History.epochs``; metrics that are no numbers are left out. Where a training goes on from a
+    checkpoint, the rows of the epochs before it are written as well.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> with fg.Graph() as graph:
+    ...     x, w = fg.Variable(1, trainable=False), fg.Variable(1, [2.0])
+    ...     optimizer = fg.GradientDescent(graph, fg.Sum(w * w * x), 0.25, batch_size=1)
+    >>> _ = fg.Trainer(optimizer, fg.Engine("sync"), callbacks=[fg.CSVLog("log.csv")]).fit({x: [1.0]}, epochs=2)
+    >>> [row.split(",")[:2] for row in open("log.csv").read().split()]
+    [['epoch', 'loss'], ['1', '4.0'], ['2', '1.0']]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = path_of(path, "CSVLog: path")
+        self._columns: list[str] = []
+
+    def on_train_begin(self, info: Mapping[str, Any]) -> None:
+        """Begin the file anew."""
+        self._columns = []
+        for record in info["past"]:
+            self.on_epoch(record)
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """Write a row."""
+        first = not self._columns
+        if first:
+            self._columns = [key for key, value in record.items() if value is None or isinstance(value, (int, float))]
+        try:
+            with self.path.open("w" if first else "a", newline="", encoding="utf-8") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                if first:
+                    rows.writerow(self._columns)
+                values = [record.get(column) for column in self._columns]
+                rows.writerow(["" if value is None or value != value else value for value in values])
+        except OSError as error:
+            raise DataError(
+                f"cannot write {str(self.path)!r}: {error.strerror or error}: choose another place"
+            ) from error
+
+
+class TensorBoard(Callback):
+    """Writes what TensorBoard shows: scalars for each epoch, the loss of steps, and a histogram of the weights of each layer.
+
+    A layer is what names have before their last dot: ``h0.w3`` is of ``h0``. This needs tensorboardX, which comes with
+    ``pip install 'flowgrad[tensorboard]'``; ``tensorboard --logdir FOLDER`` shows it.
+
+    Parameters
+    ----------
+    folder : str or path
+        Of one run; runs in folders beside each other can be compared.
+    histograms : bool
+        Whether to write weights, which are read from the workers for it.
+
+    Raises
+    ------
+    DataError
+        If tensorboardX is missing.
+
+    Examples
+    --------
+    >>> import flowgrad as fg
+    >>> fg.Trainer(optimizer, callbacks=[fg.TensorBoard("logs/first")])  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], histograms: bool = True):
+        self.folder, self.histograms = (
+            path_of(folder, "TensorBoard: folder"),
+            flag(histograms, "TensorBoard: histograms"),
+        )
+        if importlib.util.find_spec("tensorboardX") is None:
+            raise DataError("TensorBoard needs tensorboardX: pip install 'flowgrad[tensorboard]'")
+        self._writer: Any = None
+
+    def on_train_begin(self, info: Mapping[str, Any]) -> None:
+        """Open the folder."""
+        from tensorboardX import SummaryWriter
+
+        self.close()
+        try:
+            self._writer = SummaryWriter(str(self.folder))
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {str(self.folder)!r}: {error.strerror or error}: choose another folder"
+            ) from error
+        self._optimizer = info["optimizer"]
+        for record in info["past"]:
+            self._scalars(record)
+
+    def on_steps(self, info: Mapping[str, Any]) -> None:
+        """Write the mean loss of some steps."""
+        self._writer.add_scalar("steps/loss", info["loss"], info["step"])
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """Write scalars and histograms."""
+        self._scalars(record)
+        layers: dict[str, list[Any]] = {}
+        for variable in self._optimizer.variables() if self.histograms else ():
+            layers.setdefault(variable.name.rpartition(".")[0] or variable.name, []).append(np.ravel(variable.value))
+        for layer, values in layers.items():
+            self._writer.add_histogram(f"weights/{layer}", np.concatenate(values), record["epoch"])
+        self._writer.flush()
+
+    def _scalars(self, record: Mapping[str, Any]) -> None:
+        for key, value in record.items():
+            if key != "epoch" and isinstance(value, (int, float)) and math.isfinite(value):
+                name = key.removeprefix("validation_")
+                of = "validation" if name != key else "training"
+                tag = f"run/{key}" if key in RUN else f"{name}/{of}"
+                self._writer.add_scalar(tag, value, record["epoch"])
+
+    def on_train_end(self, history: History) -> None:
+        """Close the files."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; after an exception, too, what was written is there."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
