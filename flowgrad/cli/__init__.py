@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import FlowgradError
 from .doctor import doctor
 from .explain import explain
+from .report import report
 from .train import train
 from .watch import watch
 
@@ -78,3 +79,4 @@ main.add_command(train)
 main.add_command(explain)
 main.add_command(watch)
 main.add_command(doctor)
+main.add_command(report)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-import click
 from dask.system import CPU_COUNT
 
 from ..data import DataSet, load
@@ -15,6 +14,7 @@ from ..errors import DataError
 from ..scheduler import executors
 from ..scheduler.kernels import load_kernels
 from .models import Model, multilayer_perceptron
+from .tell import Tell
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,10 +40,10 @@ def load_data(options: dict[str, Any]) -> DataSet:
 
 
 @contextmanager
-def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
+def cluster(options: dict[str, Any], dashboard: bool, tell: Tell) -> Iterator[Client]:
     """Start or find the cluster of a command, and say what it is."""
     # Workers take a second to start; what they and this process need compiled, the first time, takes several.
-    Thread(target=load_kernels, args=(options["dtype"], click.echo), daemon=True).start()
+    Thread(target=load_kernels, args=(options["dtype"], tell), daemon=True).start()
     address, workers, threads = options["scheduler"], options["workers"], options["threads_per_worker"]
     by_nodes = options["grain"] == "node"
     if address is None:
@@ -51,28 +51,38 @@ def cluster(options: dict[str, Any], dashboard: bool) -> Iterator[Client]:
         threads = threads or (2 if by_nodes and workers is None else 1)
         workers = workers or (1 if by_nodes else min(2, CPU_COUNT))
         context = executors.local_cluster(workers, threads, dashboard)
-        click.echo(f"cluster: {workers} x {threads} (worker processes x threads) on this machine")
+        tell(
+            f"cluster: {workers} x {threads} (worker processes x threads) on this machine",
+            "cluster",
+            workers=workers,
+            threads=threads,
+        )
     else:
         context = executors.existing_cluster(address)
-        click.echo(f"cluster: {address}")
+        tell(f"cluster: {address}", "cluster", address=address)
     with context as client:
         link = executors.dashboard_address(client) if dashboard else None
-        click.echo(f"dashboard: {link or 'none'}")
+        tell(f"dashboard: {link or 'none'}", "dashboard", address=link)
         if link and by_nodes:
-            click.echo(
+            tell(
                 f"look at: {link}, page Status, where the task stream has a bar for each node and edge: the `dot` of a layer "
                 f"lie side by side; page Graph has a square for each, click on it to read its name"
             )
         yield client
 
 
-def build_model(options: dict[str, Any], data: DataSet, seed: int = 0) -> Model:
+def build_model(options: dict[str, Any], data: DataSet, seed: int = 0, tell: Tell | None = None) -> Model:
     """Build the net for the data, and say what it is."""
-    click.echo(
+    tell = tell or Tell()
+    sizes = {"train": len(data.x_train), "test": len(data.x_test), "dim": data.dim, "classes": data.classes}
+    tell(
         f"{data.name}: {len(data.x_train):,} training and {len(data.x_test):,} test samples "
-        f"of length {data.dim}, {data.classes} classes"
+        f"of length {data.dim}, {data.classes} classes",
+        "data",
+        name=data.name,
+        **sizes,
     )
     model = multilayer_perceptron(data.dim, options["hidden"], data.classes, seed)
     layers = [data.dim, *options["hidden"], data.classes]
-    click.echo(f"graph: {' - '.join(map(str, layers))}, {model}")
+    tell(f"graph: {' - '.join(map(str, layers))}, {model}", "graph", layers=layers, nodes=len(model.graph.nodes))
     return model

@@ -31,11 +31,12 @@ def explain(**options: Any) -> None:
     import flowgrad as fg
 
     from .build import build_model, cluster, load_data
+    from .tell import Tell
 
     data = load_data({**options, "test_size": None})
     model = build_model(options, data)
     optimizer = getattr(fg, options["optimizer"])(model.graph, model.loss, batch_size=options["batch_size"])
-    with cluster(options, dashboard=False) as client:
+    with cluster(options, dashboard=False, tell=Tell()) as client:
         click.echo("measuring the workers ...", err=True)
         trainer = fg.Trainer(optimizer, fg.Engine(client, dtype=options["dtype"], grain=options["grain"]))
         feeds = {model.x: data.x_train, model.label: data.y_train}

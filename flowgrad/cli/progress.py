@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from .console import console as plain_console
 
 # Headings, as wide as their columns, and how the numbers of a record are written, some times 100.
 NAMES = ("  epoch", " test loss", "test accuracy", "train loss", " samples/s", "seconds")
+LEFT, METRIC = "    left", 12
 FORMS = {
     "validation_loss": "{:.4f}",
     "validation_accuracy": "{1:.2f} %",
@@ -21,11 +23,11 @@ FORMS = {
     "samples_per_second": "{:,.0f}",
     "seconds": "{:.1f}",
 }
-HEADER = "  ".join(NAMES)
+HEADER = "  ".join((*NAMES, LEFT))
 
 
 class ProgressCallback:
-    """A trainer's callback: a progress bar on a terminal, and one line per epoch anywhere.
+    """A trainer's callback: a progress bar on a terminal, and one line per epoch anywhere, with the trainer's metrics.
 
     Parameters
     ----------
@@ -38,7 +40,9 @@ class ProgressCallback:
         self.console = console or plain_console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._samples = 0
+        self._samples = self._epochs = 0
+        self._began = 0.0
+        self._columns: list[str] | None = None
 
     def on_train_begin(self, info: Mapping[str, Any]) -> None:
         """Print the plan and the heading, and show an empty bar."""
@@ -46,7 +50,9 @@ class ProgressCallback:
         steps = plan["steps_per_task"]
         parts = f"grain {plan['grain']}, shards {plan['shards']}, {steps} step{'s' * (steps != 1)} per task"
         self.console.print(f"plan: {parts}\n      ({plan['reason']})", soft_wrap=True)
-        self.console.print(HEADER, style="bold", soft_wrap=True)
+        if info.get("hint"):
+            self.console.print(f"hint: {info['hint']}", soft_wrap=True)
+        self._began, self._columns = time.monotonic(), None
         if self.console.is_terminal:
             self._bar = Progress(
                 column(f"epoch {{task.fields[epoch]}}/{self.epochs}"),
@@ -77,8 +83,16 @@ class ProgressCallback:
             )
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Print one line."""
-        self.console.print(epoch_line(record, self.epochs), soft_wrap=True)
+        """Print one line, below a heading if it is the first."""
+        if self._columns is None:
+            self._columns = metric_columns(record)
+            heading = [HEADER, *(name.rjust(METRIC) for name in self._columns)]
+            self.console.print("  ".join(heading), style="bold", soft_wrap=True)
+        left = None
+        if record["epoch"]:
+            self._epochs += 1  # those before a checkpoint took no time now
+            left = (time.monotonic() - self._began) / self._epochs * (self.epochs - record["epoch"])
+        self.console.print(epoch_line(record, self.epochs, left, self._columns), soft_wrap=True)
 
     def on_train_end(self, history: object) -> None:
         """Take the bar away."""
@@ -91,14 +105,38 @@ class ProgressCallback:
             self._bar = None
 
 
-def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+def metric_columns(record: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of a record that are numbers and no column of the table: of test samples if there are any."""
+    known = ("epoch", "learning_rate", *FORMS)
+    names = [name for name, value in record.items() if name not in known and isinstance(value, (int, float))]
+    tested = any(name.startswith("validation_") for name in names)
+    return [name for name in names if name.startswith("validation_") == tested]
+
+
+def epoch_line(record: Mapping[str, Any], epochs: int, left: float | None = None, columns: Iterable[str] = ()) -> str:
     """Format one epoch's record under `HEADER`; what was not measured is left blank."""
     if record["epoch"] == 0:  # nothing was trained yet
         record = {**record, "samples_per_second": None}
 
-    fields = [f"{record['epoch']}/{epochs}"]
-    for key, form in FORMS.items():
+    fields = [f"{record['epoch']}/{epochs}".rjust(len(NAMES[0]))]
+    forms = [(key, form, len(name)) for (key, form), name in zip(FORMS.items(), NAMES[1:])]
+    for key, form, wide in forms:
         value: Any = record.get(key)
         known = value is not None and math.isfinite(value)
-        fields.append(form.format(value, 100 * value) if known else "")
-    return "  ".join(field.rjust(len(name)) for field, name in zip(fields, NAMES)).rstrip()
+        fields.append((form.format(value, 100 * value) if known else "").rjust(wide))
+    fields.append(("" if left is None else clock(left)).rjust(len(LEFT)))
+    fields += [f"{record.get(name, math.nan):.4f}".rjust(max(METRIC, len(name))) for name in columns]
+    return "  ".join(fields).rstrip()
+
+
+def clock(seconds: float) -> str:
+    """Return a length of time: 0:07, 12:30, 3:04:05.
+
+    Examples
+    --------
+    >>> clock(7.4), clock(11045)
+    ('0:07', '3:04:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from ..errors import FlowgradError
+from .facts import timeline
 from .options import Choice, Count, check_place, job_options, option, positive
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from ..data import DataSet
     from ..optim import Optimizer
     from ..scheduler.training import History, Trainer
     from .models import Model
+    from .tell import Tell
 
 NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
 
@@ -47,6 +53,9 @@ NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
 @option("--test-size", "Use the first N test samples.  [default: all]", type=Count())
 @option("--seed", "Seed of initial values and of the order of samples.", default=0, type=Count(0), metavar="N")
 @option("--dashboard/--no-dashboard", "Serve dask's dashboard.", default=True)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one object a line, and nothing else.")
+@option("--performance-report", "Keep dask's performance report beside the results.", is_flag=True)
 @option("--out", "Where results go.  [default: runs/DATASET-<date>-<time>]", metavar="FOLDER", type=click.Path())
 def train(**options: Any) -> None:
     """Train a fully connected net on DATASET, one Dot per neuron.
@@ -56,8 +65,8 @@ def train(**options: Any) -> None:
     by 255.
 
     The net is evaluated on the test samples before the first and after each epoch. At the end the run folder
-    holds the trained model, the history as CSV, a picture of the learning curves, the classification report
-    and the settings.
+    holds the trained model, the history as CSV, a picture of the learning curves, the classification report,
+    the settings, and report.html, a page that shows all of it.
 
     \b
     Examples:
@@ -68,6 +77,8 @@ def train(**options: Any) -> None:
       flowgrad train my.npz --scheduler tcp://10.0.0.1:8786
     """  # noqa: D301
     check_place(options)
+    if options["quiet"] and options["as_json"]:
+        raise click.UsageError("--quiet prints nothing, --json prints events: give one of them")
     if options["resume"] and options["checkpoint"] is None:
         raise click.UsageError("--resume goes on from a checkpoint: give its folder with --checkpoint")
     missing = [package for module, package in NEEDS.items() if find_spec(module) is None]
@@ -81,20 +92,21 @@ def _run(options: dict[str, Any]) -> None:
 
     from .build import build_model, cluster, load_data
     from .folder import run_folder
-    from .progress import ProgressCallback
     from .report import EarlyImports
+    from .tell import Tell
 
-    started = time.perf_counter()
+    started, since = time.perf_counter(), time.time()
+    tell = Tell("quiet" if options["quiet"] else "json" if options["as_json"] else "text")
     data = load_data(options)
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(options["out"], data.name))
-        model = build_model(options, data, options["seed"])
+        model = build_model(options, data, options["seed"], tell)
         optimizer = _optimizer(options, model, len(data.x_train))
-        client = stack.enter_context(cluster(options, options["dashboard"]))
+        client = stack.enter_context(cluster(options, options["dashboard"], tell))
+        client.get_task_stream(count=0)  # from now on the scheduler notes what workers do
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
-        progress, imports = ProgressCallback(), EarlyImports()
-        stack.callback(progress.close)
-        callbacks: list[Any] = [progress, imports]
+        imports, noted = EarlyImports(), Noted()
+        callbacks: list[Any] = [*_shown(tell, stack), imports, noted]
         if options["patience"] is not None:
             callbacks.append(fg.EarlyStopping(patience=options["patience"]))
         trainer = fg.Trainer(
@@ -103,14 +115,64 @@ def _run(options: dict[str, Any]) -> None:
         feeds = {model.x: data.x_train, model.label: data.y_train}
         validation = {model.x: data.x_test, model.label: data.y_test}
         saved = {"checkpoint": options["checkpoint"], "resume": options["resume"]}
-        history = trainer.fit(feeds, epochs=options["epochs"], validation=validation, **saved)
+        with _performance_report(options, folder, client):
+            history = trainer.fit(feeds, epochs=options["epochs"], validation=validation, **saved)
         imports.join()
         if history.kept_epoch is not None:
-            click.echo(f"weights of epoch {history.kept_epoch}, which had the lowest test loss")
-        _report(folder, options, data, model, trainer, history, time.perf_counter() - started)
+            kept = history.kept_epoch
+            tell(f"weights of epoch {kept}, which had the lowest test loss", "kept", epoch=kept)
+        facts = _results(folder, options, data, model, trainer, history, tell)
+        facts |= {"timeline": timeline(client, since), "explained": _explained(trainer, feeds, options["epochs"])}
+        facts |= {"hint": noted.hint, "seconds": time.perf_counter() - started}
+        _page(folder, facts)
         final = folder.parent
-    click.echo(f"results are in {final}: " + ", ".join(sorted(path.name for path in final.iterdir())))
-    click.echo(f"{time.perf_counter() - started:.1f} s in all")
+    files = sorted(path.name for path in final.iterdir())
+    tell(f"results are in {final}: " + ", ".join(files), "results", folder=str(final), files=files)
+    seconds = time.perf_counter() - started
+    tell(f"{seconds:.1f} s in all", "end", seconds=round(seconds, 3))
+
+
+def _explained(trainer: Trainer, feeds: Any, epochs: int) -> str:
+    """Return what else would have cost; a cluster that ends now takes no results with it."""
+    try:
+        return trainer.explain(feeds, epochs)
+    except FlowgradError as error:
+        return f"what else would have cost could not be measured: {error}"
+
+
+class Noted:
+    """A trainer's callback that keeps what the report needs and the history has not."""
+
+    hint = ""
+
+    def on_train_begin(self, info: dict[str, Any]) -> None:
+        """Keep which workers are idle."""
+        self.hint = info["hint"]
+
+
+def _shown(tell: Tell, stack: ExitStack) -> list[Any]:
+    """Return the callbacks that show the course of a training."""
+    from .progress import ProgressCallback
+    from .tell import JsonLines
+
+    if tell.mode == "json":
+        return [JsonLines(tell)]
+    if tell.mode == "quiet":
+        return []
+    progress = ProgressCallback()
+    stack.callback(progress.close)
+    return [progress]
+
+
+@contextmanager
+def _performance_report(options: dict[str, Any], folder: Path, client: Client) -> Iterator[None]:
+    if not options["performance_report"]:
+        yield
+        return
+    from distributed import performance_report
+
+    with client.as_current(), performance_report(filename=str(folder / "performance-report.html")):
+        yield
 
 
 def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer:
@@ -128,30 +190,67 @@ def _optimizer(options: dict[str, Any], model: Model, samples: int) -> Optimizer
     return getattr(fg, options["optimizer"])(model.graph, model.loss, schedule, **settings)
 
 
-def _report(
+def _results(
     folder: Path,
     options: dict[str, Any],
     data: DataSet,
     model: Model,
     trainer: Trainer,
     history: History,
-    seconds: float,
-) -> None:
-    """Print how good the model is, and write everything to `folder`."""
+    tell: Tell,
+) -> dict[str, Any]:
+    """Tell how good the model is, write it and its tables to `folder`, and return what the page needs of them."""
     import flowgrad as fg
 
+    from ..scheduler.machine import read_facts
+    from .facts import facts_of_graph, facts_of_history, facts_of_samples
     from .folder import writing
-    from .report import classification_text, draw_curves, write_tables
+    from .report import classification_text, write_tables
 
-    predicted = trainer.predict(model.probabilities, {model.x: data.x_test}).argmax(axis=1)
+    probabilities = trainer.predict(model.probabilities, {model.x: data.x_test})
+    predicted = probabilities.argmax(axis=1)
     correct = int((predicted == data.y_test).sum())
-    result = f"test accuracy {100 * correct / len(predicted):.2f} % ({correct:,} of {len(predicted):,})"
+    accuracy = correct / len(predicted)
+    result = f"test accuracy {100 * accuracy:.2f} % ({correct:,} of {len(predicted):,})"
     text = classification_text(data.y_test, predicted, data.classes)
-    click.echo(f"\n{result}\n\n{text}")
-    settings = {**options, "nodes": len(model.graph.nodes), "plan": history.plan, "seconds": round(seconds, 3)}
+    tell(f"\n{result}\n\n{text}", "result", accuracy=accuracy, correct=correct, samples=len(predicted))
+    nodes, seconds = len(model.graph.nodes), history.epochs[-1]["seconds"]
+    settings = {**options, "nodes": nodes, "plan": history.plan, "seconds": round(seconds, 3)}
+    title = f"{data.name}: {result}"
     with writing(folder.parent):
         fg.save(folder / "model.safetensors", model.graph, trainer.optimizer)
         write_tables(folder, history)
-        draw_curves(folder / "learning_curves.png", history, f"{data.name}: {result}")
+        history.plot(title).savefig(folder / "learning_curves.png", dpi=160)
+        np.savez_compressed(
+            folder / "predictions.npz",
+            label=data.y_test,
+            predicted=predicted,
+            probabilities=probabilities.astype(np.float32),
+        )
         (folder / "report.txt").write_text(f"{result}\n\n{text}", encoding="utf-8")
         (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+    layers = " - ".join(map(str, (data.dim, *options["hidden"], data.classes)))
+    return {
+        "title": f"{data.name}, {layers}",
+        "result": result,
+        "accuracy": accuracy,
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "parameters": sum(v.dim for v in trainer.optimizer.variables()),
+        "settings": options,
+        "machine": read_facts().as_dict(),
+        "history": facts_of_history(history),
+        **facts_of_samples(data, probabilities),
+        **facts_of_graph(model, data),
+    }
+
+
+def _page(folder: Path, facts: dict[str, Any]) -> None:
+    """Write what the report needs, and the report as ``flowgrad report`` would."""
+    from .facts import facts_in, write_facts
+    from .folder import writing
+    from .page import report_page
+    from .report import PAGE
+
+    with writing(folder.parent):
+        write_facts(folder, facts)
+        (folder / PAGE).write_text(report_page(facts_in(folder)), encoding="utf-8")

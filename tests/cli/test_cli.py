@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,8 +30,10 @@ from flowgrad.cli import main
 from flowgrad.cli.console import console
 from flowgrad.cli.folder import run_folder
 from flowgrad.cli.models import multilayer_perceptron
-from flowgrad.cli.progress import HEADER, ProgressCallback, epoch_line
-from flowgrad.cli.report import classification_text, draw_curves, smooth, write_tables
+from flowgrad.cli.progress import HEADER, ProgressCallback, epoch_line, metric_columns
+from flowgrad.cli.report import classification_text, write_tables
+from flowgrad.draw import best_epoch, curves
+from flowgrad.draw.curves import smooth
 from flowgrad.errors import ClusterError, DataError
 from flowgrad.scheduler.executors import cluster as cluster_room
 from flowgrad.scheduler.executors.cluster import existing_cluster
@@ -38,7 +42,10 @@ from flowgrad.scheduler.machine.doctor import Finding
 for package in ("rich", "sklearn", "matplotlib"):
     pytest.importorskip(package)
 
-RESULTS = ["history.csv", "learning_curves.png", "model.safetensors", "report.txt", "settings.json", "steps.csv"]
+RESULTS = [
+    "history.csv", "learning_curves.png", "model.safetensors", "predictions.npz", "report.html", "report.json", "report.txt",
+    "settings.json", "steps.csv",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -200,12 +207,15 @@ def test_models():
 
 def test_epoch_lines_fit_their_heading():
     record = {"epoch": 3, "loss": 0.123, "validation_loss": 12.5, "validation_accuracy": 1.0, "seconds": 1234.5}
-    line = epoch_line({**record, "samples_per_second": 123456.0}, 600)
+    line = epoch_line({**record, "samples_per_second": 123456.0}, 600, 3725.2)
     assert len(line) == len(HEADER)
-    assert line.split() == ["3/600", "12.5000", "100.00", "%", "0.1230", "123,456", "1234.5"]
+    assert line.split() == ["3/600", "12.5000", "100.00", "%", "0.1230", "123,456", "1234.5", "1:02:05"]
     first = epoch_line({**record, "epoch": 0, "loss": float("nan"), "samples_per_second": 0.0}, 600)
     assert first.split() == ["0/600", "12.5000", "100.00", "%", "1234.5"]
     assert epoch_line({"epoch": 1}, 2).split() == ["1/2"]
+    own = {**record, "f1": 0.5, "validation_f1": 0.25, "validation_confusion_matrix": [[1]], "learning_rate": 0.1}
+    assert metric_columns(own) == ["validation_f1"]
+    assert epoch_line(own, 600, None, metric_columns(own)).split()[-1] == "0.2500"
 
 
 def test_report(tmp_path):
@@ -218,9 +228,15 @@ def test_report(tmp_path):
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     assert [row["validation_accuracy"] for row in rows] == ["0.1", "0.9"]
     assert [row["loss"] for row in rows] == ["", "0.7"]
-    for number, some in enumerate((history, fg_history(steps=0), fg_history(accuracy=None))):
-        draw_curves(tmp_path / f"{number}.png", some, "title")
-        assert (tmp_path / f"{number}.png").stat().st_size > 10_000
+    for some, panels in (
+        (history, ["loss", "accuracy"]),
+        (fg_history(steps=0), ["loss", "accuracy"]),
+        (fg_history(accuracy=None), ["loss"]),
+    ):
+        figure = curves(some.epochs, [loss for _, loss in some.steps])
+        assert [axes.get_title(loc="left") for axes in figure.axes] == panels
+    assert best_epoch(history.epochs) == 1
+    assert best_epoch(history.epochs, 0) == 0
 
 
 def fg_history(steps=500, accuracy=0.9):
@@ -300,6 +316,88 @@ def test_a_whole_run_in_a_process_of_its_own(small, tmp_path):
     assert settings["hidden"] == [6]
     graph = fg.load(tmp_path / "run" / "model.safetensors").graph
     assert [type(node).__name__ for node in graph.nodes].count("Dot") == 9
+
+
+def attributes(page, name):
+    return re.findall(rf'<[^>]* {name}="([^"]*)"', page)
+
+
+@pytest.mark.distributed
+def test_reports_need_neither_data_nor_cluster(small, tmp_path, cluster):
+    args = ("--scheduler", cluster.scheduler_address, "--hidden", "4", "--epochs", 2, "--schedule", "cosine")
+    result = invoke("train", small, *args, "--quiet", "--out", tmp_path / "run")
+    assert (result.exit_code, result.output) == (0, "")
+    small.unlink()
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "run" / "report.json", tmp_path / "alone")
+    result = invoke("report", tmp_path / "alone")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "alone" / "report.html").read_text()
+    assert page == (tmp_path / "run" / "report.html").read_text()
+    assert all(
+        link.startswith(("data:", "#")) for name in ("src", "href", "xlink:href") for link in attributes(page, name)
+    )
+    assert "url(http" not in page
+    for words in (
+        "learning rate",
+        "taken for",
+        "test sample ",
+        "h0.w3",
+        "grain round",
+        "forward ms",
+        "tcp://",
+        "numpy 2",
+    ):
+        assert words in page, words
+    kept = np.load(tmp_path / "run" / "predictions.npz")
+    np.testing.assert_array_equal(kept["probabilities"].argmax(axis=1), kept["predicted"])
+    facts = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert np.trace(facts["matrix"]) == (kept["label"] == kept["predicted"]).sum()
+    assert [w["true"] for w in facts["worst"]] == sorted(w["true"] for w in facts["worst"])
+    assert facts["worst"][0]["true"] == pytest.approx(kept["probabilities"][np.arange(60), kept["label"]].min())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "has no report.json"), ("{", "is no report's"), ("[]", "is no report's")]
+)
+def test_a_folder_without_a_run_is_told(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    result = invoke("report", tmp_path)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.distributed
+def test_events_as_lines_of_json(small, tmp_path):
+    process = start(
+        "train", small, "--hidden", "4", "--epochs", 2, "--json", "--performance-report", "--out", tmp_path / "run"
+    )
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    events = [json.loads(line) for line in output.splitlines()]
+    names = [event["event"] for event in events if event["event"] not in ("note", "steps")]
+    assert names == [
+        "data",
+        "graph",
+        "cluster",
+        "dashboard",
+        "plan",
+        "epoch",
+        "epoch",
+        "epoch",
+        "result",
+        "results",
+        "end",
+    ]
+    by_name = {event["event"]: event for event in events}
+    assert by_name["plan"]["hint"].startswith("1 of 2 workers stand idle")
+    assert by_name["epoch"]["epoch"] == 2
+    assert by_name["result"]["samples"] == 60
+    assert (tmp_path / "run" / "performance-report.html").stat().st_size > 10_000
+    assert sorted(by_name["results"]["files"]) == sorted([*RESULTS, "performance-report.html"])
+    assert invoke("train", small, "--json", "--quiet").exit_code == 2
 
 
 @pytest.mark.distributed
@@ -397,11 +495,11 @@ def test_texts_are_shown_as_they_are(monkeypatch):
     told = "kernel numpy: pip install 'flowgrad[fast]' [bold]x[/bold] :smile:"
     plan = {"grain": "round", "shards": 1, "steps_per_task": 2, "reason": told}
     out = io.StringIO()
-    ProgressCallback(console(file=out, width=200)).on_train_begin({"plan": plan, "epochs": 2})
+    ProgressCallback(console(file=out, width=200)).on_train_begin({"plan": plan, "epochs": 2, "hint": told})
     assert told in out.getvalue()
     monkeypatch.setattr("flowgrad.cli.console.Console", partial(console_module.Console, file=out, width=300))
     sys.modules[import_module("flowgrad.cli.doctor").__name__]._show([Finding(told, "ok", told, told)])
-    assert out.getvalue().count(told) == 4
+    assert out.getvalue().count(told) == 5
     for path in (ROOT / "flowgrad" / "cli").glob("*.py"):
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         names = {f.id for f in calls if isinstance(f, ast.Name)} & {"Console", "TextColumn", "print"}

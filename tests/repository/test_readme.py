@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 DRAWING = ("influence", "kernel", "saliency")
+SHOTS = ("report",)  # pages in a browser
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -52,9 +53,12 @@ def test_pictures_are_drawn_by_the_script(tmp_path, monkeypatch):
     script.main()
     drawn = sorted(path.name for path in tmp_path.iterdir())
     of_examples = [f"{name}.png" for name in DRAWING]
-    assert sorted([*drawn, *of_examples]) == sorted(path.name for path in (ROOT / "docs" / "images").glob("*.png"))
+    shots = [f"{name}.png" for name in SHOTS]
+    assert sorted([*drawn, *of_examples, *shots]) == sorted(
+        path.name for path in (ROOT / "docs" / "images").glob("*.png")
+    )
     pages = README + (ROOT / "docs" / "derivatives.md").read_text(encoding="utf-8")
-    assert all(f"images/{name}" in pages for name in of_examples)
+    assert all(f"images/{name}" in pages for name in of_examples + shots)
     for name in drawn:
         assert f"docs/images/{name}" in README
 

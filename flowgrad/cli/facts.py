@@ -1,0 +1,225 @@
+"""What a report needs of a training: plain values that are kept as JSON, so that it needs neither data nor cluster."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..draw import Arrow, Card, Frame, Scene, scene_of
+from ..errors import DataError
+from ..graph import Node, Variable
+from .tell import plain
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from ..data import DataSet
+    from ..scheduler.training import History
+    from .models import Model
+
+FILE = "report.json"
+# Worst samples that are kept, filters, numbers of a curve, and parts of the time of a timeline.
+WORST, FILTERS, POINTS, BINS = 24, 100, 2000, 240
+# Runs of the step whose nodes are timed, seconds after which no other one begins, nodes of a graph up to which they are timed.
+RUNS, SECONDS, TIMED = 5, 1.0, 2500
+# Alike siblings from which on they are one card, and the width of the picture.
+FOLD, WIDTH = 4, 1080
+# Colours of -1, 0 and 1.
+DIVERGING = ((178, 24, 43), (250, 250, 250), (33, 102, 172))
+
+
+def facts_of_samples(data: DataSet, probabilities: np.ndarray) -> dict[str, Any]:
+    """Return confusion matrix, worst samples and sizes, from what each test sample's classes were given."""
+    label, classes = data.y_test, data.classes
+    predicted = probabilities.argmax(axis=1)
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (label, predicted), 1)
+    true = probabilities[np.arange(len(label)), label]
+    worst = []
+    for k in np.argsort(true, kind="stable")[:WORST]:
+        pixels = as_picture(data.x_test[k])
+        worst.append(
+            {
+                "sample": int(k),
+                "label": int(label[k]),
+                "predicted": int(predicted[k]),
+                "given": float(probabilities[k].max()),
+                "true": float(true[k]),
+                "picture": grey_png(pixels),
+                "shape": list(pixels.shape),
+            }
+        )
+    return {"classes": classes, "matrix": matrix.tolist(), "worst": worst}
+
+
+def facts_of_graph(model: Model, data: DataSet) -> dict[str, Any]:
+    """Return the picture of the graph, the filters of its first layer, and the time of each card, from a step of one sample."""
+    # A command knows what wings keep to themselves.
+    from ..scheduler.executors import LocalExecutor
+    from ..scheduler.watch import run_course
+
+    feeds = {model.x: data.x_test[:1], model.label: np.eye(data.classes)[data.y_test[:1]]}
+    variables = [v for v in model.graph.nodes if isinstance(v, Variable)]
+    values = {v: feeds[v] if v in feeds else np.array(v.value)[None] for v in variables}
+    leaves = [v for v in values if v not in feeds]
+    runs: list[Any] = []
+    until = time.monotonic() + SECONDS
+    while len(model.graph.nodes) <= TIMED and len(runs) < RUNS and (not runs or time.monotonic() < until):
+        runs.append(run_course(LocalExecutor(True, 2), model.loss, values, leaves).events)
+    least: dict[tuple[int, bool], float] = {}  # the shortest of several: what else the machine does comes on top
+    for events in runs:
+        taken: dict[tuple[int, bool], float] = {}
+        for e in events:
+            taken[e.node, e.back] = taken.get((e.node, e.back), 0.0) + e.end - e.start
+        least = {key: min(seconds, least.get(key, seconds)) for key, seconds in taken.items()}
+    scene = scene_of(model.graph, model.loss, fold=FOLD, width=WIDTH)
+    card_of = {node: card.key for card in scene.cards for node in card.nodes}
+    times = {card.key: [0.0, 0.0] for card in scene.cards}
+    for (node, back), seconds in least.items():
+        times[card_of[node]][back] += seconds
+    return {"scene": asdict(scene), "times": times, "filters": filters_of(model.x)}
+
+
+def filters_of(x: Node) -> dict[str, Any] | None:
+    """Return the weights that meet an input first, as pictures; None if there are none."""
+    found: list[tuple[str, np.ndarray]] = []
+    for child in x.children:
+        for weight in child.parents:
+            if isinstance(weight, Variable) and weight.trainable and weight.dim % x.dim == 0:
+                rows = np.asarray(weight.value, float).reshape(-1, x.dim)
+                found += [(weight.name if len(rows) == 1 else f"{weight.name}[{k}]", row) for k, row in enumerate(rows)]
+    if not found:
+        return None
+    pictures = []
+    for name, row in found[:FILTERS]:
+        reach = float(np.abs(row).max()) or 1.0
+        pictures.append({"name": name, "reach": reach, "picture": diverging_png(as_picture(row) / reach)})
+    return {"of": len(found), "shape": list(as_picture(found[0][1]).shape), "pictures": pictures}
+
+
+def facts_of_history(history: History) -> dict[str, Any]:
+    """Return the records, the plan, and the loss of steps, in means of neighbours where there are many."""
+    losses = np.array(history.steps.losses)
+    span = max(1, -(-len(losses) // POINTS))
+    means = np.add.reduceat(losses, range(0, len(losses), span)) if len(losses) else losses
+    sizes = np.minimum(span, len(losses) - span * np.arange(len(means)))
+    told = {**vars(history), "steps": len(losses), "every": span, "losses": [float(f"{x:.6g}") for x in means / sizes]}
+    return plain(told)
+
+
+def timeline(client: Client, since: float) -> dict[str, Any] | None:
+    """Return which share of each part of the time every worker computed, and fetched, since then; None if nothing is known."""
+    tasks: Sequence[Mapping[str, Any]] = ()
+    with suppress(OSError, RuntimeError):  # a cluster that has ended
+        tasks = client.get_task_stream(start=since)
+    parts = [(str(task["worker"]), part) for task in tasks for part in task["startstops"]]
+    found = [(worker, part["action"], part["start"], part["stop"]) for worker, part in parts]
+    if not found:
+        return None
+    start, stop = min(part[2] for part in found), max(part[3] for part in found)
+    wide = max(stop - start, 1e-9) / BINS
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    for worker, action, begin, end in sorted(found):
+        kind = "compute" if action == "compute" else "transfer" if action == "transfer" else "other"
+        row = rows.setdefault(worker, {}).setdefault(kind, np.zeros(BINS))
+        edges = start + wide * np.arange(BINS + 1)
+        row += np.maximum(0, np.minimum(edges[1:], end) - np.maximum(edges[:-1], begin)) / wide
+    lines = {worker: {kind: np.round(row, 3).tolist() for kind, row in kinds.items()} for worker, kinds in rows.items()}
+    return {"seconds": stop - start, "tasks": len(tasks), "workers": lines}
+
+
+# -- pictures -------------------------------------------------------------------------------------------------------
+
+
+def as_picture(row: np.ndarray) -> np.ndarray:
+    """Return a sample as rows of pixels: a square if it can be one, else rows that are as square as they can be."""
+    side = math.isqrt(len(row))
+    while len(row) % side:
+        side -= 1
+    return np.asarray(row, float).reshape(side, -1)
+
+
+def grey_png(pixels: np.ndarray) -> str:
+    """Return pixels as a grey picture, the largest white."""
+    least, most = float(pixels.min()), float(pixels.max())
+    return _png(np.rint(255 * (pixels - least) / max(most - least, 1e-300)).astype(np.uint8), None)
+
+
+def diverging_png(pixels: np.ndarray) -> str:
+    """Return pixels between -1 and 1 as a picture from red over white to blue."""
+    t = np.linspace(-1, 1, 255)
+    low, middle, high = np.array(DIVERGING, float)
+    palette = np.where(t[:, None] < 0, middle + (low - middle) * -t[:, None], middle + (high - middle) * t[:, None])
+    return _png(np.rint(127 + 127 * np.clip(pixels, -1, 1)).astype(np.uint8), np.rint(palette).astype(np.uint8))
+
+
+def _png(pixels: np.ndarray, palette: np.ndarray | None) -> str:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape
+    lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each begins with its filter: none
+    head = struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0)
+    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + chunk(b"IDAT", zlib.compress(lines, 9))
+    return base64.b64encode(data + chunk(b"IEND", b"")).decode()
+
+
+# -- file -----------------------------------------------------------------------------------------------------------
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts to a run's folder."""
+    text = json.dumps(plain(facts), separators=(",", ":"), default=str, allow_nan=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def facts_in(folder: Path) -> dict[str, Any]:
+    """Return the facts of a run.
+
+    Raises
+    ------
+    DataError
+        If the folder has none, or what is there is none.
+    """
+    file = folder / FILE
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        scene_from(facts["scene"])
+        return facts
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} has no {FILE}: give the folder of a run that ended well, such as runs/mnist-..."
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file} is no report's: {type(error).__name__} {error}; train again, or take another run"
+        ) from error
+
+
+def scene_from(told: Mapping[str, Any]) -> Scene:
+    """Return a scene that was written as JSON."""
+
+    def made(kind: Any, entries: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+        return tuple(kind(**{key: _tuples(value) for key, value in entry.items()}) for entry in entries)
+
+    parts = {"cards": made(Card, told["cards"]), "arrows": made(Arrow, told["arrows"])}
+    roles = {role: _tuples(colours) for role, colours in told["roles"].items()}
+    return Scene(**{**told, **parts, "frames": made(Frame, told["frames"]), "roles": roles})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
