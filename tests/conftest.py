@@ -148,3 +148,46 @@ def hurt(client_to_hurt):
 def executor(request):
     """Something that `fg.Engine` takes: each executor in turn."""
     return request.getfixturevalue("client") if request.param == "distributed" else request.param
+
+
+# -- pages in a browser --
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser; everything in this folder needs it."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as started:
+        try:
+            browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"chromium does not start: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark", "narrow"])
+def look(request):
+    """How a page is looked at: light or dark, 1280 or 700 pixels wide."""
+    return {"color_scheme": "dark" if request.param == "dark" else "light"} | {
+        "viewport": {"width": 700 if request.param == "narrow" else 1280, "height": 860}
+    }
+
+
+@pytest.fixture
+def visit(chromium, look):
+    """Open a file without any network; at the end nothing may have been complained about."""
+    context = chromium.new_context(**look, offline=True)
+    errors = []
+
+    def opened(path):
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    context.close()
+    assert not errors
