@@ -19,7 +19,7 @@ tests:
 mainjob:
 	$(BIN)/flowgrad train mnist --train-size 6400 --test-size 1000 --epochs 1 --out $(RUNS)/mnist
 	$(BIN)/dask flowgrad train digits --hidden 16 --epochs 1 --grain shard --no-dashboard --out $(RUNS)/digits
-	test -s $(RUNS)/mnist/model.safetensors -a -s $(RUNS)/mnist/learning_curves.png -a -s $(RUNS)/digits/history.csv
+	test -s $(RUNS)/mnist/model.safetensors -a -s $(RUNS)/mnist/report.html -a -s $(RUNS)/digits/history.csv
 	rm -rf $(RUNS)
 
 slow:
