@@ -195,11 +195,8 @@ def scene_of(
         Gives one more line for a card, of the places of its nodes.
     """
     nodes = nodes_of(graph, targets)
-    scopes = {node.name.rpartition(".")[0] for node in nodes}
-    items = [_item(node, scopes) for node in nodes]
-    numbers = sum(node.dim for node in nodes if is_trained(node))
+    items, counted = items_of(nodes)
     place = {node.index: k for k, node in enumerate(nodes)}
-    counted = f"{counted_as(len(nodes), 'node')}, {counted_as(numbers, 'trainable number')}"
     at = [place[k] for k in opened if k in place]
     back = [node.index for node in nodes]
 
@@ -247,6 +244,14 @@ def is_trained(node: Vertex) -> bool:
 def counted_as(n: int, what: str) -> str:
     """Write ``1 node`` and ``1,734 nodes``."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def items_of(nodes: Sequence[Vertex]) -> tuple[list[Item], str]:
+    """Return what a picture shows of nodes, and their numbers in words."""
+    scopes = {node.name.rpartition(".")[0] for node in nodes}
+    numbers = sum(node.dim for node in nodes if is_trained(node))
+    counted = f"{counted_as(len(nodes), 'node')}, {counted_as(numbers, 'trainable number')}"
+    return [_item(node, scopes) for node in nodes], counted
 
 
 def _item(node: Vertex, scopes: Collection[str]) -> Item:
