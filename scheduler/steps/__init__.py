@@ -17,4 +17,4 @@ from .step import (
     weighted,
 )
 from .vanished import vanished
-from .work import THREAD_FLOPS, Done, compiled, evaluate_shard, run_round, shard_step
+from .work import THREAD_FLOPS, Done, compiled, evaluate_shard, run_round, shard_step, update

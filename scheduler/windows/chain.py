@@ -40,14 +40,14 @@ class Chain:
     def __init__(self, placement: Placement, plan: Plan, step: Step, bounds: dict[str, Any]):
         self.executor, self.placement, self.plan, self.step = placement.executor, placement, plan, step
         self.bounds, self.ahead, self.most = bounds, AHEAD, plan.steps_per_window
-        self._crew = Crew([], [])
+        self.crew = Crew([], [])
         self._state: Handle | None = None  # after the latest piece
         self._pieces: deque[Piece] = deque()
         self._tasks = 0
 
     def man(self, avoid: Collection[str], state: State, batches: Batches) -> tuple[Crew, int, bool]:
         """Find workers; return them, how many steps are a piece, and whether the latest state is still there."""
-        self._crew = crew = find_crew(self.placement, self.plan, avoid)
+        self.crew = crew = find_crew(self.placement, self.plan, avoid)
         # A lane's part of the gradient, before a step and after it.
         note_bytes(self.bounds, self.placement, crew, state, AHEAD + 1, 2)
         most = self.plan.steps_per_task if self.plan.grain == "round" else -(-self.plan.steps_per_window // PIECES)
@@ -57,13 +57,13 @@ class Chain:
     def place(self, state: State) -> None:
         """Put a state where the first task reads it."""
         done: Done = (state, [])
-        crew = self._crew
+        crew = self.crew
         (self._state,) = self.executor.put({f"state-{token(crew.salt, 0)}": done}, crew.needed[0])
         self._tasks = 0
 
     def submit(self, batches: Batches, last: bool) -> None:
         """Submit some steps; the `last` ones of a window bring their losses with the state."""
-        graph, crew = TaskGraph(), self._crew
+        graph, crew = TaskGraph(), self.crew
         steps: Sequence[Sequence[Array]] = batches
         lanes = crew.lanes
         kept: list[Handle] = []
@@ -86,14 +86,14 @@ class Chain:
         """Wait for the oldest piece; return its losses."""
         handle = self._pieces[0].losses
         assert handle is not None
-        (losses,) = self.executor.outcome([handle], self._crew.needed)
+        (losses,) = self.executor.outcome([handle], self.crew.needed)
         self._drop()
         return list(losses)
 
     def fetch(self) -> Done:
         """Wait for the last piece; return its state and losses. The state stays on its worker, too."""
         assert self._state is not None
-        done: Done = self.executor.outcome([self._state], self._crew.needed)[0]
+        done: Done = self.executor.outcome([self._state], self.crew.needed)[0]
         self._drop()
         return done
 

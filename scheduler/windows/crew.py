@@ -41,6 +41,15 @@ class Crew:
         """Addresses of the workers of the lanes, without which a window cannot end."""
         return [self.workers[lane.worker].address for lane in self.lanes]
 
+    @property
+    def seats(self) -> list[dict[str, Any]]:
+        """What each worker has of a step, as plain values."""
+        shards = {lane.worker: (lane.first, lane.stop) for lane in self.lanes}
+        return [
+            {"address": w.address, "threads": w.threads, **dict(zip(("first", "stop"), shards.get(k, (None, None))))}
+            for k, w in enumerate(self.workers)
+        ]
+
 
 def find_crew(placement: Placement, plan: Plan, avoid: Collection[str]) -> Crew:
     """Find the workers that there are, and place what they need.

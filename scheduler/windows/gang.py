@@ -27,7 +27,7 @@ class Gang:
     def __init__(self, placement: Placement, plan: Plan, step: Step, bounds: dict[str, Any]):
         self.executor, self.placement, self.plan, self.bounds = placement.executor, placement, plan, bounds
         self.ahead, self.most = 0, WINDOWS * plan.steps_per_window
-        self._crew = Crew([], [])
+        self.crew = Crew([], [])
         self._states: list[Handle] = []  # of each lane
         self._kept: list[Handle] = []
         self._next: tuple[Batches, bool] | None = None
@@ -35,7 +35,7 @@ class Gang:
 
     def man(self, avoid: Collection[str], state: State, batches: Batches) -> tuple[Crew, int, bool]:
         """Find workers; return them, how many steps are a piece, and whether the latest state is still there."""
-        self._crew = crew = find_crew(self.placement, self.plan, avoid)
+        self.crew = crew = find_crew(self.placement, self.plan, avoid)
         # A lane has gradients of all its shards, twice.
         note_bytes(self.bounds, self.placement, crew, state, 1, 2 * self.plan.shards)
         there = bool(self._states) and all(map(self.executor.alive, self._states))
@@ -44,7 +44,7 @@ class Gang:
     def place(self, state: State) -> None:
         """Put a state on the worker of every lane."""
         salt = uuid.uuid4().hex
-        for rank, address in enumerate(self._crew.needed):
+        for rank, address in enumerate(self.crew.needed):
             shared = Shared(state, [])
             self._states += self.executor.put({f"state-{token(salt, rank)}": shared}, address)
         self._tasks = 0
@@ -65,7 +65,7 @@ class Gang:
 
     def _run(self) -> Shared:
         assert self._next is not None
-        (batches, last), crew, executor = self._next, self._crew, self.executor
+        (batches, last), crew, executor = self._next, self.crew, self.executor
         spans = [(lane.first, lane.stop) for lane in crew.lanes]
 
         def submit(spec: Any) -> list[Handle]:

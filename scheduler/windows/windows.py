@@ -113,6 +113,11 @@ class Windows:
         self.state = self._latest  # not before all of its steps were reported
         self.bounds["steps"] = max(self.bounds["steps"], self.course.since)
 
+    @property
+    def seats(self) -> list[dict[str, Any]]:
+        """The workers of the latest steps, and the first and last of the shards that each has, None where it has none."""
+        return self.carrier.crew.seats
+
     def change(self, step: Step, state: State) -> None:
         """Go on with another step or state."""
         self.close()
