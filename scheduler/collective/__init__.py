@@ -5,7 +5,7 @@ from typing import Any
 
 from .group import Group, slices, traffic, worth_slices
 
-_LAZY = {"gang": "forming", "run_gang": "forming", "Spec": "member", "run_member": "member"}
+_LAZY = {"gang": "forming", "run_gang": "forming", "Spec": "member", "TOPIC": "member", "run_member": "member"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,8 @@ from .mailbox import UNREACHABLE, Line, Mailbox
 
 # Seconds that a member waits for the others before it gives its thread back: when a gang is formed first, and at most.
 PATIENCE, LONGEST_PATIENCE = 1.0, 30.0
+# Topic of dask's events under which members tell how long they exchanged.
+TOPIC = "flowgrad-gang"
 # Seconds in which a connection is made wherever there is a network, to a busy worker too.
 CONNECTED = 4.0
 
@@ -89,7 +91,10 @@ def run_member(spec: Spec, rank: int, function: Callable[..., Any], *args: Any) 
             return group
         _inside.depth = depth = getattr(_inside, "depth", 0) + 1
         try:
-            return function(group, *args)
+            result = function(group, *args)
+            worker = get_worker()
+            worker.log_event(TOPIC, {"key": worker.get_current_task(), "seconds": group.seconds})
+            return result
         except GangBroken:
             raise
         except Exception as error:
