@@ -29,6 +29,8 @@ Each wing imports only those above it, and of those only what their doors (``__i
     What people call for values and derivatives.
 ``watch/``
     One step of one sample, forward and back, as tasks that are timed, and a page that plays it.
+``dashboard/``
+    A page about running trainings on dask's own dashboard, and what they tell of themselves.
 ``training/``
     A training, from `fit` to its last checkpoint.
 """

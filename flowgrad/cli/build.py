@@ -12,6 +12,7 @@ from dask.system import CPU_COUNT
 from ..data import DataSet, load
 from ..errors import DataError
 from ..scheduler import executors
+from ..scheduler.dashboard import page_address
 from ..scheduler.kernels import load_kernels
 from .models import Model, multilayer_perceptron
 from .tell import Tell
@@ -68,6 +69,8 @@ def cluster(options: dict[str, Any], dashboard: bool, tell: Tell) -> Iterator[Cl
                 f"look at: {link}, page Status, where the task stream has a bar for each node and edge: the `dot` of a layer "
                 f"lie side by side; page Graph has a square for each, click on it to read its name"
             )
+        if link and (page := page_address(client)) is not None:
+            tell(f"this training: {page}", "page", address=page)
         yield client
 
 

@@ -15,6 +15,7 @@ from flowgrad.files import checked_record, same_version
 from flowgrad.typing import Array
 
 from ..costs import Plan, idle_workers
+from ..dashboard import teller_of
 from ..feeds import Batches, Epoch, Placement
 from ..machine import Interrupts
 from ..windows import Windows
@@ -92,6 +93,7 @@ class Run:
         plan = replace(self.plan, grain="round", other="") if alone else self.plan
         # Made last: it holds the state that moves on.
         self.windows = Windows(self.placement, plan, job.step, state, self._report, self._recovered)
+        self.teller = teller_of(self)
 
     def _batches(self, epoch: int) -> Batches:
         settings = self.settings
@@ -130,9 +132,11 @@ class Run:
             self._show(self.kept or self.windows.state)
             self.mirror.close()
             self.settings.callbacks.notify("on_train_end", self.history)
-        except BaseException:
+        except BaseException as error:
+            self.teller.end(error)
             self.mirror.undo()
             raise
+        self.teller.end()
         return self.history
 
     def _train(self) -> None:
@@ -170,6 +174,7 @@ class Run:
         self.telling = True
         answer = self.settings.callbacks.notify(method, about)
         self.telling = False
+        self.teller.take(method, about)
         return answer
 
     def _ask(self, method: str, about: dict[str, Any]) -> Signal:

@@ -16,6 +16,7 @@ from flowgrad.inputs import Settled, brief, flag, integer, path_of, without_unde
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
+from ..dashboard import untold
 from ..engine import Engine
 from ..executors import Executor
 from ..feeds import check_mapping
@@ -310,5 +311,6 @@ def shortest_epoch(
 ) -> float:
     """Train as `Trainer` does and return the seconds of the shortest epoch; a callback lets each have a time of its own."""
     engine = Engine(executor, "float32", grain, shards, "numpy")
-    history = Trainer(optimizer, engine, callbacks=[Callback()]).fit(feeds, epochs)
+    with untold():
+        history = Trainer(optimizer, engine, callbacks=[Callback()]).fit(feeds, epochs)
     return min(len(next(iter(feeds.values()))) / record["samples_per_second"] for record in history.epochs)

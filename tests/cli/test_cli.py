@@ -301,6 +301,7 @@ def test_a_whole_run_in_a_process_of_its_own(small, tmp_path):
     for words in (
         "8 - 6 - 3",
         "dashboard: http://127.0.0.1:",
+        "this training: http://127.0.0.1:",
         "    0/3",
         "    3/3",
         "confusion matrix",

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 DRAWING = ("influence", "kernel", "saliency")
-SHOTS = ("report",)  # pages in a browser
+SHOTS = ("dashboard", "report")  # pages in a browser
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

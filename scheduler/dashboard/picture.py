@@ -1,0 +1,200 @@
+"""The graph on the page: a scene painted by bokeh, whose piles open by a click."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bokeh.models import Bezier, ColumnDataSource, HoverTool, Patches, Rect, TapTool, Text
+from bokeh.plotting import figure
+
+from flowgrad.draw import Scene
+from flowgrad.draw.scene import (
+    LINE,
+    SMALL,
+    TITLE,
+    back_labels,
+    breadth,
+    mixed,
+    place_text,
+    port_labels,
+    readable_on,
+    shaded,
+    thickness,
+    tip_points,
+)
+
+from .look import DARK, LIGHT
+
+# What cards may be filled by: place in a node's numbers, and what they are.
+BY = {"kind": None, "value norm": 0, "cotangent norm": 1, "time": 2}
+HOVER = """<div style="max-width: 420px; font: 12px/1.5 system-ui, sans-serif; padding: 6px 10px; margin: -6px;
+background: var(--fg-card); color: var(--fg-ink)"><b>@title</b> <span>@count</span><div>@lines</div>
+<div><code>@formula</code></div><div style="color: var(--fg-faint)">@numbers</div><div style="color: var(--fg-faint)">@key</div>
+</div>"""
+# Powers of ten that colours tell apart: what is smaller is as good as zero.
+DECADES = 6.0
+_ANCHOR = {"start": "left", "middle": "center", "end": "right"}
+
+
+class Picture:
+    """A figure whose pixels are those of a scene."""
+
+    def __init__(self) -> None:
+        self.frames, self.arrows, self.tips, self.piles, self.cards, self.badges, self.texts = (
+            ColumnDataSource() for _ in range(7)
+        )
+        self.figure = fig = figure(
+            width=800,
+            height=200,
+            x_range=(0, 800),
+            y_range=(200, 0),
+            tools="",
+            toolbar_location=None,
+            min_border=0,
+            sizing_mode="fixed",
+            name="graph",
+        )
+        fig.axis.visible = fig.grid.visible = False
+        fig.min_border_left = fig.min_border_right = fig.min_border_top = fig.min_border_bottom = 0
+        box = {"x": "x", "y": "y", "width": "w", "height": "h", "fill_color": "fill", "line_color": "line"}
+        fig.add_glyph(self.frames, _rect(8, **{**box, "fill_color": None}, line_dash=[4, 3]))
+        ends = {name: name for name in ("x0", "y0", "x1", "y1", "cx0", "cy0", "cx1", "cy1")}
+        fig.add_glyph(
+            self.arrows, Bezier(**ends, line_color="line", line_width="wide", line_alpha=0.8, line_dash="dash")
+        )
+        fig.add_glyph(self.tips, Patches(xs="xs", ys="ys", fill_color="line", line_color=None))
+        plain = _rect(7, **box, line_width=1.2)
+        fig.add_glyph(self.piles, plain)
+        self.shown = fig.add_glyph(self.cards, plain, selection_glyph=plain, nonselection_glyph=plain)
+        fig.add_glyph(self.badges, _rect(8, **{**box, "line_color": None}))
+        style = {"text_font_size": "size", "text_font_style": "style", "text_color": "ink", "text_align": "align"}
+        font = {"value": "system-ui, Helvetica, Arial, sans-serif"}
+        fig.add_glyph(self.texts, Text(x="x", y="y", text="text", text_baseline="middle", text_font=font, **style))
+        fig.add_tools(HoverTool(renderers=[self.shown], tooltips=HOVER, point_policy="follow_mouse"))
+        fig.add_tools(TapTool(renderers=[self.shown]))
+        for source, names in (
+            (self.frames, "x y w h line"),
+            (self.arrows, "x0 y0 x1 y1 cx0 cy0 cx1 cy1 line wide dash"),
+            (self.tips, "xs ys line"),
+            (self.piles, "x y w h fill line"),
+            (self.cards, "x y w h fill line title count lines formula numbers key nodes"),
+            (self.badges, "x y w h fill"),
+            (self.texts, "x y text size style ink align"),
+        ):
+            source.data = {name: [] for name in names.split()}
+
+    def paint(self, scene: Scene, rows: Sequence[Any], told: Told, dark: bool) -> None:
+        """Paint all of a scene."""
+        c = DARK if dark else LIGHT
+        roles = {role: _dark(*pair) if dark else pair for role, pair in scene.roles.items()}
+        fig, w, h = self.figure, math.ceil(scene.width), _height(scene)
+        if (fig.width, fig.height) != (w, h):
+            fig.update(width=w, height=h)
+            fig.x_range.update(start=0, end=w)
+            fig.y_range.update(start=h, end=0)
+        role_of = {card.key: card.role for card in scene.cards}
+        texts: list[tuple[Any, ...]] = []
+        frames = []
+        for f in scene.frames:
+            frames.append((f.x, f.y, f.width, f.height, c["faint"]))
+            at = f.x - f.width / 2 + 8, f.y - f.height / 2 + 9
+            texts.append((*at, f.name, f"{LINE}px", "normal", c["faint"], "left"))
+        arrows, tips = [], []
+        for arrow in scene.arrows:
+            line, p = roles[role_of[arrow.source]][1], arrow.points
+            for k in range(0, len(p) - 3, 3):
+                ends = (*p[k], *p[k + 3], *p[k + 1], *p[k + 2])
+                arrows.append((*ends, line, thickness(arrow), [6, 3] if arrow.back else []))
+            corners = tip_points(p)
+            tips.append(([x for x, _ in corners], [y for _, y in corners], line))
+        ports = port_labels(scene)
+        piles, cards, badges = [], [], []
+        for card in scene.cards:
+            fill, line = roles[card.role]
+            fill = told.fills.get(card.key, fill)
+            ink = readable_on(fill) if card.key in told.fills else None
+            look = (card.width, card.height, fill, line)
+            piles += [(card.x + s, card.y + s, *look) for s in (6.0, 3.0) if card.count > 1]
+            count = f"\N{MULTIPLICATION SIGN} {card.count:,}, a click opens them" if card.count > 1 else ""
+            formula = rows[card.nodes[0]][7]
+            hints = (card.title, count, " · ".join(card.lines), formula, told.numbers(card.nodes), told.key)
+            cards.append((card.x, card.y, *look, *hints, list(card.nodes)))
+            for t in place_text(card, ports[card.key]):
+                if t.kind == "badge":
+                    long = breadth(t.text, LINE) + 10.0
+                    badges.append((t.x - long / 2, t.y, long, 16.0, line))
+                    texts.append((t.x - long / 2, t.y, t.text, f"{LINE}px", "normal", c["card"], "center"))
+                    continue
+                title = t.kind == "title"
+                font = (f"{TITLE if title else LINE}px", "bold" if title else "normal")
+                texts.append((t.x, t.y, t.text, *font, ink or c["ink" if title else "faint"], _ANCHOR[t.anchor]))
+            for port in ports[card.key]:
+                texts.append((port.x, port.y, port.text, f"{SMALL}px", "normal", ink or line, _ANCHOR[port.anchor]))
+        texts += [(x, y, label, f"{SMALL}px", "normal", c["ink"], "center") for x, y, label in back_labels(scene)]
+        for source, found in (
+            (self.frames, frames),
+            (self.arrows, arrows),
+            (self.tips, tips),
+            (self.piles, piles),
+            (self.cards, cards),
+            (self.badges, badges),
+            (self.texts, texts),
+        ):
+            columns = zip(*found) if found else [[] for _ in source.data]
+            source.data = {name: list(column) for name, column in zip(source.data, columns)}
+
+
+class Told:
+    """What the numbers of a run say of cards: fills, by what is chosen, and words."""
+
+    def __init__(self, scene: Scene | None, rows: Sequence[Any], values: dict[int, Any], by: str, key: str):
+        self.rows, self.values, self.key = rows, values, key
+        self.fills: dict[int, str] = {}
+        self.least = self.most = math.nan
+        place = BY.get(by)
+        if scene is None or place is None or not values:
+            return
+        found = {card.key: self._number(card.nodes, place) for card in scene.cards}
+        known = sorted(math.log10(x) for x in found.values() if x > 0)
+        if not known:
+            return
+        high = max(known[-1], known[0] + 1e-9)
+        low = max(known[0], high - DECADES)
+        self.least, self.most = 10**low, 10**high
+        for k, x in found.items():
+            self.fills[k] = shaded((math.log10(max(x, 10**low)) - low) / (high - low))
+
+    def _number(self, nodes: Sequence[int], place: int) -> float:
+        """Return what a card has: of several nodes the root of the mean square, of times the sum."""
+        those = [self.values[self.rows[k][0]][place] for k in nodes if self.rows[k][0] in self.values]
+        if place == BY["time"]:
+            return math.fsum(those)
+        return math.hypot(*those) / math.sqrt(len(those)) if those else 0.0
+
+    def numbers(self, nodes: Sequence[int]) -> str:
+        """Return what is said of nodes: norms, the least and the largest, and their time."""
+        those = [self.values[self.rows[k][0]] for k in nodes if self.rows[k][0] in self.values]
+        if not those:
+            return ""
+        spans = [(min(t[p] for t in those), max(t[p] for t in those)) for p in (0, 1)]
+        said = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in spans]
+        microseconds = math.fsum(t[2] for t in those)
+        time = f" · {microseconds:,.0f} µs forward" if microseconds else ""
+        return f"|value| {said[0]} · |cotangent| {said[1]}{time}"
+
+
+def _height(scene: Scene) -> int:
+    """Return the height without the legend, which the page has elsewhere."""
+    lowest = [card.y + card.height / 2 for card in scene.cards] + [f.y + f.height / 2 for f in scene.frames]
+    return math.ceil(max([*lowest, *(y for arrow in scene.arrows for _, y in arrow.points)])) + 14
+
+
+def _rect(radius: int, **look: Any) -> Rect:
+    """Return a rectangle, with round corners where bokeh has them."""
+    return Rect(**look, **({"border_radius": radius} if hasattr(Rect, "border_radius") else {}))
+
+
+def _dark(fill: str, line: str) -> tuple[str, str]:
+    return mixed(line, DARK["card"], 0.72), mixed(line, "#ffffff", 0.4)

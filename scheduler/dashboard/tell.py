@@ -1,0 +1,257 @@
+"""What a training tells: batches of messages, some each second, sent to the scheduler by a thread that waits for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from distributed.protocol.pickle import dumps
+
+from flowgrad.errors import warn
+
+from ..executors import disagreement
+from .graph import rows_of
+from .measure import Measures
+from .plugin import OPERATION, PAGE, QUIET, Dashboard, describe
+
+# Seconds between two messages, at the least, and points of a curve in one of them.
+EVERY, POINTS = 0.8, 40
+# Seconds that a training has to last before its graph is told, looked at or not.
+LATER = 3.0
+# Seconds that the scheduler may take for an answer, and messages in a row that may fail before no more are sent.
+PATIENCE, FAILURES = 10.0, 3
+
+_links: WeakKeyDictionary[Any, Link] = WeakKeyDictionary()
+
+
+class Link:
+    """The way from a client to the page of its scheduler.
+
+    Attributes
+    ----------
+    off : str
+        Why nothing can be told; empty if it can.
+    looked_at : bool
+        Whether somebody had the page open when the scheduler answered last.
+    known, drawn : str
+        The run of which the scheduler said last that it knows of its beginning, and has its graph.
+    """
+
+    def __init__(self, client: Any):
+        self._client = ref(client)  # links are kept by client
+        self.off = self.known = self.drawn = self.prefix = ""
+        self.looked_at = self.told_off = False
+        self._waiting: Any = None
+        self._shown, self._failures = False, 0
+
+    @property
+    def client(self) -> Any:
+        """The client, as long as somebody has it."""
+        return self._client()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the last message was answered, so that the next one may go."""
+        return self._waiting is None or self._waiting.done()
+
+    def send(self, run: str, messages: Sequence[Any], delay: float = 0.0) -> None:
+        """Send messages, if there are any after the delay; return at once."""
+        loop = self.client.loop.asyncio_loop
+        self._waiting = asyncio.run_coroutine_threadsafe(self._send(run, messages, delay), loop)
+
+    async def show(self) -> None:
+        """Have the scheduler add the page; know afterwards whether it could."""
+        await self._send("", [("hello", {})])
+
+    async def _send(self, run: str, messages: Sequence[Any], delay: float = 0.0) -> None:
+        await asyncio.sleep(delay)
+        if not messages:
+            return
+        try:
+            self.off = await asyncio.wait_for(self._sent(run, messages), PATIENCE)
+            self._failures = 0
+        except Exception as error:  # whatever the scheduler is
+            self._shown, self._failures, self.known = False, self._failures + 1, ""
+            if isinstance(error, ImportError):
+                self.off = disagreement(f"the scheduler {self.client.scheduler.address}", ("", str(error)))
+            elif self._failures >= FAILURES:
+                self.off = f"the scheduler takes no messages ({describe(error)})"
+
+    async def _sent(self, run: str, messages: Sequence[Any]) -> str:
+        rpc = self.client.scheduler
+        if not self._shown:
+            await rpc.register_scheduler_plugin(plugin=dumps(Dashboard()), name=Dashboard.name, idempotent=True)
+            self._shown = True
+        answer = await getattr(rpc, OPERATION)(run=run, client=self.client.id, messages=messages)
+        self.prefix = str(answer["prefix"])
+        self.looked_at = bool(answer["looked_at"])
+        self.known, self.drawn = (run if answer[what] else "" for what in ("known", "drawn"))
+        return str(answer["off"])
+
+
+def link_of(client: Any) -> Link:
+    """Return the link of a client, one for all its trainings."""
+    return _links.setdefault(client, Link(client))
+
+
+class Teller:
+    """Tells of one call of `fit`; nothing that goes wrong here reaches the training.
+
+    Parameters
+    ----------
+    run : Any
+        The course of the call; see `flowgrad.scheduler.training.run.Run`.
+    """
+
+    def __init__(self, run: Any):
+        self.run, self.name = run, f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.link = link_of(run.job.executor.client)
+        self.link.off = ""  # what was wrong may have been mended since the last training
+        self.measures = Measures(run.job, run.settings.batch_size)
+        self.start = self._last = time.perf_counter()
+        self._queue: list[tuple[str, Mapping[str, Any]]] = []
+        self._samples = self._steps = 0
+        self._begin: list[tuple[str, Mapping[str, Any]]] = []
+        self._over = False
+
+    def take(self, method: str, about: Mapping[str, Any]) -> None:
+        """Hear of what callbacks are told."""
+        if self.link.off or self._over:
+            self._say_off()
+            return
+        try:
+            getattr(self, f"_{method}", _nothing)(about)
+        except Exception as error:
+            self._over = True
+            self._begin.clear()
+            warn(f"the page of this training stands still: {describe(error)}; the training goes on")
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell that the training is over, and why if it broke off."""
+        if self.link.off or self._over:
+            return
+        if time.perf_counter() - self.start < EVERY:  # over before it was worth a word
+            self._begin.clear()
+            return
+        if error is None:
+            self._queue.append(("end", {"status": "done"}))
+        else:
+            cause = describe(error) if str(error) else type(error).__name__
+            self._queue.append(("end", {"status": "stopped", "cause": cause}))
+        self._over = True
+        self._send(whatever=True)
+
+    def _say_off(self) -> None:
+        if self.link.off and not self.link.told_off and not self.link.off.startswith(QUIET):
+            self.link.told_off = True
+            warn(f"no live page: {self.link.off}; the training goes on")
+
+    # -- what is heard ------------------------------------------------------------------------------------------
+
+    def _on_train_begin(self, info: Mapping[str, Any]) -> None:
+        run, self.start = self.run, time.perf_counter()
+        optimizer = run.settings.optimizer
+        told = {
+            "plan": dict(info["plan"]),
+            "samples": int(info["samples"]),
+            "epochs": int(info["epochs"]),
+            "steps": int(info["steps"]),
+            "batch": run.settings.batch_size,
+            "dtype": run.job.feeds.dtype.name,
+            "optimizer": type(optimizer).__name__,
+            "target": optimizer.target.name,
+            "graph": f"{len(optimizer.target.graph.nodes):,} nodes, {len(run.windows.state['w']):,} numbers trained",
+            "process": os.getpid(),
+            "past": [
+                {**_plain(record), "step": record["epoch"] * run.steps_per_epoch} for record in run.history.epochs
+            ],
+        }
+        self._begin.append(("begin", told))
+        self.link.send(self.name, self._begin, EVERY)
+
+    def _on_steps(self, info: Mapping[str, Any]) -> None:
+        self._samples += info["samples"]
+        now = time.perf_counter()
+        if now - self._last < EVERY or not self.link.ready:
+            return
+        self._tell_steps(info["epoch"])
+        elapsed = now - self.start
+        if self.link.drawn != self.name and (self.link.looked_at or elapsed > LATER):
+            nodes, counted = rows_of(self.run.settings.optimizer.target)
+            self._queue.append(("graph", {"nodes": nodes, "counted": counted}))
+        if self.link.looked_at:
+            measured = self.measures.due(self.run.windows.state, elapsed)
+            self._queue += [(kind, {**told, "seconds": elapsed, "step": self._steps}) for kind, told in measured]
+        self._send()
+
+    def _on_epoch(self, record: Mapping[str, Any]) -> None:
+        if record["epoch"]:
+            self._tell_steps(record["epoch"])
+        self._queue.append(("epoch", {**_plain(record), "step": len(self.run.history.steps)}))
+        if time.perf_counter() - self._last >= EVERY:
+            self._send()
+
+    def _on_recovery(self, record: Mapping[str, Any]) -> None:
+        self._queue.append(("recovery", {**_plain(record), "seconds": time.perf_counter() - self.start}))
+
+    def _tell_steps(self, epoch: int) -> None:
+        losses = self.run.history.steps.losses
+        new, first = losses[self._steps :], self._steps + 1
+        if not new:
+            return
+        width = -(-len(new) // POINTS)
+        rows = []
+        for k in range(0, len(new), width):
+            part = new[k : k + width]
+            rows.append([first + k, len(part), math.fsum(part) / len(part), min(part), max(part)])
+        self._steps = len(losses)
+        told = {
+            "step": self._steps,
+            "epoch": epoch,
+            "samples": self._samples,
+            "seconds": time.perf_counter() - self.start,
+            "loss": rows[-1][2],
+            "losses": rows,
+            "grain": self.run.windows.grain,
+            "seats": self.run.windows.seats,
+        }
+        self._queue.append(("steps", told))
+
+    def _send(self, whatever: bool = False) -> None:
+        """Send what was heard, when the last message was answered; at the end in any case."""
+        if self._queue and (whatever or self.link.ready):
+            if self.link.known != self.name:  # nor may it have come yet
+                self._queue = [*self._begin, *self._queue]
+            self.link.send(self.name, self._queue)
+            self._queue, self._last = [], time.perf_counter()
+        elif len(self._queue) > 200:  # of a scheduler that does not answer
+            del self._queue[1:100]
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a record is a number or words: others, such as a confusion matrix, are no curve."""
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, (int, str)):
+            found[name] = value
+        elif isinstance(value, float) or getattr(value, "ndim", 1) == 0:
+            found[name] = float(value)
+    return found
+
+
+def _nothing(about: Mapping[str, Any]) -> None:
+    pass
+
+
+def page_address(client: Any) -> str | None:
+    """Add the page to the dashboard of a client's scheduler, and return its address; None where there is none."""
+    link = link_of(client)
+    client.sync(link.show)
+    base, _, _ = str(client.dashboard_link).rpartition("/status")
+    return None if link.off else f"{base.removesuffix(link.prefix)}{link.prefix}/{PAGE}"

@@ -1,0 +1,204 @@
+"""The page without a cluster: what it shows of a board, what a click opens, and that it is calm where nothing happens."""
+
+import time
+
+import faults
+import numpy as np
+import pytest
+from bokeh.document import Document
+
+import flowgrad as fg
+from flowgrad.draw import scene_of
+from flowgrad.scheduler.dashboard.graph import picture, rows_of
+from flowgrad.scheduler.dashboard.measure import Budget
+from flowgrad.scheduler.dashboard.page import Page
+from flowgrad.scheduler.dashboard.picture import Told
+from flowgrad.scheduler.dashboard.state import Board
+
+PLAN = {"grain": "round", "shards": 1, "kernel": "numpy", "steps_per_task": 7, "reason": "auto: small steps"}
+ABOUT = {
+    "plan": PLAN,
+    "steps": 100,
+    "epochs": 2,
+    "batch": 32,
+    "optimizer": "Adam",
+    "target": "loss",
+    "graph": "9 nodes",
+}
+SEATS = [
+    {"address": "tcp://a", "threads": 1, "first": 0, "stop": 1},
+    {"address": "tcp://b", "threads": 1, "first": None, "stop": None},
+]
+
+
+class Plugin:
+    def __init__(self):
+        self.board, self.looked = Board(), 0.0
+
+
+def net(units=20):
+    with fg.Graph(seed=0) as graph:
+        x, label = fg.Variable(4, trainable=False, name="x"), fg.Variable(3, trainable=False, name="label")
+        hidden = fg.layers.dense(x, units, "relu", per_neuron=True)
+        loss = fg.CrossEntropyWithSoftMax(fg.layers.dense(hidden, 3), label, name="loss")
+    return graph, loss
+
+
+def told(board, run="a", client="c", loss=None):
+    now = time.time()
+    rows = [[k, 1, 1.0 / k, 0.5 / k, 2.0 / k] for k in range(1, 51)]
+    steps = {"step": 50, "epoch": 1, "samples": 1600, "seconds": 3.0, "loss": 0.02, "losses": rows, "seats": SEATS}
+    epoch = {"epoch": 1, "step": 50, "validation_loss": 0.3, "validation_accuracy": 0.75}
+    norms = {"layers": ["w", "b"], "gradient": [1.0, 2.0], "ratio": [1e-3, 0.0], "seconds": 3.0}
+    messages = [("begin", ABOUT), ("steps", steps), ("epoch", epoch), ("norms", norms)]
+    messages.append(("recovery", {"step": 40, "again": 8, "cause": "worker <x> went away", "seconds": 2.0}))
+    if loss is not None:
+        nodes, counted = rows_of(loss)
+        messages.append(("graph", {"nodes": nodes, "counted": counted}))
+        values = {row[0]: [1.0 + k, 0.5, 10.0] for k, row in enumerate(nodes)}
+        messages.append(("values", {"nodes": values, "step": 50}))
+    board.take(run, client, messages, now)
+
+
+def shown(page, condition=lambda page: page.scene is not None):
+    """Let the page show what is new, and lay out its picture."""
+    page.update()
+
+    def there():
+        for callback in page.doc.session_callbacks:
+            page.doc.remove_next_tick_callback(callback)
+            callback.callback()
+        return condition(page)
+
+    faults.wait_for(there, 30)
+
+
+@pytest.fixture
+def page():
+    return Page(Plugin(), Document())
+
+
+def test_before_any_training_it_says_so(page):
+    page.update()
+    assert "No training yet" in page.head.text
+
+
+def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
+    told(page.board)
+    page.update()
+    for text in ("training", "1 of 2", "step 50 of 100", "75.00 %", "1 of them idle", "Adam"):
+        assert text in page.head.text, text
+    assert "7 steps in a task" in page.words.text
+    assert "auto: small steps" in page.words.text
+    assert "1 of 2 workers stands idle" in page.words.text
+    assert "none: idle" in page.seats.text
+    assert "worker &lt;x&gt; went away" in page.lost.text
+    assert list(page.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
+    assert list(page.metric_source.data["validation_accuracy"]) == [0.75]
+    assert page.layer_source.data["l0"][0] == 1.0
+    assert [item.label.value for item in page.layer_legends[0].items] == ["w", "b"]
+
+
+def test_several_runs_side_by_side(page):
+    told(page.board, "a", "one")
+    told(page.board, "b", "two")
+    page.update()
+    assert page.shown().run == "b"
+    assert page.choice.visible
+    assert "run 1" in page.runs.text
+    assert "run 2" in page.runs.text
+    assert len(page.loss_sources[1].data["mean"]) == len(page.loss_sources[0].data["mean"]) == 50
+    page.choice.value = "a"
+    assert page.shown().run == "a"
+
+
+def test_it_is_calm_when_idle(page):
+    told(page.board)
+    page.update()
+    page.board.left("c")
+    page.update()
+    changes = []
+    page.doc.on_change(changes.append)
+    for _ in range(5):
+        page.update()
+    assert not changes
+
+
+def test_a_click_opens_a_pile_and_a_button_folds_it(page):
+    _, loss = net()
+    told(page.board, loss=loss)
+    shown(page)
+    cards = page.picture.cards
+    folded = len(cards.data["x"])
+    pile = next(k for k, nodes in enumerate(cards.data["nodes"]) if len(nodes) > 1)
+    assert "20" in cards.data["count"][pile]
+    cards.selected.indices = [pile]
+    shown(page, lambda page: len(page.picture.cards.data["x"]) > folded)
+    assert page.shut.visible
+    assert not cards.selected.indices
+    page._fold()
+    shown(page, lambda page: len(page.picture.cards.data["x"]) == folded)
+    assert not page.shut.visible
+
+
+def test_colours_follow_numbers_and_are_told(page):
+    _, loss = net()
+    told(page.board, loss=loss)
+    shown(page)
+    plain = list(page.picture.cards.data["fill"])
+    page.by.value = "value norm"
+    assert page.picture.cards.data["fill"] != plain
+    assert "after step 50" in page.legend.text
+    assert any("|value|" in text for text in page.picture.cards.data["numbers"])
+
+
+def test_dark_paints_anew(page):
+    _, loss = net()
+    told(page.board, loss=loss)
+    shown(page)
+    light = list(page.picture.cards.data["fill"])
+    page.probe.tags = [True, 1280]
+    shown(page)
+    assert page.picture.cards.data["fill"] != light
+    assert page.doc.theme._json["attrs"]["Title"]["text_color"] == "#f3f4f6"
+
+
+@pytest.mark.parametrize("width", [1280, 1920, 2560])
+def test_pictures_fit_the_window(page, width):
+    _, loss = net()
+    told(page.board, loss=loss)
+    page.probe.tags = [False, width]
+    shown(page)
+    assert page.picture.figure.width <= width - 40
+
+
+def test_rows_make_the_picture_that_the_graph_makes():
+    graph, loss = net()
+    rows, counted = rows_of(loss)
+    scene = picture(rows, counted, 1200, ())
+    there = scene_of(graph, loss, width=1200)
+    assert [c.title for c in scene.cards] == [c.title for c in there.cards]
+    assert [(c.x, c.y, c.width) for c in scene.cards] == [(c.x, c.y, c.width) for c in there.cards]
+    assert any(row[7] == "y = a + b" for row in rows)
+
+
+def test_fills_are_by_the_logarithm_and_forget_what_is_as_good_as_zero():
+    _, loss = net()
+    rows, counted = rows_of(loss)
+    scene = picture(rows, counted, 1200, ())
+    values = {row[0]: [10.0 ** (-2 * k), 0.0, 0.0] for k, row in enumerate(rows)}
+    told = Told(scene, rows, values, "value norm", "")
+    assert told.least >= 1e-6 * told.most * 0.99
+    assert set(told.fills) == {card.key for card in scene.cards}
+    assert not Told(scene, rows, values, "cotangent norm", "").fills  # all of them zero
+
+
+def test_a_budget_is_kept():
+    budget, spent, now = Budget(0.01, 1.0), 0.0, 0.0
+    for _ in range(10_000):
+        now += 0.1
+        if budget.allows(now):
+            budget.spent(now, 0.2)
+            spent += 0.2
+    assert spent <= 0.012 * now
+    assert np.isclose(spent, 0.01 * now, rtol=0.2)
