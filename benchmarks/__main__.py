@@ -14,6 +14,7 @@ import click
 
 from benchmarks.cluster import cluster_report
 from benchmarks.collective import collective_report
+from benchmarks.dashboard import dashboard_report
 from benchmarks.derivatives import derivatives_report
 from benchmarks.fusion import fusion_report
 from benchmarks.interpreter import interpreter_report
@@ -49,6 +50,7 @@ HEADS = {
     "mainjob": "The main job",
     "collective": "Steps that workers share",
     "cluster": "On a cluster",
+    "dashboard": "The live page",
     "scaling": "Many workers",
     "lines": "Lines of code",
 }
@@ -71,6 +73,7 @@ ABOUT = {
     "mainjob": "`flowgrad train mnist`: 6 epochs, start-up, report.",
     "collective": "On a cluster as dask makes it.",
     "cluster": "Worker processes on this machine.",
+    "dashboard": "A page that is open, painted by nobody, against none.",
     "scaling": "Four workers share the cores, and those of the switch between them.",
     "lines": "One seed each, one thread.",
 }
@@ -85,6 +88,7 @@ REPORTS: dict[str, Callable[[Callable[[str], None]], str]] = {
     "mainjob": mainjob_report,
     "collective": collective_report,
     "cluster": cluster_report,
+    "dashboard": dashboard_report,
     "scaling": scaling_report,
     "lines": lines_report,
 }
