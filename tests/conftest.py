@@ -153,9 +153,9 @@ def executor(request):
 # -- pages in a browser --
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """The browser; everything in this folder needs it."""
+    """A browser, for as long as a file's tests: its event loop would be in the way of others."""
     playwright = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with playwright.sync_playwright() as started:

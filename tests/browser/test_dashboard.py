@@ -1,7 +1,6 @@
 """The live page in a browser: no errors, curves that move while a training runs, boxes that open by a click."""
 
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,16 +13,13 @@ from flowgrad.cli.models import multilayer_perceptron
 from flowgrad.data import load
 from flowgrad.scheduler.dashboard import page_address
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Where pictures of the pages are kept, if anywhere.
 KEPT = os.environ.get("FLOWGRAD_SCREENSHOTS")
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.distributed,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
 ]
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 MODEL = "Bokeh.documents[0].get_model_by_name('{}')"
 # What of the picture is a pile, as its place on the figure.
@@ -63,14 +59,6 @@ def training():
         yield address
         over.set()
         thread.join(60)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
