@@ -320,7 +320,7 @@ class Page:
             self._update_layers(run)
 
     def _update_metrics(self, run: Shown) -> None:
-        left_out = {"epoch", "loss", "validation_loss", "seconds", "samples_per_second", "step"}
+        left_out = {"epoch", "loss", "validation_loss", "learning_rate", "seconds", "samples_per_second", "step"}
         names = list(dict.fromkeys(n for r in run.epochs for n in r if n not in left_out and _finite(r[n])))[:8]
         shown = {n: [r[n] if _finite(r.get(n)) else math.nan for r in run.epochs] for n in names}
         gone = {n: [math.nan] * len(run.epochs) for n in self.metric_lines}
