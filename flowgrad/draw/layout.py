@@ -213,6 +213,7 @@ class _Page:
         room: float,
     ) -> None:
         self.lengths, self.band = lengths, band
+        self.left = 2.5 + room / 2  # for the frames of what begins a band
         self.u: list[float] = []
         for k, (length, gap) in enumerate(zip(lengths, gaps)):
             goes_on = k and self.band[k] == self.band[k - 1]
@@ -263,11 +264,14 @@ class _Page:
             band, before = self.band[link.end.column], self.band[link.start.column]
             if band != before:
                 whose = id(link.start)
-                out, into = self.right + self.side(whose), -self.side(whose)
+                out, into = self.right + self.side(whose), -self.left - self.side(whose)
                 lane = self.lane(before, whose)
                 _corners(points, [(out, points[-1][1]), (out, lane), (into, lane), (into, goal[1]), goal])
             else:
-                _curve(points, goal)
+                # Wider boxes of both columns are passed in straight lines.
+                _line(points, (self.u[link.start.column] + self.lengths[link.start.column] / 2, points[-1][1]))
+                _curve(points, (u - half, goal[1]))
+                _line(points, goal)
             if not last:
                 _line(points, (u + half, v))
         return points
@@ -279,14 +283,14 @@ class _Page:
         self.sides.setdefault(whose, len(self.sides))
         (u, v), (x, y) = self.at(source), self.at(target)
         here, there = self.band[source.column], self.band[target.column]
-        out = u + self.lengths[source.column] / 2 + 10.0 + off
+        out = u + self.lengths[source.column] / 2 + 18.0 + off
         into = x - self.lengths[target.column] / 2 - 12.0 - off
         goal = (x + end[0], y + end[1])
         points = [(u + start, v)]
         lane = self.lane(here, whose)
         corners = [(out, v), (out, lane)]
         if here != there:
-            side = -self.side(whose)
+            side = -self.left - self.side(whose)
             above = self.lane(there, whose)
             corners += [(side, lane), (side, above), (into, above)]
         else:
@@ -338,6 +342,8 @@ def _crossing(column: Sequence[Spot]) -> int:
 
 
 def _line(points: list[Point], end: Point) -> None:
+    if points[-1] == end:
+        return
     (u, v), (x, y) = points[-1], end
     points += [(u + (x - u) / 3, v + (y - v) / 3), (u + (x - u) * 2 / 3, v + (y - v) * 2 / 3), end]
 

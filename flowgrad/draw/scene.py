@@ -694,14 +694,27 @@ def port_labels(scene: Scene) -> dict[int, list[Port]]:
 
 
 def back_labels(scene: Scene) -> list[tuple[float, float, str]]:
-    """Return where arrows back are labelled: in the middle of their longest piece."""
+    """Return where arrows back are labelled: on their longest piece, near its middle, where fewest others pass."""
     found = []
     for arrow in scene.arrows:
         if arrow.back:
-            pieces = [(arrow.points[k], arrow.points[k + 3]) for k in range(0, len(arrow.points) - 3, 3)]
-            (x, y), (a, b) = max(pieces, key=lambda p: abs(p[0][0] - p[1][0]) + abs(p[0][1] - p[1][1]))
-            found.append(((x + a) / 2, (y + b) / 2, arrow.label))
+            others = [box for other in scene.arrows if other is not arrow for box in _boxes(other)]
+            low_x, low_y, high_x, high_y = max(_boxes(arrow), key=lambda box: box[2] - box[0] + box[3] - box[1])
+            parts = [0.5 + 0.05 * k * sign for k in range(8) for sign in (-1, 1)]
+            spots = [(low_x + (high_x - low_x) * part, low_y + (high_y - low_y) * part) for part in parts]
+            long, high = breadth(arrow.label, SMALL) / 2 + 2.0, SMALL
+            passing = [
+                sum(a < x + long and c > x - long and b < y + high and d > y - high for a, b, c, d in others)
+                for x, y in spots
+            ]
+            found.append((*spots[passing.index(min(passing))], arrow.label))
     return found
+
+
+def _boxes(arrow: Arrow) -> list[tuple[float, float, float, float]]:
+    """Return where the cubic pieces of an arrow lie: each within its points."""
+    pieces = [tuple(zip(*arrow.points[k : k + 4])) for k in range(0, len(arrow.points) - 3, 3)]
+    return [(min(xs), min(ys), max(xs), max(ys)) for xs, ys in pieces]
 
 
 def thickness(arrow: Arrow) -> float:

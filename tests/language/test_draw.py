@@ -14,6 +14,7 @@ from strategies import graphs
 import flowgrad as fg
 from flowgrad.draw import Shown, draw, draw_tasks, scene_of, svg_of
 from flowgrad.draw.fold import Item, fold, levels
+from flowgrad.draw.scene import back_labels, breadth
 from flowgrad.errors import DataError, GraphError
 
 pytest.importorskip("matplotlib")
@@ -67,6 +68,15 @@ def overlap(a, b):
     return abs(a.x - b.x) < (a.width + b.width) / 2 and abs(a.y - b.y) < (a.height + b.height) / 2
 
 
+def way(arrow):
+    """Return points on an arrow, those of each piece."""
+    p, t = np.array(arrow.points), np.linspace(0, 1, 60)[:, None]
+    return [
+        (1 - t) ** 3 * p[k] + 3 * (1 - t) ** 2 * t * p[k + 1] + 3 * (1 - t) * t**2 * p[k + 2] + t**3 * p[k + 3]
+        for k in range(0, len(p) - 3, 3)
+    ]
+
+
 def check(graph, scene, ways=None):
     """Everything is there once, nothing covers anything else, and all arrows go on, in one of two ways, but those back."""
     cards = {card.key: card for card in scene.cards}
@@ -84,6 +94,11 @@ def check(graph, scene, ways=None):
     for arrow in scene.arrows:
         source, target, points = cards[arrow.source], cards[arrow.target], np.array(arrow.points)
         assert len(points) % 3 == 1
+        on_way = np.concatenate(way(arrow))
+        for card in scene.cards:
+            if card not in (source, target):
+                apart = np.abs(on_way - (card.x, card.y)) - (card.width / 2, card.height / 2)
+                assert apart.max(axis=1).min() > -1.0, (source.title, target.title, card.title)
         if ways is None:
             continue
         low, high = ((c.x, c.width) if ways == "right" else (c.y, c.height) for c in (source, target))
@@ -168,6 +183,9 @@ def test_steps_that_repeat_are_one_step(direction):
     assert {target for _, target, *_ in back} == reads
     constants = [card for card in scene.cards if card.role == "constant"]  # the states before the first step
     assert {a.target for a in scene.arrows for one in constants if a.source == one.key} == reads
+    for (x, y, label), arrow in zip(back_labels(scene), [arrow for arrow in scene.arrows if arrow.back], strict=True):
+        others = np.concatenate([points for other in scene.arrows if other is not arrow for points in way(other)])
+        assert not (np.abs(others - (x, y)) < (breadth(label, 9.5) / 2, 4)).all(axis=1).any()
 
 
 def test_a_step_is_opened_by_itself_and_few_steps_together():
@@ -338,6 +356,31 @@ def test_what_is_wide_goes_on_below(main_graph):
         scene_of(main_graph, width=3)
     with pytest.raises(GraphError, match="direction must be one of 'right', 'down', not 'left'"):
         scene_of(main_graph, direction="left")
+
+
+@pytest.mark.parametrize("direction", ["right", "down"])
+def test_arrows_pass_beside_what_is_wider(direction):
+    with fg.Graph(seed=0) as graph:
+        x, w = fg.Variable(9, trainable=False, name="x"), fg.Variable((1, 1, 2, 2), name="a_weight_of_a_long_name")
+        dots = [fg.Dot(w, fg.Gather(x, [k, k + 1, k + 3, k + 4])) for k in (0, 1, 3, 4)]
+        fg.Vectorize(*[fg.Tanh(dot) for dot in dots])
+    check(graph, scene_of(graph, direction=direction), direction)
+
+
+def test_arrows_from_above_pass_beside_frames():
+    with fg.Graph(seed=0) as graph:
+        h = fg.Variable(6, trainable=False, name="x")
+        for k in range(3):
+            h = fg.layers.dense(h, 5, "relu", name=f"h{k}")
+    scene = scene_of(graph, width=800)
+    check(graph, scene)
+    lefts = [frame.x - frame.width / 2 for frame in scene.frames]
+    assert len(lefts) == 3
+    down = [
+        piece[0, 0] for arrow in scene.arrows for piece in way(arrow) if np.ptp(piece[:, 0]) < 1 < np.ptp(piece[:, 1])
+    ]
+    assert any(abs(x - left) < 20 for x in down for left in lefts)
+    assert not any(abs(x - left) < 4 for x in down for left in lefts)
 
 
 def test_norms_of_values_and_cotangents(softmax_regression, tmp_path):
