@@ -86,8 +86,15 @@ def keep(page, name):
         page.screenshot(path=Path(KEPT) / f"{name}.png", full_page=True)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 2560])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (1280, False),
+        (2560, True),
+        pytest.param(1280, True, marks=pytest.mark.slow),
+        pytest.param(2560, False, marks=pytest.mark.slow),
+    ],
+)
 def test_it_loads_fits_and_follows_the_theme(opened, width, dark):
     page = opened(width, dark)
     page.wait_for_timeout(4000)

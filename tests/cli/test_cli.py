@@ -384,6 +384,7 @@ def test_events_as_lines_of_json(small, tmp_path):
         "graph",
         "cluster",
         "dashboard",
+        "page",
         "plan",
         "epoch",
         "epoch",

@@ -317,7 +317,7 @@ def test_leases_that_ended_are_not_looked_after_any_more(client):
     wait_for(lambda: not looked_after())
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_lost_member_ends_the_gang(hurt, how):
     def suicide(group):
         group.barrier()

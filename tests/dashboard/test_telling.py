@@ -59,7 +59,7 @@ def latest(cluster):
     return next(reversed(plugin_of(cluster).board.runs.values()))
 
 
-@pytest.mark.parametrize("grain", ["round", "shard", "collective", "node"])
+@pytest.mark.parametrize("grain", ["round", "shard", "collective", pytest.param("node", marks=pytest.mark.slow)])
 def test_all_is_told_and_no_bit_changes(shown, client, grain):
     with untold():
         expected = faults.train(client, grain=grain, validation=True)[0]

@@ -449,6 +449,7 @@ def test_machine_code_that_was_cut_off_is_made_again(monkeypatch, tmp_path):
         assert len(list(tmp_path.rglob("*.o"))) == 1
 
 
+@pytest.mark.slow
 def test_kernels_that_other_processes_compiled_do_not_meet(tmp_path):
     """Names within machine code count from one in every process: two objects may have functions of one name."""
     script = """

@@ -289,7 +289,7 @@ def repeating(draw):
 
 
 @given(repeating(), st.sampled_from(["right", "down"]), st.integers(0, 12), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_any_steps(graph, direction, limit, data):
     scene = scene_of(graph, fold=limit, direction=direction)
     check(graph, scene, direction)
@@ -303,7 +303,7 @@ def test_any_steps(graph, direction, limit, data):
 
 
 @given(graphs(), st.sampled_from(["right", "down"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_graph(made, direction):
     check(made.graph, scene_of(made.graph, fold=2, direction=direction), direction)
 

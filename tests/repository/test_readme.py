@@ -80,6 +80,7 @@ def test_softmax_regression_runs(tmp_path):
     assert (tmp_path / "computing_graph.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_node_grain_shows_every_neuron(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -334,6 +334,7 @@ def stopped(client, folder, epochs, seconds, silence=None):
     assert (found, losses) == Net(standstill.trap.op).fit("sync", grain="round", epochs=epochs)[:2]
 
 
+@pytest.mark.slow
 def test_killed_workers_change_no_bit(hurt, monkeypatch):
     killed(hurt, 2, monkeypatch)
 
