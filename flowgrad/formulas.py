@@ -20,6 +20,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
     for name in ("abs", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "arctan", "sinh", "cosh", "tanh", "sign")
 }
 FUNCTIONS |= {"maximum": (np.maximum, 2), "minimum": (np.minimum, 2), "where": (np.where, 3)}
+# How often a text is parsed until it is said that it cannot be.
+TRIES = 100
 # Operators, and the ufuncs that write their results into an array.
 UFUNCS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "power"}
 UNARY = {ast.USub: "negative"}
@@ -91,6 +93,20 @@ class Formula:
         return self.numpy(into=True) != self.text
 
 
+def parsed(text: str) -> ast.Expression:
+    """Return the tree of an expression.
+
+    CPython 3.11 counts how deep a tree is for all threads together: where two parse at once, one of them may be told that the count
+    is wrong, and has to begin anew.
+    """
+    for _ in range(TRIES):
+        try:
+            return ast.parse(text, mode="eval")
+        except SystemError:
+            continue
+    return ast.parse(text, mode="eval")
+
+
 @lru_cache(maxsize=1024)
 def formula(text: str, arity: int, attributes: tuple[str, ...] | None = None) -> Formula:
     """Check a formula.
@@ -111,7 +127,7 @@ def formula(text: str, arity: int, attributes: tuple[str, ...] | None = None) ->
     """
     names: set[str] = set()
     try:
-        tree = ast.parse(text, mode="eval").body
+        tree = parsed(text).body
         _check(tree, text, names)
         made = Formula(text, frozenset(names), tree)
         made.constants({})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import GraphError
-from ..formulas import TAKEN, UFUNCS, compiled, formula
+from ..formulas import TAKEN, UFUNCS, compiled, formula, parsed
 
 # What is assigned, and the formula of it.
 Lines = tuple[tuple[str, str], ...]
@@ -82,7 +82,7 @@ def assignments(lines: Lines, names: tuple[str, ...], rates: bool) -> Assignment
                 f"{text!r}, the formula of {name}, names {other[0]!r}, which is neither one of {', '.join(arrays)}, nor one of "
                 f"{', '.join(names)}"
             )
-        trees.append((name, apart.visit(ast.parse(text, mode="eval").body)))
+        trees.append((name, apart.visit(parsed(text).body)))
     parts = [f"(g := {_into(tree, 0, '_room')})" if name == "g" else _into(tree, 0, name) for name, tree in trees]
     head = ", ".join([*arrays, *(f"_r{k}" for k in range(ROOMS)), "_room", *apart.texts.values()])
     return Assignments(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from flowgrad.formulas import parsed
+
 from .table import MOVED
 
 # Operands of a loop beside its result; its attributes are numbers that are read once.
@@ -335,7 +337,7 @@ def write_loop(
         names = dict(zip(attributes, read)) | {a: Number(b, b.load(place)) for a, place in at.items()}
         for target, formula in (line.split(" = ") for line in (text if update else f"out = {text}").split("\n")):
             # A formula comes from a class, and was checked by `formulas.formula`; no file holds any.
-            tree = ast.fix_missing_locations(_Constants().visit(ast.parse(formula, mode="eval")))
+            tree = ast.fix_missing_locations(_Constants().visit(parsed(formula)))
             scope = {**FUNCTIONS, **names, "number": names[target].of}
             names[target] = names[target].of(eval(compile(tree, "<formula>", "eval"), {"__builtins__": {}}, scope))
             if target != "g":

@@ -1,5 +1,6 @@
 """Elementwise ops by formulas: what they become, what is refused, and that every part is checked."""
 
+import ast
 import importlib.util
 import pickle
 
@@ -8,6 +9,7 @@ import pytest
 
 import flowgrad as fg
 from flowgrad.errors import GradientError, GraphError
+from flowgrad.formulas import formula
 
 BUILT_IN = {
     "Add": "ab", "Subtract": "ab", "Multiply": "ab", "Negative": "a", "Exp": "a", "Log": "a", "Reciprocal": "a",
@@ -244,3 +246,17 @@ def test_an_op_by_formulas_trains_alike_everywhere(kernel):
     again = fg.Adam(graph, loss, 0.05, batch_size=4)
     fg.Trainer(again, fg.Engine("sync", kernel=kernel), shuffle=False).fit(feeds, epochs=1)
     np.testing.assert_allclose((w.value, v.value), expected, rtol=1e-9)
+
+
+def test_a_text_is_parsed_again_where_another_thread_was_at_it(monkeypatch):
+    parse, failed = ast.parse, []
+
+    def now_and_then(*args, **kwargs):
+        if len(failed) < 3:
+            failed.append("AST constructor recursion depth mismatch (before=84, after=81)")
+            raise SystemError(failed[-1])
+        return parse(*args, **kwargs)
+
+    monkeypatch.setattr(ast, "parse", now_and_then)
+    assert formula("a * 2.0 + 0.25 * b", 2).names == {"a", "b"}
+    assert len(failed) == 3
