@@ -58,7 +58,8 @@ def test_a_worker_is_killed(hurt, expected, monkeypatch, trap, grain):
     check(expected, hurt, grain, lambda: trap.set(signal.SIGKILL, processes), trap)
 
 
-@pytest.mark.parametrize("steps", [pytest.param(10, marks=pytest.mark.slow), 60])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [10, 60])
 @pytest.mark.parametrize("grain", GRAINS)
 def test_all_workers_are_killed(hurt, expected, monkeypatch, trap, grain, steps):
     small_windows(monkeypatch, steps)
@@ -96,6 +97,7 @@ def test_workers_are_killed_during_an_evaluation(hurt, monkeypatch):
     assert scores == [r["validation_loss"] for r in undisturbed[2].epochs]
 
 
+@pytest.mark.slow
 def test_workers_are_killed_that_hold_predictions(hurt, monkeypatch):
     from flowgrad.scheduler.training import evaluation as evaluate
 
@@ -119,6 +121,7 @@ def test_workers_are_killed_that_hold_predictions(hurt, monkeypatch):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_a_worker_is_paused(hurt, expected):
     check(expected, hurt, "shard", lambda: pause(hurt, 3))
 

@@ -30,6 +30,7 @@ def disturbed(grain, workers, threads, kills, longest):
     return found
 
 
+@pytest.mark.slow
 def test_two_random_kills(expected):
     *found, history = disturbed("shard", 2, 1, kills=2, longest=0.6)
     assert tuple(found) == expected("shard", len(history.epochs))
