@@ -208,6 +208,7 @@ def wait_for_file(path):
     wait_for(Path(path).exists)
 
 
+@pytest.mark.slow
 def test_time_may_be_limited(client, tmp_path):
     def stay(group):
         if group.rank:
@@ -240,6 +241,7 @@ def test_gangs_at_once_do_not_wait_for_each_others_halves(client):
     assert found == [[3.0, 3.0]] * 20
 
 
+@pytest.mark.slow
 def test_a_member_whose_partner_is_busy_gives_its_thread_back(client, tmp_path):
     busy, free = client.scheduler_info(n_workers=-1)["workers"]
     blocker = client.submit(wait_for_file, tmp_path / "end", workers=[busy], pure=False)

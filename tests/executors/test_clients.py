@@ -52,6 +52,7 @@ def test_a_closed_client_is_told(net):
         fg.Engine(cluster)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_workers_is_told(net, monkeypatch):
     loss, feeds = net
     monkeypatch.setattr(distributed, "WORKERS_SECONDS", 0.25)

@@ -15,6 +15,7 @@ from faults import train
 from flowgrad.scheduler.executors.cluster import local_cluster as own_cluster
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_an_encrypted_cluster():
     pytest.importorskip("cryptography")

@@ -106,6 +106,7 @@ def test_a_training_leaves_a_checkpoint_and_says_where(processes, tmp_path):
     assert len(again.fit(net.feeds, epochs=2, checkpoint=tmp_path / "state", resume=True).steps) >= 15
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_stopped_is_given_up(processes, monkeypatch):
     client, scheduler = processes
     monkeypatch.setattr(distributed, "ANSWER_SECONDS", 3.0)

@@ -74,6 +74,7 @@ def test_fine_grains(tmp_path, expected, grain):
     assert fit("sync", chunked_feeds(tmp_path, as_stack), grain=grain) == expected[grain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [True, False])
 def test_small_buckets(tmp_path, executor, expected, monkeypatch, labels):
     """Two steps in a bucket; labels in chunks too, or in memory."""

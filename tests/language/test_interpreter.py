@@ -390,6 +390,7 @@ def test_local_jacobians_by_what_is_no_parent_are_refused():
         y.local_jacobian_by(y.parents[0])
 
 
+@pytest.mark.slow
 def test_a_chain_of_100_000_nodes():
     length = 100_000
     with fg.Graph() as graph:

@@ -131,6 +131,7 @@ def test_a_worker_is_paused_for_long(hurt, expected):
     check(expected, hurt, "shard", lambda: pause(hurt, 20))
 
 
+@pytest.mark.slow
 def test_a_worker_joins_and_one_retires(expected, monkeypatch):
     small_windows(monkeypatch)
     with local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:

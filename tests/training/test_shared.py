@@ -246,6 +246,7 @@ def test_an_engine_without_workers_runs_rounds_and_says_so():
     assert found == Net().fit("sync", grain="round")[0]
 
 
+@pytest.mark.slow
 def test_two_trainings_at_once_beside_gangs_and_other_tasks(client):
     expected = Net().fit("sync", grain="round", epochs=6)[0]
     found, sums = [], []
