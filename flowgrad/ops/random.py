@@ -52,9 +52,14 @@ def draw_keys(seed: int, update: int, first: int, count: int, dtype: Any = np.fl
     array([[1670767., 3456308.,  684141.],
            [  85854.,  792529.,  735274.]])
     """
+    return keys_at(seed, np.array([update]), np.arange(first, first + count), dtype)
+
+
+def keys_at(seed: int, updates: Array, places: Array, dtype: Any) -> Array:
+    """Return the keys of samples, each by its update, or by the only one, and its place in the mini-batch; see `draw_keys`."""
     with np.errstate(over="ignore"):
-        begin = _mixed(_mixed(np.array([seed]).astype(np.uint64)) + np.uint64(update) * GOLDEN)
-        keys = _mixed(begin + np.arange(first + 1, first + count + 1).astype(np.uint64) * GOLDEN)
+        begin = _mixed(_mixed(np.array([seed]).astype(np.uint64)) + updates.astype(np.uint64) * GOLDEN)
+        keys = _mixed(begin + (places + 1).astype(np.uint64) * GOLDEN)
     mask = np.uint64((1 << BITS) - 1)
     return np.stack([(keys >> np.uint64(k * BITS)) & mask for k in range(PARTS)], axis=1).astype(dtype)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowgrad.ops import draw_keys
+from flowgrad.ops.random import keys_at
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
@@ -36,8 +36,11 @@ class Span(NamedTuple):
 
 def keys_of(draws: Draws, state: State, spans: Iterable[Span]) -> Array:
     """Return the keys of all samples of the spans, one after the other, at the state before the next update."""
-    t, dtype = int(state["t"][0]), state["w"].dtype
-    return np.concatenate([draw_keys(draws.seed, t + s.after, s.first, s.samples, dtype) for s in spans])
+    after, first, samples = np.array([*spans], np.int64).reshape(-1, 3).T
+    # All at once: a round has many steps, of which each is over in the time of some of NumPy's calls.
+    begun = np.cumsum(samples) - samples
+    places = np.arange(samples.sum()) + np.repeat(first - begun, samples)
+    return keys_at(draws.seed, np.repeat(state["t"][0] + after, samples), places, state["w"].dtype)
 
 
 def with_keys(draws: Draws | None, state: State, feeds: Sequence[Any], spans: Iterable[Span]) -> list[Any]:

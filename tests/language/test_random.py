@@ -73,7 +73,9 @@ def test_numpy_and_compiled_loops_give_the_same_bits(node, dtype):
     for k in (0, 7):  # and so does the interpreter
         for name, array in feeds.items():
             graph[name].set_value(array[k])
-        assert np.array_equal(graph[node].forward().astype(dtype), values[0][k].astype(dtype)) or dtype == "float32"
+        # In single precision it is rounded once more than the interpreter's.
+        tolerance = 0 if dtype == "float64" else 2e-7
+        np.testing.assert_allclose(values[0][k].ravel(), graph[node].forward(), rtol=tolerance, atol=tolerance)
 
 
 @settings(max_examples=20, deadline=None)
