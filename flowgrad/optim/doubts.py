@@ -22,7 +22,8 @@ def warn_independent(target: Node, variables: Sequence[Variable]) -> None:
 
 
 def warn_doubtful(target: Node, variables: Sequence[Variable]) -> None:
-    """Say what is doubtful about training these variables by this loss, one line each."""
+    """Say what is doubtful about training these variables by this loss, one line each; what is measured is not trained."""
+    variables = [v for v in variables if not v.measured]
     warn_independent(target, variables)
     if not variables:
         warn(

@@ -25,7 +25,13 @@ from .rows import Table, distinct, entries_of, spans_of
 from .rules import Rule, RuleError, State, named
 
 # What stays here when optimizers are pickled or copied, as they begin: it is about this process, or follows from the graph.
-_STAYS: dict[str, Any] = {"_provide": None, "_candidates": (0, []), "_draws": (None, None), "_told": None}
+_STAYS: dict[str, Any] = {
+    "_provide": None,
+    "_candidates": (0, []),
+    "_draws": (None, None),
+    "_told": None,
+    "_tables": (None, {}),
+}
 # Graphs whose variables have averages of their values for now.
 _averaged: WeakSet[Graph] = WeakSet()
 
@@ -155,6 +161,7 @@ class Optimizer(Settled):
         self._count = 0
         self._candidates: tuple[int, list[tuple[Variable, bool]]] = (0, [])  # among so many nodes, and whether measured
         self._draws: tuple[Node | None, Variable | None] = (None, None)  # of a target
+        self._tables: tuple[Any, dict[Variable, list[Variable]]] = (None, {})  # that pick rows, of a target
         self._told: Any = None  # target and variables whose doubts were told
         self._check_rows(self._target, self._rule)
 
@@ -181,8 +188,10 @@ class Optimizer(Settled):
     def _rate(self, variable: Variable) -> float:
         if variable in self._rates:
             return self._rates[variable]
-        scopes = [key for key in self._rates if isinstance(key, str) and _names(key, variable)]
-        return self._rates[max(scopes, key=len)] if scopes else 1.0
+        name = variable.name  # from it up through its scopes, for all variables are asked at every step
+        while name and name not in self._rates:
+            name = name.rpartition(".")[0]
+        return self._rates.get(name, 1.0)
 
     def _checked_rates(self, rates: Any, freeze: Any) -> dict[Variable | str, float]:
         kind = type(self).__name__
@@ -489,7 +498,10 @@ class Optimizer(Settled):
             self._sums[variables] = np.zeros_like(gradient)
         self._sums[variables] += gradient
         if self.rule.lazy_rows:
-            for v, index in tables_of(self.target).items():
+            read = self.target, len(self.graph._nodes)  # only new nodes read a table otherwise
+            if self._tables[0] != read:
+                self._tables = read, tables_of(self.target)
+            for v, index in self._tables[1].items():
                 picked = [row_numbers(k.value, v.shape[0]).ravel() for k in index if k.value is not None]
                 self._rows[v] = distinct(np.concatenate([self._rows.get(v, picked[0]), *picked]))
         self._count += 1
@@ -510,9 +522,8 @@ class Optimizer(Settled):
         if draws is None:
             yield
             return
-        made = 0 if self.state is None else int(self.state["t"][0])
         before = draws.value
-        draws.set_value(draw_keys(seed, made + 1, self._count, 1)[0])
+        draws.set_value(draw_keys(seed, _made(self.state) + 1, self._count, 1)[0])
         try:
             yield
         finally:
@@ -525,8 +536,7 @@ class Optimizer(Settled):
         values = np.concatenate([np.zeros(0), *(moved.get(v, np.zeros(v.dim)) for v in variables)])
         state = self.state_now()
         if self.privacy is not None:
-            made = 0 if state is None else int(state["t"][0])
-            gradient = gradient + self.privacy.noise(len(gradient), made + 1)
+            gradient = gradient + self.privacy.noise(len(gradient), _made(state) + 1)
         values, state = self._updated(variables, values, gradient, state, self._moving(variables, rows))
         if not np.isfinite(values).all():
             raise FlowgradError(
@@ -610,6 +620,11 @@ def _scalar(graph: Graph, target: Any) -> Node:
             f"reduce it with Sum or a loss node"
         )
     return target
+
+
+def _made(state: State | None) -> int:
+    """Return how many updates led to a state."""
+    return 0 if state is None else int(state["t"][0])
 
 
 def _names(text: str, variable: Variable) -> bool:

@@ -34,11 +34,11 @@ def moments_of_shard(
     const: Array | None,
     feeds: list[Array],
     samples: int,
-    channels: Sequence[int],
+    channels: Mapping[int, int],
 ) -> list[Moments]:
-    """Return the moments of outputs ``"1"``, ``"2"``, ... by their channels, so many of each."""
+    """Return the moments of outputs by their channels; `channels` has how many, by the number of the output."""
     outputs = kernel_of(program)(arrange(program, state, const, feeds))
-    return [_moments(outputs[str(k)], count) for k, count in enumerate(channels, 1)]
+    return [_moments(outputs[str(k)], count) for k, count in channels.items()]
 
 
 def _moments(values: Array, channels: int) -> Moments:

@@ -234,11 +234,11 @@ class Statistics:
 
     def measure(self, state: State, which: Sequence[int] | None = None) -> State:
         """Return a state with the mean and the variance of all nodes, or of some, as they are at this one."""
-        shards, _ = self.sweep.run(state, moments_of_shard, self.channels)
+        which = range(len(self.places)) if which is None else which
+        shards, _ = self.sweep.run(state, moments_of_shard, {k + 1: self.channels[k] for k in which})
         moments: list[Moments] = reduce_tree(shards, total_moments)
         named: State = {name: state[name].copy() for name in ("w", "average") if name in state}
-        for k in range(len(self.places)) if which is None else which:
-            size, mean, squares = moments[k]
+        for k, (size, mean, squares) in zip(which, moments):
             for (start, stop), values in zip(self.places[k], (mean, squares / size)):
                 for array in named.values():  # the average of weights over updates goes by the same
                     array[start:stop] = values

@@ -445,3 +445,11 @@ def test_lazy_rows_that_mean_nothing_are_refused():
     late.optimizer.one_step()
     with pytest.raises(GraphError, match="lazy_rows cannot begin after 1 of 4 samples"):
         late.optimizer.lazy_rows = True
+
+
+def test_what_a_batch_norm_measures_is_not_what_is_trained():
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(2, [1.0, 2.0], trainable=False)
+        loss = fg.Sum(fg.BatchNorm(fg.Variable(2, True, name="w") * x, name="norm"))
+    with pytest.warns(UserWarning, match="nothing is trained"):
+        fg.GradientDescent(graph, loss, batch_size=1, freeze=["w"]).one_step()
