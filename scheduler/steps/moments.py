@@ -5,7 +5,7 @@ T. Chan, G. Golub and R. LeVeque, *Updating formulae and a pairwise algorithm fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
