@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from flowgrad.errors import DataError, FeedError, GraphError
+from flowgrad.draw.paint import write
+from flowgrad.errors import FeedError, GraphError
 from flowgrad.graph import Node, Variable, ancestors
-from flowgrad.inputs import brief, integer, path_of, without_underflow
+from flowgrad.inputs import brief, file_of, integer, without_underflow
 from flowgrad.typing import Array
 
 from ..engine import Engine
@@ -97,16 +98,13 @@ def watch(
         raise GraphError(
             f"{result} depends on {len(needed):,} nodes, of which nobody could watch so many: up to {MOST_NODES:,}"
         )
-    target = path_of(path, "watch: path")
+    target = file_of(path)
     executor = LocalExecutor(True, 2) if engine is None else engine.executor
     values = _values(result, feeds, integer(sample, "sample", 0))
     leaves = [n for n in needed if isinstance(n, Variable) and n.below is None]
     course = run_course(executor, result, values, leaves)
     text = write_page(Numbers(result, values), course)
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {str(target)!r}: {error.strerror or error}: choose another place") from error
+    write(target, text.encode())
     return Watched(target, text)
 
 
