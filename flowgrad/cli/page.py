@@ -158,8 +158,8 @@ def _graph(facts: Mapping[str, Any]) -> str:
         '<h2>The graph</h2><p class="faint">The more orange an op, the more time it took, see below; point at one for its own.</p>'
         f'<div class="wide">{svg_of(scene, colours=colours, hints=hints)}</div>'
         '<h2>Time per node</h2><p class="faint">One sample, a task for each node forward and each edge back, on two threads of the '
-        "process that wrote this; cards of several nodes are summed. A training runs programs in which many of these are one, so "
-        f'that it is much faster: look at the shares.</p><div class="wide">{table}</div>'
+        "process that wrote this; cards of several nodes are summed. A training runs programs in which many of these are one: "
+        f'look at the shares, not at the sums.</p><div class="wide">{table}</div>'
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import json
+from collections.abc import Callable, Collection
 from html import escape
 
 from ..errors import GraphError
@@ -67,8 +68,4 @@ def page(scene: Scene, open_at: Callable[[Collection[int]], Scene], write: Calla
     told = "A click on a pile of cards opens it." if opens else ""
     templates = [f'<template id="opened-{k}">{svg}</template>' for k, svg in enumerate(pictures)]
     parts = [_HEAD.format(title=escape(scene.caption), told=told), write(scene), "</main>", *templates]
-    return "\n".join([*parts, f"<script>{_SCRIPT % _as_json(opens)}</script></body></html>\n"])
-
-
-def _as_json(numbers: Mapping[int, int]) -> str:
-    return "{" + ", ".join(f'"{key}": {value}' for key, value in numbers.items()) + "}"
+    return "\n".join([*parts, f"<script>{_SCRIPT % json.dumps(opens)}</script></body></html>\n"])

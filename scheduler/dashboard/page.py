@@ -30,6 +30,7 @@ from distributed.dashboard.scheduler import template_variables
 from tornado.ioloop import IOLoop
 
 from flowgrad.draw import Scene
+from flowgrad.draw.curves import PLAIN
 from flowgrad.errors import GraphError
 
 from .graph import picture
@@ -320,7 +321,7 @@ class Page:
             self._update_layers(run)
 
     def _update_metrics(self, run: Shown) -> None:
-        left_out = {"epoch", "loss", "validation_loss", "learning_rate", "seconds", "samples_per_second", "step"}
+        left_out = {*PLAIN, "step"}
         names = list(dict.fromkeys(n for r in run.epochs for n in r if n not in left_out and _finite(r[n])))[:8]
         shown = {n: [r[n] if _finite(r.get(n)) else math.nan for r in run.epochs] for n in names}
         gone = {n: [math.nan] * len(run.epochs) for n in self.metric_lines}
@@ -407,7 +408,7 @@ class Page:
         told = Told(self.scene, run.nodes, run.values, self.by.value, key)
         self.picture.paint(self.scene, run.nodes, told, self.dark)
         self.shut.visible = bool(self.opened)
-        self.legend.text = _legend(self.scene, told, self.by.value, run, self.dark)
+        self.legend.text = _legend(self.scene, told, self.by.value, run)
 
 
 def _source(names: str) -> ColumnDataSource:
@@ -529,7 +530,7 @@ def _lost(run: Shown) -> str:
     return f'<div class="panel"><h3>Lost, and done again</h3><table>{"".join(rows)}</table></div>'
 
 
-def _legend(scene: Scene, told: Told, by: str, run: Shown, dark: bool) -> str:
+def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
     """Return what colours mean, and of what the numbers are."""
     if by == "kind" or not told.fills:
         marks = [

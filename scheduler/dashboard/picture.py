@@ -88,7 +88,7 @@ class Picture:
     def paint(self, scene: Scene, rows: Sequence[Any], told: Told, dark: bool) -> None:
         """Paint all of a scene."""
         c = DARK if dark else LIGHT
-        roles = {role: _dark(*pair) if dark else pair for role, pair in scene.roles.items()}
+        roles = {role: _dark(pair[1]) if dark else pair for role, pair in scene.roles.items()}
         fig, w, h = self.figure, math.ceil(scene.width), _height(scene)
         if (fig.width, fig.height) != (w, h):
             fig.update(width=w, height=h)
@@ -196,5 +196,5 @@ def _rect(radius: int, **look: Any) -> Rect:
     return Rect(**look, **({"border_radius": radius} if hasattr(Rect, "border_radius") else {}))
 
 
-def _dark(fill: str, line: str) -> tuple[str, str]:
+def _dark(line: str) -> tuple[str, str]:
     return mixed(line, DARK["card"], 0.72), mixed(line, "#ffffff", 0.4)

@@ -105,14 +105,11 @@ class Shown:
         The workers: address, threads, first and last shard, none for one that has no lane.
     key : str
         Of the latest task that computed steps.
-    version : int
-        Counts what came.
     """
 
     run: str
     client: str
     number: int
-    began: float
     about: dict[str, Any] = field(default_factory=dict)
     status: str = "training"
     cause: str = ""
@@ -137,7 +134,6 @@ class Shown:
     recoveries: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECOVERIES))
     key: str = ""
     busy: dict[str, float] = field(default_factory=dict)
-    version: int = 0
     _rated: tuple[float, int] = (0.0, 0)
     _bin: dict[str, float] = field(default_factory=dict)
     _busy: dict[str, float] = field(default_factory=dict)
@@ -160,7 +156,7 @@ class Shown:
 
     def take(self, kind: str, told: Mapping[str, Any], now: float) -> None:
         """Take one message."""
-        self.version, self.heard = self.version + 1, now
+        self.heard = now
         self.status = "training" if self.status == "gone" else self.status  # its connection was
         getattr(self, f"_take_{kind}")(told, now)
 
@@ -253,7 +249,7 @@ class Board:
                 continue
             if kind == "begin":
                 self._count += 1
-                self.runs[run] = Shown(run, client, self._count, now)
+                self.runs[run] = Shown(run, client, self._count)
                 self._forget()
             if run in self.runs:
                 self.runs[run].take(kind, told, now)
@@ -263,7 +259,7 @@ class Board:
         for shown in self.runs.values():
             if shown.client == client and shown.status == "training":
                 done = shown.step and shown.step >= shown.about.get("steps", math.inf)
-                shown.status, shown.version = ("done" if done else "gone"), shown.version + 1
+                shown.status = "done" if done else "gone"
                 self.version += 1
 
     def of(self, client: str) -> Shown | None:

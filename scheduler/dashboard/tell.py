@@ -142,8 +142,7 @@ class Teller:
         if error is None:
             self._queue.append(("end", {"status": "done"}))
         else:
-            cause = describe(error) if str(error) else type(error).__name__
-            self._queue.append(("end", {"status": "stopped", "cause": cause}))
+            self._queue.append(("end", {"status": "stopped", "cause": describe(error)}))
         self._over = True
         self._send(whatever=True)
 
