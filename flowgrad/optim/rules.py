@@ -202,14 +202,14 @@ class Rule:
             rooms = work[:, : len(first)]
             given = (first, clipped(g[part], scale, rooms[-1]), *others, *rooms, *constants)
             if self.own:
-                self._look(what, t, np.arange(len(w))[part], *given)
+                self._look(what, t, range(len(w))[span] if moving is None else part, *given)
             else:
                 what.run(*given)
             if moving is not None:
                 for array, new in zip(moved, parts):
                     array[part] = new
 
-    def _look(self, what: Assignments, t: int, entries: Array, w: Array, g: Array, *others: Any) -> None:
+    def _look(self, what: Assignments, t: int, entries: Any, w: Array, g: Array, *others: Any) -> None:
         """Run formulas of one's own, on these entries, with a look at what comes of them.
 
         Raises
