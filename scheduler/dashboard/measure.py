@@ -74,9 +74,8 @@ class Norms:
         """Return norms by layer of one step from a state, on rows that are drawn here."""
         samples = max(map(len, feeds), default=1)
         rows = self.random.integers(0, samples, min(self.batch, samples))
-        with one_thread():
-            gradient = shard_step(step, state, const, feeds, rows, len(rows))
-            after = update(step, state, gradient)["w"]
+        gradient = shard_step(step, state, const, feeds, rows, len(rows))
+        after = update(step, state, gradient)["w"]
         w, g = state["w"], gradient[0]
         gradients = [float(np.linalg.norm(g[p])) for p in self.places]
         sizes = [(float(np.linalg.norm(after[p] - w[p])), float(np.linalg.norm(w[p]))) for p in self.places]
@@ -145,7 +144,8 @@ class Measures:
         ):
             if budget.allows(elapsed):
                 start = time.perf_counter()
-                told = measure(state)
+                with one_thread():
+                    told = measure(state)
                 budget.spent(elapsed, time.perf_counter() - start)
                 if told is not None:
                     found.append((kind, told))

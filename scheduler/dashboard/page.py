@@ -38,7 +38,7 @@ from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, counted, lasting
 from .measure import LAYERS
 from .picture import BY, Picture, Told
 from .plugin import PAGE, QUIET, describe
-from .state import KINDS, RUNS, Board, Losses, Shown
+from .state import KINDS, Board, Losses, Shown
 
 # Milliseconds between two looks at the board.
 LOOK = 1000
@@ -160,20 +160,17 @@ class Page:
         return column(chart, sizing_mode="stretch_width", stylesheets=[CARD])
 
     def _make_charts(self) -> None:
-        source = partial(_source, "step mean least most")
+        # Lines come with what they show: bokeh goes through all models of a page for each message that it sends.
         self.losses = self._chart("Loss", "step", name="loss")
-        self.loss_sources = [source() for _ in range(RUNS)]
-        self.loss_lines = []
-        for k, data in enumerate(self.loss_sources):
-            band = self.losses.varea("step", "least", "most", source=data, fill_color=COLOURS[k], fill_alpha=0.15)
-            line = self.losses.line("step", "mean", source=data, line_color=COLOURS[k], line_width=2)
-            self.loss_lines.append((band, line))
+        self.loss_sources: list[ColumnDataSource] = []
+        self.loss_lines: list[tuple[Any, Any]] = []
         self.validation = _source("step loss")
         look = {"line_width": 1.5, "line_dash": "dashed", "legend_label": "validation"}
         self.held_out = self.losses.line("step", "loss", source=self.validation, **look)
         self.marks = [self.losses.scatter("step", "loss", source=self.validation, size=6)]
         tips = [("step", "@step{0,0}"), ("loss", "@mean{0.0000}"), ("from", "@least{0.0000} to @most{0.0000}")]
-        self.losses.add_tools(HoverTool(tooltips=tips, renderers=[line for _, line in self.loss_lines], mode="vline"))
+        self.loss_hover = HoverTool(tooltips=tips, renderers=[], mode="vline")
+        self.losses.add_tools(self.loss_hover)
         self.metrics = self._chart("Metrics", "epoch")
         self.metric_source = _source("epoch")
         self.metric_lines: dict[str, Any] = {}
@@ -204,18 +201,26 @@ class Page:
         self.layer_source = _source("seconds " + names)
         self.gradients = self._chart("Norm of the gradient, by layer", "seconds", y_axis_type="log")
         self.ratios = self._chart("Update to weight, by layer", "seconds", y_axis_type="log")
-        self.layer_lines = []
-        for k in range(LAYERS):
-            for chart, at in ((self.gradients, k), (self.ratios, LAYERS + k)):
-                line = chart.line("seconds", f"l{at}", source=self.layer_source, line_color=COLOURS[k], line_width=2)
-                line.visible = False
-                self.layer_lines.append(line)
+        self.layer_lines: list[Any] = []
         self.layer_legends = [Legend(orientation="horizontal", margin=0) for _ in range(2)]
         self.gradients.add_layout(self.layer_legends[0], "above")
         self.ratios.add_layout(self.layer_legends[1], "above")
         self.ratios.add_layout(Span(location=1e-3, dimension="width", line_dash="dotted", line_color="#8d99ae"))
         for chart in (self.gradients, self.ratios):
             chart.add_tools(HoverTool(tooltips=[("", "$name: $y{0.00e+0} at @seconds{0} s")]))
+
+    def _add_losses(self, k: int) -> None:
+        data = _source("step mean least most")
+        band = self.losses.varea("step", "least", "most", source=data, fill_color=COLOURS[k], fill_alpha=0.15)
+        line = self.losses.line("step", "mean", source=data, line_color=COLOURS[k], line_width=2)
+        self.loss_sources.append(data)
+        self.loss_lines.append((band, line))
+        self.loss_hover.renderers = [line for _, line in self.loss_lines]
+
+    def _add_layer(self, k: int) -> None:
+        for chart, at in ((self.gradients, k), (self.ratios, LAYERS + k)):
+            look = {"source": self.layer_source, "line_color": COLOURS[k], "line_width": 2}
+            self.layer_lines.append(chart.line("seconds", f"l{at}", **look))
 
     # -- what the reader does -----------------------------------------------------------------------------------
 
@@ -294,6 +299,8 @@ class Page:
 
     def _update_charts(self, run: Shown) -> None:
         runs = list(self.board.runs.values())
+        for k in range(len(self.loss_lines), len(runs)):
+            self._add_losses(k)
         for k, (source, (band, line)) in enumerate(zip(self.loss_sources, self.loss_lines)):
             losses = runs[k].losses if k < len(runs) else Losses()
             self._put(source, (runs[k].run, runs[k].step) if k < len(runs) else None, losses.columns)
@@ -349,7 +356,9 @@ class Page:
             return {name: [v if v > 0 else math.nan for v in known[name]] for name in known} | unused
 
         self._put(self.layer_source, (run.run, run.norms.rows[-1:]), columns)
-        for k in range(LAYERS):
+        for k in range(len(self.layer_lines) // 2, count):
+            self._add_layer(k)
+        for k in range(len(self.layer_lines) // 2):
             for line in self.layer_lines[2 * k : 2 * k + 2]:
                 line.visible = k < count
                 line.name = run.layers[k] if k < count else ""
