@@ -12,6 +12,7 @@ import numpy as np
 PERIOD = 400  # nodes of the longest step that is looked for
 WIDE = 8  # operands up to which they are compared one by one
 WHOLE = 200  # nodes up to which what repeats is opened as a whole, not step by step
+PILES = 12  # boxes that an opened box becomes, at most: of more siblings, those that follow each other stay together
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def fold(items: Sequence[Item], limit: int, opened: Collection[int] = ()) -> tup
 
     Steps of which each reads the one before become one step when they are three or more, of together more than `limit` items. More
     than `limit` siblings that look alike become one box; alike are items of one kind and level, of alike parents and children.
-    No box stands for an item of `opened` and others.
+    No box stands for an item of `opened` and others; of 90 siblings of which the 35th is opened there are 10, and 8 boxes of 10.
     """
     place = {item.key: i for i, item in enumerate(items)}
     parents = [tuple(place[p] for p in item.parents) for item in items]
@@ -118,14 +119,16 @@ def fold(items: Sequence[Item], limit: int, opened: Collection[int] = ()) -> tup
     level = _levels([[h for slot in slots for h, lag in slot if not lag] for slots in above])
     kinds = [(items[m[0]].kind, items[m[-1]].role, level[g], len(m)) for g, m in enumerate(members)]
     colour = _colours(kinds, above, wide)
-    size = Counter(colour)
-    apart = {colour[group[i]] for i in opened if 0 <= i < len(items)}
-    boxes: dict[tuple[bool, int], Box] = {}
-    numbers: dict[tuple[bool, int], int] = {}
+    alike: dict[int, list[int]] = {}
+    for g, c in enumerate(colour):
+        alike.setdefault(c, []).append(g)
+    apart = {group[i] for i in opened if 0 <= i < len(items)}
+    pile_of = {g: pile for those in alike.values() if len(those) > limit for pile in _piles(those, apart) for g in pile}
+    boxes: dict[int, Box] = {}
+    numbers: dict[int, int] = {}
     box_of = []
     for g, those in enumerate(members):
-        folded = size[colour[g]] > limit and colour[g] not in apart
-        key = (folded, colour[g] if folded else g)
+        key = pile_of.get(g, [g])[0]
         box_of.append(numbers.setdefault(key, len(numbers)))
         boxes.setdefault(key, Box([], level[g], not items[those[0]].slots)).members.extend(those)
     edges: list[Edge] = []
@@ -135,6 +138,18 @@ def fold(items: Sequence[Item], limit: int, opened: Collection[int] = ()) -> tup
         named = items[box.members[0]].slots
         edges += _connect(k, box, wide[g], named, parents, [box_of[g] for g in group], run, step)
     return list(boxes.values()), edges
+
+
+def _piles(groups: Sequence[int], apart: Collection[int]) -> list[Sequence[int]]:
+    """Cut siblings into those that are drawn as one: all of them, or, where one is drawn apart, as few as leave it alone."""
+    if not any(g in apart for g in groups):
+        return [groups]
+    if len(groups) <= PILES:
+        return [[g] for g in groups]
+    size = 1
+    while size * PILES < len(groups):
+        size *= 10
+    return [pile for k in range(0, len(groups), size) for pile in _piles(groups[k : k + size], apart)]
 
 
 def levels(items: Sequence[Item]) -> dict[Hashable, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Collection
 from html import escape
 
 from ..errors import GraphError
-from .scene import Scene
+from .scene import Card, Scene
 
 MOST = 400  # cards of a picture that a click opens
+PICTURES = 60  # in a page; piles in piles that would need more stay closed
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -35,7 +37,7 @@ function show(inner) {
   stage.innerHTML = inner
   shut.hidden = inner === folded
   for (const card of stage.querySelectorAll(".card.folded")) {
-    const key = card.id.slice(5)
+    const nodes = card.dataset.nodes.split(" "), key = nodes[0] + "-" + nodes[nodes.length - 1]
     if (!(key in opens)) continue
     card.classList.add("openable")
     card.setAttribute("tabindex", "0")
@@ -52,20 +54,30 @@ show(folded)
 
 def page(scene: Scene, open_at: Callable[[Collection[int]], Scene], write: Callable[[Scene], str]) -> str:
     """Return the page of a scene; `open_at` gives the one with cards unfolded, `write` writes one as SVG."""
-    opens: dict[int, int] = {}
+    opens: dict[str, int] = {}
     pictures: list[str] = []
-    for card in scene.cards:
-        if card.count == 1 or card.key in opens:
-            continue
-        try:
-            other = open_at({card.nodes[0], card.nodes[-1]})
-        except GraphError:  # too many for a picture
-            continue
-        if len(other.cards) <= MOST:
-            still = {found.nodes for found in other.cards}
-            opens.update({c.key: len(pictures) for c in scene.cards if c.count > 1 and c.nodes not in still})
-            pictures.append(write(other))
+    waiting = deque([scene])
+    while waiting:
+        shown = waiting.popleft()
+        for card in shown.cards:
+            if card.count == 1 or _name(card) in opens or len(pictures) == PICTURES:
+                continue
+            try:
+                other = open_at({card.nodes[0], card.nodes[-1]})
+            except GraphError:  # too many for a picture
+                continue
+            if len(other.cards) <= MOST:
+                pile = {node: found.count for found in other.cards for node in found.nodes}
+                fell = [c for c in shown.cards if pile[c.nodes[0]] < c.count or pile[c.nodes[-1]] < c.count]
+                opens.update({_name(c): len(pictures) for c in fell})
+                pictures.append(write(other))
+                if len(fell) == 1:  # a pile of siblings, and no step of many
+                    waiting.append(other)
     told = "A click on a pile of cards opens it." if opens else ""
     templates = [f'<template id="opened-{k}">{svg}</template>' for k, svg in enumerate(pictures)]
     parts = [_HEAD.format(title=escape(scene.caption), told=told), write(scene), "</main>", *templates]
     return "\n".join([*parts, f"<script>{_SCRIPT % json.dumps(opens)}</script></body></html>\n"])
+
+
+def _name(card: Card) -> str:
+    return f"{card.nodes[0]}-{card.nodes[-1]}"

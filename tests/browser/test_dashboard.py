@@ -119,7 +119,7 @@ def test_a_click_opens_a_folded_box_and_a_button_folds_it_again(opened):
     figure.scroll_into_view_if_needed()
     box, (x, y) = figure.bounding_box(), page.evaluate(PILE)
     page.mouse.click(box["x"] + x, box["y"] + y)
-    page.wait_for_function(f"folded => ({HEIGHT})() > 2 * folded", arg=folded, timeout=60_000)
+    page.wait_for_function(f"folded => ({HEIGHT})() > 1.5 * folded", arg=folded, timeout=60_000)
     page.get_by_text("Fold again").click()
     page.wait_for_function(f"folded => ({HEIGHT})() == folded", arg=folded, timeout=60_000)
 
