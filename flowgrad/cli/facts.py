@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import math
-import struct
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,15 +164,13 @@ def diverging_png(pixels: np.ndarray) -> str:
 
 
 def _png(pixels: np.ndarray, palette: np.ndarray | None) -> str:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    from PIL import Image
 
-    height, width = pixels.shape
-    lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()  # each begins with its filter: none
-    head = struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0)
-    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + chunk(b"IDAT", zlib.compress(lines, 9))
-    return base64.b64encode(data + chunk(b"IEND", b"")).decode()
+    picture, file = Image.fromarray(pixels), BytesIO()
+    if palette is not None:
+        picture.putpalette(palette.tobytes())
+    picture.save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 # -- file -----------------------------------------------------------------------------------------------------------

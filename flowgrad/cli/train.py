@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .models import Model
     from .tell import Tell
 
-NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
+NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib", "PIL": "pillow"}
 
 
 @click.command(short_help="Train a fully connected net, one Dot per neuron.")
