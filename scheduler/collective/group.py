@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from dask import is_dask_collection
@@ -13,6 +13,7 @@ from flowgrad.errors import ClusterError
 from flowgrad.typing import Array
 
 from ..tasks import bounds, reduce_tree
+from .letter import Letter
 
 if TYPE_CHECKING:
     from .mailbox import Box, Line
@@ -22,15 +23,6 @@ if TYPE_CHECKING:
 SLICED, LEAST_SLICES = 1 << 19, 3
 # Kinds of arrays that have a sum, and of those that can be laid end to end: `+` joins text and makes of two Trues one.
 SUMMED, GATHERED = "iufcm", "biufcmMSUV"
-
-
-class Letter(NamedTuple):
-    """What a member sent: which of its letters it is, what it is about, and an array, a list of them, or nothing; and a note."""
-
-    number: int
-    about: Any
-    data: Any
-    note: Any = None
 
 
 class GangBroken(ClusterError):

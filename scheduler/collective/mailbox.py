@@ -16,7 +16,7 @@ from distributed.core import Status
 from distributed.protocol import to_serialize
 
 from ..machine import keep_freed_memory
-from .group import Letter
+from .letter import Letter
 
 # What dask's workers know us by.
 OPERATION = "flowgrad_letters"
