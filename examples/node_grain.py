@@ -17,9 +17,10 @@ LOOK = """\
 On the page "Status" the task stream shows one row per thread and one bar per task; point at a bar to read what it does.
   slice-...     a variable, cut out of the vector of all parameters
   dot-...       {dot} neurons, each a task: they wait for nothing but x and their weights, so they run side by side
-  add-...       {add} additions: a bias per neuron, and one where the cotangents of the hidden layer meet
+  add-...       {add} additions: a bias per neuron
   vectorize-... the outputs of a layer, collected: here the two layers meet
   pull-...      backward, one task per edge: the cotangent of a node, pulled back to one of its operands
+  cotangent-... the sum where those of several edges meet: here at the hidden layer
   update-...    Adam's step, after which the next mini-batch could begin
 On the page "Graph" the same tasks are drawn as they depend on each other; click on one to read its key, which names the node,
 or the edge: ('dot-...', 'h0.dot3', ...), ('pull-dot-...', 'h0.dot3 by h0.w0', ...). With fg.Engine(client, grain="node", shards=2)

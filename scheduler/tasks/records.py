@@ -68,6 +68,8 @@ def prefix_of(i: Instr) -> str:
     """Return what keys of an instruction's tasks begin with."""
     if i.verb in ("pull", "pull_sum"):
         return f"pull-{i.op.__name__.lower()}"
+    if i.verb == "add":  # `Add` has tasks too
+        return "cotangent"
     return i.op.__name__.lower() if i.verb == "apply" else i.verb
 
 

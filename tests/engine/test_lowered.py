@@ -287,14 +287,15 @@ def test_keys_name_the_nodes_and_edges_of_the_graph():
             with fg.scope(f"h{k}"):
                 w, b = fg.Variable(3, [1.0, k, 2.0], name="w"), fg.Variable(1, [0.5], name="b")
                 units.append(fg.Tanh(fg.Add(fg.Dot(w, x, name="dot"), b, name="sum"), name="out"))
-        loss = fg.Sum(fg.Vectorize(*units, name="all"), name="loss")
+        loss = fg.Sum(fg.Vectorize(*units, units[0], name="all"), name="loss")
     tasks = fg.Engine("sync", grain="node").lower(loss, {x: [[1.0, 2.0, 3.0]]}, gradient=True).__dask_graph__()
     names = {(key_split(key), key[1]) for key in tasks if isinstance(key, tuple)}
     assert {("feed", "x"), ("slice", "h3.w"), ("dot", "h3.dot"), ("add", "h3.sum"), ("tanh", "h3.out")} <= names
     back = [("sum", "loss by all"), ("vectorize", "all by h3.out"), ("tanh", "h3.out by h3.sum")]
     back += [("add", "h3.sum by h3.b"), ("add", "h3.sum by h3.dot"), ("dot", "h3.dot by h3.w")]
     assert {(f"pull-{op}", name) for op, name in back} <= names
-    assert ("scatter", "h0.w .. h3.b") in names
+    assert {("scatter", "h0.w .. h3.b"), ("cotangent", "h0.out")} <= names
+    assert ("add", "h0.out") not in names  # which would be the value of an `Add`
 
 
 def test_a_level_is_one_group_and_groups_have_no_cycles(main_graph):
