@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flowgrad.draw import Scene
 from flowgrad.draw.fold import Item
 from flowgrad.draw.scene import ROLES, compose, items_of
 from flowgrad.graph import Node, ancestors
+
+from ..tasks import about
 
 # Nodes of a graph that is shown; a picture of more would hold up the scheduler.
 MOST = 6000
@@ -66,3 +70,64 @@ def items_from(rows: Sequence[Any]) -> list[Item]:
 def picture(rows: Sequence[Any], counted: str, width: int, opened: Collection[int]) -> Scene:
     """Return the picture of rows; `opened` are places of rows, as keys and nodes of its cards are."""
     return compose(items_from(rows), ROLES, counted, fold=None, width=width, opened=opened)
+
+
+# -- whose tasks there are ------------------------------------------------------------------------------------------
+
+
+class Took(NamedTuple):
+    """What tasks of a node took in microseconds, forward and back, each the mean of those seen, and the keys of the latest."""
+
+    forward: float
+    back: float
+    value: str
+    edges: tuple[str, ...]
+
+
+class Places:
+    """Finds rows by what keys call nodes: one, or those of a kind from one to another, as fused ones are called."""
+
+    def __init__(self, rows: Sequence[Any]):
+        self.kinds = [row[5][0] for row in rows]
+        self.place = {row[1]: k for k, row in enumerate(rows) if row[3] != "constant"}  # which has its value there
+
+    def of(self, name: str) -> list[int]:
+        """Return the places of the rows."""
+        if name in self.place:
+            return [self.place[name]]
+        first, _, last = (self.place.get(end, -1) for end in re.sub(r"^\d+ x \w+ ", "", name).partition(" .. "))
+        if first < 0 or last < 0:
+            return []
+        return [k for k in range(first, last + 1) if k == last or self.kinds[k] == self.kinds[first]]
+
+
+def kept_of(rows: Sequence[Any], held: Iterable[Sequence[str]]) -> dict[str, set[int]]:
+    """Return the places of rows whose ``value``, and whose ``Jacobian``, or what was pulled by it, has a key that is held."""
+    places, kept = Places(rows), {"value": set[int](), "Jacobian": set[int]()}
+    for key in held:
+        told = about(key)
+        if told is not None:
+            kept["Jacobian" if told.back else "value"].update(places.of(told.name))
+    return kept
+
+
+def took_of(rows: Sequence[Any], seen: Mapping[tuple[str, str], Sequence[Any]]) -> dict[int, Took]:
+    """Return by place of a row what its tasks took.
+
+    Parameters
+    ----------
+    seen : mapping
+        See `state.Shown.tasks`.
+    """
+    place = Places(rows).place
+    found: defaultdict[int, list[tuple[bool, float, str]]] = defaultdict(list)
+    for name, (key, count, seconds) in seen.items():
+        told = about(name)
+        if told is not None and told.name in place:
+            found[place[told.name]].append((told.back, 1e6 * seconds / count, str(key)))
+    took = {}
+    for k, tasks in found.items():
+        forward, back = ([(spent, key) for way, spent, key in tasks if way is which] for which in (False, True))
+        value, edges = forward[-1][1] if forward else "", tuple(key for _, key in back)
+        took[k] = Took(sum(spent for spent, _ in forward), sum(spent for spent, _ in back), value, edges)
+    return took

@@ -33,10 +33,10 @@ from flowgrad.draw import Scene
 from flowgrad.draw.curves import PLAIN
 from flowgrad.errors import GraphError
 
-from .graph import picture
+from .graph import kept_of, picture, took_of
 from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, counted, lasting, number, theme_of, tile
-from .measure import LAYERS
-from .picture import BY, Picture, Told
+from .measure import LAYERS, VALUES_SECONDS
+from .picture import BY, KEPT, Picture, Told
 from .plugin import PAGE, QUIET, describe
 from .state import KINDS, Board, Losses, Shown
 
@@ -94,6 +94,7 @@ class Page:
         self.dark, self.width = False, 1280
         self.chosen = ""
         self.opened: tuple[int, ...] = ()
+        self.kept: frozenset[tuple[str, str]] = frozenset()
         self.scene: Scene | None = None
         self._scene_of: Any = None
         self._seen: Any = None
@@ -267,7 +268,8 @@ class Page:
         self.plugin.looked = now
         run = self.shown()
         quiet = 0.0 if run is None else run.silent(now)
-        seen = (self.board.version, self.dark, self.width, run and run.run, int(quiet))
+        self.kept = frozenset() if run is None else self.plugin.kept(run.client)
+        seen = (self.board.version, self.dark, self.width, run and run.run, int(quiet), self.kept)
         if seen == self._seen:
             return
         self._seen = seen
@@ -409,12 +411,15 @@ class Page:
 
     def _paint(self, run: Shown) -> None:
         assert self.scene is not None
-        wanted = self._scene_of, self.dark, self.by.value, run.values_step, len(run.values)
+        tasks = run.tasks if run.grain == "node" else {}
+        # Times of tasks change with each of them.
+        changed = (len(tasks), run.seconds // VALUES_SECONDS) if tasks else ()
+        wanted = self._scene_of, self.dark, self.by.value, run.values_step, len(run.values), changed, self.kept
         if wanted == self._painted:
             return
         self._painted = wanted
-        key = f"computed in tasks such as {run.key}" if run.key else ""
-        told = Told(self.scene, run.nodes, run.values, self.by.value, key)
+        took, kept = took_of(run.nodes, tasks), kept_of(run.nodes, self.kept)
+        told = Told(self.scene, run.nodes, run.values, self.by.value, run.key, took, kept)
         self.picture.paint(self.scene, run.nodes, told, self.dark)
         self.shut.visible = bool(self.opened)
         self.legend.text = _legend(self.scene, told, self.by.value, run)
@@ -541,18 +546,26 @@ def _lost(run: Shown) -> str:
 
 def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
     """Return what colours mean, and of what the numbers are."""
+    marks = {what for card in scene.cards for what, _ in told.marks(card.nodes)}
+    kept = "".join(
+        f'<span class="dot" style="background:{colour}"></span>{what} kept on the cluster &nbsp;'
+        for what, colour in KEPT.items()
+        if what in marks
+    )
     if by == "kind" or not told.fills:
-        marks = [
+        roles = [
             f'<span class="dot" style="background:{line}"></span>{escape(role)} &nbsp;'
             for role, (_, line) in scene.roles.items()
         ]
         words = "" if by == "kind" else " (numbers come in a moment, while a training runs)"
-        return f'{"".join(marks)}<span class="faint"> · {escape(scene.caption)}{words}</span>'
+        return f'{"".join(roles)}{kept}<span class="faint"> · {escape(scene.caption)}{words}</span>'
     gradient = "linear-gradient(90deg, #fef9c3, #a7e0b5, #41b6c4, #2c6fb0, #172a6e)"
     bar = f'<span style="display:inline-block;width:140px;height:10px;border-radius:5px;background:{gradient}"></span>'
     unit = " µs" if by == "time" else ""
-    what = "of one sample, by the interpreter" + (", forward" if by == "time" else "")
+    what = f"of one sample, by the interpreter{', forward' if by == 'time' else ''}, after step {run.values_step:,}"
+    if by == "time" and told.took:
+        what = "by dask's tasks, forward and back, on average"
     return (
-        f"{number(told.least)}{unit} {bar} {number(told.most)}{unit} "
-        f'<span class="faint">{by} {what}, after step {run.values_step:,} · {escape(scene.caption)}</span>'
+        f"{number(told.least)}{unit} {bar} {number(told.most)}{unit} {kept}"
+        f'<span class="faint">{by} {what} · {escape(scene.caption)}</span>'
     )

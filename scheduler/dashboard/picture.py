@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bokeh.models import Bezier, ColumnDataSource, HoverTool, Patches, Rect, TapTool, Text
@@ -14,6 +14,7 @@ from flowgrad.draw.scene import (
     LINE,
     SMALL,
     TITLE,
+    Card,
     back_labels,
     breadth,
     mixed,
@@ -25,16 +26,22 @@ from flowgrad.draw.scene import (
     tip_points,
 )
 
+from .graph import Took
 from .look import DARK, LIGHT
 
 # What cards may be filled by: place in a node's numbers, and what they are.
 BY = {"kind": None, "value norm": 0, "cotangent norm": 1, "time": 2}
 HOVER = """<div style="max-width: 420px; font: 12px/1.5 system-ui, sans-serif; padding: 6px 10px; margin: -6px;
 background: var(--fg-card); color: var(--fg-ink)"><b>@title</b> <span>@count</span><div>@lines</div>
-<div><code>@formula</code></div><div style="color: var(--fg-faint)">@numbers</div><div style="color: var(--fg-faint)">@key</div>
-</div>"""
+<div><code>@formula</code></div><div style="color: var(--fg-faint)">@numbers</div><div>@kept</div>
+<div style="color: var(--fg-faint); white-space: pre-line">@key</div></div>"""
+# Marks of cards, by what is kept; white can be read on them.
+KEPT = {"value": "#0f766e", "Jacobian": "#7c3aed"}
+# Edges back of a node whose keys are told.
+EDGES = 3
 # Powers of ten that colours tell apart: what is smaller is as good as zero.
 DECADES = 6.0
+MARK = 12.0  # height of a mark
 _ANCHOR = {"start": "left", "middle": "center", "end": "right"}
 
 
@@ -79,7 +86,7 @@ class Picture:
             (self.arrows, "x0 y0 x1 y1 cx0 cy0 cx1 cy1 line wide dash"),
             (self.tips, "xs ys line"),
             (self.piles, "x y w h fill line"),
-            (self.cards, "x y w h fill line title count lines formula numbers key nodes"),
+            (self.cards, "x y w h fill line title count lines formula numbers kept key nodes"),
             (self.badges, "x y w h fill"),
             (self.texts, "x y text size style ink align"),
         ):
@@ -119,8 +126,13 @@ class Picture:
             piles += [(card.x + s, card.y + s, *look) for s in (6.0, 3.0) if card.count > 1]
             count = f"\N{MULTIPLICATION SIGN} {card.count:,}, a click opens them" if card.count > 1 else ""
             formula = rows[card.nodes[0]][7]
-            hints = (card.title, count, " · ".join(card.lines), formula, told.numbers(card.nodes), told.key)
+            numbers, marks = told.numbers(card.nodes), told.marks(card.nodes)
+            kept = "".join(f"{what} kept on the cluster" + f" of {n:,}" * (card.count > 1) + ". " for what, n in marks)
+            hints = (card.title, count, " · ".join(card.lines), formula, numbers, kept, told.keys(card.nodes))
             cards.append((card.x, card.y, *look, *hints, list(card.nodes)))
+            for x, y, long, text, colour in place_marks(card, marks):
+                badges.append((x, y, long, MARK, colour))
+                texts.append((x, y, text, f"{SMALL}px", "normal", "#ffffff", "center"))
             for t in place_text(card, ports[card.key]):
                 if t.kind == "badge":
                     long = breadth(t.text, LINE) + 10.0
@@ -146,15 +158,47 @@ class Picture:
             source.data = {name: list(column) for name, column in zip(source.data, columns)}
 
 
-class Told:
-    """What the numbers of a run say of cards: fills, by what is chosen, and words."""
+def place_marks(card: Card, marks: Sequence[tuple[str, int]]) -> list[tuple[float, float, float, str, str]]:
+    """Return where marks of a card go, side by side on its lower edge, below all text: centre, breadth, text and colour."""
+    texts = [f"{what} × {n:,}" if card.count > 1 else what for what, n in marks]
+    longs = [breadth(text, SMALL) + 10.0 for text in texts]
+    x, y = card.x - (sum(longs) + 3.0 * (len(longs) - 1)) / 2, card.y + card.height / 2 + 2.0
+    placed = []
+    for (what, _), text, long in zip(marks, texts, longs):
+        placed.append((x + long / 2, y, long, text, KEPT[what]))
+        x += long + 3.0
+    return placed
 
-    def __init__(self, scene: Scene | None, rows: Sequence[Any], values: dict[int, Any], by: str, key: str):
+
+class Told:
+    """What the numbers of a run say of cards: fills, by what is chosen, and words.
+
+    Parameters
+    ----------
+    key : str
+        Of the latest task that computed steps, in which all nodes were.
+    took : mapping, optional
+        By place of a row what its own tasks took, where nodes have tasks of their own.
+    kept : mapping, optional
+        Places of rows by what is kept of them.
+    """
+
+    def __init__(
+        self,
+        scene: Scene | None,
+        rows: Sequence[Any],
+        values: dict[int, Any],
+        by: str,
+        key: str,
+        took: Mapping[int, Took] | None = None,
+        kept: Mapping[str, Collection[int]] | None = None,
+    ):
         self.rows, self.values, self.key = rows, values, key
+        self.took, self.kept = took or {}, kept or {}
         self.fills: dict[int, str] = {}
         self.least = self.most = math.nan
         place = BY.get(by)
-        if scene is None or place is None or not values:
+        if scene is None or place is None:
             return
         found = {card.key: self._number(card.nodes, place) for card in scene.cards}
         known = sorted(math.log10(x) for x in found.values() if x > 0)
@@ -168,21 +212,41 @@ class Told:
 
     def _number(self, nodes: Sequence[int], place: int) -> float:
         """Return what a card has: of several nodes the root of the mean square, of times the sum."""
-        those = [self.values[self.rows[k][0]][place] for k in nodes if self.rows[k][0] in self.values]
         if place == BY["time"]:
-            return math.fsum(those)
+            return math.fsum(self._times(nodes))
+        those = [self.values[self.rows[k][0]][place] for k in nodes if self.rows[k][0] in self.values]
         return math.hypot(*those) / math.sqrt(len(those)) if those else 0.0
+
+    def _times(self, nodes: Sequence[int]) -> tuple[float, float]:
+        """Return the microseconds of nodes, forward and back: of their tasks, or of the interpreter, which tells none back."""
+        if self.took:
+            tasks = [self.took[k] for k in nodes if k in self.took]
+            return math.fsum(t.forward for t in tasks), math.fsum(t.back for t in tasks)
+        return math.fsum(self.values[self.rows[k][0]][2] for k in nodes if self.rows[k][0] in self.values), 0.0
 
     def numbers(self, nodes: Sequence[int]) -> str:
         """Return what is said of nodes: norms, the least and the largest, and their time."""
         those = [self.values[self.rows[k][0]] for k in nodes if self.rows[k][0] in self.values]
-        if not those:
-            return ""
-        spans = [(min(t[p] for t in those), max(t[p] for t in those)) for p in (0, 1)]
-        said = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in spans]
-        microseconds = math.fsum(t[2] for t in those)
-        time = f" · {microseconds:,.0f} µs forward" if microseconds else ""
-        return f"|value| {said[0]} · |cotangent| {said[1]}{time}"
+        said = []
+        for place, what in enumerate(("value", "cotangent") if those else ()):
+            low, high = min(t[place] for t in those), max(t[place] for t in those)
+            said.append(f"|{what}| {low:.3g}" + (f" to {high:.3g}" if low != high else ""))
+        times = [f"{t:,.0f} µs {way}" for t, way in zip(self._times(nodes), ("forward", "back")) if t]
+        by = " by dask's tasks" if self.took and times else ""
+        return " · ".join([*said, *([", ".join(times) + by] if times else [])])
+
+    def keys(self, nodes: Sequence[int]) -> str:
+        """Return the keys of the latest tasks of a node, of several of the first; where it has none, of the step's."""
+        took = next((self.took[k] for k in nodes if k in self.took), None)
+        if took is None:
+            return f"computed in tasks such as {self.key}" if self.key else ""
+        more = [f"and {len(took.edges) - EDGES:,} more edges back"] if len(took.edges) > EDGES else []
+        return "\n".join([*filter(None, [took.value]), *took.edges[:EDGES], *more])
+
+    def marks(self, nodes: Sequence[int]) -> list[tuple[str, int]]:
+        """Return what is kept of nodes, and of how many."""
+        found = [(what, sum(k in places for k in nodes)) for what, places in self.kept.items()]
+        return [(what, n) for what, n in found if n]
 
 
 def _height(scene: Scene) -> int:

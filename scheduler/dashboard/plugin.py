@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import islice
 from typing import Any
 
 from distributed import SchedulerPlugin
 
 from ..collective import TOPIC
+from ..tasks import is_readable
+from .measure import Budget
 from .state import Board
 
 # Operation of the scheduler that takes messages, and the page's path.
@@ -18,6 +21,8 @@ OPERATION, PAGE = "flowgrad_tell", "flowgrad"
 QUIET = "quietly:"
 # Seconds for which a page that was shown counts as looked at, and tasks whose owner is remembered.
 LOOKED, OWNED = 3.0, 100_000
+# Of the scheduler's time, and seconds between two looks, that looking at what a client keeps may take; keys looked at.
+KEPT_SHARE, KEPT_SECONDS, KEPT_KEYS = 0.004, 2.0, 20_000
 
 
 class Dashboard(SchedulerPlugin):
@@ -41,6 +46,7 @@ class Dashboard(SchedulerPlugin):
         self.scheduler, self.board, self.looked = scheduler, Board(), 0.0
         self._owners: dict[Any, Any] = {}
         self._gangs: dict[Any, float] = {}
+        self._kept: dict[str, tuple[Budget, frozenset[tuple[str, str]]]] = {}
         scheduler.handlers[OPERATION] = self.tell
         try:
             self.off = import_module(".page", __package__).add_page(scheduler, self)
@@ -78,15 +84,34 @@ class Dashboard(SchedulerPlugin):
                 spent[part["action"]] = spent.get(part["action"], 0.0) + part["stop"] - part["start"]
             name = key if isinstance(key, str) else str(key[0])
             run.ran(str(key), name.partition("-")[0], str(more.get("worker", "")), spent)
+            if is_readable(key):
+                run.ran_node(key, spent.get("compute", 0.0))
 
     def log_event(self, topic: Any, msg: Any) -> None:
         """Hear from members of gangs for how long they exchanged."""
         if topic == TOPIC and isinstance(msg, Mapping) and msg.get("key") in self._owners:
             self._gangs[msg["key"]] = float(msg["seconds"])
 
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    def kept(self, client: str) -> frozenset[tuple[str, str]]:
+        """Return groups and names of the nodes and edges whose values a client keeps in memory; looked at now and then."""
+        there = self.scheduler.clients.get(client)
+        if there is None:
+            return frozenset()
+        budget, found = self._kept.get(client) or (Budget(KEPT_SHARE, KEPT_SECONDS, 0.0), frozenset())
+        start = time.perf_counter()
+        if budget.allows(start):
+            wanted = islice(there.wants_what, KEPT_KEYS)
+            found = frozenset(task.key[:2] for task in wanted if is_readable(task.key) and task.state == "memory")
+            budget.spent(start, time.perf_counter() - start)
+            self._kept[client] = budget, found
+        return found
+
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Note that a client is gone."""
         self.board.left(client)
+        self._kept.pop(client, None)
 
 
 async def dask_setup(scheduler: Any) -> None:

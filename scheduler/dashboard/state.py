@@ -14,6 +14,8 @@ RUNS, POINTS = 6, 400
 BIN, SILENT = 2.0, 10.0
 # Seconds that a rate is of, at the least: losses come in bursts.
 RATED = 1.0
+# Tasks of nodes and edges that are told apart.
+TASKS = 20_000
 # Failures that are told, the latest.
 RECOVERIES = 50
 # What a task spends its time on, by the beginning of its key; anything else of a training computes.
@@ -105,6 +107,8 @@ class Shown:
         The workers: address, threads, first and last shard, none for one that has no lane.
     key : str
         Of the latest task that computed steps.
+    tasks : dict
+        By group and name of a node's or an edge's tasks: the latest key, how many were seen, and seconds that all took.
     """
 
     run: str
@@ -133,6 +137,7 @@ class Shown:
     seats: list[dict[str, Any]] = field(default_factory=list)
     recoveries: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECOVERIES))
     key: str = ""
+    tasks: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
     _rated: tuple[float, int] = (0.0, 0)
     _bin: dict[str, float] = field(default_factory=dict)
@@ -214,6 +219,14 @@ class Shown:
         self._bin[kind] = self._bin.get(kind, 0.0) + compute
         self._bin["exchange"] = self._bin.get("exchange", 0.0) + exchange + spent.get("transfer", 0.0)
         self._busy[worker] = self._busy.get(worker, 0.0) + compute
+
+    def ran_node(self, key: tuple[str, str, str], seconds: float) -> None:
+        """Note a task of a node or an edge."""
+        seen = self.tasks.get(key[:2])
+        if seen is not None:
+            seen[:] = key, seen[1] + 1, seen[2] + seconds
+        elif len(self.tasks) < TASKS:
+            self.tasks[key[:2]] = [key, 1, seconds]
 
     def _close_bin(self, now: float) -> None:
         """Make a point of the time that tasks took: milliseconds of a step, on average over the workers that have lanes."""

@@ -25,6 +25,11 @@ from .identity import named_token, object_token
 Key = str | tuple[str, str, str]
 
 
+def is_readable(key: Any) -> bool:
+    """Whether a key names a node or an edge; what follows the group in tuples of dask's own are numbers."""
+    return type(key) is tuple and len(key) == 3 and type(key[1]) is str
+
+
 class Ref(NamedTuple):
     """The value of another key; `token` says what that is, whatever it is called, where it is not the whole key that does."""
 

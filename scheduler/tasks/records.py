@@ -6,7 +6,7 @@ and the same work lowered again has the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from flowgrad.program import Instr
@@ -71,6 +71,24 @@ def prefix_of(i: Instr) -> str:
     if i.verb == "add":  # `Add` has tasks too
         return "cotangent"
     return i.op.__name__.lower() if i.verb == "apply" else i.verb
+
+
+class About(NamedTuple):
+    """What a readable key is about: nodes by name; of the way back an edge, `by` the other end, or the sum of cotangents."""
+
+    name: str
+    by: str
+    back: bool
+
+
+def about(key: Sequence[str]) -> About | None:
+    """Read a key, or its first two parts; None if it holds the value or derivative of no node that can be told."""
+    prefix = key[0].rpartition("-")[0]
+    # What a block keeps of its nodes, its name does not say.
+    if prefix == "seed" or (prefix in ("block", "pick") and " .. " in key[1]):
+        return None
+    name, _, by = key[1].partition(" by ")
+    return About(name, by, bool(by) or prefix in ("cotangent", "scatter"))
 
 
 def references(records: Iterable[Record]) -> set[Key]:

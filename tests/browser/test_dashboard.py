@@ -38,7 +38,8 @@ PAINTED = f"() => window.Bokeh?.documents.length && {MODEL.format('graph')}?.hei
 
 @pytest.fixture(scope="module")
 def training():
-    """A net that is trained on a cluster with a dashboard until the tests are over; the address of the page."""
+    """A net that is trained on a cluster with a dashboard until the tests are over; the address of the page, and what keeps
+    values there."""
     data = load("mnist", "float32").head(6400, 100)
     model = multilayer_perceptron(784, [90], 10, 0)
     over = threading.Event()
@@ -56,7 +57,8 @@ def training():
         address = page_address(client)
         thread = threading.Thread(target=trainer.fit, args=(feeds, 100_000, held_out))
         thread.start()
-        yield address
+        engine, some = fg.Engine(client, "float32"), {v: feed[:8] for v, feed in feeds.items()}
+        yield address, lambda: (engine, engine.jacobian(model.loss, [model.graph["h0"]], some))
         over.set()
         thread.join(60)
 
@@ -70,7 +72,7 @@ def opened(training, chromium):
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(training)
+        page.goto(training[0])
         page.wait_for_function(PAINTED, timeout=60_000)
         pages.append(page)
         return page
@@ -134,3 +136,14 @@ def test_colours_by_norms_and_what_is_told_of_a_card(opened):
     page.mouse.move(box["x"] + x, box["y"] + y)
     page.get_by_text("a click opens them").first.wait_for(timeout=60_000)
     keep(page, "dashboard-cotangents")
+
+
+def test_what_is_kept_on_the_cluster_is_marked(opened, training):
+    page = opened()
+    engine, _ = training[1]()
+    page.get_by_text("value kept on the cluster").first.wait_for(timeout=60_000)
+    page.get_by_text("Jacobian kept on the cluster").first.wait_for(timeout=60_000)
+    page.locator(".bk-Figure").last.scroll_into_view_if_needed()
+    keep(page, "dashboard-kept")
+    engine.clear_cache()
+    page.get_by_text("kept on the cluster").first.wait_for(state="detached", timeout=60_000)

@@ -9,10 +9,12 @@ from bokeh.document import Document
 
 import flowgrad as fg
 from flowgrad.draw import scene_of
-from flowgrad.scheduler.dashboard.graph import picture, rows_of
+from flowgrad.draw.scene import LINE, SMALL, TITLE, place_text, port_labels
+from flowgrad.scheduler.dashboard.graph import kept_of, picture, rows_of, took_of
 from flowgrad.scheduler.dashboard.measure import Budget
 from flowgrad.scheduler.dashboard.page import Page
-from flowgrad.scheduler.dashboard.picture import Told
+from flowgrad.scheduler.dashboard.picture import MARK, Told, place_marks
+from flowgrad.scheduler.dashboard.plugin import Dashboard
 from flowgrad.scheduler.dashboard.state import Board
 
 PLAN = {"grain": "round", "shards": 1, "kernel": "numpy", "steps_per_task": 7, "reason": "auto: small steps"}
@@ -34,6 +36,10 @@ SEATS = [
 class Plugin:
     def __init__(self):
         self.board, self.looked = Board(), 0.0
+        self.held = frozenset()
+
+    def kept(self, client):
+        return self.held
 
 
 def net(units=20):
@@ -191,6 +197,128 @@ def test_fills_are_by_the_logarithm_and_forget_what_is_as_good_as_zero():
     assert told.least >= 1e-6 * told.most * 0.99
     assert set(told.fills) == {card.key for card in scene.cards}
     assert not Told(scene, rows, values, "cotangent norm", "").fills  # all of them zero
+
+
+def named(rows, kept):
+    return {what: {rows[k][1] for k in places} for what, places in kept.items()}
+
+
+def test_keys_that_are_held_mark_nodes():
+    _, loss = net()
+    rows, _ = rows_of(loss)
+    dots = {row[1] for row in rows if row[2][0].startswith("Dot")}
+    first, last = min(dots, key=lambda name: int(name[10:])), max(dots, key=lambda name: int(name[10:]))
+    held = {
+        ("dot-1", first),
+        ("add-2", "dense1"),
+        ("pull-add-3", "dense1 by dense1.b"),
+        ("cotangent-4", "dense0"),
+        ("jacobian-0", "loss by dense0.w0 .. dense0.w19"),
+        ("seed-0", "loss"),
+        ("block-5", f"{first} .. {last}"),
+        ("relu-6", "of another graph"),
+    }
+    kept = named(rows, kept_of(rows, held))
+    assert kept == {"value": {first, "dense1"}, "Jacobian": {"dense1", "dense0", "loss"}}
+    fused = named(rows, kept_of(rows, [("matvec-1", f"20 x Dot {first} .. {last}")]))
+    assert fused == {"value": dots, "Jacobian": set()}
+
+
+@pytest.mark.parametrize("grain", ["node", "shard"])
+def test_keys_of_cached_derivatives_are_those_of_nodes(grain):
+    graph, loss = net()
+    rows, _ = rows_of(loss)
+    engine = fg.Engine("sync", grain=grain)
+    engine.jacobian(loss, [graph["dense0"]], {graph["x"]: np.ones((2, 4)), graph["label"]: np.ones((2, 3))})
+    held = [handle.key[:2] for handle, *_ in engine.session.cache.held.values()]
+    kept = named(rows, kept_of(rows, held))
+    ops = {row[1] for row in rows if row[4]}
+    assert kept["value"] >= {"dense0", "dense1"}
+    assert sum(name.startswith("dense0.dot") for name in kept["value"]) == 20
+    assert kept["Jacobian"] >= {"loss"}
+    assert kept["value"] | kept["Jacobian"] <= ops
+
+
+def test_what_a_client_keeps_is_looked_at_now_and_then(monkeypatch):
+    class Task:
+        def __init__(self, key, state="memory"):
+            self.key, self.state = key, state
+
+    class Scheduler:
+        clients = {
+            "c": type("Client", (), {"wants_what": [Task(("dot-1", "a", "7")), Task(("dot-1", "b", "8"), "waiting")]})
+        }
+
+    plugin = Dashboard()
+    plugin.scheduler, plugin._kept = Scheduler, {}
+    others = [Task("update-1"), Task(("random-1", 0, 1))]
+    Scheduler.clients["c"].wants_what += others
+    assert plugin.kept("c") == {("dot-1", "a")}
+    assert plugin.kept("who") == frozenset()
+    Scheduler.clients["c"].wants_what.clear()
+    assert plugin.kept("c") == {("dot-1", "a")}
+    monkeypatch.setattr(plugin._kept["c"][0], "_next", 0.0)
+    assert plugin.kept("c") == frozenset()
+
+
+def test_marks_are_on_cards_in_the_legend_and_in_what_is_told(page):
+    _, loss = net()
+    told(page.board, loss=loss)
+    shown(page)
+    before = len(page.picture.badges.data["x"])
+    assert "kept" not in page.legend.text
+    page.plugin.held = frozenset({("add-1", f"dense0.{k}") for k in range(7)} | {("pull-add-1", "dense1 by dense1.b")})
+    page.update()
+    assert len(page.picture.badges.data["x"]) == before + 2
+    texts = page.picture.texts.data["text"]
+    assert "value × 7" in texts
+    assert "Jacobian" in texts
+    assert "value kept on the cluster of 7. " in page.picture.cards.data["kept"]
+    assert "value kept" in page.legend.text
+    assert "Jacobian kept" in page.legend.text
+    page.plugin.held = frozenset()
+    page.update()
+    assert "kept" not in page.legend.text
+
+
+def test_marks_lie_below_all_text_of_their_card():
+    _, loss = net()
+    scene = picture(*rows_of(loss), 1200, ())
+    ports = port_labels(scene)
+    size = {"title": TITLE, "line": LINE, "badge": 16.0}
+    for card in scene.cards:
+        lowest = [text.y + size[text.kind] / 2 for text in place_text(card, ports[card.key])]
+        lowest += [port.y + SMALL / 2 for port in ports[card.key]]
+        marks = place_marks(card, [("value", card.count), ("Jacobian", card.count)])
+        assert all(y - MARK / 2 >= max(lowest) for _, y, *_ in marks)
+        assert marks[0][0] + marks[0][2] / 2 < marks[1][0] - marks[1][2] / 2
+
+
+def test_at_grain_node_times_and_keys_are_those_of_the_tasks_of_a_node(page):
+    _, loss = net()
+    told(page.board, loss=loss)
+    run = page.shown()
+    for seconds in (1e-5, 3e-5):
+        run.ran_node(("add-1", "dense1", f"value{seconds}"), seconds)
+        run.ran_node(("pull-add-1", "dense1 by dense1.b", f"edge{seconds}"), seconds)
+        run.ran_node(("pull-add-2", "dense1 by dense1.matvec85", "another"), 4 * seconds)
+    took = took_of(run.nodes, run.tasks)
+    (k,) = took
+    assert run.nodes[k][1] == "dense1"
+    assert (took[k].forward, took[k].back) == pytest.approx((20.0, 100.0))
+    assert "value3e-05" in took[k].value
+    assert [key.split("'")[5] for key in took[k].edges] == ["edge3e-05", "another"]
+    shown(page)
+    cards = page.picture.cards
+    at = list(cards.data["title"]).index("dense1")
+    assert "forward" in cards.data["numbers"][at]
+    assert "dask" not in cards.data["numbers"][at]  # another grain
+    run.grain = "node"
+    page.by.value = "time"
+    assert "20 µs forward, 100 µs back by dask's tasks" in cards.data["numbers"][at]
+    assert cards.data["key"][at].splitlines()[0] == took[k].value
+    assert "by dask's tasks" in page.legend.text
+    assert "interpreter" not in page.legend.text
 
 
 def test_a_budget_is_kept():

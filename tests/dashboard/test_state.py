@@ -131,6 +131,15 @@ def test_the_time_of_a_step_is_all_of_its_time():
     assert run.key == "collective-1"
 
 
+def test_tasks_of_nodes_are_bounded(monkeypatch):
+    monkeypatch.setattr(state, "TASKS", 2)
+    run = begun(Board())
+    for k in range(5):
+        for token in "ab":
+            run.ran_node(("dot-1", f"h{k}", token), 1.0)
+    assert run.tasks == {("dot-1", f"h{k}"): [("dot-1", f"h{k}", "b"), 2, 2.0] for k in range(2)}
+
+
 def test_epochs_and_failures_are_bounded():
     board = Board()
     run = begun(board)

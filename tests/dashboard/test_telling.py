@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 
 import flowgrad as fg
 from flowgrad.scheduler.dashboard import measure, page_address, tell, untold
+from flowgrad.scheduler.dashboard.graph import took_of
 from flowgrad.scheduler.dashboard.plugin import Dashboard
 
 pytestmark = pytest.mark.distributed
@@ -79,6 +80,7 @@ def test_all_is_told_and_no_bit_changes(shown, client, grain):
     assert run.norms.rows
     assert run.values
     assert run.key.startswith({"round": "round", "shard": "gradient", "collective": "collective", "node": ""}[grain])
+    assert bool(took_of(run.nodes, run.tasks)) == (grain == "node")
 
 
 def test_members_of_a_gang_tell_how_long_they_exchanged(shown, client, monkeypatch):
