@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, GraphError
-from ..inputs import brief, flag
+from ..inputs import brief, count, flag
 from .curves import best_epoch, curves
 from .fold import Item
 from .page import page
@@ -23,7 +23,6 @@ from .scene import (
     Scene,
     Vertex,
     compose,
-    counted_as,
     filled,
     legible,
     mixed,
@@ -182,7 +181,7 @@ def draw_tasks(
         parents = tuple(sorted(edges.get(key, ()), key=lambda k: (labels.get(k, ""), str(k))))
         kind = re.sub(r"\d+", "", title)
         items.append(Item(key, title, (detail,) if detail else (), role, parents, kind, key, slots=False))
-    scene = compose(items, TASKS, counted_as(len(items), "task"), fold=fold)
+    scene = compose(items, TASKS, count(len(items), "task"), fold=fold)
     if suffix == "html":
         return write(path, page(scene, lambda _: scene, svg_of).encode())
     return write(path, svg_of(scene).encode() if suffix == "svg" else painted(scene, {}, suffix))

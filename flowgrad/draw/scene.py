@@ -11,7 +11,7 @@ from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import GraphError
-from ..inputs import brief, integer, listed, one_of, times
+from ..inputs import brief, count, integer, listed, one_of, times
 from .fold import Box, Edge, Item
 from .fold import fold as fold_items
 from .layout import PORT, Layout, in_rows, in_scopes, lay_out
@@ -241,16 +241,11 @@ def is_trained(node: Vertex) -> bool:
     return getattr(node, "trainable", False) and getattr(node, "_given", None) is not None
 
 
-def counted_as(n: int, what: str) -> str:
-    """Write ``1 node`` and ``1,734 nodes``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def items_of(nodes: Sequence[Vertex]) -> tuple[list[Item], str]:
     """Return what a picture shows of nodes, and their numbers in words."""
     scopes = {node.name.rpartition(".")[0] for node in nodes}
     numbers = sum(node.dim for node in nodes if is_trained(node))
-    counted = f"{counted_as(len(nodes), 'node')}, {counted_as(numbers, 'trainable number')}"
+    counted = f"{count(len(nodes), 'node')}, {count(numbers, 'trainable number')}"
     return [_item(node, scopes) for node in nodes], counted
 
 

@@ -32,9 +32,10 @@ from tornado.ioloop import IOLoop
 from flowgrad.draw import Scene
 from flowgrad.draw.curves import PLAIN
 from flowgrad.errors import GraphError
+from flowgrad.inputs import count
 
 from .graph import picture
-from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, counted, lasting, number, theme_of, tile
+from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, lasting, number, theme_of, tile
 from .measure import LAYERS
 from .picture import BY, Picture, Told
 from .plugin import PAGE, QUIET, describe
@@ -493,7 +494,7 @@ def _plan(run: Shown) -> str:
         "sample": "The gradient of each sample is a task.",
         "node": "Each node, and each edge on the way back, is a task.",
     }.get(run.grain, "")
-    idle, shards = len(run.seats) - lanes, counted(plan["shards"], "shard")
+    idle, shards = len(run.seats) - lanes, count(plan["shards"], "shard")
     why = f"{idle} of {len(run.seats)} workers {'stands' if idle == 1 else 'stand'} idle: " if idle else ""
     if idle and run.grain == "round":
         why += "steps follow one another, and to share each would not be faster."
