@@ -34,6 +34,7 @@ from flowgrad.draw.curves import PLAIN
 from flowgrad.errors import GraphError
 from flowgrad.inputs import count
 
+from ..costs import Plan, idle_workers
 from .graph import picture
 from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, lasting, number, theme_of, tile
 from .measure import LAYERS
@@ -482,29 +483,25 @@ def _table(runs: list[Shown], run: Shown) -> str:
 
 
 def _plan(run: Shown) -> str:
-    plan = run.about.get("plan", {})
-    if not plan:
+    told = run.about.get("plan", {})
+    if not told:
         return ""
-    steps = plan.get("steps_per_task", 1)
+    plan = Plan(**told | {"grain": run.grain})
     lanes = sum(seat["first"] is not None for seat in run.seats)
     what = {
-        "round": f"One worker runs {steps:,} steps in a task, one after the other.",
+        "round": f"One worker runs {count(plan.steps_per_task, 'step')} in a task, one after the other.",
         "collective": f"{lanes} workers share each step: everyone computes some shards, and they exchange gradients directly.",
         "shard": f"A step is a task for each of {lanes} workers, one for the update, and one that sends the weights.",
         "sample": "The gradient of each sample is a task.",
         "node": "Each node, and each edge on the way back, is a task.",
-    }.get(run.grain, "")
-    idle, shards = len(run.seats) - lanes, count(plan["shards"], "shard")
-    why = f"{idle} of {len(run.seats)} workers {'stands' if idle == 1 else 'stand'} idle: " if idle else ""
-    if idle and run.grain == "round":
-        why += "steps follow one another, and to share each would not be faster."
-    elif idle:
-        why += f"a batch is cut into {shards}; shards={len(run.seats)} would use them all."
+    }.get(plan.grain, "")
+    threads = min((seat["threads"] for seat in run.seats), default=1)
+    why = idle_workers(plan, len(run.seats), threads)
     lines = [
-        f"grain <b>{escape(run.grain)}</b>, {shards} of a batch, kernel {escape(plan['kernel'])}",
+        f"grain <b>{escape(plan.grain)}</b>, {count(plan.shards, 'shard')} of a batch, kernel {escape(plan.kernel)}",
         escape(what),
-        f'<span class="faint">{escape(plan.get("reason", ""))}</span>',
-        escape(why),
+        f'<span class="faint">{escape(plan.reason)}</span>',
+        escape(f"{why}." if why else ""),
     ]
     return '<div class="panel"><h3>Plan</h3>' + "".join(f"<p>{line}</p>" for line in lines if line) + "</div>"
 

@@ -9,15 +9,16 @@ from bokeh.document import Document
 
 import flowgrad as fg
 from flowgrad.draw import scene_of
+from flowgrad.scheduler.costs import Plan, idle_workers
 from flowgrad.scheduler.dashboard.graph import picture, rows_of
 from flowgrad.scheduler.dashboard.measure import Budget
 from flowgrad.scheduler.dashboard.page import Page
 from flowgrad.scheduler.dashboard.picture import Told
 from flowgrad.scheduler.dashboard.state import Board
 
-PLAN = {"grain": "round", "shards": 1, "kernel": "numpy", "steps_per_task": 7, "reason": "auto: small steps"}
+PLAN = Plan("round", 1, "numpy", 7, 56, "auto: small steps")
 ABOUT = {
-    "plan": PLAN,
+    "plan": PLAN.as_dict(),
     "steps": 100,
     "epochs": 2,
     "batch": 32,
@@ -90,7 +91,7 @@ def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
         assert text in page.head.text, text
     assert "7 steps in a task" in page.words.text
     assert "auto: small steps" in page.words.text
-    assert "1 of 2 workers stands idle" in page.words.text
+    assert idle_workers(PLAN, 2, 1) in page.words.text
     assert "none: idle" in page.seats.text
     assert "worker &lt;x&gt; went away" in page.lost.text
     assert list(page.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
