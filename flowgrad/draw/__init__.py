@@ -27,6 +27,7 @@ from .scene import (
     legible,
     mixed,
     nodes_of,
+    root_mean_square,
     scene_of,
     svg_of,
 )
@@ -103,9 +104,7 @@ def draw(
             return one, {}
         _, what, norms = measured[-1]
         found = {card.key: [norms[k] for k in card.nodes if k in norms] for card in one.cards}
-        return filled(
-            one, {key: math.hypot(*those) / math.sqrt(len(those)) for key, those in found.items() if those}, what
-        )
+        return filled(one, {key: root_mean_square(those) for key, those in found.items() if those}, what)
 
     def svg(one: Scene) -> str:
         one, colours = coloured(one)

@@ -68,6 +68,8 @@ INTERNAL = frozenset(
         "channels",
     )
 )
+# From pale to dark, told apart by those who see no colours as well.
+SHADES = ("#fef9c3", "#a7e0b5", "#41b6c4", "#2c6fb0", "#172a6e")
 Palette = Mapping[str, tuple[str, str]]
 Point = tuple[float, float]
 Told = Callable[[Sequence[int]], str]
@@ -501,25 +503,36 @@ def _on_page(
 
 def filled(scene: Scene, norms: Mapping[int, float], what: str) -> tuple[Scene, dict[int, str]]:
     """Return a fill for each card by the logarithm of a number, by key, and the scene with that told in its legend."""
-    known = sorted(math.log10(norm) for norm in norms.values() if norm > 0)
-    low, high = (known[0], max(known[-1], known[0] + 1e-9)) if known else (0.0, 1.0)
-    shade = {k: (math.log10(max(norm, 10**low)) - low) / (high - low) for k, norm in norms.items()}
-    samples = {}
-    for k in range(5) if known and known[-1] > known[0] else (0,):
-        name = f"{10 ** (low + (high - low) * k / 4):.3g}" if known else "0"
-        samples[name if k else f"{what} {name}"] = (shaded(k / 4),) * 2
-    roles = {**scene.roles, **samples}
+    fills, marks = shades(norms)
+    names = [f"{mark:.3g}" for mark in marks]
+    roles = {**scene.roles, **{name: (SHADES[k],) * 2 for k, name in enumerate([f"{what} {names[0]}", *names[1:]])}}
     more = legend_rows(roles, scene.width) - legend_rows(scene.roles, scene.width)
-    return replace(scene, roles=roles, height=scene.height + 18.0 * more), {
-        k: shaded(part) for k, part in shade.items()
-    }
+    return replace(scene, roles=roles, height=scene.height + 18.0 * more), fills
 
 
-def shaded(part: float) -> str:
-    """Return a colour from pale to dark, told apart by those who see no colours as well."""
-    stops = ("#fef9c3", "#a7e0b5", "#41b6c4", "#2c6fb0", "#172a6e")
-    k = min(int(part * 4), 3)
-    return mixed(stops[k], stops[k + 1], part * 4 - k)
+def shades(numbers: Mapping[Any, float], decades: float = math.inf) -> tuple[dict[Any, str], list[float]]:
+    """Return a colour for each number by its logarithm, and the numbers that `SHADES` stand for, one where all are alike.
+
+    What is so many decades below the largest is as good as zero, and what is not finite as dark as can be.
+    """
+    known = sorted(math.log10(x) for x in numbers.values() if 0 < x < math.inf)
+    if not known:
+        return {k: SHADES[-1 if x else 0] for k, x in numbers.items()}, [0.0]
+    high = max(known[-1], known[0] + 1e-9)
+    low = max(known[0], high - decades)
+    marks = [10 ** (low + (high - low) * k / 4) for k in (range(5) if known[-1] > known[0] else (0,))]
+
+    def shade(x: float) -> str:
+        part = 4 * (math.log10(max(x, 10**low)) - low) / (high - low) if math.isfinite(x) else 4.0
+        k = min(int(part), 3)
+        return mixed(SHADES[k], SHADES[k + 1], part - k)
+
+    return {k: shade(x) for k, x in numbers.items()}, marks
+
+
+def root_mean_square(numbers: Sequence[float]) -> float:
+    """Return what a card has that stands for nodes with these numbers."""
+    return math.hypot(*numbers) / math.sqrt(len(numbers))
 
 
 def legend_width(roles: Palette) -> float:

@@ -31,6 +31,7 @@ from tornado.ioloop import IOLoop
 
 from flowgrad.draw import Scene
 from flowgrad.draw.curves import PLAIN
+from flowgrad.draw.scene import SHADES
 from flowgrad.errors import GraphError
 from flowgrad.inputs import count
 
@@ -546,7 +547,7 @@ def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
         ]
         words = "" if by == "kind" else " (numbers come in a moment, while a training runs)"
         return f'{"".join(marks)}<span class="faint"> · {escape(scene.caption)}{words}</span>'
-    gradient = "linear-gradient(90deg, #fef9c3, #a7e0b5, #41b6c4, #2c6fb0, #172a6e)"
+    gradient = f"linear-gradient(90deg, {', '.join(SHADES)})"
     bar = f'<span style="display:inline-block;width:140px;height:10px;border-radius:5px;background:{gradient}"></span>'
     unit = " µs" if by == "time" else ""
     what = "of one sample, by the interpreter" + (", forward" if by == "time" else "")

@@ -16,7 +16,7 @@ import flowgrad as fg
 from flowgrad.draw import Shown, draw, draw_tasks, scene_of, svg_of
 from flowgrad.draw.fold import Item, fold, levels
 from flowgrad.draw.paint import write
-from flowgrad.draw.scene import back_labels, breadth
+from flowgrad.draw.scene import SHADES, back_labels, breadth
 from flowgrad.errors import DataError, GraphError
 
 pytest.importorskip("matplotlib")
@@ -401,6 +401,17 @@ def test_norms_of_values_and_cotangents(softmax_regression, tmp_path):
     graph.draw(str(tmp_path / "both.png"), values=True, result=graph["loss"])
     with pytest.raises(GraphError, match="result must be a node of the graph to draw"):
         graph.draw(str(tmp_path / "none.svg"), result="loss")
+
+
+def test_values_that_are_not_finite_are_drawn_dark(tmp_path):
+    with fg.Graph() as graph:
+        x = fg.Variable(1, [800.0], name="x")
+        fg.Exp(x) - fg.Exp(x)
+    with np.errstate(all="ignore"):
+        text = Path(graph.draw(str(tmp_path / "inf.svg"), values=True)).read_text()
+    assert "|y| inf" in text
+    assert "|y| nan" in text
+    assert f"fill:{SHADES[-1]}" in text
 
 
 # -- files --
