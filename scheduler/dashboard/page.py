@@ -47,6 +47,8 @@ from .state import KINDS, Board, Losses, Shown
 LOOK = 1000
 # Epochs up to which each has a mark.
 MARKED = 40
+# Of legends above a chart: five entries fit beside each other where the window is 1280 pixels wide.
+ABOVE = {"orientation": "horizontal", "margin": 0, "spacing": 8}
 # Lays pictures out: the scheduler's loop has other things to do.
 _aside = ThreadPoolExecutor(1, thread_name_prefix="flowgrad-page")
 PROBE = """
@@ -198,14 +200,14 @@ class Page:
         )
         self.times.y_range.start = 0
         legend = self.times.legend[0]
-        legend.update(orientation="horizontal", margin=0)
+        legend.update(**ABOVE)
         self.times.add_layout(legend, "above")
         names = " ".join(f"l{k}" for k in range(2 * LAYERS))
         self.layer_source = _source("seconds " + names)
         self.gradients = self._chart("Norm of the gradient, by layer", "seconds", y_axis_type="log")
         self.ratios = self._chart("Update to weight, by layer", "seconds", y_axis_type="log")
         self.layer_lines: list[Any] = []
-        self.layer_legends = [Legend(orientation="horizontal", margin=0) for _ in range(2)]
+        self.layer_legends = [Legend(**ABOVE) for _ in range(2)]
         self.gradients.add_layout(self.layer_legends[0], "above")
         self.ratios.add_layout(self.layer_legends[1], "above")
         self.ratios.add_layout(Span(location=1e-3, dimension="width", line_dash="dotted", line_color="#8d99ae"))
@@ -456,9 +458,9 @@ def _head(run: Shown | None, quiet: float) -> str:
     bar = f'<div class="progress"><i style="width:{100 * min(1.0, part):.1f}%"></i></div>'
     tiles = [
         tile(run.name, status, escape(about.get("graph", "")) + bar),
-        tile("epoch", f"{min(run.epoch, epochs)} of {epochs}", f"step {run.step:,} of {steps:,} · {ahead}"),
+        tile("epoch", f"{min(run.epoch, epochs):,} of {epochs:,}", f"step {run.step:,} of {steps:,} · {ahead}"),
         tile("loss", number(run.loss), begun),
-        tile(metric.replace("_", " ") or "validation loss", told, f"after epoch {last['epoch']}" if last else ""),
+        tile(metric.replace("_", " ") or "validation loss", told, f"after epoch {last['epoch']:,}" if last else ""),
         tile("samples/s", number(run.rate), f"batches of {about.get('batch', 0):,} by {about.get('optimizer', '')}"),
         tile("workers", f"{len(run.seats)}", f"{idle} of them idle" if idle else "all of them at work"),
     ]
@@ -474,7 +476,7 @@ def _table(runs: list[Shown], run: Shown) -> str:
             f'<span class="dot" style="background:{COLOURS[k]}"></span>{r.name}',
             escape(str(r.about.get("target", ""))),
             r.status,
-            f"epoch {r.epoch} of {r.about.get('epochs', 0)}",
+            f"epoch {r.epoch:,} of {r.about.get('epochs', 0):,}",
             f"loss {number(r.loss)}",
             f"{number(r.rate)} samples/s",
             escape(r.grain),

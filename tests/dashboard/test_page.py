@@ -100,6 +100,14 @@ def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
     assert [item.label.value for item in page.layer_legends[0].items] == ["w", "b"]
 
 
+def test_large_numbers_can_be_read(page):
+    told(page.board)
+    page.board.runs["a"].about = {**ABOUT, "epochs": 100_000, "steps": 5_000_000}
+    page.update()
+    assert "1 of 100,000" in page.head.text
+    assert "step 50 of 5,000,000" in page.head.text
+
+
 def test_several_runs_side_by_side(page):
     told(page.board, "a", "one")
     told(page.board, "b", "two")
