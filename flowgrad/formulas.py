@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import GraphError
+from .inputs import count
 
 # What a formula may call; each has as many operands.
 FUNCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
@@ -205,7 +206,7 @@ def _check(tree: ast.expr, text: str, names: set[str], depth: int = 0) -> None:
     elif isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in FUNCTIONS:
         wanted = FUNCTIONS[tree.func.id][1]
         if len(tree.args) != wanted or tree.keywords:
-            raise GraphError(f"{text!r:.60}: {tree.func.id} takes {wanted} operand{'s' * (wanted > 1)}")
+            raise GraphError(f"{text!r:.60}: {tree.func.id} takes {count(wanted, 'operand')}")
         for arg in tree.args:
             _check(arg, text, names, depth)
     else:

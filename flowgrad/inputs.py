@@ -364,6 +364,17 @@ def times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def count(n: int, thing: str) -> str:
+    """Return a number of things.
+
+    Examples
+    --------
+    >>> count(1, "task"), count(2000, "task")
+    ('1 task', '2,000 tasks')
+    """
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
 def vector(what: str, shape: Shape, value: Any, hint: str = "") -> Array:
     """Check a user's vector, flat or of the shape, and return it as a fresh array (1, dim) of float64."""
     array = real_array(what, value)

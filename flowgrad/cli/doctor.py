@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..inputs import count
+
 if TYPE_CHECKING:
     from ..scheduler.machine import Finding
 
@@ -54,10 +56,8 @@ def plain_text(findings: list[Finding]) -> str:
 
 def summary(findings: list[Finding]) -> str:
     """Return how many things are to be changed."""
-    count = sum(finding.verdict == "change" for finding in findings)
-    if not count:
-        return "nothing to change"
-    return f"{count} thing{'s' * (count > 1)} to change"
+    changes = sum(finding.verdict == "change" for finding in findings)
+    return f"{count(changes, 'thing')} to change" if changes else "nothing to change"
 
 
 def _on_terminal() -> bool:

@@ -66,11 +66,10 @@ def facts_of_graph(model: Model, data: DataSet) -> dict[str, Any]:
     """Return the picture of the graph, the filters of its first layer, and the time of each card, from a step of one sample."""
     # A command knows what wings keep to themselves.
     from ..scheduler.executors import LocalExecutor
-    from ..scheduler.watch import run_course
+    from ..scheduler.watch import run_course, values_of
 
     feeds = {model.x: data.x_test[:1], model.label: np.eye(data.classes)[data.y_test[:1]]}
-    variables = [v for v in model.graph.nodes if isinstance(v, Variable)]
-    values = {v: feeds[v] if v in feeds else np.array(v.value)[None] for v in variables}
+    values = values_of(model.loss, feeds, 0)
     leaves = [v for v in values if v not in feeds]
     runs: list[Any] = []
     until = time.monotonic() + SECONDS

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
+from ..inputs import count
 from .console import column
 from .console import console as plain_console
 
@@ -48,7 +49,7 @@ class ProgressCallback:
         """Print the plan and the heading, and show an empty bar."""
         plan, self.epochs = info["plan"], info["epochs"]
         steps = plan["steps_per_task"]
-        parts = f"grain {plan['grain']}, shards {plan['shards']}, {steps} step{'s' * (steps != 1)} per task"
+        parts = f"grain {plan['grain']}, shards {plan['shards']}, {count(steps, 'step')} per task"
         self.console.print(f"plan: {parts}\n      ({plan['reason']})", soft_wrap=True)
         if info.get("hint"):
             self.console.print(f"hint: {info['hint']}", soft_wrap=True)

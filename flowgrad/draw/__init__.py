@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, GraphError
-from ..inputs import brief, flag
+from ..inputs import brief, count, flag
 from .curves import best_epoch, curves
 from .fold import Item
 from .page import page
@@ -23,11 +23,11 @@ from .scene import (
     Scene,
     Vertex,
     compose,
-    counted_as,
     filled,
     legible,
     mixed,
     nodes_of,
+    root_mean_square,
     scene_of,
     svg_of,
 )
@@ -104,9 +104,7 @@ def draw(
             return one, {}
         _, what, norms = measured[-1]
         found = {card.key: [norms[k] for k in card.nodes if k in norms] for card in one.cards}
-        return filled(
-            one, {key: math.hypot(*those) / math.sqrt(len(those)) for key, those in found.items() if those}, what
-        )
+        return filled(one, {key: root_mean_square(those) for key, those in found.items() if those}, what)
 
     def svg(one: Scene) -> str:
         one, colours = coloured(one)
@@ -182,7 +180,7 @@ def draw_tasks(
         parents = tuple(sorted(edges.get(key, ()), key=lambda k: (labels.get(k, ""), str(k))))
         kind = re.sub(r"\d+", "", title)
         items.append(Item(key, title, (detail,) if detail else (), role, parents, kind, key, slots=False))
-    scene = compose(items, TASKS, counted_as(len(items), "task"), fold=fold)
+    scene = compose(items, TASKS, count(len(items), "task"), fold=fold)
     if suffix == "html":
         return write(path, page(scene, lambda _: scene, svg_of).encode())
     return write(path, svg_of(scene).encode() if suffix == "svg" else painted(scene, {}, suffix))

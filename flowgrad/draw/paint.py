@@ -57,7 +57,7 @@ def format_of(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 def write(path: Path, content: bytes) -> Path:
     """Write a file under another name and rename it."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)

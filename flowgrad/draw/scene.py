@@ -11,7 +11,7 @@ from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import GraphError
-from ..inputs import brief, integer, listed, one_of, times
+from ..inputs import brief, count, integer, listed, one_of, times
 from .fold import Box, Edge, Item
 from .fold import fold as fold_items
 from .layout import PORT, Layout, in_rows, in_scopes, lay_out
@@ -23,7 +23,6 @@ MARGIN = 24.0
 TITLE, LINE, SMALL = 13.0, 11.0, 9.5  # sizes of text
 FRAME = 18.0  # between a frame and what is in it
 DIRECTIONS = ("right", "down")
-THEMES = ("auto", "light", "dark")
 # Fill and line by role.
 ROLES = {
     "trainable variable": ("#fef3c7", "#b45309"),
@@ -69,6 +68,8 @@ INTERNAL = frozenset(
         "channels",
     )
 )
+# From pale to dark, told apart by those who see no colours as well.
+SHADES = ("#fef9c3", "#a7e0b5", "#41b6c4", "#2c6fb0", "#172a6e")
 Palette = Mapping[str, tuple[str, str]]
 Point = tuple[float, float]
 Told = Callable[[Sequence[int]], str]
@@ -241,16 +242,11 @@ def is_trained(node: Vertex) -> bool:
     return getattr(node, "trainable", False) and getattr(node, "_given", None) is not None
 
 
-def counted_as(n: int, what: str) -> str:
-    """Write ``1 node`` and ``1,734 nodes``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def items_of(nodes: Sequence[Vertex]) -> tuple[list[Item], str]:
     """Return what a picture shows of nodes, and their numbers in words."""
     scopes = {node.name.rpartition(".")[0] for node in nodes}
     numbers = sum(node.dim for node in nodes if is_trained(node))
-    counted = f"{counted_as(len(nodes), 'node')}, {counted_as(numbers, 'trainable number')}"
+    counted = f"{count(len(nodes), 'node')}, {count(numbers, 'trainable number')}"
     return [_item(node, scopes) for node in nodes], counted
 
 
@@ -423,10 +419,13 @@ def _size(box: Box, title: str, lines: Sequence[str], down: bool) -> tuple[float
     return wide + gutter, max(high, PORT * len(box.ports) + 8.0)
 
 
+# Ems of letters that are not as others.
+_EMS = {**dict.fromkeys(" .,:;|!'()[]ijltfrI·", 0.4), **dict.fromkeys("mwMW@%…×", 1.0)}
+
+
 def breadth(text: str, size: float, bold: bool = False) -> float:
     """Return how broad a text is at most, in the usual fonts without serifs."""
-    wide = {**dict.fromkeys(" .,:;|!'()[]ijltfrI·", 0.4), **dict.fromkeys("mwMW@%…×", 1.0)}
-    ems = sum(wide.get(c, 1.05 if c > "\u2e7f" else 0.74 if c.isupper() else 0.645) for c in text)
+    ems = sum(_EMS.get(c, 1.05 if c > "\u2e7f" else 0.74 if c.isupper() else 0.645) for c in text)
     return size * ems * (1.14 if bold else 1.0)
 
 
@@ -504,25 +503,36 @@ def _on_page(
 
 def filled(scene: Scene, norms: Mapping[int, float], what: str) -> tuple[Scene, dict[int, str]]:
     """Return a fill for each card by the logarithm of a number, by key, and the scene with that told in its legend."""
-    known = sorted(math.log10(norm) for norm in norms.values() if norm > 0)
-    low, high = (known[0], max(known[-1], known[0] + 1e-9)) if known else (0.0, 1.0)
-    shade = {k: (math.log10(max(norm, 10**low)) - low) / (high - low) for k, norm in norms.items()}
-    samples = {}
-    for k in range(5) if known and known[-1] > known[0] else (0,):
-        name = f"{10 ** (low + (high - low) * k / 4):.3g}" if known else "0"
-        samples[name if k else f"{what} {name}"] = (shaded(k / 4),) * 2
-    roles = {**scene.roles, **samples}
+    fills, marks = shades(norms)
+    names = [f"{mark:.3g}" for mark in marks]
+    roles = {**scene.roles, **{name: (SHADES[k],) * 2 for k, name in enumerate([f"{what} {names[0]}", *names[1:]])}}
     more = legend_rows(roles, scene.width) - legend_rows(scene.roles, scene.width)
-    return replace(scene, roles=roles, height=scene.height + 18.0 * more), {
-        k: shaded(part) for k, part in shade.items()
-    }
+    return replace(scene, roles=roles, height=scene.height + 18.0 * more), fills
 
 
-def shaded(part: float) -> str:
-    """Return a colour from pale to dark, told apart by those who see no colours as well."""
-    stops = ("#fef9c3", "#a7e0b5", "#41b6c4", "#2c6fb0", "#172a6e")
-    k = min(int(part * 4), 3)
-    return mixed(stops[k], stops[k + 1], part * 4 - k)
+def shades(numbers: Mapping[Any, float], decades: float = math.inf) -> tuple[dict[Any, str], list[float]]:
+    """Return a colour for each number by its logarithm, and the numbers that `SHADES` stand for, one where all are alike.
+
+    What is so many decades below the largest is as good as zero, and what is not finite as dark as can be.
+    """
+    known = sorted(math.log10(x) for x in numbers.values() if 0 < x < math.inf)
+    if not known:
+        return {k: SHADES[-1 if x else 0] for k, x in numbers.items()}, [0.0]
+    high = max(known[-1], known[0] + 1e-9)
+    low = max(known[0], high - decades)
+    marks = [10 ** (low + (high - low) * k / 4) for k in (range(5) if known[-1] > known[0] else (0,))]
+
+    def shade(x: float) -> str:
+        part = 4 * (math.log10(max(x, 10**low)) - low) / (high - low) if math.isfinite(x) else 4.0
+        k = min(int(part), 3)
+        return mixed(SHADES[k], SHADES[k + 1], part - k)
+
+    return {k: shade(x) for k, x in numbers.items()}, marks
+
+
+def root_mean_square(numbers: Sequence[float]) -> float:
+    """Return what a card has that stands for nodes with these numbers."""
+    return math.hypot(*numbers) / math.sqrt(len(numbers))
 
 
 def legend_width(roles: Palette) -> float:
@@ -557,11 +567,9 @@ def svg_of(
     scene: Scene,
     *,
     colours: Mapping[int, str] | None = None,
-    notes: Mapping[int, str] | None = None,
     hints: Mapping[int, str] | None = None,
-    theme: str = "auto",
 ) -> str:
-    """Return a scene as SVG text.
+    """Return a scene as SVG text, light or dark as the reader's system prefers.
 
     Each card is ``<g class="card" id="card-12" data-nodes="3 4 5">``, each arrow
     ``<path class="arrow" data-from="3" data-to="12">``.
@@ -569,19 +577,16 @@ def svg_of(
     Parameters
     ----------
     scene : Scene
-    colours, notes, hints : mapping of int to str, optional
-        By key of a card its fill, a line of text below it, and what is told when one points at it.
-    theme : str
-        ``light``, ``dark``, or ``auto``: what the reader's system prefers.
+    colours, hints : mapping of int to str, optional
+        By key of a card its fill, and what is told when one points at it.
     """
-    one_of(theme, "theme", THEMES)
-    colours, notes, hints = colours or {}, notes or {}, hints or {}
+    colours, hints = colours or {}, hints or {}
     number = {role: _slug(role) for role in scene.roles}
     w, h = _n(scene.width), _n(scene.height)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="flowgrad fg-{theme}" viewBox="0 0 {w} {h}" width="{w}" height="{h}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="flowgrad" viewBox="0 0 {w} {h}" width="{w}" height="{h}" '
         f'font-family="system-ui,Helvetica,Arial,sans-serif" role="img" aria-label="{escape(scene.caption)}">',
-        f"<style>{_style(scene, theme)}</style>",
+        f"<style>{_style(scene)}</style>",
         f'<rect class="page" width="{w}" height="{h}"/>',
     ]
     for frame in scene.frames:
@@ -601,8 +606,7 @@ def svg_of(
         )
     ports = port_labels(scene)
     for card in scene.cards:
-        extra = colours.get(card.key), notes.get(card.key), hints.get(card.key)
-        parts.append(_card(card, number[card.role], ports[card.key], *extra))
+        parts.append(_card(card, number[card.role], ports[card.key], colours.get(card.key), hints.get(card.key)))
     for x, y, label in back_labels(scene):
         parts.append(_text("back-label", label, x, y + 3.5, "middle"))
     base = scene.height - MARGIN - 18.0 * legend_rows(scene.roles, scene.width)
@@ -618,13 +622,13 @@ def svg_of(
     return "\n".join([*parts, "</svg>"])
 
 
-def _card(card: Card, role: str, ports: Sequence[Port], colour: str | None, note: str | None, hint: str | None) -> str:
+def _card(card: Card, role: str, ports: Sequence[Port], colour: str | None, hint: str | None) -> str:
     w, h = card.width, card.height
     x, y = card.x - w / 2, card.y - h / 2
     fill = f' style="fill:{escape(colour)}"' if colour else ""
     ink = f' style="fill:{readable_on(colour)}"' if colour else ""
     count = f" × {card.count:,}" if card.count > 1 else ""
-    told = "\n".join([card.title + count, *card.lines, *filter(None, [hint, note])])
+    told = "\n".join([card.title + count, *card.lines, *([hint] if hint else [])])
     parts = [
         f'<g class="card {role}{" folded" if count else ""}" id="card-{card.key}" data-nodes="{" ".join(map(str, card.nodes))}">'
         f"<title>{escape(told)}</title>"
@@ -641,8 +645,6 @@ def _card(card: Card, role: str, ports: Sequence[Port], colour: str | None, note
         else:
             parts.append(_text(text.kind, text.text, text.x, text.y + 4, text.anchor, ink))
     parts += [_text("port", port.text, port.x, port.y + 3.3, port.anchor, ink) for port in ports]
-    if note:
-        parts.append(_text("note", note, card.x, y + h + 11, "middle"))
     return "".join([*parts, "</g>"])
 
 
@@ -767,7 +769,7 @@ text {{fill: var(--ink); font-size: {LINE:g}px}}
 .line, .caption, .legend text, .frame text {{fill: var(--faint)}}
 .page {{fill: var(--page)}}
 .port {{font-size: {SMALL:g}px; fill: var(--line)}}
-.note, .back-label {{font-size: {SMALL:g}px; paint-order: stroke; stroke: var(--page); stroke-width: 3px}}
+.back-label {{font-size: {SMALL:g}px; paint-order: stroke; stroke: var(--page); stroke-width: 3px}}
 .frame rect {{fill: none; stroke: var(--frame); stroke-dasharray: 4 3}}
 .arrow {{fill: none; stroke: var(--line); opacity: .8}}
 .back {{stroke-dasharray: 6 3}}
@@ -777,20 +779,17 @@ text {{fill: var(--ink); font-size: {LINE:g}px}}
 .times {{fill: var(--page)}}"""
 
 
-def _style(scene: Scene, theme: str) -> str:
-    """Return the rules for a theme: each begins with its class, for a page may have pictures of several."""
-    root = f".fg-{theme}"
-    rules = re.sub(r"(^|, )(?=[.t])", rf"\1{root} ", _RULES, flags=re.MULTILINE)
-    light, dark = [_variables(root, _LIGHT)], [_variables(root, _DARK)]
+def _style(scene: Scene) -> str:
+    """Return the rules: each begins with the class of pictures, for a page has more than those."""
+    rules = re.sub(r"(^|, )(?=[.t])", r"\1.flowgrad ", _RULES, flags=re.MULTILINE)
+    light, dark = [_variables(".flowgrad", _LIGHT)], [_variables(".flowgrad", _DARK)]
     for role, (fill, line) in scene.roles.items():
-        name = f"{root} .{_slug(role)}"
+        name = f".flowgrad .{_slug(role)}"
         light.append(_variables(name, {"fill": fill, "line": line}))
         if fill != line:  # else it is a sample of what is filled
             fill, line = mixed(line, "#111827", 0.72), mixed(line, "#ffffff", 0.4)
         dark.append(_variables(name, {"fill": fill, "line": line}))
-    if theme == "auto":
-        dark = [*light, "@media (prefers-color-scheme: dark) {", *dark, "}"]
-    return "\n".join([*(light if theme == "light" else dark), rules])
+    return "\n".join([*light, "@media (prefers-color-scheme: dark) {", *dark, "}", rules])
 
 
 def _variables(root: str, colours: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..graph import Node
-from ..inputs import Shape, brief, times
+from ..inputs import Shape, brief, count, times
 from ..jacobians import Averages, ByImage, ByKernel, Chosen, LocalJacobian, unfold
 from ..op import Op
 from ..typing import Array
@@ -150,7 +150,7 @@ class Conv2D(Op):
         pair(groups, "Conv2D: groups", 1)
         if kernel[1] * groups != image[0] or kernel[0] % groups:
             raise ShapeError(
-                f"Conv2D: kernels of {times(kernel)} do not fit an image of {times(image)} in {groups} group{'s' * (groups > 1)}: "
+                f"Conv2D: kernels of {times(kernel)} do not fit an image of {times(image)} in {count(groups, 'group')}: "
                 f"they must be (a multiple of {groups}) x {image[0]}/{groups} x height x width"
             )
         steps = pair(stride, "Conv2D: stride", 1)

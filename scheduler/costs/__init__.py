@@ -27,4 +27,4 @@ from .plan import (
     worth_trying,
 )
 from .times import Links, Times
-from .words import about, columns, count, ms, ratio, short
+from .words import about, columns, ms, ratio, short

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from dask.utils import key_split
 
+from flowgrad.inputs import count
+
 from ..programs import Computation, counts_of
 from ..tasks import Task
 from .forecast import LARGEST_BATCH, blas_threads_of, crossing, job_seconds
 from .times import Links, Times
-from .words import about, columns, count, ms, ratio
+from .words import about, columns, ms, ratio
 
 # What a task is, by grain.
 TASKS = {

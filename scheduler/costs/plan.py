@@ -9,6 +9,7 @@ from typing import Any
 
 from flowgrad.draw import Shown
 from flowgrad.errors import GraphError
+from flowgrad.inputs import count
 
 # A round should last about this long: long against the cost of its task, short enough to watch.
 ROUND_SECONDS = 0.25
@@ -150,8 +151,7 @@ def idle_workers(plan: Plan, workers: int, threads: int) -> str:
         return ""
     who = f"{workers - busy} of {workers} workers stand idle"
     if not alone or plan.reason.startswith("collective"):  # which was asked for, and there are too few shards
-        shards = f"{plan.shards} shard{'s' * (plan.shards != 1)}"
-        return f"{who}: each mini-batch has {shards}; larger ones, or shards={workers}, would use them"
+        return f"{who}: each mini-batch has {count(plan.shards, 'shard')}; larger ones, or shards={workers}, would use them"
     if plan.other:
         return f"{who} most of the time: sharing steps is tried now and then, and costs about what it saves"
     if plan.reason.startswith("asked"):

@@ -5,17 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def count(n: int, thing: str) -> str:
-    """Return a number of things.
-
-    Examples
-    --------
-    >>> count(1, "task"), count(2000, "task")
-    ('1 task', '2,000 tasks')
-    """
-    return f"{n:,} {thing}{'s' * (n != 1)}"
-
-
 def ms(seconds: float) -> str:
     """Return milliseconds with as many digits as matter.
 

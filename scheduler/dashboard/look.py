@@ -142,8 +142,3 @@ def lasting(seconds: float) -> str:
 def tile(what: str, text: str, more: str = "") -> str:
     """Return a tile of the page: a number and what it is."""
     return f'<div class="tile"><span>{escape(what)}</span><b>{escape(text)}</b><span>{more}</span></div>'
-
-
-def counted(n: int, what: str) -> str:
-    """Write how many there are."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

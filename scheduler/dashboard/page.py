@@ -31,10 +31,13 @@ from tornado.ioloop import IOLoop
 
 from flowgrad.draw import Scene
 from flowgrad.draw.curves import PLAIN
+from flowgrad.draw.scene import SHADES
 from flowgrad.errors import GraphError
+from flowgrad.inputs import count
 
+from ..costs import Plan, idle_workers
 from .graph import kept_of, picture, took_of
-from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, counted, lasting, number, theme_of, tile
+from .look import CARD, COLOURS, INPUT, SHEET, TEMPLATE, TIMES, lasting, number, theme_of, tile
 from .measure import LAYERS, VALUES_SECONDS
 from .picture import BY, KEPT, Picture, Told
 from .plugin import PAGE, QUIET, describe
@@ -44,6 +47,8 @@ from .state import KINDS, Board, Losses, Shown
 LOOK = 1000
 # Epochs up to which each has a mark.
 MARKED = 40
+# Of legends above a chart: five entries fit beside each other where the window is 1280 pixels wide.
+ABOVE = {"orientation": "horizontal", "margin": 0, "spacing": 8}
 # Lays pictures out: the scheduler's loop has other things to do.
 _aside = ThreadPoolExecutor(1, thread_name_prefix="flowgrad-page")
 PROBE = """
@@ -196,14 +201,14 @@ class Page:
         )
         self.times.y_range.start = 0
         legend = self.times.legend[0]
-        legend.update(orientation="horizontal", margin=0)
+        legend.update(**ABOVE)
         self.times.add_layout(legend, "above")
         names = " ".join(f"l{k}" for k in range(2 * LAYERS))
         self.layer_source = _source("seconds " + names)
         self.gradients = self._chart("Norm of the gradient, by layer", "seconds", y_axis_type="log")
         self.ratios = self._chart("Update to weight, by layer", "seconds", y_axis_type="log")
         self.layer_lines: list[Any] = []
-        self.layer_legends = [Legend(orientation="horizontal", margin=0) for _ in range(2)]
+        self.layer_legends = [Legend(**ABOVE) for _ in range(2)]
         self.gradients.add_layout(self.layer_legends[0], "above")
         self.ratios.add_layout(self.layer_legends[1], "above")
         self.ratios.add_layout(Span(location=1e-3, dimension="width", line_dash="dotted", line_color="#8d99ae"))
@@ -458,9 +463,9 @@ def _head(run: Shown | None, quiet: float) -> str:
     bar = f'<div class="progress"><i style="width:{100 * min(1.0, part):.1f}%"></i></div>'
     tiles = [
         tile(run.name, status, escape(about.get("graph", "")) + bar),
-        tile("epoch", f"{min(run.epoch, epochs)} of {epochs}", f"step {run.step:,} of {steps:,} · {ahead}"),
+        tile("epoch", f"{min(run.epoch, epochs):,} of {epochs:,}", f"step {run.step:,} of {steps:,} · {ahead}"),
         tile("loss", number(run.loss), begun),
-        tile(metric.replace("_", " ") or "validation loss", told, f"after epoch {last['epoch']}" if last else ""),
+        tile(metric.replace("_", " ") or "validation loss", told, f"after epoch {last['epoch']:,}" if last else ""),
         tile("samples/s", number(run.rate), f"batches of {about.get('batch', 0):,} by {about.get('optimizer', '')}"),
         tile("workers", f"{len(run.seats)}", f"{idle} of them idle" if idle else "all of them at work"),
     ]
@@ -476,7 +481,7 @@ def _table(runs: list[Shown], run: Shown) -> str:
             f'<span class="dot" style="background:{COLOURS[k]}"></span>{r.name}',
             escape(str(r.about.get("target", ""))),
             r.status,
-            f"epoch {r.epoch} of {r.about.get('epochs', 0)}",
+            f"epoch {r.epoch:,} of {r.about.get('epochs', 0):,}",
             f"loss {number(r.loss)}",
             f"{number(r.rate)} samples/s",
             escape(r.grain),
@@ -486,29 +491,25 @@ def _table(runs: list[Shown], run: Shown) -> str:
 
 
 def _plan(run: Shown) -> str:
-    plan = run.about.get("plan", {})
-    if not plan:
+    told = run.about.get("plan", {})
+    if not told:
         return ""
-    steps = plan.get("steps_per_task", 1)
+    plan = Plan(**told | {"grain": run.grain})
     lanes = sum(seat["first"] is not None for seat in run.seats)
     what = {
-        "round": f"One worker runs {steps:,} steps in a task, one after the other.",
+        "round": f"One worker runs {count(plan.steps_per_task, 'step')} in a task, one after the other.",
         "collective": f"{lanes} workers share each step: everyone computes some shards, and they exchange gradients directly.",
         "shard": f"A step is a task for each of {lanes} workers, one for the update, and one that sends the weights.",
         "sample": "The gradient of each sample is a task.",
         "node": "Each node, and each edge on the way back, is a task.",
-    }.get(run.grain, "")
-    idle, shards = len(run.seats) - lanes, counted(plan["shards"], "shard")
-    why = f"{idle} of {len(run.seats)} workers {'stands' if idle == 1 else 'stand'} idle: " if idle else ""
-    if idle and run.grain == "round":
-        why += "steps follow one another, and to share each would not be faster."
-    elif idle:
-        why += f"a batch is cut into {shards}; shards={len(run.seats)} would use them all."
+    }.get(plan.grain, "")
+    threads = min((seat["threads"] for seat in run.seats), default=1)
+    why = idle_workers(plan, len(run.seats), threads)
     lines = [
-        f"grain <b>{escape(run.grain)}</b>, {shards} of a batch, kernel {escape(plan['kernel'])}",
+        f"grain <b>{escape(plan.grain)}</b>, {count(plan.shards, 'shard')} of a batch, kernel {escape(plan.kernel)}",
         escape(what),
-        f'<span class="faint">{escape(plan.get("reason", ""))}</span>',
-        escape(why),
+        f'<span class="faint">{escape(plan.reason)}</span>',
+        escape(f"{why}." if why else ""),
     ]
     return '<div class="panel"><h3>Plan</h3>' + "".join(f"<p>{line}</p>" for line in lines if line) + "</div>"
 
@@ -559,7 +560,7 @@ def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
         ]
         words = "" if by == "kind" else " (numbers come in a moment, while a training runs)"
         return f'{"".join(roles)}{kept}<span class="faint"> · {escape(scene.caption)}{words}</span>'
-    gradient = "linear-gradient(90deg, #fef9c3, #a7e0b5, #41b6c4, #2c6fb0, #172a6e)"
+    gradient = f"linear-gradient(90deg, {', '.join(SHADES)})"
     bar = f'<span style="display:inline-block;width:140px;height:10px;border-radius:5px;background:{gradient}"></span>'
     unit = " µs" if by == "time" else ""
     what = f"of one sample, by the interpreter{', forward' if by == 'time' else ''}, after step {run.values_step:,}"

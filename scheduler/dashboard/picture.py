@@ -21,7 +21,8 @@ from flowgrad.draw.scene import (
     place_text,
     port_labels,
     readable_on,
-    shaded,
+    root_mean_square,
+    shades,
     thickness,
     tip_points,
 )
@@ -201,21 +202,16 @@ class Told:
         if scene is None or place is None:
             return
         found = {card.key: self._number(card.nodes, place) for card in scene.cards}
-        known = sorted(math.log10(x) for x in found.values() if x > 0)
-        if not known:
-            return
-        high = max(known[-1], known[0] + 1e-9)
-        low = max(known[0], high - DECADES)
-        self.least, self.most = 10**low, 10**high
-        for k, x in found.items():
-            self.fills[k] = shaded((math.log10(max(x, 10**low)) - low) / (high - low))
+        if any(x > 0 for x in found.values()):
+            self.fills, marks = shades(found, DECADES)
+            self.least, self.most = marks[0], marks[-1]
 
     def _number(self, nodes: Sequence[int], place: int) -> float:
         """Return what a card has: of several nodes the root of the mean square, of times the sum."""
         if place == BY["time"]:
             return math.fsum(self._times(nodes))
         those = [self.values[self.rows[k][0]][place] for k in nodes if self.rows[k][0] in self.values]
-        return math.hypot(*those) / math.sqrt(len(those)) if those else 0.0
+        return root_mean_square(those) if those else 0.0
 
     def _times(self, nodes: Sequence[int]) -> tuple[float, float]:
         """Return the microseconds of nodes, forward and back: of their tasks, or of the interpreter, which tells none back."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from flowgrad.inputs import count
+
 from .facts import Facts
 
 Verdict = Literal["ok", "note", "change"]
@@ -147,7 +149,7 @@ def _numba(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "numba threads", "ok", f"threading layer {layer}, {threads} threads; flowgrad's kernels use neither of them"
     )
-    kept = f"{facts.cache_files} set{'s' * (facts.cache_files != 1)} of kernels in {facts.cache}"
+    kept = f"{count(facts.cache_files, 'set')} of kernels in {facts.cache}"
     advice = "set FLOWGRAD_CACHE_DIR to a folder of yours; without one every start compiles anew or fails"
     yield _unless(bool(facts.cache_problem), "kernel cache", "change", facts.cache_problem or kept, advice)
 

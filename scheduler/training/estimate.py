@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from flowgrad.errors import FlowgradError, warn
+from flowgrad.inputs import count
 from flowgrad.typing import Array
 
 from ..costs import (
@@ -26,7 +27,6 @@ from ..costs import (
     choose_round_threads,
     choose_shards,
     columns,
-    count,
     crossing,
     curve_of,
     links_of,

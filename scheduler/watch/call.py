@@ -100,7 +100,7 @@ def watch(
         )
     target = file_of(path)
     executor = LocalExecutor(True, 2) if engine is None else engine.executor
-    values = _values(result, feeds, integer(sample, "sample", 0))
+    values = values_of(result, feeds, integer(sample, "sample", 0))
     leaves = [n for n in needed if isinstance(n, Variable) and n.below is None]
     course = run_course(executor, result, values, leaves)
     text = write_page(Numbers(result, values), course)
@@ -108,7 +108,7 @@ def watch(
     return Watched(target, text)
 
 
-def _values(result: Node, feeds: Mapping[Any, Any] | None, sample: int) -> dict[Variable, Array]:
+def values_of(result: Node, feeds: Mapping[Any, Any] | None, sample: int) -> dict[Variable, Array]:
     """Return what each variable has, ``(1, dim)``: its row of the feeds, or the value that is set."""
     graph = result.graph
     checked = check_feeds(graph, feeds, np.float64)

@@ -62,15 +62,15 @@ class Numbers:
             "value": self._array(np.asarray(node.value)),
             "cotangent": self._array(self.cotangents[node]),
             "parts": parts,
-            "local": [self._local(local, node.dim * p.dim) for local, p in zip(self.local.get(node, ()), node.parents)],
+            "local": [self._local(local, node.dim, p.dim) for local, p in zip(self.local.get(node, ()), node.parents)],
         }
 
-    def _local(self, local: Any, size: int) -> dict[str, Any]:
+    def _local(self, local: Any, rows: int, columns: int) -> dict[str, Any]:
         told: dict[str, Any] = {"kind": type(local).__name__, "text": repr(local)}
-        if size <= min(DENSE, self.cap):
+        if rows * columns <= min(DENSE, self.cap):
             told["dense"] = self._array(local.dense()[0])
         elif isinstance(local, Diagonal):
-            told["diagonal"] = self._array(np.asarray(local.d)[0])
+            told["diagonal"] = self._array(np.broadcast_to(local.d, (1, rows))[0])  # one number may stand for all
         return told
 
     def _array(self, array: Array) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from test_forecast import cluster, machine, net
 
 import flowgrad as fg
 from flowgrad.cli import main
+from flowgrad.inputs import count
 from flowgrad.scheduler.costs.explain import explain_job
 from flowgrad.scheduler.costs.plan import SURE, Plan, choose_grain, choose_kernel, idle_workers, make_plan
 from flowgrad.scheduler.costs.times import Times
-from flowgrad.scheduler.costs.words import columns, count, ms, ratio, short
+from flowgrad.scheduler.costs.words import columns, ms, ratio, short
 from flowgrad.scheduler.feeds.placement import Lane
 from flowgrad.scheduler.programs import compile_gradient, lower_gradient
 from flowgrad.scheduler.steps.lower import lower_steps

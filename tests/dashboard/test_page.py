@@ -10,6 +10,7 @@ from bokeh.document import Document
 import flowgrad as fg
 from flowgrad.draw import scene_of
 from flowgrad.draw.scene import LINE, SMALL, TITLE, place_text, port_labels
+from flowgrad.scheduler.costs import Plan, idle_workers
 from flowgrad.scheduler.dashboard.graph import kept_of, picture, rows_of, took_of
 from flowgrad.scheduler.dashboard.measure import Budget
 from flowgrad.scheduler.dashboard.page import Page
@@ -17,9 +18,9 @@ from flowgrad.scheduler.dashboard.picture import MARK, Told, place_marks
 from flowgrad.scheduler.dashboard.plugin import Dashboard
 from flowgrad.scheduler.dashboard.state import Board
 
-PLAN = {"grain": "round", "shards": 1, "kernel": "numpy", "steps_per_task": 7, "reason": "auto: small steps"}
+PLAN = Plan("round", 1, "numpy", 7, 56, "auto: small steps")
 ABOUT = {
-    "plan": PLAN,
+    "plan": PLAN.as_dict(),
     "steps": 100,
     "epochs": 2,
     "batch": 32,
@@ -96,13 +97,21 @@ def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
         assert text in page.head.text, text
     assert "7 steps in a task" in page.words.text
     assert "auto: small steps" in page.words.text
-    assert "1 of 2 workers stands idle" in page.words.text
+    assert idle_workers(PLAN, 2, 1) in page.words.text
     assert "none: idle" in page.seats.text
     assert "worker &lt;x&gt; went away" in page.lost.text
     assert list(page.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
     assert list(page.metric_source.data["validation_accuracy"]) == [0.75]
     assert page.layer_source.data["l0"][0] == 1.0
     assert [item.label.value for item in page.layer_legends[0].items] == ["w", "b"]
+
+
+def test_large_numbers_can_be_read(page):
+    told(page.board)
+    page.board.runs["a"].about = {**ABOUT, "epochs": 100_000, "steps": 5_000_000}
+    page.update()
+    assert "1 of 100,000" in page.head.text
+    assert "step 50 of 5,000,000" in page.head.text
 
 
 def test_several_runs_side_by_side(page):

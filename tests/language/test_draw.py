@@ -1,6 +1,7 @@
 """Drawing: what is folded, where things lie, and the files."""
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,8 @@ from strategies import graphs
 import flowgrad as fg
 from flowgrad.draw import Shown, draw, draw_tasks, scene_of, svg_of
 from flowgrad.draw.fold import Item, fold, levels
-from flowgrad.draw.scene import back_labels, breadth
+from flowgrad.draw.paint import write
+from flowgrad.draw.scene import SHADES, back_labels, breadth
 from flowgrad.errors import DataError, GraphError
 
 pytest.importorskip("matplotlib")
@@ -402,25 +404,35 @@ def test_norms_of_values_and_cotangents(softmax_regression, tmp_path):
         graph.draw(str(tmp_path / "none.svg"), result="loss")
 
 
+def test_values_that_are_not_finite_are_drawn_dark(tmp_path):
+    with fg.Graph() as graph:
+        x = fg.Variable(1, [800.0], name="x")
+        fg.Exp(x) - fg.Exp(x)
+    with np.errstate(all="ignore"):
+        text = Path(graph.draw(str(tmp_path / "inf.svg"), values=True)).read_text()
+    assert "|y| inf" in text
+    assert "|y| nan" in text
+    assert f"fill:{SHADES[-1]}" in text
+
+
 # -- files --
 
 
 def test_svg_has_an_element_for_each_card_and_arrow(main_graph):
     scene = scene_of(main_graph)
     key = scene.cards[-1].key
-    for theme in ("light", "dark", "auto"):
-        root = ElementTree.fromstring(svg_of(scene, theme=theme, colours={key: "#102030"}, notes={key: "a < b"}))
-        groups = {g.get("id"): g for g in root.iter() if g.get("class", "").startswith("card ")}
-        assert {name: tuple(map(int, g.get("data-nodes").split())) for name, g in groups.items()} == {
-            f"card-{card.key}": card.nodes for card in scene.cards
-        }
-        arrows = [p for p in root.iter() if p.get("class", "").startswith("arrow")]
-        ends = [(int(p.get("data-from")), int(p.get("data-to"))) for p in arrows]
-        assert ends == [(arrow.source, arrow.target) for arrow in scene.arrows]
-        assert "a < b" in "".join(groups[f"card-{key}"].itertext())
-        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg_of(scene, theme=theme))]
-        assert len(sizes) > 3
-        assert min(sizes) >= 9
+    root = ElementTree.fromstring(svg_of(scene, colours={key: "#102030"}, hints={key: "a < b"}))
+    groups = {g.get("id"): g for g in root.iter() if g.get("class", "").startswith("card ")}
+    assert {name: tuple(map(int, g.get("data-nodes").split())) for name, g in groups.items()} == {
+        f"card-{card.key}": card.nodes for card in scene.cards
+    }
+    arrows = [p for p in root.iter() if p.get("class", "").startswith("arrow")]
+    ends = [(int(p.get("data-from")), int(p.get("data-to"))) for p in arrows]
+    assert ends == [(arrow.source, arrow.target) for arrow in scene.arrows]
+    assert "a < b" in "".join(groups[f"card-{key}"].itertext())
+    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg_of(scene))]
+    assert len(sizes) > 3
+    assert min(sizes) >= 9
 
 
 def test_names_of_any_text(tmp_path):
@@ -470,6 +482,22 @@ def test_files_are_the_same_every_time(softmax_regression, tmp_path):
         assert first.read_bytes() == second.read_bytes()
     assert (tmp_path / "first.png").read_bytes().startswith(PNG)
     assert len(list(tmp_path.iterdir())) == 8  # nothing temporary is left
+
+
+def test_two_processes_may_write_one_file(tmp_path, monkeypatch):
+    path, rename = tmp_path / "g.svg", os.replace
+
+    def after_another(source, target):
+        monkeypatch.setattr(os, "replace", rename)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        write(path, b"theirs")
+        assert path.read_bytes() == b"theirs"
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    write(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_only_what_targets_need(main_graph, tmp_path):

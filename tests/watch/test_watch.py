@@ -114,6 +114,14 @@ def test_what_is_too_large_is_left_out_and_said(tmp_path):
     assert len(watched.path.read_bytes()) < 5_000_000
 
 
+def test_one_number_that_is_a_whole_diagonal(tmp_path):
+    with fg.Graph():
+        half = fg.Variable(64, np.ones(64)) * 0.5
+        loss = fg.Sum(half)
+    (local,) = read(fg.watch(loss, path=tmp_path / "half.html").path)["nodes"][str(half.index)]["local"]
+    np.testing.assert_array_equal(array(local["diagonal"]), np.full(64, 0.5))
+
+
 def test_a_notebook_shows_it(tmp_path):
     watched = fg.watch(patches()["loss"], {"x": np.ones((1, 9))}, tmp_path / "step.html")
     assert watched._repr_html_().startswith("<iframe srcdoc=")
