@@ -116,6 +116,10 @@ class Executor(ABC):
     def workers(self, avoid: Collection[str] = ()) -> list[Worker]:
         """Return the workers there are, in a fixed order, without those to avoid; wait for one if there is none."""
 
+    def spare_first(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return workers in another order: those first that run nothing now, for others may train on the rest."""
+        return list(workers)
+
     @abstractmethod
     def put(self, data: dict[Key, Any], worker: str | None = None) -> list[Handle]:
         """Place values under their keys on one worker, or wherever there is room."""

@@ -120,6 +120,11 @@ class DistributedExecutor(Executor):
             asked = asked or self.client.submit(_nothing, key=f"worker-{uuid.uuid4().hex}", pure=False)
             time.sleep(0.1)
 
+    def spare_first(self, workers: Sequence[Worker]) -> list[Worker]:
+        """Return workers in another order: those first that run nothing now, for others may train on the rest."""
+        busy = answered(self.client, lambda: self.client.scheduler.processing(workers=None))
+        return sorted(workers, key=lambda worker: bool(busy.get(worker.address)))
+
     def waiting(self) -> AbstractContextManager[None]:
         """Within a task, leave its thread to other tasks: those that are waited for may need it."""
         return own_thread_left()

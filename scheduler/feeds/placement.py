@@ -83,6 +83,10 @@ class Placement:
             lanes.append(Lane(k, refs["program"], refs.get("const"), placed, first, stop, threads))
         return lanes
 
+    def on(self, address: str) -> bool:
+        """Return whether something was placed on a worker, and not let go."""
+        return address in self._placed
+
     def place(self, values: Mapping[str, Any], address: str | None) -> dict[str, Ref]:
         """Return references to values on a worker, or wherever there is room; those that are not there, or got lost, are placed."""
         there = self._placed.setdefault(address, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +57,18 @@ def find_crew(placement: Placement, plan: Plan, avoid: Collection[str]) -> Crew:
     Rounds have one lane, with the threads that a long task may use.
     """
     workers = placement.executor.workers(avoid)
+    lanes = 1 if plan.grain == "round" else plan.shards
+    if len(workers) > lanes:
+        workers = _ordered(placement, workers, lanes)
     alone = max(max(w.threads for w in workers), min(plan.threads, placement.executor.machine_threads(workers)))
     return Crew(workers, placement.lanes(workers, plan.shards, plan.grain == "round", alone), bool(avoid))
+
+
+def _ordered(placement: Placement, workers: Sequence[Worker], lanes: int) -> list[Worker]:
+    """Return workers, those first that have what steps read, then those that nobody else uses."""
+    there = [w for w in workers if placement.on(w.address)]
+    others = [w for w in workers if not placement.on(w.address)]
+    return there + (placement.executor.spare_first(others) if len(there) < lanes else others)
 
 
 def steps_at_once(placement: Placement, crew: Crew, most: int, batches: Batches) -> int:

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 from conftest import local_cluster
-from distributed import Client
+from distributed import Client, Event
 from faults import At, kill, pids, train, wait_for
 from test_faults import GRAINS, small_windows
 
@@ -98,3 +98,23 @@ def test_workers_change_between_two_epochs(begun, expected, grain):
     assert begun[0] == 0
     assert set(begun[1:]) <= {15, 30, 45}
     assert 30 in begun
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("grain", ["round", "shard"])
+def test_a_worker_that_others_use_is_left_to_them(client, monkeypatch, grain):
+    small_windows(monkeypatch, 10)
+    expected = train("sync", grain=grain, shards=1)[:2]
+    used, original = [], Chain.place
+    monkeypatch.setattr(Chain, "place", lambda self, state: used.append(self.crew.needed) or original(self, state))
+    first, second = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    for busy, free in ((first, second), (second, first)):
+        event = Event(client=client)
+        others = client.submit(event.wait, workers=[busy], allow_other_workers=False, pure=False)
+        wait_for(lambda busy=busy: client.processing()[busy])
+        assert train(client, grain=grain, shards=1)[:2] == expected
+        event.set()
+        others.result()
+        assert len(used) > 3
+        assert used == [[free]] * len(used)
+        used.clear()
