@@ -19,7 +19,7 @@ WANTED = (15.0, 10.0)
 def run_once(folder: Path, out: str) -> tuple[float, str]:
     """Train once with the kernel cache in `folder`; return the seconds and what was printed."""
     env = clean_environment() | {"FLOWGRAD_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, "-m", "flowgrad.cli", "train", "mnist", "--out", str(folder / out)]
+    command = [sys.executable, "-m", "flowgrad", "train", "mnist", "--out", str(folder / out)]
     start = time.perf_counter()
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
     seconds = time.perf_counter() - start

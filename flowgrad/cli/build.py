@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from dask.system import CPU_COUNT
 
@@ -63,14 +64,17 @@ def cluster(options: dict[str, Any], dashboard: bool, tell: Tell) -> Iterator[Cl
         tell(f"cluster: {address}", "cluster", address=address)
     with context as client:
         link = executors.dashboard_address(client) if dashboard else None
-        tell(f"dashboard: {link or 'none'}", "dashboard", address=link)
+        usual = executors.DASHBOARD_PORT
+        taken = f" (port {usual} is taken)" if address is None and link and urlsplit(link).port != usual else ""
+        tell(f"dashboard: {link or 'none'}{taken}", "dashboard", address=link)
         if link and by_nodes:
             tell(
                 f"look at: {link}, page Status, where the task stream has a bar for each node and edge: the `dot` of a layer "
                 f"lie side by side; page Graph has a square for each, click on it to read its name"
             )
         if link and (page := page_address(client)) is not None:
-            tell(f"this training: {page}", "page", address=page)
+            short = "" if options.get("stay") else " (while it runs; --stay keeps it)"
+            tell(f"this training: {page}{short}", "page", address=page)
         yield client
 
 

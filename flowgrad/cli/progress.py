@@ -95,6 +95,11 @@ class ProgressCallback:
             left = (time.monotonic() - self._began) / self._epochs * (self.epochs - record["epoch"])
         self.console.print(epoch_line(record, self.epochs, left, self._columns), soft_wrap=True)
 
+    def on_recovery(self, record: Mapping[str, Any]) -> None:
+        """Print what was lost and is done again."""
+        again = f"{count(record['again'], 'step')} of it {'is' if record['again'] == 1 else 'are'} done again"
+        self.console.print(f"after step {record['step']:,}: {record['cause']}; {again}", soft_wrap=True)
+
     def on_train_end(self, history: object) -> None:
         """Take the bar away."""
         self.close()

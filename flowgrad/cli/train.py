@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,6 +54,7 @@ NEEDS = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib", 
 @option("--test-size", "Use the first N test samples.  [default: all]", type=Count())
 @option("--seed", "Seed of initial values and of the order of samples.", default=0, type=Count(0), metavar="N")
 @option("--dashboard/--no-dashboard", "Serve dask's dashboard.", default=True)
+@option("--stay", "Keep the dashboard after the training, until Ctrl-C.", is_flag=True)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and warnings.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one object a line, and nothing else.")
 @option("--performance-report", "Keep dask's performance report beside the results.", is_flag=True)
@@ -81,6 +83,8 @@ def train(**options: Any) -> None:
         raise click.UsageError("--quiet prints nothing, --json prints events: give one of them")
     if options["resume"] and options["checkpoint"] is None:
         raise click.UsageError("--resume goes on from a checkpoint: give its folder with --checkpoint")
+    if options["stay"] and not options["dashboard"]:
+        raise click.UsageError("--stay keeps the dashboard, --no-dashboard serves none: give one of them")
     missing = [package for module, package in NEEDS.items() if find_spec(module) is None]
     if missing:
         raise FlowgradError(f"`flowgrad train` needs {', '.join(missing)}: pip install 'flowgrad[all]'")
@@ -98,11 +102,11 @@ def _run(options: dict[str, Any]) -> None:
     started, since = time.perf_counter(), time.time()
     tell = Tell("quiet" if options["quiet"] else "json" if options["as_json"] else "text")
     data = load_data(options)
-    with ExitStack() as stack:
+    with ExitStack() as longest, ExitStack() as stack:
         folder = stack.enter_context(run_folder(options["out"], data.name))
         model = build_model(options, data, options["seed"], tell)
         optimizer = _optimizer(options, model, len(data.x_train))
-        client = stack.enter_context(cluster(options, options["dashboard"], tell))
+        client = longest.enter_context(cluster(options, options["dashboard"], tell))
         client.get_task_stream(count=0)  # from now on the scheduler notes what workers do
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
         imports, noted = EarlyImports(), Noted()
@@ -126,10 +130,21 @@ def _run(options: dict[str, Any]) -> None:
         facts |= {"hint": noted.hint, "seconds": time.perf_counter() - started}
         _page(folder, facts)
         final = folder.parent
-    files = sorted(path.name for path in final.iterdir())
-    tell(f"results are in {final}: " + ", ".join(files), "results", folder=str(final), files=files)
-    seconds = time.perf_counter() - started
-    tell(f"{seconds:.1f} s in all", "end", seconds=round(seconds, 3))
+        stack.close()  # the results are there, whatever happens to the cluster
+        files = sorted(path.name for path in final.iterdir())
+        tell(f"results are in {final}: " + ", ".join(files), "results", folder=str(final), files=files)
+        seconds = time.perf_counter() - started
+        tell(f"{seconds:.1f} s in all", "end", seconds=round(seconds, 3))
+        if options["stay"]:
+            _stay(tell)
+
+
+def _stay(tell: Tell) -> None:
+    tell("the dashboard stays until Ctrl-C", "stay")
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        tell("")
 
 
 def _explained(trainer: Trainer, feeds: Any, epochs: int) -> str:

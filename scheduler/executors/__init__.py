@@ -8,6 +8,7 @@ from .local import LocalExecutor
 from .recovery import Recovery, describe_failure
 
 _LAZY = {
+    "DASHBOARD_PORT": ".cluster",
     "answered": ".distributed",
     "asking": ".versions",
     "check_versions": ".versions",

@@ -32,6 +32,8 @@ from .versions import check_versions, known_to_agree
 
 # Seconds that a scheduler that runs already may take to answer, and to have a worker.
 TIMEOUT = 10.0
+# Where the dashboard is served, if nobody else has that port.
+DASHBOARD_PORT = 8787
 # Seconds after which names of tasks are forgotten.
 FORGET_SECONDS = 10
 
@@ -124,7 +126,7 @@ def local_cluster(
         When the workers do not start.
     """
     # The scheduler serves its health page in any case; without an address it would take port 8787 for it.
-    address = f"{host}:8787" if dashboard else f"{host}:0"
+    address = f"{host}:{DASHBOARD_PORT}" if dashboard else f"{host}:0"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Port .* is already in use")
         try:

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from urllib.request import urlopen
 
 import click
 import numpy as np
@@ -68,7 +69,7 @@ def invoke(*args):
 
 
 def start(*args, **more):
-    command = [sys.executable, "-m", "flowgrad.cli", *map(str, args)]
+    command = [sys.executable, "-m", "flowgrad", *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
@@ -105,6 +106,7 @@ def test_help():
         (("train", "mnist", "--grain", "fine"), "'fine' is not one of auto"),
         (("train", "mnist", "--dtype", "int8"), "'int8' is not one of float32"),
         (("train", "mnist", "--workers", "2", "--scheduler", "tcp://a:1"), "give one of them"),
+        (("train", "mnist", "--stay", "--no-dashboard"), "give one of them"),
         (("train", "mnist", "--train-size", "60001"), "mnist has 60000 training samples, 60001 asked for"),
         (("train", "mnist", "--train-size", "20"), "batch size 32 is larger than the 20 training samples"),
         (("tran", "mnist"), "No such command 'tran'"),
@@ -453,15 +455,37 @@ def test_resume_needs_a_folder(small):
     assert "give its folder with --checkpoint" in result.output
 
 
+def heed_interrupts():
+    """A suite that runs in the background of a script has inherited "ignore SIGINT"."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_the_dashboard_stays_if_asked(small, tmp_path):
+    args = ("--hidden", 4, "--epochs", 1, "--json", "--stay", "--out", tmp_path / "run")
+    process = start("train", small, *args, preexec_fn=heed_interrupts)
+    told = {}
+    for line in process.stdout:
+        event = json.loads(line)
+        told[event["event"]] = event
+        if event["event"] == "stay":
+            break
+    assert sorted(told["results"]["files"]) == sorted(path.name for path in (tmp_path / "run").iterdir())
+    with urlopen(told["page"]["address"], timeout=60) as page:
+        assert page.status == 200
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+
+
 @pytest.mark.distributed
 @pytest.mark.skipif(os.name != "posix", reason="sends signals to a process group")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_in_the_middle(number, status, small, tmp_path):
     psutil = pytest.importorskip("psutil")
     args = ("--epochs", 100_000, "--no-dashboard", "--out", tmp_path / "run")
-    # A suite that runs in the background of a script has inherited "ignore SIGINT".
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = start("train", small, *args, start_new_session=True, **heed)
+    process = start("train", small, *args, start_new_session=True, preexec_fn=heed_interrupts)
     for line in process.stdout:
         assert not line.startswith("dashboard: http")
         if line.strip().startswith("1/100000"):
@@ -499,9 +523,11 @@ def test_texts_are_shown_as_they_are(monkeypatch):
     out = io.StringIO()
     ProgressCallback(console(file=out, width=200)).on_train_begin({"plan": plan, "epochs": 2, "hint": told})
     assert told in out.getvalue()
+    ProgressCallback(console(file=out, width=200)).on_recovery({"step": 1200, "again": 1, "cause": told})
+    assert f"after step 1,200: {told}; 1 step of it is done again" in out.getvalue()
     monkeypatch.setattr("flowgrad.cli.console.Console", partial(console_module.Console, file=out, width=300))
     sys.modules[import_module("flowgrad.cli.doctor").__name__]._show([Finding(told, "ok", told, told)])
-    assert out.getvalue().count(told) == 5
+    assert out.getvalue().count(told) == 6
     for path in (ROOT / "flowgrad" / "cli").glob("*.py"):
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         names = {f.id for f in calls if isinstance(f, ast.Name)} & {"Console", "TextColumn", "print"}
@@ -527,7 +553,7 @@ def test_the_main_job_without_numba(tmp_path):
     """In this process and in the workers; steps are NumPy's, and it learns."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_NUMBA)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-m", "flowgrad.cli", "train", "mnist", "--train-size", "6400", "--test-size", "500"]
+    command = [sys.executable, "-m", "flowgrad", "train", "mnist", "--train-size", "6400", "--test-size", "500"]
     command += ["--epochs", "2", "--no-dashboard", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -230,7 +230,7 @@ def test_a_forced_kernel_is_seen_in_a_real_process():
         pytest.skip("this processor offers no more than the kernel that would be forced")
     env = {**os.environ, "OPENBLAS_CORETYPE": "Nehalem", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "flowgrad.cli", "doctor", "--json"], capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-m", "flowgrad", "doctor", "--json"], capture_output=True, text=True, env=env, timeout=120
     )
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
