@@ -11,26 +11,14 @@ from typing import Any
 
 from ..errors import DataError, GraphError
 from ..inputs import brief, count, flag
+from .compose import compose, scene_of
 from .curves import best_epoch, curves
 from .fold import Item
+from .items import Drawable, Vertex, legible, nodes_of
 from .page import page
 from .paint import format_of, painted, write
-from .scene import (
-    Arrow,
-    Card,
-    Drawable,
-    Frame,
-    Scene,
-    Vertex,
-    compose,
-    filled,
-    legible,
-    mixed,
-    nodes_of,
-    root_mean_square,
-    scene_of,
-    svg_of,
-)
+from .scene import Arrow, Card, Frame, Scene, filled, mixed, root_mean_square
+from .svg import svg_of
 from .table import Shown
 
 __all__ = [

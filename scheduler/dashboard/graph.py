@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flowgrad.draw import Scene
+from flowgrad.draw.compose import compose
 from flowgrad.draw.fold import Item
-from flowgrad.draw.scene import ROLES, compose, items_of
+from flowgrad.draw.items import ROLES, items_of
 from flowgrad.graph import Node, ancestors
 
 from ..tasks import about

@@ -19,7 +19,7 @@ from flowgrad.typing import Array
 from ..engine import Engine
 from ..executors import Handle, Recovery, Worker
 from ..feeds import Chunked, Feeds, Placement
-from ..programs import Layout, choose_by_size, pick
+from ..programs import Layout, choose_by_size, pick, prune
 from ..steps import (
     ACCURACY,
     Metric,
@@ -224,6 +224,10 @@ class Statistics:
         self.channels = tuple(mean[1] - mean[0] for mean, _ in self.places)
         target = job.settings.optimizer.target
         step = compile_evaluation(target, [n.parents[0] for n in nodes], feeds, job.variables, layout)
+        # The kernel is that of the whole, of which nobody needs what lies behind the last node.
+        program = choose_by_size(step.program, "shard", engine.kernel)
+        outputs = {str(k): program.outputs[str(k)] for k, _ in enumerate(nodes, 1)}
+        step = replace(step, program=prune(replace(program, outputs=outputs)))
         self.sweep = Sweep(engine, target, step, feeds)
 
     def begin(self, state: State) -> State:

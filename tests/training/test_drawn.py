@@ -173,6 +173,29 @@ def test_before_the_first_epoch_each_has_those_after_the_one_before_it():
         np.testing.assert_allclose(graph[f"{name}.variance"].value, variance, rtol=1e-10)
 
 
+def test_what_lies_behind_the_last_norm_is_not_computed_to_measure():
+    heard = []
+
+    class Heard(fg.Op):
+        """Itself; tells of how many samples."""
+
+        @staticmethod
+        def apply(a):
+            heard.append(len(a))
+            return a + 0
+
+        @staticmethod
+        def jacobian(slot, y, a):
+            return fg.Diagonal(np.ones_like(a))
+
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable(18, trainable=False, name="x")
+        loss = fg.Sum(Heard(fg.BatchNorm(x, fg.Variable(18, np.ones(18)))))
+    trainer = fg.Trainer(fg.Adam(graph, loss, batch_size=BATCH), fg.Engine("sync", kernel="numpy"))
+    trainer.fit({"x": X}, epochs=2)
+    assert heard.count(SAMPLES) == 1  # the loss before the first epoch
+
+
 def test_what_is_frozen_is_not_measured():
     graph = net(batch_norm=True)
     adam = fg.Adam(graph, graph["loss"], batch_size=BATCH, freeze=["b0", "c0"])
