@@ -8,6 +8,7 @@ from .local import LocalExecutor
 from .recovery import Recovery, describe_failure
 
 _LAZY = {
+    "Unread": ".versions",
     "answered": ".distributed",
     "asking": ".versions",
     "check_versions": ".versions",
@@ -16,6 +17,7 @@ _LAZY = {
     "disagreement": ".versions",
     "existing_cluster": ".cluster",
     "known_workers": ".distributed",
+    "lacks_flowgrad": ".versions",
     "local_cluster": ".cluster",
     "own_thread_left": ".distributed",
     "run_task": ".distributed",
