@@ -25,6 +25,7 @@ from ..executors import (
     Handle,
     Lost,
     TaskFailed,
+    Unread,
     answered,
     asking,
     check_versions,
@@ -158,14 +159,20 @@ def run_together(
     """
     end = None if timeout is None else time.monotonic() + timeout
     _check_client(client)
-    unreachable, patience = 0, PATIENCE
+    unreachable, patience, unread = 0, PATIENCE, False
     members = {address: f"rank {rank} ({address})" for rank, address in enumerate(addresses)}
     with own_thread_left(), _order(client, members, end):
         while True:
             _prepare(client, addresses)
             spec = Spec(uuid.uuid4().hex, tuple(addresses), patience)
             futures = submit(spec)
-            values = _outcome(client, futures, members, end)
+            try:
+                values = _outcome(client, futures, members, end)
+            except Unread:
+                if unread:
+                    raise
+                unread = True
+                continue
             if not any(isinstance(value, Absent) for value in values):
                 return values, futures
             _release(futures)

@@ -15,7 +15,7 @@ from distributed.protocol.pickle import dumps
 
 from flowgrad.errors import warn
 
-from ..executors import disagreement
+from ..executors import disagreement, lacks_flowgrad
 from .graph import rows_of
 from .measure import Measures
 from .plugin import OPERATION, PAGE, QUIET, Dashboard, describe
@@ -72,6 +72,9 @@ class Link:
     async def _send(self, run: str, messages: Sequence[Any], delay: float = 0.0) -> None:
         await asyncio.sleep(delay)
         if not messages:
+            return
+        if lacks_flowgrad(self.client):
+            self.off = f"{QUIET} it was said when it was asked for its version"
             return
         try:
             self.off = await asyncio.wait_for(self._sent(run, messages), PATIENCE)

@@ -9,6 +9,7 @@ from .recovery import Recovery, describe_failure
 
 _LAZY = {
     "DASHBOARD_PORT": ".cluster",
+    "Unread": ".versions",
     "answered": ".distributed",
     "asking": ".versions",
     "check_versions": ".versions",
@@ -17,6 +18,7 @@ _LAZY = {
     "disagreement": ".versions",
     "existing_cluster": ".cluster",
     "known_workers": ".distributed",
+    "lacks_flowgrad": ".versions",
     "local_cluster": ".cluster",
     "own_thread_left": ".distributed",
     "run_task": ".distributed",

@@ -173,7 +173,7 @@ def existing_cluster(address: str, timeout: float | None = None) -> Iterator[Cli
     Raises
     ------
     ClusterError
-        When no scheduler answers, it has no workers, or has another flowgrad or none.
+        When no scheduler answers, it has no workers, or these have another flowgrad or none.
     """
     timeout = TIMEOUT if timeout is None else timeout
     logging.getLogger("distributed").setLevel(logging.CRITICAL)

@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import Context
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import dask
@@ -32,7 +32,7 @@ from ..tasks import Data, Key, Record, Task, to_dask
 from .base import Executor, Handle, Lost, TaskFailed, Worker
 from .local import LocalExecutor
 from .recovery import died_of
-from .versions import check_versions, disagreement, unreadable
+from .versions import Unread, check_versions, disagreement, unreadable
 
 # Key of the scheduler's metadata that tells a cluster of our own.
 MARK = "flowgrad-own-cluster"
@@ -222,6 +222,18 @@ class DistributedExecutor(Executor):
         needs = list(placed.values())
         return [placed[key] if key in placed else Handle(key, futures[key], needs) for key in keys]
 
+    def run(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Compute keys, and bring their values here."""
+        return cast(list[Any], self._read(super().run, *args, **kwargs))
+
+    def _read(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do what is sent again where the scheduler could not read it."""
+        try:
+            return work(*args, **kwargs)
+        except Unread:
+            self._known()  # a round through dask's loop, so that it has forgotten those futures
+        return work(*args, **kwargs)
+
     def result(self, handles: Sequence[Handle]) -> list[Any]:
         """Gather the values."""
         self._check_open()
@@ -270,12 +282,11 @@ class DistributedExecutor(Executor):
 
     def compute(self, collection: Any) -> Any:
         """Compute a dask collection on the workers."""
-        self._check_ready()
-        return self.result([Handle("", self.client.compute(collection))])[0]
+        return self.compute_all([collection])[0]
 
     def compute_all(self, collections: Sequence[Any]) -> list[Any]:
         """Compute dask collections on the workers."""
-        return self.result([Handle("", future) for future in self.start(collections)])
+        return cast(list[Any], self._read(lambda: self.result([Handle("", f) for f in self.start(collections)])))
 
     def holds(self, future: Any) -> bool:
         """Whether a future is of this scheduler."""
@@ -508,7 +519,7 @@ def connect(where: Any, timeout: float = 10.0) -> Executor | None:
     Raises
     ------
     ClusterError
-        If nothing answers at the address within `timeout` seconds, or there is another flowgrad or none.
+        If nothing answers at the address within `timeout` seconds, or workers have another flowgrad or none.
     """
     if where is None and (here := _here_in_a_task()):
         return here

@@ -1,4 +1,4 @@
-"""Task records as a dask graph, a dask array's chunks for records; the only file that uses dask's task specification."""
+"""Task records as a dask graph, a dask array's chunks for records; only this and `sealed` use dask's task specification."""
 
 from __future__ import annotations
 

@@ -2,11 +2,15 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 
+import dask.array as da
+import faults
 import numpy as np
 import pytest
 from conftest import ROOT, local_cluster
@@ -15,6 +19,7 @@ from faults import wait_for
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
+from flowgrad.scheduler.dashboard import page_address
 from flowgrad.scheduler.executors import distributed, existing_cluster, versions
 
 pytestmark = pytest.mark.distributed
@@ -89,21 +94,17 @@ def total(group, a):
 @pytest.mark.parametrize(
     ("scheduler", "workers", "told"),
     [
-        (NONE, [""], r"^the scheduler tcp://\S+ cannot import flowgrad .No module named 'flowgrad'., this client has "),
-        (OLDER, [""], r"^the scheduler tcp://\S+ has flowgrad 0\.0\.9, this client has flowgrad "),
+        (NONE, [NONE], r"^worker tcp://\S+ cannot import flowgrad .No module named 'flowgrad'., this client has "),
         ("", [OLDER], r"^worker tcp://\S+ has flowgrad 0\.0\.9, this client has flowgrad "),
         (
             "",
             ["", NONE, OLDER],
             r"^worker tcp://\S+ .and 1 more. (has|cannot import) flowgrad .*, this client has flowgrad ",
         ),
-        (
-            FOREIGN,
-            [""],
-            r"^the scheduler tcp://\S+ cannot import flowgrad .*has no attribute '__version__'.*, this client",
-        ),
+        (NONE, [FOREIGN], r"^worker tcp://\S+ cannot import flowgrad .*has no attribute '__version__'.*, this client"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:no live page")
 def test_who_has_another_one_is_named(by_hand, scheduler, workers, told):
     with by_hand(scheduler, *workers) as address, Client(address, set_as_default=False) as client:
         calls = [
@@ -234,8 +235,75 @@ def test_who_does_not_answer_holds_nobody_up(client, monkeypatch):
             assert re.match("<Engine on distributed", repr(fg.Engine(c)))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        (NONE, r"cannot import flowgrad .No module named 'flowgrad'."),
+        (OLDER, r"has flowgrad 0\.0\.9"),
+        (FOREIGN, r"cannot import flowgrad .*has no attribute '__version__'.*"),
+    ],
+)
+def test_work_goes_on_with_a_scheduler_that_has_another_one(by_hand, scheduler, told):
+    """It is said once for each client, and nothing else is said of a page."""
+    with by_hand(scheduler, "", "") as address, Client(address, set_as_default=False) as client:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fg.Engine(client)
+            assert page_address(client) is None
+            for call in calls_of(client):
+                call()
+            assert fg.gang(client, lambda group, a: group.all_reduce(a)[0], [np.ones(1)] * 2, timeout=60) == [2.0] * 2
+        told = rf"^no live page: the scheduler tcp://\S+ {told}, this client has flowgrad .*{MENDS[:-1]}; work goes on$"
+        said = [str(warning.message) for warning in caught]
+        assert len(said) == 1, said
+        assert re.match(told, said[0])
+        with pytest.warns(UserWarning, match=told), existing_cluster(address):
+            pass
+
+
+def test_a_scheduler_without_flowgrad_changes_no_bit(by_hand):
+    with by_hand(NONE, "", "") as address, Client(address, set_as_default=False) as client:
+        with pytest.warns(UserWarning, match="^no live page: "):
+            fg.Engine(client)
+        for grain in ("node", "sample", "shard", "collective", "round"):
+            setting = {"epochs": 1, "validation": True, "shards": None if grain == "sample" else 4}
+            expected = faults.train("sync", grain="shard" if grain == "collective" else grain, **setting)
+            found = faults.train(client, grain=grain, **setting)
+            assert found[:2] == expected[:2]
+        net = faults.Net()
+        blocks = da.from_array(net.feeds[net.x], chunks=(100, 20))
+        feeds = {net.x: blocks * np.float32(2), net.label: net.feeds[net.label]}
+        w = net.graph.nodes[2]
+        small = {"memory_budget": 1 << 16}
+        with client.as_current():
+            for call in (
+                lambda e: e.forward(net.loss, feeds),
+                lambda e: e.jacobian(net.loss, w, net.feeds, compute=False).result(),
+                lambda e: e.jacobian(net.loss, w, net.feeds, **small).compute(),
+                lambda e: e.per_sample_gradients(net.loss, feeds).gram(),
+                lambda e: e.lower(net.loss, net.feeds).compute(),
+                lambda e: e.lower(net.loss, net.feeds, grain="node").persist().compute(),
+            ):
+                there, here = (call(fg.Engine(e, grain="shard", shards=2)) for e in (client, "sync"))
+                assert there.tobytes() == here.tobytes()
+
+
+def test_a_worker_is_killed_beside_a_scheduler_without_flowgrad(by_hand, tmp_path_factory):
+    trap = faults.Trap(tmp_path_factory.mktemp("trap"))
+    expected = faults.train("sync", grain="shard", op=trap.op)[:2]
+    finds = f"import sys; sys.path.append({os.path.dirname(faults.__file__)!r})"
+    with by_hand(NONE, finds, finds) as address, Client(address, set_as_default=False) as client:
+        (victim, *_) = client.run(os.getpid).values()
+        at = faults.At(8, lambda: trap.set(signal.SIGKILL, [victim]))
+        with pytest.warns(UserWarning, match="^no live page: "):
+            *found, history = faults.train(client, grain="shard", op=trap.op, callbacks=[at])
+    assert trap.sprung
+    assert history.recoveries
+    assert (*found,) == expected
+
+
 UNASKED = """
-import sys, numpy as np, flowgrad as fg
+import sys, dask.array as da, numpy as np, flowgrad as fg
 from distributed import Client
 from flowgrad.scheduler.executors import versions
 from elsewhere import Twice
@@ -244,23 +312,22 @@ with fg.Graph() as graph:
     x, w = fg.Variable(2, trainable=False), fg.Variable(2, [1.0, 2.0])
     y = fg.Sum(Twice(w * x))
 feeds = {x: np.ones((8, 2))}
-client = Client(sys.argv[1], set_as_default=False)
-engine = fg.Engine(client, grain="round")
-trainer = fg.Trainer(fg.Adam(graph, y, batch_size=4), engine)
-shared = fg.Trainer(fg.Adam(graph, y, batch_size=4), fg.Engine(client, grain="collective"))
+blocks = {x: da.from_array(np.ones((8, 2)), chunks=(4, 2)).map_blocks(Twice.apply)}
+def trained(client, grain):
+    trainer = fg.Trainer(fg.GradientDescent(graph, y, 1e-9, batch_size=4), fg.Engine(client, grain=grain))
+    return len(trainer.fit(feeds, epochs=1).steps.losses)
 calls = [
-    lambda: engine.forward(y, feeds),
-    lambda: engine.jacobian(y, x, feeds),
-    lambda: fg.gang(client, Twice.total, [np.ones(1)] * 2, timeout=60),
-    lambda: engine.per_sample_gradients(y, feeds).norms(),
-    lambda: trainer.fit(feeds, epochs=1),
-    lambda: shared.fit(feeds, epochs=1),
+    lambda client: fg.Engine(client).forward(y, feeds).sum(),
+    lambda client: fg.Engine(client).forward(y, blocks).sum(),
+    lambda client: fg.Engine(client).jacobian(y, x, feeds).sum(),
+    lambda client: sum(fg.gang(client, Twice.total, [np.ones(1)] * 2, timeout=60)),
+    lambda client: fg.Engine(client).per_sample_gradients(y, feeds).gram()[0, 0],
+    lambda client: trained(client, "shard"),
+    lambda client: trained(client, "collective"),
 ]
-for call in calls[:int(sys.argv[2])]:
-    try:
-        print(call())
-    except Exception as error:
-        print(type(error).__name__, error)
+for call in calls:
+    with Client(sys.argv[1], set_as_default=False) as client:
+        print(call(client))
 """
 ELSEWHERE = """
 import numpy as np, flowgrad as fg
@@ -277,26 +344,19 @@ class Twice(fg.Op):
 """
 
 
-@pytest.mark.parametrize(("lacking", "first", "calls"), [("flowgrad", NONE, 6), ("elsewhere", "", 4)])
-def test_a_scheduler_that_cannot_read_graphs(by_hand, tmp_path_factory, lacking, first, calls):
-    """It did not answer in time, or a module of somebody's own is what it lacks: told in one line by every call."""
+@pytest.mark.parametrize("first", [NONE, ""], ids=["flowgrad", "elsewhere"])
+def test_a_scheduler_that_cannot_read_graphs(by_hand, tmp_path_factory, first):
+    """It did not answer in time, or a module of somebody's own is what it lacks: what it could not read is sent again."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "elsewhere.py").write_text(ELSEWHERE)
     finds = f"import sys; sys.path.append({str(folder)!r})"
     with by_hand(first, finds, finds) as address:
         done = subprocess.run(
-            [sys.executable, "-c", UNASKED, address, str(calls)],
+            [sys.executable, "-c", UNASKED, address],
             capture_output=True,
             text=True,
             timeout=100,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
         )
     assert not done.returncode, done.stderr
-    told = (
-        f"ClusterError the scheduler {address} cannot read the graph that it is sent (No module named '{lacking}'): it needs "
-        f"flowgrad {fg.__version__} and the modules of your ops as workers do; run "
-        f"`pip install flowgrad=={fg.__version__}` where it runs"
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == calls, done.stdout
-    assert all(line.startswith(told) for line in lines), done.stdout
+    assert done.stdout.split() == ["48.0", "96.0", "48.0", "4.0", "8.0", "2", "2"]
