@@ -1,4 +1,7 @@
-"""One weight vector for four patches of an image: a small convolutional net, written in three ways."""
+"""One weight vector for four patches of an image: a small convolutional net, written in three ways.
+
+``fg.watch(by_dots)`` would write a page that plays the first of them, forward and back: click on ``w`` there, and see four add up.
+"""
 
 import numpy as np
 

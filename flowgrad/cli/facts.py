@@ -79,7 +79,7 @@ def facts_of_graph(model: Model, data: DataSet) -> dict[str, Any]:
     for events in runs:
         taken: dict[tuple[int, bool], float] = {}
         for e in events:
-            taken[e.node, e.back] = taken.get((e.node, e.back), 0.0) + e.end - e.start
+            taken[e.node, e.back] = taken.get((e.node, e.back), 0.0) + sum(s.end - s.start for s in e.spans)
         least = {key: min(seconds, least.get(key, seconds)) for key, seconds in taken.items()}
     scene = scene_of(model.graph, model.loss, fold=FOLD, width=WIDTH)
     card_of = {node: card.key for card in scene.cards for node in card.nodes}

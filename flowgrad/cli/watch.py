@@ -20,7 +20,7 @@ def watch(**options: Any) -> None:
     """Write a page that plays one step of a net on one sample of DATASET, node by node forward, edge by edge back.
 
     It shows the values, the local Jacobians, the cotangents and their sums, in the order in which the tasks ran on
-    two threads here. The page is one file that needs no network.
+    two threads here. Nothing is trained. The page is one file that needs no network.
 
     \b
     Examples:
@@ -30,6 +30,7 @@ def watch(**options: Any) -> None:
     """  # noqa: D301
     import flowgrad as fg
 
+    from ..errors import DataError
     from .build import build_model, load_data
 
     data = load_data({**options, "dtype": "float64", "train_size": None, "test_size": None, "batch_size": 1})
@@ -39,5 +40,13 @@ def watch(**options: Any) -> None:
     else:
         graph = fg.load(options["model"])[0]
         x, label, loss = graph["x"], graph["label"], graph["loss"]
-    page = fg.watch(loss, {x: data.x_test, label: data.y_test}, options["out"], sample=options["sample"])
-    click.echo(f"sample {options['sample']} of the test samples, class {data.y_test[options['sample']]}: {page!r}")
+    sample = options["sample"]
+    if sample >= len(data.x_test):
+        raise DataError(
+            f"--sample {sample}: {data.name} has {len(data.x_test)} test samples, give one from 0 to {len(data.x_test) - 1}"
+        )
+    logits = fg.Engine("sync").forward(loss.parents[0], {x: data.x_test[sample : sample + 1]})
+    net = "an untrained net" if options["model"] is None else "the net"
+    title = f"{data.name}, test sample {sample}: class {data.y_test[sample]}, {net} says {logits.argmax()}"
+    page = fg.watch(loss, {x: data.x_test, label: data.y_test}, options["out"], sample=sample, title=title)
+    click.echo(f"{title}\n{page}")

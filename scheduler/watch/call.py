@@ -39,7 +39,10 @@ class Watched:
         self.path, self._text = path, text
 
     def __repr__(self) -> str:
-        return f"<Watched: {self.path}, {len(self._text.encode()) / 1e6:.1f} MB; open it in a browser>"
+        return f"<Watched: {self}>"
+
+    def __str__(self) -> str:
+        return f"{self.path}, {len(self._text.encode()) / 1e6:.1f} MB; open it in a browser"
 
     def _repr_html_(self) -> str:
         page = html.escape(self._text, quote=True)
@@ -53,12 +56,13 @@ def watch(
     path: str | os.PathLike[str] = "watch.html",
     engine: Engine | None = None,
     sample: int = 0,
+    title: str | None = None,
 ) -> Watched:
     """Run one step of one sample, and write a page that plays it: forward node by node, and back edge by edge.
 
     It shows the graph, at each point the values, the local Jacobians, the cotangents, and the sums where several children meet,
-    in the order in which tasks ran, with the time and the thread of each. A click on a node shows its numbers. The page is one
-    file, of at most 5 MB, that needs no network; what is left out is said.
+    in the order in which tasks were done, with the time and the thread of each. Nothing is updated. A click on a node shows its
+    numbers. The page is one file, of at most 5 MB, that needs no network; what is left out is said.
 
     Parameters
     ----------
@@ -72,6 +76,8 @@ def watch(
         Where the tasks run; two threads of this process if not given.
     sample : int
         Which row of the feeds.
+    title : str, optional
+        What is said of the sample, in a line; its number if not given.
 
     Raises
     ------
@@ -103,7 +109,8 @@ def watch(
     values = values_of(result, feeds, integer(sample, "sample", 0))
     leaves = [n for n in needed if isinstance(n, Variable) and n.below is None]
     course = run_course(executor, result, values, leaves)
-    text = write_page(Numbers(result, values), course)
+    about = title or (f"sample {sample} of the feeds" if feeds else "the values that are set")
+    text = write_page(Numbers(result, values), course, str(about))
     write(target, text.encode())
     return Watched(target, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -10,12 +11,22 @@ from typing import Any
 import numpy as np
 
 from flowgrad.graph import Node, Variable, ancestors, jacobians_of
+from flowgrad.inputs import times
 from flowgrad.jacobians import Diagonal
 from flowgrad.typing import Array
 
 # Numbers of an array up to which it is written out, the first that makes a page small enough; of a dense local Jacobian, likewise.
 CAPS = (16384, 4096, 1024, 256, 64)
 DENSE = 1024
+# Kinds of local Jacobians in words, with the size of their factor; others are told by their docstrings.
+KINDS = {
+    "Identity": "identity",
+    "Diagonal": "diagonal",
+    "Selection": "selection of entries",
+    "Still": "zero",
+    "Outer": "outer product with a row of {0}",
+    "Dense": "matrix of {0}",
+}
 # Bytes of all arrays of a page, as text.
 MOST = 4_300_000
 
@@ -66,7 +77,7 @@ class Numbers:
         }
 
     def _local(self, local: Any, rows: int, columns: int) -> dict[str, Any]:
-        told: dict[str, Any] = {"kind": type(local).__name__, "text": repr(local)}
+        told: dict[str, Any] = {"shape": [rows, columns], "text": _words(local)}
         if rows * columns <= min(DENSE, self.cap):
             told["dense"] = self._array(local.dense()[0])
         elif isinstance(local, Diagonal):
@@ -82,6 +93,20 @@ class Numbers:
             self.left_out += 1
         self.size += 90
         return told
+
+
+def _words(local: Any) -> str:
+    """Say what kind of Jacobian it is."""
+    kind = type(local).__name__
+    if kind in KINDS:
+        factors = [times(np.shape(value)[1:]) for value in vars(local).values() if np.ndim(value) > 1]
+        return KINDS[kind].format(*factors, "1")
+    return summary_of(type(local))
+
+
+def summary_of(thing: type) -> str:
+    """Return the first sentence of a docstring, without its markup."""
+    return (inspect.getdoc(thing) or "").partition("\n\n")[0].replace("\n", " ").replace("`", "")
 
 
 def _told(array: Array) -> dict[str, Any]:

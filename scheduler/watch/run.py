@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,11 +17,19 @@ from flowgrad.typing import Array
 from ..executors import Executor
 from ..programs import traced
 from ..tasks import TaskGraph, prefix_of
-from .work import Noted, run_noted
+from .work import Noted, run_noted, run_seed
+
+
+class Span(NamedTuple):
+    """When and where a task ran: seconds since the first one began, and which thread, in the order in which they began."""
+
+    start: float
+    end: float
+    lane: int
 
 
 class Event(NamedTuple):
-    """Something that happened: a node got its value, or sent its cotangent back to a parent.
+    """Something that happened: a node got its value, or its cotangent went back to a parent.
 
     Attributes
     ----------
@@ -29,25 +38,23 @@ class Event(NamedTuple):
         Index of the node.
     slots : tuple of int
         Those whose parents the cotangent went to, if it is one of the way back.
-    start, end : float
-        Seconds since the first task began.
-    lane : int
-        Which thread, in the order in which they began.
+    end : float
+        When it was done: when the last of its tasks was, or all that it needs, if it has none.
+    spans : tuple of Span
+        Its tasks. An op that programs hold by other ops has several; `Reshape`, which computes nothing, none.
     """
 
     back: bool
     node: int
     slots: tuple[int, ...]
-    start: float
     end: float
-    lane: int
+    spans: tuple[Span, ...] = ()
 
 
 class Course(NamedTuple):
-    """What a step did: its events in the order in which they ended, how many tasks they were, and what threads are called."""
+    """What a step did: its events in the order in which they were done, and what threads are called."""
 
     events: list[Event]
-    tasks: int
     lanes: list[str]
 
 
@@ -60,9 +67,10 @@ def run_course(executor: Executor, result: Node, values: Mapping[Variable, Array
     verify(program)
     graph = TaskGraph()
     refs = {inputs[v.index]: graph.data("input", values[v]) for v in leaves}
-    refs[program.inputs[-1].var] = graph.data("seed", np.eye(result.dim)[:, None])
-    keys = {}
+    seed, keys = program.inputs[-1].var, {}
     for i in program.instrs:
+        if seed in i.args and seed not in refs:  # the way back begins when the result is there
+            refs[seed] = graph.task("seed", run_seed, np.eye(result.dim)[:, None], refs[program.outputs["0"]])
         args = (i._replace(out=0, args=()), *(refs[a] for a in i.args))
         ref = graph.task(prefix_of(i), run_noted, *args, name=i.name)
         refs[i.out] = ref
@@ -76,52 +84,70 @@ def run_course(executor: Executor, result: Node, values: Mapping[Variable, Array
 def _course(result: Node, instrs: Sequence[Instr], noted: Mapping[int, Noted]) -> Course:
     """Put the tasks of each node, and of each edge, together: an op that programs hold by other ops has several."""
     nodes = {n.name: n for n in ancestors(result)}
-    parts: dict[tuple[bool, int, tuple[int, ...]], list[Noted]] = {}
+    applied = Counter(i.label for i in instrs if i.verb == "apply")
+    zero = min((n.start for n in noted.values()), default=0.0)
+    places = list(dict.fromkeys(n.place for n in sorted(noted.values(), key=lambda n: n.start)))
+    parts: dict[tuple[bool, int, tuple[int, ...]], list[Span]] = {}
+    within: dict[Node, list[Span]] = {}
+
+    def held(node: Node) -> str:
+        """Return what a program calls a node: it does without some, such as `Reshape`."""
+        while node.parents and node.name not in applied:
+            node = node.parents[0]
+        return node.name
+
     for i in instrs:
         node = nodes.get(i.label)
         if i.verb in ("add", "scatter") or not isinstance(node, Op):
             continue  # a sum, or zeros
-        back = i.verb != "apply"
-        whole = type(node).expand.__func__ is not Op.expand.__func__ or len(node.parents) != i.arity  # type: ignore[attr-defined]
-        slots = () if not back else tuple(range(len(node.parents))) if whole else (i.slot,)
-        parts.setdefault((back, node.index, slots), []).append(noted[i.out])
-    zero = min((n.start for n in noted.values()), default=0.0)
-    places = list(dict.fromkeys(n.place for n in sorted(noted.values(), key=lambda n: n.start)))
-    events = []
-    for (back, index, slots), several in parts.items():
-        last = max(several, key=lambda n: n.end)
-        start = min(n.start for n in several)
-        events.append(Event(back, index, slots, start - zero, last.end - zero, places.index(last.place)))
+        n = noted[i.out]
+        span = Span(n.start - zero, n.end - zero, places.index(n.place))
+        if i.verb == "apply":
+            parts.setdefault((False, node.index, ()), []).append(span)
+        elif i.by == i.label:
+            within.setdefault(node, []).append(span)
+        else:
+            alone = applied[i.label] == 1 and i.op is type(node) and i.arity == len(node.parents)
+            slots = (i.slot,) if alone else tuple(k for k, p in enumerate(node.parents) if held(p) == i.by)
+            parts.setdefault((True, node.index, slots or _slots(node)), []).append(span)
+    last = {key[1]: key for key in sorted(parts, key=lambda key: max(s.end for s in parts[key])) if key[0]}
+    for node, spans in within.items():  # all edges but the last may be done before these
+        parts.setdefault(last.get(node.index, (True, node.index, _slots(node))), []).extend(spans)
+    events = [Event(*key, max(s.end for s in spans), tuple(spans)) for key, spans in parts.items()]
     events += _silent(nodes.values(), events)
     # What is first in the graph is first where the clock cannot tell.
     events.sort(key=lambda e: (e.back, e.end, -e.node if e.back else e.node))
-    return Course(_in_order(events, nodes), len(set(noted)), _names(places))
+    return Course(_in_order(events, nodes), _names(places))
+
+
+def _slots(node: Node) -> tuple[int, ...]:
+    return tuple(range(len(node.parents)))
 
 
 def _silent(nodes: Iterable[Node], events: Sequence[Event]) -> list[Event]:
-    """Return events of nodes that programs do without, such as `Reshape`: as soon as they can be, and in no time."""
-    came = {e.node: e for e in events if not e.back}
-    sent: dict[int, Event] = {}
-    ordered = sorted(nodes, key=lambda n: n.index)
-    by_index = {n.index: n for n in ordered}
-    for e in events:
+    """Return events without a task, of `Reshape`, and back from a range of a variable: done as soon as they can be."""
+    done = {e.node: e.end for e in events if not e.back}
+    told = {e.node for e in events if e.back}
+    by_index = {n.index: n for n in nodes}
+    sent: dict[int, float] = {}
+
+    def send(e: Event) -> None:
         for slot in e.slots:
             parent = by_index[e.node].parents[slot].index
-            sent[parent] = max(e, sent.get(parent, e), key=lambda e: e.end)
+            sent[parent] = max(e.end, sent.get(parent, 0.0))
+
     made = []
-    silent = [n for n in ordered if n.parents and n.index not in came]
-    for n in silent:
-        last = max((came[p.index] for p in n.parents if p.index in came), key=lambda e: e.end, default=None)
-        came[n.index] = Event(
-            False, n.index, (), last.end if last else 0.0, last.end if last else 0.0, last.lane if last else 0
-        )
-        made.append(came[n.index])
-    for n in reversed(silent):
-        if n.index in sent:
-            last = sent[n.index]
-            made.append(Event(True, n.index, tuple(range(len(n.parents))), last.end, last.end, last.lane))
-            for p in n.parents:
-                sent[p.index] = max(made[-1], sent.get(p.index, made[-1]), key=lambda e: e.end)
+    for k in sorted(by_index):
+        if by_index[k].parents and k not in done:
+            done[k] = max(done.get(p.index, 0.0) for p in by_index[k].parents)
+            made.append(Event(False, k, (), done[k]))
+    for e in events:
+        send(e)
+    for k in sorted(by_index, reverse=True):
+        node = by_index[k]
+        if isinstance(node, Op) and k in sent and k not in told and node.differentiable:
+            made.append(Event(True, k, _slots(node), sent[k]))
+            send(made[-1])
     return made
 
 

@@ -108,8 +108,85 @@ def test_the_slider_moves_values_and_cotangents_of_the_interpreter(watched, visi
     np.testing.assert_allclose(total, np.ravel(w.backward(loss)), rtol=1e-5)
 
 
+def names(page, look):
+    """Return the names of the nodes of the cards that are marked so."""
+    return page.evaluate("look => cards.filter(c => c.g.classList.contains(look)).map(c => c.nodes.map(title))", look)
+
+
+def test_the_halo_is_on_what_the_panel_is_about(watched, visit):
+    page = visit(watched[0])
+    count = page.evaluate("() => events.length")
+    assert names(page, "chosen") == [["x"]]
+    assert page.locator("#panel h2").text_content() == "x"
+    for k in (1, 2, 3, count // 2, 5, count, count - 1):
+        page.locator("#slider").fill(str(k)) if k > 3 else page.locator("#after").click()
+        (chosen,) = names(page, "chosen")
+        assert page.locator("#panel h2").text_content() in chosen
+        assert names(page, "now") == [chosen]
+
+
+def test_going_back_marks_sender_and_receiver(watched, visit):
+    page = visit(watched[0])
+    page.evaluate("() => go(firstBack + 1)")
+    assert names(page, "from") == [["loss"]]
+    assert names(page, "now") == [["h"]]
+    assert page.locator("#picture .arrow.now.backwards").count() == 1
+    page.evaluate("() => go(firstBack)")
+    assert names(page, "now") == [["loss"]]
+    assert page.locator("#picture .arrow.backwards").count() == 0
+
+
+def test_a_pile_counts_what_has_come(watched, visit):
+    page = visit(watched[0])
+    line = page.locator("#picture .card.folded").filter(has_text="Dot").locator("text.line").first
+    full = line.text_content()
+    at = page.evaluate(
+        "() => stops.find(s => s && nodes[events[s - 1][1]].op === 'Dot' && nodes[events[s - 1][1]].name.startsWith('h'))"
+    )
+    page.evaluate("at => go(at)", at)
+    assert line.text_content() == "1 of 20"
+    assert page.locator("#strip button").count() == 20
+    assert page.locator("#strip button.missing").count() == 19
+    page.evaluate("() => go(firstBack)")
+    assert line.text_content() == full
+
+
+def test_what_has_not_come_yet_is_listed_in_its_place(watched, visit):
+    path, graph, _ = watched
+    page = visit(path)
+    w = graph["w"]
+    click(page, w.index)
+    page.evaluate("k => go(arrivals[k][1].at + 1)", w.index)
+    told = page.locator("#panel .sum > div:first-child").all_text_contents()
+    assert [line.partition(":")[0] for line in told] == [f"from {dot.name}" for dot in graph["seen"].parents]
+    assert sum("came with event" in line for line in told) == 2
+    assert sum("not yet" in line for line in told) == 2
+    assert "the value of" in page.locator("#panel .sum").filter(has_text="came with").first.text_content()
+
+
+def test_a_square_is_drawn_as_one(visit, tmp_path):
+    with fg.Graph(seed=0):
+        x = fg.Variable(36, np.arange(36.0), trainable=False, name="x")
+        w = fg.Variable(36, "normal", name="w")
+        y = fg.Vectorize(w @ x, fg.Sum(x), name="y")
+    page = visit(fg.watch(y, path=tmp_path / "square.html").path)
+    size = "() => [...document.querySelectorAll('#panel canvas')].map(c => [c.width, c.height])"
+    assert page.evaluate(size) == [[6, 6]]
+    page.evaluate("() => go(events.length)")
+    click(page, w.index)
+    assert page.evaluate(size) == [[6, 6]] * 3  # of each entry of y
+    assert "entry 1 of y" in page.locator("#cotangent").text_content()
+
+
 def test_keys_and_buttons_go_to_and_fro(watched, visit):
     page = visit(watched[0])
+    stops = page.evaluate("() => stops")
+    for stop in stops[1:4]:
+        page.locator("#after-layer").click()
+        assert page.evaluate("() => position") == stop
+    for stop in stops[2::-1]:
+        page.locator("body").press("Shift+ArrowLeft")
+        assert page.evaluate("() => position") == stop
     for key, count in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("a", 1)):
         page.locator("body").press(key)
         assert page.evaluate("() => position") == count

@@ -90,6 +90,46 @@ def test_any_graph_can_be_watched(made):
         np.testing.assert_allclose(array(seen["value"]), made.graph.nodes[node.index].forward(), rtol=1e-5, atol=1e-6)
 
 
+def several_tasks():
+    """A graph with ops that programs hold by several others or by none, and a range of a variable."""
+    with fg.Graph(seed=0) as graph:
+        x = fg.Variable((1, 6, 6), np.linspace(-1, 1, 36), trainable=False, name="x")
+        a, b = fg.Variable(1, [1.0], name="a"), fg.Variable(1, [2.0], name="b")
+        h = fg.layers.max_pool2d(fg.layers.conv2d(x, 2, 3, activation="relu", name="c"), 2).reshape(18)
+        fg.Add(fg.Sum(h), a, fg.Sum(x[0, 0, 1:3]), b * a, name="loss")
+    return graph
+
+
+@pytest.mark.parametrize("make", [patches, several_tasks])
+def test_the_order_is_that_of_the_times(make):
+    graph = make()
+    loss = graph["loss"]
+    leaves = [n for n in ancestors(loss) if not n.parents]
+    values = {v: np.ones((1, v.dim)) if v.value is None else v.value[None] for v in leaves}
+    events = run_course(LocalExecutor(True, 2), loss, values, leaves).events
+    causes(graph, [(e.back, e.node, e.slots) for e in events])
+    assert [e.end for e in events] == sorted(e.end for e in events)
+    assert all(e.end == max(s.end for s in e.spans) for e in events if e.spans)
+    # What a node sends begins after the last of what it gets, and every edge is gone once.
+    gone = [(e.node, slot) for e in events if e.back for slot in e.slots]
+    assert sorted(gone) == sorted((n.index, slot) for n in ancestors(loss) for slot in range(len(n.parents)))
+    came = {}
+    for e in events:
+        if e.back:
+            assert all(s.start >= came.get(e.node, 0.0) for s in e.spans)
+            for slot in e.slots:
+                parent = graph.nodes[e.node].parents[slot].index
+                came[parent] = max(e.end, came.get(parent, 0.0))
+
+
+def test_the_page_speaks_in_words(tmp_path):
+    told = read(fg.watch(several_tasks()["loss"], path=tmp_path / "words.html").path)["nodes"].values()
+    words = [text for node in told for text in (node["summary"], *(local["text"] for local in node["local"]))]
+    assert not [text for text in words if "`" in text or text.startswith("<")]
+    told = read(fg.watch(patches()["loss"], {"x": np.ones((1, 9))}, tmp_path / "words.html").path)["nodes"].values()
+    assert {"outer product with a row of 4", "diagonal"} <= {local["text"] for node in told for local in node["local"]}
+
+
 def test_it_runs_where_the_engine_runs(tmp_path, client):
     graph = patches()
     watched = fg.watch(graph["loss"], {"x": np.ones((1, 9))}, tmp_path / "step.html", engine=fg.Engine(client))
@@ -155,5 +195,8 @@ def test_the_command(tmp_path):
     out = str(tmp_path / "digit.html")
     done = CliRunner().invoke(main, ["watch", "digits", "--hidden", "5", "--sample", "3", "--out", out])
     assert done.exit_code == 0, done.output
-    assert "sample 3 of the test samples, class" in done.output
+    told, written = done.output.splitlines()[-2:]
+    assert re.fullmatch(r"digits, test sample 3: class \d, an untrained net says \d", told)
+    assert re.fullmatch(re.escape(out) + r", \d\.\d MB; open it in a browser", written)
+    assert told in (tmp_path / "digit.html").read_text()
     assert CliRunner().invoke(main, ["watch", "digits", "--sample", "100000", "--out", out]).exit_code == 2
