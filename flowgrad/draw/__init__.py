@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError, GraphError
 from ..inputs import brief, count, flag
-from .compose import compose, scene_of
+from .compose import WIDTH, compose, scene_of
 from .curves import best_epoch, curves
 from .fold import Item
 from .items import Drawable, Vertex, legible, nodes_of
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 FOLD_TASKS = 8
-WIDTH = 1280
 MOST_SHOWN = 10_000  # nodes of a graph that a notebook shows unasked
 TASKS = {
     "load": ("#d1fae5", "#047857"),

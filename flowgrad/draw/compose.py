@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 
@@ -12,16 +13,18 @@ from ..inputs import integer, one_of
 from .fold import Box, Edge, Item
 from .fold import fold as fold_items
 from .items import ROLES, Drawable, Vertex, items_of, legible, nodes_of, shortened
-from .layout import PORT, Layout, in_rows, in_scopes, lay_out
+from .layout import Layout, in_rows, in_scopes, lay_out
 from .scene import (
     LINE,
     MARGIN,
+    SIGNS,
     SMALL,
     TITLE,
     Arrow,
     Card,
     Frame,
     Palette,
+    Point,
     Scene,
     breadth,
     legend_rows,
@@ -30,7 +33,8 @@ from .scene import (
 )
 
 FOLD, FEW = 12, 3  # alike siblings from which on they are folded: in small pictures, and in those of many cards
-MANY = 40
+MANY, LAYERS = 40, 6  # cards of a picture, and layers of which the caption tells, at most
+WIDTH = 1280
 MAX_BOXES = 1500
 FRAME = 18.0  # between a frame and what is in it
 DIRECTIONS = ("right", "down")
@@ -116,14 +120,19 @@ def compose(
         )
     scopes = [_common([items[i].scope for i in box.members]) for box in boxes]
     boxes = in_scopes(boxes, edges, scopes)
-    texts = [_texts(items, box, told) for box in boxes]
+    texts = _texts(items, boxes, told)
     folded = f", drawn as {len(boxes)} cards" if len(boxes) < len(items) else ""
+    shares = _shares(items)
+    if breadth(counted + shares + folded, LINE) > (width or WIDTH) - 2 * MARGIN:
+        shares = ""
     found = {items[box.members[-1]].role: roles.get(items[box.members[-1]].role) for box in boxes}
     spare = cycle(pair for pair in SPARE if pair not in found.values())
     palette = {role: pair or next(spare) for role, pair in found.items()}
     tried = []
     for _ in range(6 if len(boxes) < 150 else 2):  # frames, and what lies beside the bands, take room as well
-        scene = _laid_out(items, boxes, edges, texts, scopes, direction == "down", longest, palette, counted + folded)
+        scene = _laid_out(
+            items, boxes, edges, texts, scopes, direction == "down", longest, palette, counted + shares + folded
+        )
         if width is None or longest is None or scene.width <= width:
             return scene
         tried.append(scene)
@@ -143,6 +152,10 @@ def _laid_out(
     caption: str,
 ) -> Scene:
     deeper = max(0, max(map(len, scopes)) - 1)  # frames within frames
+    if down:
+        boxes = [
+            replace(box, apart=max([box.apart, *(breadth(port, SMALL) + 4.0 for port in box.ports)])) for box in boxes
+        ]
     sizes = [_size(box, *text, down) for box, text in zip(boxes, texts)]
     if down:
         flipped = [(h, w) for w, h in sizes]
@@ -157,33 +170,75 @@ def _laid_out(
         cards.append(Card(box.members[0], tuple(box.members), title, lines, role, len(box.members), x, y, w, h))
     arrows = []
     for edge, route in zip(edges, layout.routes):
-        label = f"t-{edge.lag}" if edge.lag else boxes[edge.target].ports[edge.port]
+        label = boxes[edge.target].ports[edge.port]
         ends = boxes[edge.source].members[0], boxes[edge.target].members[0]
-        arrows.append(Arrow(*ends, tuple(route), edge.count, label, edge.lag > 0))
-    return _on_page(cards, arrows, _frames(cards, scopes), layout, palette, caption)
+        arrows.append(Arrow(*ends, tuple(route), edge.count, label, edge.lag > 0, edge.each))
+    trained: Counter[tuple[str, ...]] = Counter()
+    for item in items:
+        for depth in range(1, len(item.scope) + 1):
+            trained[item.scope[:depth]] += item.trained
+    return _on_page(cards, arrows, _frames(cards, arrows, scopes, layout.bands, trained), layout, palette, caption)
 
 
 def _exchanged(layout: Layout) -> Layout:
     centres = [(v, u) for u, v in layout.centres]
-    return Layout(centres, [[(v, u) for u, v in r] for r in layout.routes], layout.breadth, layout.length)
+    return Layout(centres, [[(v, u) for u, v in r] for r in layout.routes], layout.breadth, layout.length, layout.bands)
 
 
-def _texts(items: Sequence[Item], box: Box, told: Told | None) -> tuple[str, tuple[str, ...]]:
-    first, last = items[box.members[0]], items[box.members[-1]]
-    more = told(box.members) if told else ""
-    return _span(first.title, last.title), (*map(_span, first.lines, last.lines), *([more] if more else []))
+def _texts(items: Sequence[Item], boxes: Sequence[Box], told: Told | None) -> list[tuple[str, tuple[str, ...]]]:
+    """Return title and lines of each card."""
+    found = []
+    for box in boxes:
+        n, first, last = len(box.members), items[box.members[0]], items[box.members[-1]]
+        title = _span(first.title, last.title, n, names=True)
+        lines = [_span(a, b, n) for a, b in zip(first.lines, last.lines)]
+        if n > 1 and first.slots and first.lines[0] == last.lines[0]:
+            lines[0] += " each"
+        before = items[box.members[-2 % n]]
+        odd = n > 2 and _form(first) == _form(before) != _form(last)  # as what a layer gives has the layer's name
+        if odd:
+            title = _span(first.title, before.title, n - 1, names=True)
+        if odd or before.role != last.role:
+            lines.append(
+                f"the last: {shortened(last.title)}" + (f", the {last.role}" if before.role != last.role else "")
+            )
+        if told:
+            lines.append(told(box.members))
+        found.append((title, tuple(filter(None, lines))))
+    names = Counter(title for title, _ in found)
+    for k, (title, others) in enumerate(found):
+        if names[title] > 1 and len(boxes[k].members) > 1:
+            found[k] = f"{shortened(items[boxes[k].members[0]].title)} …", others
+    return found
 
 
-def _span(first: str, last: str) -> str:
-    """Write ``w0`` and ``w89`` as ``w0…89``."""
+def _span(first: str, last: str, count: int, names: bool = False) -> str:
+    """Write ``w0`` to ``w89``, if those are 90, as ``w0…89``, of names with gaps between what they have in common."""
     if first == last:
         return shortened(first)
-    ours, theirs = re.split(r"(\d+)", first), re.split(r"(\d+)", last)
-    differ = [k for k, (a, b) in enumerate(zip(ours, theirs)) if a != b]
-    if len(ours) == len(theirs) and len(differ) == 1 and differ[0] % 2:
-        k = differ[0]
-        return shortened("".join([*ours[:k], f"{ours[k]}…{theirs[k]}", *ours[k + 1 :]]))
+    ours, theirs = (re.split(r"(\d{1,9})", text) for text in (first, last))
+    if ours[::2] == theirs[::2]:
+        parts = [
+            a if a == b else f"{a}…{b}" if k % 2 and int(b) - int(a) == count - 1 else "…"
+            for k, (a, b) in enumerate(zip(ours, theirs))
+        ]
+        if names or "…" not in parts:
+            return shortened("".join(parts))
     return f"{shortened(first, 20)} … {shortened(last, 20)}"
+
+
+def _form(item: Item) -> str:
+    return re.sub(r"\d+", "0", item.title)
+
+
+def _shares(items: Sequence[Item]) -> str:
+    """Say what is trained in each outermost scope, and in what is in none, while those are a few."""
+    shares: Counter[str] = Counter()
+    for item in items:
+        if item.trained:
+            shares[item.scope[0] if item.scope else item.title] += item.trained
+    told = ", ".join(f"{shortened(name, 20)} {number:,}" for name, number in shares.items())
+    return f" ({told})" if 0 < len(shares) <= LAYERS else ""
 
 
 def _size(box: Box, title: str, lines: Sequence[str], down: bool) -> tuple[float, float]:
@@ -193,9 +248,8 @@ def _size(box: Box, title: str, lines: Sequence[str], down: bool) -> tuple[float
     high = 12.0 + 17.0 + 14.0 * len(lines)
     gutter = max((breadth(port, SMALL) for port in box.ports), default=0.0)
     if down:
-        room = max(PORT, gutter + 4.0) * len(box.ports)
-        return max(wide, room + 8.0), high + (10.0 if gutter else 0.0)
-    return wide + gutter, max(high, PORT * len(box.ports) + 8.0)
+        return max(wide, box.apart * len(box.ports) + 8.0), high + (10.0 if gutter else 0.0)
+    return wide + gutter, max(high, box.apart * len(box.ports) + 8.0)
 
 
 def _common(scopes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -206,8 +260,15 @@ def _common(scopes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return low[:same]
 
 
-def _frames(cards: Sequence[Card], scopes: Sequence[tuple[str, ...]]) -> list[Frame]:
-    """Return the scopes around which a frame can be drawn: nothing else lies in it."""
+def _frames(
+    cards: Sequence[Card],
+    arrows: Sequence[Arrow],
+    scopes: Sequence[tuple[str, ...]],
+    bands: Sequence[int],
+    trained: Mapping[tuple[str, ...], int],
+) -> list[Frame]:
+    """Return the scopes around which frames can be drawn, one in each band: nothing else lies in them."""
+    pieces = [_box(arrow.points[k : k + 4]) for arrow in arrows for k in range(0, len(arrow.points) - 3, 3)]
     inside: dict[tuple[str, ...], list[int]] = {}
     for k, scope in enumerate(scopes):
         for depth in range(1, len(scope) + 1):
@@ -219,18 +280,44 @@ def _frames(cards: Sequence[Card], scopes: Sequence[tuple[str, ...]]) -> list[Fr
             continue
         pad = 7.0 + 4.0 * (deepest - len(scope))
         top = pad + FRAME * (1 + deepest - len(scope)) - 6.0
-        low_x = min(cards[k].x - cards[k].width / 2 for k in those) - pad
-        high_x = max(cards[k].x + cards[k].width / 2 + pile(cards[k]) for k in those) + pad
-        low_y = min(cards[k].y - cards[k].height / 2 for k in those) - top
-        high_y = max(cards[k].y + cards[k].height / 2 + pile(cards[k]) for k in those) + pad
-        frame = Frame(
-            legible(".".join(scope)), (low_x + high_x) / 2, (low_y + high_y) / 2, high_x - low_x, high_y - low_y
-        )
+        name = legible(".".join(scope))
+        parts: list[Frame] = []
+        for band in sorted({bands[k] for k in those}):
+            here = [cards[k] for k in those if bands[k] == band]
+            low_x = min(card.x - card.width / 2 for card in here) - pad
+            high_x = max(card.x + card.width / 2 + pile(card) for card in here) + pad
+            low_y = min(card.y - card.height / 2 for card in here) - top
+            high_y = max(card.y + card.height / 2 + pile(card) for card in here) + pad
+            title = f"{name} …" if parts else f"{name} · {trained[scope]:,} trained" if trained[scope] else name
+            wide = high_x - low_x
+            title = title if breadth(title, LINE) + 16.0 <= wide else name
+            start = _beside(pieces, title, low_x, high_x, low_y)
+            if start is None and deepest == 1:  # above what passes there, for no other frame is near
+                low_y -= 14.0
+                start = _beside(pieces, title, low_x, high_x, low_y)
+            middle = (low_x + high_x) / 2, (low_y + high_y) / 2
+            parts.append(Frame(name, title, low_x + 8.0 if start is None else start, *middle, wide, high_y - low_y))
         others: list[Card | Frame] = [c for k, c in enumerate(cards) if k not in set(those)]
         others += [f for other, f in frames if other != scope[: len(other)]]
-        if not any(_meet(frame, other) for other in others):
-            frames.append((scope, frame))
+        if not any(_meet(part, other) for part in parts for other in others):
+            frames += [(scope, part) for part in parts]
     return [frame for _, frame in frames]
+
+
+def _beside(
+    pieces: Sequence[tuple[float, float, float, float]], title: str, left: float, right: float, top: float
+) -> float | None:
+    """Return where the title of a frame begins, most to the left, so that no arrow passes over it; None if there is no place."""
+    passing = sorted((a, c) for a, b, c, d in pieces if b < top + 16.0 and d > top + 2.0 and a < right and c > left)
+    long = breadth(title, LINE)
+    places = [left + 8.0, *(c + 4.0 for _, c in passing if left + 4.0 < c < right - long - 12.0)]
+    return next((x for x in places if not any(a < x + long + 3.0 and c > x - 3.0 for a, c in passing)), None)
+
+
+def _box(points: Sequence[Point]) -> tuple[float, float, float, float]:
+    """Return where a cubic piece lies: within its points."""
+    xs, ys = zip(*points)
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _meet(a: Card | Frame, b: Card | Frame) -> bool:
@@ -254,12 +341,34 @@ def _on_page(
     width = max(used, breadth(caption, LINE) + 2 * MARGIN, min(legend_width(palette), 380.0) + 2 * MARGIN)
     dx, dy = MARGIN - left + (width - used) / 2, MARGIN - top
     rows = legend_rows(palette, width)
+    signs = _signs(cards, arrows, width - 2 * MARGIN)
     return Scene(
         tuple(replace(card, x=card.x + dx, y=card.y + dy) for card in cards),
         tuple(replace(arrow, points=tuple((x + dx, y + dy) for x, y in arrow.points)) for arrow in arrows),
-        tuple(replace(frame, x=frame.x + dx, y=frame.y + dy) for frame in frames),
+        tuple(replace(frame, start=frame.start + dx, x=frame.x + dx, y=frame.y + dy) for frame in frames),
         width,
-        below - top + 2.5 * MARGIN + 18.0 * (rows + 1),
+        below - top + 2.5 * MARGIN + 18.0 * (rows + 1) + SIGNS * len(signs),
         caption,
         palette,
+        signs,
     )
+
+
+def _signs(cards: Sequence[Card], arrows: Sequence[Arrow], width: float) -> tuple[str, ...]:
+    """Return lines of so much width that tell the signs that occur."""
+    many = next((card.count for card in cards if card.count > 1), 0)
+    back = next((arrow.label.rpartition(": ")[2] for arrow in arrows if arrow.back), "")
+    told = [
+        (many, f"× {many:,}: so many alike"),
+        (any(arrow.each for arrow in arrows), "double line: each reads its own"),
+        (any(arrow.label[:1].isdigit() for arrow in arrows), "0, 1: order of operands"),
+        (back, f"dashed, {back}: {'the step' if back == 't-1' else 'steps'} before"),
+        (any("t = 0" in arrow.label for arrow in arrows), "t = 0: the first step"),
+    ]
+    lines: list[str] = []
+    for word in [word for occurs, word in told if occurs]:
+        if lines and breadth(f"{lines[-1]} · {word}", SMALL) <= width:
+            lines[-1] += f" · {word}"
+        else:
+            lines.append(word)
+    return tuple(lines)

@@ -35,6 +35,8 @@ class Item:
         Whether the order of the parents means something.
     scope : tuple of str
         The frames in which it lies, the outermost first.
+    trained : int
+        How many numbers are trained in it.
     """
 
     key: Hashable
@@ -46,6 +48,7 @@ class Item:
     like: Hashable = None
     slots: bool = True
     scope: tuple[str, ...] = ()
+    trained: int = 0
 
 
 @dataclass
@@ -60,23 +63,30 @@ class Box:
         Labels of the places, in order, where arrows come in.
     free : bool
         Whether arrows may come in in any order.
+    apart : float
+        Distance of two ports, pixels.
     """
 
     members: list[int]
     level: int
     free: bool = False
     ports: list[str] = field(default_factory=list)
+    apart: float = 15.0
 
 
 @dataclass(frozen=True)
 class Edge:
-    """An arrow from box `source` to port `port` of box `target`, standing for `count` edges from `lag` steps before."""
+    """An arrow from box `source` to port `port` of box `target`, standing for `count` edges from `lag` steps before.
+
+    With `each`, both are piles, and every item reads one that no other reads.
+    """
 
     source: int
     target: int
     port: int
     count: int
     lag: int = 0
+    each: bool = False
 
 
 @dataclass(frozen=True, order=True)
@@ -132,11 +142,12 @@ def fold(items: Sequence[Item], limit: int, opened: Collection[int] = ()) -> tup
         box_of.append(numbers.setdefault(key, len(numbers)))
         boxes.setdefault(key, Box([], level[g], not items[those[0]].slots)).members.extend(those)
     edges: list[Edge] = []
+    boxes_of = [box_of[g] for g in group]
     for k, box in enumerate(boxes.values()):
         box.members.sort()
         g = group[box.members[0]]
         named = items[box.members[0]].slots
-        edges += _connect(k, box, wide[g], named, parents, [box_of[g] for g in group], run, step)
+        edges += _connect(k, box, wide[g], named, parents, boxes_of, run, step)
     return list(boxes.values()), edges
 
 
@@ -362,25 +373,40 @@ def _connect(
     run: Sequence[int],
     step: Sequence[int],
 ) -> list[Edge]:
-    """Give a box its ports and return the arrows into them."""
-    port_of: dict[int, int] = {}
-    slots: dict[int, set[int]] = {}
-    count: Counter[tuple[int, int, int]] = Counter()
+    """Give a box its ports and return the arrows into them: what is of another step has a port of its own."""
+    source_at: dict[int, int] = {}
+    slots: dict[tuple[int, int], set[int]] = {}
+    steps: dict[tuple[int, int], set[int]] = {}
+    pairs: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for i in box.members:
         for slot, p in enumerate(parents[i]):
-            source = box_of[p]
             lag = step[i] - step[p] if run[i] == run[p] >= 0 else 0
-            port = port_of.setdefault(source if wide else slot, len(port_of))
+            port = source_at.setdefault(box_of[p], len(source_at)) if wide else slot, lag
             slots.setdefault(port, set()).add(slot)
-            count[source, port, lag] += 1
-    named = named and (len(port_of) > 1 or wide)
-    box.ports = [_slot_label(sorted(slots[port])) if named else "" for port in range(len(port_of))]
-    return [Edge(source, index, port, n, lag) for (source, port, lag), n in count.items()]
+            steps.setdefault(port, set()).add(step[i])
+            pairs.setdefault((box_of[p], *port), []).append((p, i))
+    order = {port: k for k, port in enumerate(sorted(slots))}
+    lags = Counter(place for place, _ in order)
+    named = named and (len(lags) > 1 or wide)
+    for port in order:
+        words = [_range(sorted(slots[port])) or f"{len(slots[port])} slots"] if named else []
+        if port[1]:
+            words.append(f"t-{port[1]}")
+        elif lags[port[0]] > 1:
+            some = _range(sorted(steps[port]))
+            words.append(f"t = {some}" if some else "other t")
+        box.ports.append(": ".join(words))
+    return [
+        Edge(source, index, order[place, lag], len(those), lag, not lag and _one_to_one(those))
+        for (source, place, lag), those in pairs.items()
+    ]
 
 
-def _slot_label(slots: list[int]) -> str:
-    if len(slots) == 1:
-        return str(slots[0])
-    if slots[-1] - slots[0] == len(slots) - 1:
-        return f"{slots[0]}–{slots[-1]}"
-    return f"{len(slots)} slots"
+def _one_to_one(pairs: Sequence[tuple[int, int]]) -> bool:
+    return len(pairs) > 1 and all(len(set(ends)) == len(pairs) for ends in zip(*pairs))
+
+
+def _range(numbers: list[int]) -> str:
+    """Write numbers, in order, as ``3`` or ``0–89``; nothing where some between are left out."""
+    first, last = numbers[0], numbers[-1]
+    return str(first) if first == last else f"{first}–{last}" if last - first == len(numbers) - 1 else ""

@@ -12,8 +12,9 @@ from .fold import Item
 
 # Fill and line by role.
 ROLES = {
-    "trainable variable": ("#fef3c7", "#b45309"),
-    "feed variable": ("#d1fae5", "#047857"),
+    "parameter": ("#fef3c7", "#b45309"),
+    "feed": ("#d1fae5", "#047857"),
+    "measured": ("#ccfbf1", "#0f766e"),
     "constant": ("#f3f4f6", "#6b7280"),
     "op": ("#e0e7ff", "#4f46e5"),
     "result": ("#fce7f3", "#be185d"),
@@ -102,7 +103,7 @@ def items_of(nodes: Sequence[Vertex]) -> tuple[list[Item], str]:
     """Return what a picture shows of nodes, and their numbers in words."""
     scopes = {node.name.rpartition(".")[0] for node in nodes}
     numbers = sum(node.dim for node in nodes if is_trained(node))
-    counted = f"{count(len(nodes), 'node')}, {count(numbers, 'trainable number')}"
+    counted = f"{count(len(nodes), 'node')}, {count(numbers, 'trained number')}"
     return [_item(node, scopes) for node in nodes], counted
 
 
@@ -110,7 +111,7 @@ def _item(node: Vertex, scopes: Collection[str]) -> Item:
     op, size, title = type(node).__name__, times(node.shape), node.name
     role = "op" if node.children else "result"
     if not node.parents:
-        role = "trainable variable" if is_trained(node) else "feed variable"
+        op = role = "parameter" if is_trained(node) else "measured" if getattr(node, "measured", False) else "feed"
     if hasattr(node, "text"):  # a constant is drawn as what it is
         title, op, role = node.text, "constant", "constant"
     told = attributes_of(node)
@@ -123,7 +124,8 @@ def _item(node: Vertex, scopes: Collection[str]) -> Item:
     )
     inside = node.name if node.name in scopes else node.name.rpartition(".")[0]
     lines = (f"{op} · {size}", *([told] if told else []))
-    return Item(node, title, lines, role, node.parents, kind, like, scope=tuple(filter(None, inside.split("."))))
+    scope = tuple(filter(None, inside.split(".")))
+    return Item(node, title, lines, role, node.parents, kind, like, True, scope, node.dim * is_trained(node))
 
 
 def attributes_of(node: Vertex) -> str:
@@ -132,7 +134,10 @@ def attributes_of(node: Vertex) -> str:
     ours = type(node).__module__.startswith("flowgrad.")
     words = []
     if ours and "start" in found and "stop" in found:
-        words.append(f"[{found.pop('start')}:{found.pop('stop')}]")
+        start, stop = found.pop("start"), found.pop("stop")
+        read, size = node.parents[0].shape, stop - start
+        a_row = len(read) == 2 and read[1] == size and start % size == 0
+        words.append(f"row {start // size}" if a_row else f"[{start}:{stop}]")
     if ours and "rate" not in found and "below" in found and "scale" in found:
         words.append(f"rate {1 - 1 / found.pop('scale'):.3g}")
     if ours and not any(map(any, found.get("around", [[0]]))):

@@ -15,7 +15,6 @@ from .fold import Box, Edge
 
 Sizes = Sequence[tuple[float, float]]
 Point = tuple[float, float]
-PORT = 15.0  # distance of two ports, pixels
 LANE = 9.0  # distance of arrows that lie between bands
 BETWEEN = 60.0  # distance of bands, besides their lanes
 NEAR, NEAR_ARROW = 20.0, 12.0  # distance of boxes, and of what passes them
@@ -59,17 +58,20 @@ class Layout:
         One per arrow: start, then the three points of each cubic piece.
     length, breadth : float
         Along the arrows, and across.
+    bands : list of int
+        One per box: the band that it is in, 0 for the first.
     """
 
     centres: list[Point]
     routes: list[list[Point]]
     length: float
     breadth: float
+    bands: list[int]
 
 
 def port_offset(box: Box, port: int) -> float:
     """Return how far from the middle of its box a port lies."""
-    return (port - (len(box.ports) - 1) / 2) * PORT
+    return (port - (len(box.ports) - 1) / 2) * box.apart
 
 
 def in_rows(boxes: Sequence[Box], sizes: Sizes, most: float) -> list[Box]:
@@ -169,7 +171,7 @@ def lay_out(
         gaps.append(min(GAP + STEEP * steep, WIDEST) + room)
     spare = (longest or math.inf) - sum(lengths)
     if SQUEEZED * sum(gaps) <= spare < sum(gaps):  # narrower gaps rather than another band
-        gaps = [gap * spare / sum(gaps) for gap in gaps]
+        gaps = [gap * (spare - 0.01) / sum(gaps) for gap in gaps]  # a little less: sums are rounded
     back = [e for e in edges if e.lag]
     costs = _costs(columns, parts)
     page = _Page(
@@ -177,7 +179,7 @@ def lay_out(
         lengths,
         gaps,
         _bands(lengths, gaps, costs, longest),
-        [(spots[e.source], spots[e.target]) for e in back],
+        [((e.source, e.lag), spots[e.source], spots[e.target]) for e in back],
         room,
     )
     centres = [page.at(spot) for spot in spots]
@@ -197,6 +199,7 @@ def lay_out(
         [[(u - low_u, v - low_v) for u, v in route] for route in routes],
         high_u - low_u,
         high_v - low_v,
+        [page.band[spot.column] for spot in spots],
     )
 
 
@@ -209,7 +212,7 @@ class _Page:
         lengths: list[float],
         gaps: list[float],
         band: list[int],
-        back: Sequence[tuple[Spot, Spot]],
+        back: Sequence[tuple[object, Spot, Spot]],
         room: float,
     ) -> None:
         self.lengths, self.band = lengths, band
@@ -218,40 +221,50 @@ class _Page:
         for k, (length, gap) in enumerate(zip(lengths, gaps)):
             goes_on = k and self.band[k] == self.band[k - 1]
             self.u.append(self.u[-1] + lengths[k - 1] / 2 + gap + length / 2 if goes_on else length / 2)
-        self.used = [0] * (self.band[-1] + 1)  # lanes below each band
-        self.sides: dict[object, int] = {}
-        self.lanes: dict[tuple[object, int], int] = {}
-        lanes = [0] * len(self.used)
+        # Arrows back, the shortest first: it is the innermost.
+        spans: dict[object, tuple[int, int]] = {}
+        for whose, source, target in back:
+            span = abs(self.band[source.column] - self.band[target.column]), abs(source.column - target.column)
+            spans[whose] = max(spans.get(whose, span), span)
+        self.loops = {whose: n for n, whose in enumerate(sorted(spans, key=spans.__getitem__))}
+        # Lanes below each band, the highest first: those of arrows back, then those of what goes on below. What leaves a band
+        # highest has the lowest lane, then arrows that keep their order do not cross.
+        lanes: list[list[object]] = [[] for _ in range(self.band[-1] + 1)]
+        for whose, source, target in sorted(back, key=lambda one: self.loops[one[0]]):
+            here, there = self.band[source.column], self.band[target.column]
+            if whose not in lanes[here]:
+                lanes[here].append(whose)
+            if whose not in lanes[there]:
+                lanes[there].insert(0, whose)
+        self.sides: dict[object, tuple[float, float]] = {}
+        outermost = 0
         for k in range(1, len(columns)):
             if self.band[k] != self.band[k - 1]:
-                lanes[self.band[k - 1]] += _crossing(columns[k])
-        for source, target in back:
-            for row in {self.band[source.column], self.band[target.column]}:
-                lanes[row] += 1
-        self.right = max(u + length / 2 for u, length in zip(self.u, lengths))
+                heights = {id(link.start): link.start.y for spot in columns[k] for link in spot.before}
+                order = sorted(heights, key=heights.__getitem__, reverse=True)
+                lanes[self.band[k - 1]] += order
+                self.sides |= {whose: (LANE * (n + 1), LANE * (len(order) - n)) for n, whose in enumerate(order)}
+                outermost = max(outermost, len(order))
+        self.sides |= {whose: (0.0, LANE * (outermost + 1 + n)) for whose, n in self.loops.items()}
+        self.lanes = {(whose, row): LANE * n for row, those in enumerate(lanes) for n, whose in enumerate(those)}
+        self.right = max(u + length / 2 for u, length in zip(self.u, lengths)) + 8.5 + room / 2
         self.bottom: list[float] = []
         self.shift: list[float] = []
         below = 0.0
-        for row in range(len(self.used)):
+        for row, those in enumerate(lanes):
             spots = [s for k, column in enumerate(columns) if self.band[k] == row for s in column]
             low = min(s.y - s.height / 2 for s in spots)
             high = max(s.y + s.height / 2 for s in spots)
             self.shift.append(below - low)
             self.bottom.append(below + high - low)
-            below += high - low + BETWEEN + room + LANE * lanes[row]
+            below += high - low + BETWEEN + room + LANE * len(those)
 
     def at(self, spot: Spot) -> Point:
         return self.u[spot.column], spot.y + self.shift[self.band[spot.column]]
 
     def lane(self, band: int, whose: object) -> float:
         """Return how far down the lane below a band is that an arrow takes; arrows of one source share it."""
-        if (whose, band) not in self.lanes:
-            self.lanes[whose, band] = self.used[band]
-            self.used[band] += 1
-        return self.bottom[band] + NEAR + LANE * self.lanes[whose, band]
-
-    def side(self, whose: object) -> float:
-        return LANE * (1 + self.sides.setdefault(whose, len(self.sides)))
+        return self.bottom[band] + NEAR + self.lanes[whose, band]
 
     def forward(self, path: list[Link], start: float, end: Point) -> list[Point]:
         u, v = self.at(path[0].start)
@@ -264,7 +277,7 @@ class _Page:
             band, before = self.band[link.end.column], self.band[link.start.column]
             if band != before:
                 whose = id(link.start)
-                out, into = self.right + self.side(whose), -self.left - self.side(whose)
+                out, into = self.right + self.sides[whose][0], -self.left - self.sides[whose][1]
                 lane = self.lane(before, whose)
                 _corners(points, [(out, points[-1][1]), (out, lane), (into, lane), (into, goal[1]), goal])
             else:
@@ -278,9 +291,8 @@ class _Page:
 
     def back(self, edge: Edge, source: Spot, start: float, target: Spot, end: Point) -> list[Point]:
         """Go down behind the source, below its band, up before the target."""
-        whose = ("back", edge.source, edge.lag)
-        off = LANE * (len([k for k in self.sides if isinstance(k, tuple)]) % 3)
-        self.sides.setdefault(whose, len(self.sides))
+        whose = edge.source, edge.lag
+        off = LANE * (self.loops[whose] % 3)
         (u, v), (x, y) = self.at(source), self.at(target)
         here, there = self.band[source.column], self.band[target.column]
         out = u + self.lengths[source.column] / 2 + 18.0 + off
@@ -290,7 +302,7 @@ class _Page:
         lane = self.lane(here, whose)
         corners = [(out, v), (out, lane)]
         if here != there:
-            side = -self.left - self.side(whose)
+            side = -self.left - self.sides[whose][1]
             above = self.lane(there, whose)
             corners += [(side, lane), (side, above), (into, above)]
         else:

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import DataError
 from ..inputs import file_of
 from .scene import (
+    INNER,
     LINE,
     MARGIN,
     SMALL,
@@ -20,14 +21,13 @@ from .scene import (
     Card,
     Port,
     Scene,
-    back_labels,
     breadth,
-    legend,
-    legend_rows,
+    foot,
     pile,
     place_text,
     port_labels,
     readable_on,
+    shaft,
     thickness,
     tip_points,
 )
@@ -116,25 +116,26 @@ class _Painter:
         for frame in scene.frames:
             x, y = frame.x - frame.width / 2, frame.y - frame.height / 2
             self.rectangle(x, y, frame.width, frame.height, 8, fc="none", ec=FRAME_LINE, ls=(0, (4, 3)), zorder=0)
-            self.text(x + 8, y + 9, frame.name, LINE, color=FAINT, ha="left")
+            self.text(frame.start, y + 9, frame.title, LINE, color=FAINT, ha="left")
         for arrow in scene.arrows:
             line = scene.roles[role_of[arrow.source]][1]
-            codes = [Curve.MOVETO] + [Curve.CURVE4] * (len(arrow.points) - 1)
+            curve = Curve(shaft(arrow), [Curve.MOVETO] + [Curve.CURVE4] * (len(arrow.points) - 1))
             dashes = (0, (5, 2.5)) if arrow.back else "-"
             look = {"fc": "none", "ec": line, "lw": thickness(arrow) * POINTS, "alpha": 0.8, "ls": dashes}
-            self.axes.add_patch(PathPatch(Curve(arrow.points, codes), zorder=1, **look))
+            self.axes.add_patch(PathPatch(curve, zorder=1, **look))
+            if arrow.each:
+                self.axes.add_patch(PathPatch(curve, zorder=1, fc="none", ec="white", lw=INNER * POINTS))
             self.axes.add_patch(Polygon(tip_points(arrow.points), closed=True, fc=line, ec="none", zorder=1.5))
         labels = port_labels(scene)
         for card in scene.cards:
             self.card(card, labels[card.key], colours.get(card.key))
-        for x, y, label in back_labels(scene):
-            self.text(x, y, label, SMALL, ha="center", zorder=4, bbox={"fc": "white", "ec": "none", "pad": 1.0})
-        base = scene.height - MARGIN - 18.0 * legend_rows(scene.roles, scene.width)
-        for role, x, row in legend(scene.roles, scene.width):
+        samples, lines = foot(scene)
+        for role, x, y in samples:
             fill, line = scene.roles[role]
-            self.rectangle(x, base + 18.0 * row - 6, 18, 12, 3, fc=fill, ec=line)
-            self.text(x + 24, base + 18.0 * row, role, LINE, color=FAINT, ha="left")
-        self.text(MARGIN, scene.height - MARGIN, scene.caption, LINE, color=FAINT, ha="left")
+            self.rectangle(x, y - 6, 18, 12, 3, fc=fill, ec=line)
+            self.text(x + 24, y, role, LINE, color=FAINT, ha="left")
+        for kind, line, y in lines:
+            self.text(MARGIN, y, line, SMALL if kind == "sign" else LINE, color=FAINT, ha="left")
 
     def card(self, card: Card, ports: Sequence[Port], colour: str | None) -> None:
         fill, line = self.scene.roles[card.role]

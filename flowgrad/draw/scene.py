@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 MARGIN = 24.0
 TITLE, LINE, SMALL = 13.0, 11.0, 9.5  # sizes of text
+INNER = 1.4  # between the two of a double line
+SIGNS = 15.0  # between lines that tell signs
 # From pale to dark, told apart by those who see no colours as well.
 SHADES = ("#fef9c3", "#a7e0b5", "#41b6c4", "#2c6fb0", "#172a6e")
 Palette = Mapping[str, tuple[str, str]]
@@ -51,7 +53,9 @@ class Arrow:
     points : tuple of (x, y)
         The start, then three points for each cubic piece.
     label : str
-        The slots, where they mean something; of an arrow back ``t-1``.
+        The slots, where they mean something, and where steps read the one before, ``t-1``, and of the first ``t = 0``.
+    each : bool
+        Whether both are piles, and each card reads one of its own.
     """
 
     source: int
@@ -60,13 +64,19 @@ class Arrow:
     count: int
     label: str
     back: bool
+    each: bool
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A scope: what is in it has names that begin with `name`; (x, y) is its middle."""
+    """A scope, or the part of it in a row: what is in it has names that begin with `name`; (x, y) is its middle.
+
+    `title`, with how many numbers are trained in it, is written at the top, from `start` on.
+    """
 
     name: str
+    title: str
+    start: float
     x: float
     y: float
     width: float
@@ -75,7 +85,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture; lengths are CSS pixels, y goes down, `roles` are fill and line by role in their order of arrival."""
+    """A picture; lengths are CSS pixels, y goes down.
+
+    `roles` are fill and line by role in their order of arrival, `signs` lines that tell the other signs that occur.
+    """
 
     cards: tuple[Card, ...]
     arrows: tuple[Arrow, ...]
@@ -84,6 +97,7 @@ class Scene:
     height: float
     caption: str
     roles: Palette
+    signs: tuple[str, ...]
 
 
 # Ems of letters that are not as others.
@@ -157,6 +171,15 @@ def legend(roles: Palette, width: float) -> list[tuple[str, float, int]]:
     return found
 
 
+def foot(scene: Scene) -> tuple[list[tuple[str, float, float]], list[tuple[str, str, float]]]:
+    """Return what is below a picture: each role with where its sample begins, and lines, a sign or the caption, with y."""
+    base = scene.height - MARGIN
+    lines = [("sign", sign, base - SIGNS * (len(scene.signs) - k)) for k, sign in enumerate(scene.signs)]
+    top = base - SIGNS * len(scene.signs) - 18.0 * legend_rows(scene.roles, scene.width)
+    samples = [(role, x, top + 18.0 * row) for role, x, row in legend(scene.roles, scene.width)]
+    return samples, [*lines, ("caption", scene.caption, base)]
+
+
 class Port(NamedTuple):
     """What is written where arrows come in."""
 
@@ -192,7 +215,7 @@ def port_labels(scene: Scene) -> dict[int, list[Port]]:
     """Return by key of a card what is written in it where arrows come in."""
     found: dict[int, dict[tuple[float, float], Port]] = {card.key: {} for card in scene.cards}
     for arrow in scene.arrows:
-        if arrow.label and not arrow.back:
+        if arrow.label:
             (x, y), (a, b) = arrow.points[-1], arrow.points[-2]
             down = abs(b - y) > abs(a - x)
             port = Port(arrow.label, x, y + 8.0, "middle") if down else Port(arrow.label, x + 4.0, y, "start")
@@ -200,33 +223,16 @@ def port_labels(scene: Scene) -> dict[int, list[Port]]:
     return {key: list(ports.values()) for key, ports in found.items()}
 
 
-def back_labels(scene: Scene) -> list[tuple[float, float, str]]:
-    """Return where arrows back are labelled: on their longest piece, near its middle, where fewest others pass."""
-    found = []
-    for arrow in scene.arrows:
-        if arrow.back:
-            others = [box for other in scene.arrows if other is not arrow for box in _boxes(other)]
-            low_x, low_y, high_x, high_y = max(_boxes(arrow), key=lambda box: box[2] - box[0] + box[3] - box[1])
-            parts = [0.5 + 0.05 * k * sign for k in range(8) for sign in (-1, 1)]
-            spots = [(low_x + (high_x - low_x) * part, low_y + (high_y - low_y) * part) for part in parts]
-            long, high = breadth(arrow.label, SMALL) / 2 + 2.0, SMALL
-            passing = [
-                sum(a < x + long and c > x - long and b < y + high and d > y - high for a, b, c, d in others)
-                for x, y in spots
-            ]
-            found.append((*spots[passing.index(min(passing))], arrow.label))
-    return found
-
-
-def _boxes(arrow: Arrow) -> list[tuple[float, float, float, float]]:
-    """Return where the cubic pieces of an arrow lie: each within its points."""
-    pieces = [tuple(zip(*arrow.points[k : k + 4])) for k in range(0, len(arrow.points) - 3, 3)]
-    return [(min(xs), min(ys), max(xs), max(ys)) for xs, ys in pieces]
-
-
 def thickness(arrow: Arrow) -> float:
-    """Return how thick an arrow is: by how many edges it stands for."""
-    return 1.2 + 0.5 * min(3.0, len(str(arrow.count)) - 1)
+    """Return how thick an arrow is: by how many edges it stands for; a double line with the gap of `INNER` in it."""
+    return INNER + 2.2 if arrow.each else 1.2 + 0.5 * min(3.0, len(str(arrow.count)) - 1)
+
+
+def shaft(arrow: Arrow) -> tuple[Point, ...]:
+    """Return the points of an arrow's line: a double one ends in its head, which is narrower than it at the end."""
+    (x, y), (a, b) = arrow.points[-1], arrow.points[-2]
+    cut = min(5.0 / (math.hypot(x - a, y - b) or 1.0), 1.0) if arrow.each else 0.0
+    return (*arrow.points[:-1], (x + (a - x) * cut, y + (b - y) * cut))
 
 
 def readable_on(colour: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from .scene import (
+    INNER,
     LINE,
     MARGIN,
     SMALL,
@@ -15,15 +16,14 @@ from .scene import (
     Point,
     Port,
     Scene,
-    back_labels,
     breadth,
-    legend,
-    legend_rows,
+    foot,
     mixed,
     pile,
     place_text,
     port_labels,
     readable_on,
+    shaft,
     thickness,
     tip_points,
 )
@@ -62,32 +62,28 @@ def svg_of(
         x, y = frame.x - frame.width / 2, frame.y - frame.height / 2
         parts.append(
             f'<g class="frame"><rect x="{_n(x)}" y="{_n(y)}" width="{_n(frame.width)}" height="{_n(frame.height)}" rx="8"/>'
-            f'<text x="{_n(x + 8)}" y="{_n(y + 13)}">{escape(frame.name)}</text></g>'
+            f'<text x="{_n(frame.start)}" y="{_n(y + 13)}">{escape(frame.title)}</text></g>'
         )
     role_of = {card.key: number[card.role] for card in scene.cards}
     for arrow in scene.arrows:
         ends = f'data-from="{arrow.source}" data-to="{arrow.target}"'
         back = " back" if arrow.back else ""
+        inner = f'<path class="inner" d="{_path(shaft(arrow))}"/>' if arrow.each else ""
         thick = f' stroke-width="{_n(thickness(arrow))}"'
         parts.append(
-            f'<path class="arrow{back} {role_of[arrow.source]}" {ends}{thick} d="{_path(arrow.points)}"/>'
-            f'<path class="tip {role_of[arrow.source]}" {ends} d="{_tip(arrow.points)}"/>'
+            f'<path class="arrow{back} {role_of[arrow.source]}" {ends}{thick} d="{_path(shaft(arrow))}"/>'
+            f'{inner}<path class="tip {role_of[arrow.source]}" {ends} d="{_tip(arrow.points)}"/>'
         )
     ports = port_labels(scene)
     for card in scene.cards:
         parts.append(_card(card, number[card.role], ports[card.key], colours.get(card.key), hints.get(card.key)))
-    for x, y, label in back_labels(scene):
-        parts.append(_text("back-label", label, x, y + 3.5, "middle"))
-    base = scene.height - MARGIN - 18.0 * legend_rows(scene.roles, scene.width)
-    for role, x, row in legend(scene.roles, scene.width):
-        y = base + 18.0 * row
+    samples, lines = foot(scene)
+    for role, x, y in samples:
         parts.append(
             f'<g class="legend {number[role]}"><rect x="{_n(x)}" y="{_n(y - 6)}" width="18" height="12" rx="3"/>'
             f'<text x="{_n(x + 24)}" y="{_n(y + 4)}">{escape(role)}</text></g>'
         )
-    parts.append(
-        f'<text class="caption" x="{_n(MARGIN)}" y="{_n(scene.height - MARGIN + 4)}">{escape(scene.caption)}</text>'
-    )
+    parts += [_text(kind, line, MARGIN, y + 4) for kind, line, y in lines]
     return "\n".join([*parts, "</svg>"])
 
 
@@ -141,13 +137,14 @@ def _slug(role: str) -> str:
 _RULES = f"""\
 text {{fill: var(--ink); font-size: {LINE:g}px}}
 .title {{font-size: {TITLE:g}px; font-weight: 700}}
-.line, .caption, .legend text, .frame text {{fill: var(--faint)}}
+.line, .caption, .sign, .legend text, .frame text {{fill: var(--faint)}}
+.sign {{font-size: {SMALL:g}px}}
 .page {{fill: var(--page)}}
 .port {{font-size: {SMALL:g}px; fill: var(--line)}}
-.back-label {{font-size: {SMALL:g}px; paint-order: stroke; stroke: var(--page); stroke-width: 3px}}
 .frame rect {{fill: none; stroke: var(--frame); stroke-dasharray: 4 3}}
 .arrow {{fill: none; stroke: var(--line); opacity: .8}}
 .back {{stroke-dasharray: 6 3}}
+.inner {{fill: none; stroke: var(--page); stroke-width: {INNER:g}px}}
 .tip {{fill: var(--line)}}
 .card rect, .legend rect {{fill: var(--fill); stroke: var(--line); stroke-width: 1.2px}}
 .card .badge {{fill: var(--line); stroke: none}}

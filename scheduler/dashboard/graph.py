@@ -22,7 +22,8 @@ MOST = 6000
 def rows_of(target: Node) -> tuple[list[Any], str]:
     """Return a row for each node that a target depends on, and how many numbers are trained, in words.
 
-    A row has the node's index, title, lines, role, the places of its parents, what is alike, its scope and its formula.
+    A row has the node's index, title, lines, role, the places of its parents, what is alike, its scope, its formula, and how many
+    numbers are trained in it.
     """
     nodes = sorted(ancestors(target), key=lambda n: n.index)
     if len(nodes) > MOST:
@@ -46,6 +47,7 @@ def rows_of(target: Node) -> tuple[list[Any], str]:
                 [number(item.kind), number(item.like)],
                 list(item.scope),
                 formula_of(node),
+                item.trained,
             ]
         )
     return rows, counted
@@ -63,8 +65,8 @@ def formula_of(node: Node) -> str:
 def items_from(rows: Sequence[Any]) -> list[Item]:
     """Return what a picture shows of rows."""
     return [
-        Item(k, title, tuple(lines), role, tuple(parents), kind, like, scope=tuple(scope))
-        for k, (_, title, lines, role, parents, (kind, like), scope, _) in enumerate(rows)
+        Item(k, title, tuple(lines), role, tuple(parents), kind, like, True, tuple(scope), trained)
+        for k, (_, title, lines, role, parents, (kind, like), scope, _, trained) in enumerate(rows)
     ]
 
 

@@ -546,7 +546,8 @@ def _lost(run: Shown) -> str:
 
 
 def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
-    """Return what colours mean, and of what the numbers are."""
+    """Return what colours and signs mean, and of what the numbers are."""
+    signs = "".join(f'<div class="faint">{escape(line)}</div>' for line in scene.signs)
     marks = {what for card in scene.cards for what, _ in told.marks(card.nodes)}
     kept = "".join(
         f'<span class="dot" style="background:{colour}"></span>{what} kept on the cluster &nbsp;'
@@ -559,7 +560,7 @@ def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
             for role, (_, line) in scene.roles.items()
         ]
         words = "" if by == "kind" else " (numbers come in a moment, while a training runs)"
-        return f'{"".join(roles)}{kept}<span class="faint"> · {escape(scene.caption)}{words}</span>'
+        return f'{"".join(roles)}{kept}<span class="faint"> · {escape(scene.caption)}{words}</span>{signs}'
     gradient = f"linear-gradient(90deg, {', '.join(SHADES)})"
     bar = f'<span style="display:inline-block;width:140px;height:10px;border-radius:5px;background:{gradient}"></span>'
     unit = " µs" if by == "time" else ""
@@ -568,5 +569,5 @@ def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
         what = "by dask's tasks, forward and back, on average"
     return (
         f"{number(told.least)}{unit} {bar} {number(told.most)}{unit} {kept}"
-        f'<span class="faint">{by} {what} · {escape(scene.caption)}</span>'
+        f'<span class="faint">{by} {what} · {escape(scene.caption)}</span>{signs}'
     )

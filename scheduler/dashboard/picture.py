@@ -11,11 +11,11 @@ from bokeh.plotting import figure
 
 from flowgrad.draw import Scene
 from flowgrad.draw.scene import (
+    INNER,
     LINE,
     SMALL,
     TITLE,
     Card,
-    back_labels,
     breadth,
     mixed,
     place_text,
@@ -23,6 +23,7 @@ from flowgrad.draw.scene import (
     readable_on,
     root_mean_square,
     shades,
+    shaft,
     thickness,
     tip_points,
 )
@@ -70,7 +71,7 @@ class Picture:
         fig.add_glyph(self.frames, _rect(8, **{**box, "fill_color": None}, line_dash=[4, 3]))
         ends = {name: name for name in ("x0", "y0", "x1", "y1", "cx0", "cy0", "cx1", "cy1")}
         fig.add_glyph(
-            self.arrows, Bezier(**ends, line_color="line", line_width="wide", line_alpha=0.8, line_dash="dash")
+            self.arrows, Bezier(**ends, line_color="line", line_width="wide", line_alpha="alpha", line_dash="dash")
         )
         fig.add_glyph(self.tips, Patches(xs="xs", ys="ys", fill_color="line", line_color=None))
         plain = _rect(7, **box, line_width=1.2)
@@ -84,7 +85,7 @@ class Picture:
         fig.add_tools(TapTool(renderers=[self.shown]))
         for source, names in (
             (self.frames, "x y w h line"),
-            (self.arrows, "x0 y0 x1 y1 cx0 cy0 cx1 cy1 line wide dash"),
+            (self.arrows, "x0 y0 x1 y1 cx0 cy0 cx1 cy1 line wide alpha dash"),
             (self.tips, "xs ys line"),
             (self.piles, "x y w h fill line"),
             (self.cards, "x y w h fill line title count lines formula numbers kept key nodes"),
@@ -107,15 +108,16 @@ class Picture:
         frames = []
         for f in scene.frames:
             frames.append((f.x, f.y, f.width, f.height, c["faint"]))
-            at = f.x - f.width / 2 + 8, f.y - f.height / 2 + 9
-            texts.append((*at, f.name, f"{LINE}px", "normal", c["faint"], "left"))
+            at = f.start, f.y - f.height / 2 + 9
+            texts.append((*at, f.title, f"{LINE}px", "normal", c["faint"], "left"))
         arrows, tips = [], []
         for arrow in scene.arrows:
-            line, p = roles[role_of[arrow.source]][1], arrow.points
-            for k in range(0, len(p) - 3, 3):
-                ends = (*p[k], *p[k + 3], *p[k + 1], *p[k + 2])
-                arrows.append((*ends, line, thickness(arrow), [6, 3] if arrow.back else []))
-            corners = tip_points(p)
+            line, p = roles[role_of[arrow.source]][1], shaft(arrow)
+            for stroke in [(line, thickness(arrow), 0.8), (c["card"], INNER, 1.0)][: 1 + arrow.each]:
+                for k in range(0, len(p) - 3, 3):
+                    ends = (*p[k], *p[k + 3], *p[k + 1], *p[k + 2])
+                    arrows.append((*ends, *stroke, [6, 3] if arrow.back else []))
+            corners = tip_points(arrow.points)
             tips.append(([x for x, _ in corners], [y for _, y in corners], line))
         ports = port_labels(scene)
         piles, cards, badges = [], [], []
@@ -145,7 +147,6 @@ class Picture:
                 texts.append((t.x, t.y, t.text, *font, ink or c["ink" if title else "faint"], _ANCHOR[t.anchor]))
             for port in ports[card.key]:
                 texts.append((port.x, port.y, port.text, f"{SMALL}px", "normal", ink or line, _ANCHOR[port.anchor]))
-        texts += [(x, y, label, f"{SMALL}px", "normal", c["ink"], "center") for x, y, label in back_labels(scene)]
         for source, found in (
             (self.frames, frames),
             (self.arrows, arrows),
