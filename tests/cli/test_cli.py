@@ -396,7 +396,7 @@ def test_events_as_lines_of_json(small, tmp_path):
         "end",
     ]
     by_name = {event["event"]: event for event in events}
-    assert by_name["plan"]["hint"].startswith("1 of 2 workers stand idle")
+    assert by_name["plan"]["hint"].startswith("1 of 2 workers stands idle")
     assert by_name["epoch"]["epoch"] == 2
     assert by_name["result"]["samples"] == 60
     assert (tmp_path / "run" / "performance-report.html").stat().st_size > 10_000
