@@ -249,19 +249,24 @@ def _graph(facts: Mapping[str, Any]) -> str:
     plan, samples = facts["history"]["plan"], count(parts["samples"], "sample")
     what = f"a shard of {samples}, {plan['shards']} of which are a step"
     what = what if plan["shards"] > 1 else f"a mini-batch of {samples}"
+    whole = (
+        "one for each node and edge"
+        if plan["grain"] == "node"
+        else "in which a layer of many nodes is one matrix product"
+    )
     compiled = ""
     if plan["kernel"] == "numba":
         compiled = (
-            f" The training ran them compiled, with the update in {ms(facts['costs']['step'])} ms: there matrix products take as "
-            "long as here, and all else a fraction."
+            f" The training ran them compiled, a whole step with its update in {ms(facts['costs']['work'])} ms: there matrix "
+            "products take as long as here, and all else a fraction."
         )
     drawn = svg_of(scene, colours=colours, hints=hints)
     return (
         '<h2>The graph</h2><p class="faint">The more orange an op, the more time it took, see below; point at one for its own. '
         f'{piles}</p><div class="wide">{drawn}</div><h2>Time per node or layer</h2><p class="faint">Measured after the training '
-        f"on {what}: the instructions of the training's own step, in which a layer of many nodes is one matrix product, run one "
-        "after the other by NumPy on one thread, the shortest of several runs of each, of which 1 to 4 µs are the call itself: "
-        f"{ms(total)} ms in all, without the update of the weights.{compiled}</p>"
+        f"on {what}: the instructions of the training's own step, {whole}, run one after the other by NumPy on one thread, the "
+        f"shortest of several runs of each, of which 1 to 4 µs are the call itself: {ms(total)} ms in all, without the update of "
+        f"the weights.{compiled}</p>"
         f'<div class="wide">{table}</div>'
     )
 
@@ -277,18 +282,19 @@ def _plan(facts: Mapping[str, Any]) -> str:
     said = {
         "round": f"{steps} run one after the other in one task, on one worker",
         "collective": f"workers share each step, and {steps} are one task of each",
-        "shard": f"each step is cut into {count(plan['shards'], 'task')}, one for each part of its samples",
+        "shard": f"the samples of each step are cut into {count(plan['shards'], 'part')}, in tasks of their own",
         "sample": "each sample of a step is a task",
         "node": "each node, and each edge on the way back, is a task",
     }[plan["grain"]]
     why = plan["reason"].partition(";")[0].removeprefix("auto: ")
-    why = "It was asked for." if why == "asked for" else f"It was chosen because of this: {why}."
+    why = "It was asked for." if why == "asked for" else f"Why: {why}."
     rows = []
     for other in costs["grains"]:
         seconds = other["seconds"].get(plan["kernel"], other["seconds"]["numpy"])
         time = "-" if seconds is None else f"{ms(seconds)} ms"
         tasks = "-" if seconds is None else other["tasks"]
-        rows.append((other["grain"], other["task"], tasks, time, re.sub("x$", " times as long", other["against"])))
+        against = re.sub("x$", " times as long", "as long" if other["against"] == "1x" else other["against"])
+        rows.append((other["grain"], other["task"], tasks, time, against))
     table = _table(("grain", "a task is", "tasks in a step", "time of a step", "against the plan"), rows, last="why")
     return (
         f"{head}<p>Grain <b>{plan['grain']}</b>: {said}; a step was expected to take {ms(costs['step'])} ms. {escape(why)} What a "

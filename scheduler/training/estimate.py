@@ -301,7 +301,7 @@ def costs_of(settings: Settings, feeds: Any, epochs: int, ran: Mapping[str, Any]
     trial.plan()  # times the step
     e = _estimate(trial, Plan(**ran))
     told = {"explained": explain_training(e), "grains": _alternatives(e), "step": e.seconds(), "task": e.links.task}
-    return {**told, "parts": trial.parts(e.plan.grain)}
+    return {**told, "work": trial.seconds, "parts": trial.parts(e.plan.grain)}
 
 
 def _estimate(trial: Trial, plan: Plan) -> Estimate:
