@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 FILE = "report.json"
 # Worst samples that are kept, filters, numbers of a curve, and parts of the time of a timeline.
 WORST, FILTERS, POINTS, BINS = 24, 100, 2000, 240
-# Runs of the step whose nodes are timed, seconds after which no other one begins, nodes of a graph up to which they are timed.
-RUNS, SECONDS, TIMED = 5, 1.0, 2500
 # Alike siblings from which on they are one card, and the width of the picture.
 FOLD, WIDTH = 4, 1080
 # Colours of -1, 0 and 1.
@@ -62,35 +59,24 @@ def facts_of_samples(data: DataSet, probabilities: np.ndarray) -> dict[str, Any]
     return {"classes": classes, "matrix": matrix.tolist(), "worst": worst}
 
 
-def facts_of_graph(model: Model, data: DataSet) -> dict[str, Any]:
-    """Return the picture of the graph, the filters of its first layer, and the time of each card, from a step of one sample."""
-    # A command knows what wings keep to themselves.
-    from ..scheduler.executors import LocalExecutor
-    from ..scheduler.watch import run_course, values_of
-
-    feeds = {model.x: data.x_test[:1], model.label: np.eye(data.classes)[data.y_test[:1]]}
-    values = values_of(model.loss, feeds, 0)
-    leaves = [v for v in values if v not in feeds]
-    runs: list[Any] = []
-    until = time.monotonic() + SECONDS
-    while len(model.graph.nodes) <= TIMED and len(runs) < RUNS and (not runs or time.monotonic() < until):
-        runs.append(run_course(LocalExecutor(True, 2), model.loss, values, leaves).events)
-    least: dict[tuple[int, bool], float] = {}  # the shortest of several: what else the machine does comes on top
-    for events in runs:
-        taken: dict[tuple[int, bool], float] = {}
-        for e in events:
-            taken[e.node, e.back] = taken.get((e.node, e.back), 0.0) + sum(s.end - s.start for s in e.spans)
-        least = {key: min(seconds, least.get(key, seconds)) for key, seconds in taken.items()}
+def facts_of_graph(model: Model, parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the picture of the graph, and the seconds of each card forward and back, from those by node if they are known."""
     scene = scene_of(model.graph, model.loss, fold=FOLD, width=WIDTH)
-    card_of = {node: card.key for card in scene.cards for node in card.nodes}
+    # Instructions about variables only name parts of the parameters.
+    placed = [(model.graph.nodes[k], card.key) for card in scene.cards for k in card.nodes]
+    card_of = {node.name: key for node, key in placed if not isinstance(node, Variable)}
     times = {card.key: [0.0, 0.0] for card in scene.cards}
-    for (node, back), seconds in least.items():
-        times[card_of[node]][back] += seconds
-    return {"scene": asdict(scene), "times": times, "filters": filters_of(model.x)}
+    for name, pair in (parts or {"nodes": {}})["nodes"].items():
+        if name in card_of:
+            times[card_of[name]] = [a + b for a, b in zip(times[card_of[name]], pair)]
+    return {"scene": asdict(scene), "times": times}
 
 
-def filters_of(x: Node) -> dict[str, Any] | None:
-    """Return the weights that meet an input first, as pictures; None if there are none."""
+def filters_of(x: Node, active: np.ndarray | None = None) -> dict[str, Any] | None:
+    """Return the weights that meet an input first, as pictures, the longest first; None if there are none.
+
+    Where it is known for which share of the samples units are above 0, `active`, that is told, too.
+    """
     found: list[tuple[str, np.ndarray]] = []
     for child in x.children:
         for weight in child.parents:
@@ -99,10 +85,14 @@ def filters_of(x: Node) -> dict[str, Any] | None:
                 found += [(weight.name if len(rows) == 1 else f"{weight.name}[{k}]", row) for k, row in enumerate(rows)]
     if not found:
         return None
+    known = active is not None and len(active) == len(found)
     pictures = []
-    for name, row in found[:FILTERS]:
+    norms = [float(np.linalg.norm(row)) for _, row in found]
+    for k in sorted(range(len(found)), key=lambda k: -norms[k])[:FILTERS]:
+        name, row = found[k]
         reach = float(np.abs(row).max()) or 1.0
-        pictures.append({"name": name, "reach": reach, "picture": diverging_png(as_picture(row) / reach)})
+        told = {"name": name, "reach": reach, "norm": norms[k], "picture": diverging_png(as_picture(row) / reach)}
+        pictures.append(told | {"active": float(active[k]) if active is not None and known else None})
     return {"of": len(found), "shape": list(as_picture(found[0][1]).shape), "pictures": pictures}
 
 
@@ -116,8 +106,11 @@ def facts_of_history(history: History) -> dict[str, Any]:
     return plain(told)
 
 
-def timeline(client: Client, since: float) -> dict[str, Any] | None:
-    """Return which share of each part of the time every worker computed, and fetched, since then; None if nothing is known."""
+def timeline(client: Client, since: float, epochs: Sequence[float]) -> dict[str, Any] | None:
+    """Return which share of each part of the time every worker computed, and fetched, since then; None if nothing is known.
+
+    When `epochs` ended is told in seconds from the first task on.
+    """
     tasks: Sequence[Mapping[str, Any]] = ()
     with suppress(OSError, RuntimeError):  # a cluster that has ended
         tasks = client.get_task_stream(start=since)
@@ -134,7 +127,8 @@ def timeline(client: Client, since: float) -> dict[str, Any] | None:
         edges = start + wide * np.arange(BINS + 1)
         row += np.maximum(0, np.minimum(edges[1:], end) - np.maximum(edges[:-1], begin)) / wide
     lines = {worker: {kind: np.round(row, 3).tolist() for kind, row in kinds.items()} for worker, kinds in rows.items()}
-    return {"seconds": stop - start, "tasks": len(tasks), "workers": lines}
+    ends = [end - start for end in epochs]
+    return {"seconds": stop - start, "tasks": len(tasks), "workers": lines, "epochs": ends}
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ class Model:
         Softmax of the logits, dim = number of classes.
     loss : Node
         Cross entropy, dim 1.
+    first : Node, optional
+        Output of the first hidden layer.
     """
 
     graph: fg.Graph
@@ -28,6 +30,7 @@ class Model:
     label: fg.Variable
     probabilities: fg.Node
     loss: fg.Node
+    first: fg.Node | None = None
 
     def __str__(self) -> str:
         nodes = self.graph.nodes
@@ -53,9 +56,11 @@ def multilayer_perceptron(inputs: int, hidden: Sequence[int], classes: int, seed
         x = fg.Variable(inputs, trainable=False, name="x")
         label = fg.Variable(classes, trainable=False, name="label")
         value: fg.Node = x
+        outputs = []
         for i, units in enumerate(hidden):
             value = fg.layers.dense(value, units, "relu", per_neuron=True, name=f"h{i}")
+            outputs.append(value)
         logits = fg.layers.dense(value, classes, per_neuron=True, name="o")
         probabilities = fg.SoftMax(logits, name="probabilities")
         loss = fg.CrossEntropyWithSoftMax(logits, label, name="loss")
-    return Model(graph, x, label, probabilities, loss)
+    return Model(graph, x, label, probabilities, loss, outputs[0] if outputs else None)

@@ -77,6 +77,7 @@ def report(run: Path, out: Path | None) -> None:
       flowgrad report runs/mnist-20260101-120000
       flowgrad report runs/digits --out digits.html
     """  # noqa: D301
+    run = run.parent if run.is_file() else run  # the page itself, say
     page, out = report_page(facts_in(run)), out or run / PAGE
     with writing(out.parent):
         out.write_text(page, encoding="utf-8")

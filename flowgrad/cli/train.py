@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from ..errors import FlowgradError
-from .facts import timeline
+from .facts import facts_of_graph, timeline
 from .options import Choice, Count, check_place, job_options, option, positive
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..data import DataSet
     from ..optim import Optimizer
+    from ..scheduler.executors import Executor
     from ..scheduler.training import History, Trainer
     from .models import Model
     from .tell import Tell
@@ -109,7 +110,7 @@ def _run(options: dict[str, Any]) -> None:
         client = longest.enter_context(cluster(options, options["dashboard"], tell))
         client.get_task_stream(count=0)  # from now on the scheduler notes what workers do
         engine = fg.Engine(client, dtype=options["dtype"], grain=options["grain"])
-        imports, noted = EarlyImports(), Noted()
+        imports, noted = EarlyImports(), Noted(engine.executor)
         callbacks: list[Any] = [*_shown(tell, stack), imports, noted]
         if options["patience"] is not None:
             callbacks.append(fg.EarlyStopping(patience=options["patience"]))
@@ -126,15 +127,21 @@ def _run(options: dict[str, Any]) -> None:
             kept = history.kept_epoch
             tell(f"weights of epoch {kept}, which had the lowest test loss", "kept", epoch=kept)
         facts = _results(folder, options, data, model, trainer, history, tell)
-        facts |= {"timeline": timeline(client, since), "explained": _explained(trainer, feeds, options["epochs"])}
-        facts |= {"hint": noted.hint, "seconds": time.perf_counter() - started}
+        facts["timeline"] = timeline(client, since, noted.epochs)
+        facts |= {
+            "hint": noted.hint,
+            "places": noted.places,
+            "costs": _costs(trainer, feeds, options["epochs"], history),
+        }
+        facts |= facts_of_graph(model, facts["costs"].get("parts"))
         _page(folder, facts)
         final = folder.parent
         stack.close()  # the results are there, whatever happens to the cluster
         files = sorted(path.name for path in final.iterdir())
         tell(f"results are in {final}: " + ", ".join(files), "results", folder=str(final), files=files)
         seconds = time.perf_counter() - started
-        tell(f"{seconds:.1f} s in all", "end", seconds=round(seconds, 3))
+        spent = history.epochs[-1]["seconds"]
+        tell(f"{spent:.1f} s of training, {seconds:.1f} s in all", "end", seconds=round(seconds, 3))
         if options["stay"]:
             _stay(tell)
 
@@ -147,12 +154,15 @@ def _stay(tell: Tell) -> None:
         tell("")
 
 
-def _explained(trainer: Trainer, feeds: Any, epochs: int) -> str:
-    """Return what else would have cost; a cluster that ends now takes no results with it."""
+def _costs(trainer: Trainer, feeds: Any, epochs: int, history: History) -> dict[str, Any]:
+    """Return what the plan and others cost; a cluster that ends now takes no results with it."""
+    # A command knows what wings keep to themselves.
+    from ..scheduler.training import costs_of
+
     try:
-        return trainer.explain(feeds, epochs)
+        return costs_of(trainer.settings, feeds, epochs, history.plan)
     except FlowgradError as error:
-        return f"what else would have cost could not be measured: {error}"
+        return {"explained": f"what else would have cost could not be measured: {error}"}
 
 
 class Noted:
@@ -160,9 +170,18 @@ class Noted:
 
     hint = ""
 
+    def __init__(self, executor: Executor):
+        self.executor, self.epochs = executor, list[float]()
+        self.places: list[int] = []
+
     def on_train_begin(self, info: dict[str, Any]) -> None:
-        """Keep which workers are idle."""
+        """Keep which workers are idle, and how many threads each has."""
         self.hint = info["hint"]
+        self.places = [worker.threads for worker in self.executor.workers()]
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        """Keep when an epoch ended."""
+        self.epochs.append(time.time())
 
 
 def _shown(tell: Tell, stack: ExitStack) -> list[Any]:
@@ -218,11 +237,14 @@ def _results(
     import flowgrad as fg
 
     from ..scheduler.machine import read_facts
-    from .facts import facts_of_graph, facts_of_history, facts_of_samples
+    from .facts import facts_of_history, facts_of_samples, filters_of
     from .folder import writing
     from .report import classification_text, write_tables
 
     probabilities = trainer.predict(model.probabilities, {model.x: data.x_test})
+    active = None
+    if model.first is not None:
+        active = (trainer.predict(model.first, {model.x: data.x_test}) > 0).mean(axis=0)
     predicted = probabilities.argmax(axis=1)
     correct = int((predicted == data.y_test).sum())
     accuracy = correct / len(predicted)
@@ -255,17 +277,20 @@ def _results(
         "machine": read_facts().as_dict(),
         "history": facts_of_history(history),
         **facts_of_samples(data, probabilities),
-        **facts_of_graph(model, data),
+        "filters": filters_of(model.x, active),
+        "inputs": data.dim,
+        "sizes": {"training": len(data.x_train), "test": len(data.x_test)},
     }
 
 
 def _page(folder: Path, facts: dict[str, Any]) -> None:
     """Write what the report needs, and the report as ``flowgrad report`` would."""
-    from .facts import facts_in, write_facts
+    from .facts import FILE, facts_in, write_facts
     from .folder import writing
     from .page import report_page
     from .report import PAGE
 
+    facts["files"] = sorted([*(file.name for file in folder.iterdir()), FILE, PAGE])
     with writing(folder.parent):
         write_facts(folder, facts)
         (folder / PAGE).write_text(report_page(facts_in(folder)), encoding="utf-8")

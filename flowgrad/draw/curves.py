@@ -16,7 +16,12 @@ INK, FAINT, GRID, TRAIN, TEST = "#1f2937", "#6b7280", "#e5e7eb", "#6366f1", "#db
 PLAIN = ("epoch", "loss", "validation_loss", "seconds", "samples_per_second", "learning_rate")
 MOST = 4  # panels
 # Epochs from which on what was before the first one does not decide about the axes.
-LATER = 4
+LATER = 2
+# What is best, in words, and where it is; of other metrics nobody knows.
+BEST: dict[str, tuple[str, Callable[..., Any]]] = {
+    "loss": ("lowest", np.nanargmin),
+    "accuracy": ("highest", np.nanargmax),
+}
 
 
 def curves(
@@ -35,7 +40,7 @@ def curves(
     losses : sequence of float
         Means of `every` steps each.
     kept : int, optional
-        The epoch whose state was kept; the best one is marked where there is none.
+        The epoch whose state was kept; where there is none, loss and accuracy each have their own best one marked.
 
     Raises
     ------
@@ -61,16 +66,17 @@ def curves(
     )
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
-    best = best_epoch(records, kept)
     last = int(epochs[-1]) if len(epochs) else 1
     for axes, panel in zip(np.ravel(figure.subplots(1, len(panels))), panels):
         panel(axes)
         axes.set_xlabel("epoch", color=FAINT)
         axes.set_xlim(-0.02 * max(last, 1), last * 1.03 or 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        title = axes.get_title("left")
+        best = best_epoch(records, kept, title) if kept is not None or title in BEST else None
         if best is not None:
             axes.axvline(best, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-            text = f"{'kept' if kept is not None else 'best'}: epoch {best}"
+            text = f"{'kept' if kept is not None else BEST[title][0]}: epoch {best}"
             side, shift = ("right", -4) if best > last / 2 else ("left", 4)
             at = dict(xytext=(shift, -3), textcoords="offset points", ha=side, va="top", fontsize=8, color=FAINT)
             axes.annotate(text, (best, 1), xycoords=("data", "axes fraction"), **at)
@@ -89,14 +95,14 @@ def _png(figure: Any) -> bytes:
     return out.getvalue()
 
 
-def best_epoch(records: Sequence[Mapping[str, Any]], kept: int | None = None) -> int | None:
-    """Return the epoch that was kept, else that with the lowest loss, of validation where there is one."""
+def best_epoch(records: Sequence[Mapping[str, Any]], kept: int | None = None, name: str = "loss") -> int | None:
+    """Return the epoch that was kept, else that with the best loss or accuracy, of validation where there is one."""
     if kept is not None:
         return kept
-    for name in ("validation_loss", "loss"):
-        values = _column(records, name)
+    for key in (f"validation_{name}", name):
+        values = _column(records, key)
         if np.isfinite(values).any():
-            return int(records[int(np.nanargmin(values))]["epoch"])
+            return int(records[int(BEST[name][1](values))]["epoch"])
     return None
 
 
@@ -144,39 +150,38 @@ def _loss(
     if log:
         low, high = floor * 0.6, high * 1.4
         _scale(axes, "log", low, high, _decades(low, high), lambda value, _: f"{value:g}")
-    axes.set_title("loss", loc="left", fontsize=11, color=INK)
-    if axes.lines:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper center", bbox_to_anchor=(0.55, 0.97))
+    _head(axes, "loss")
 
 
 def _metric(axes: Any, records: Sequence[Mapping[str, Any]], epochs: np.ndarray, name: str) -> None:
-    """Draw shares on a logit scale: 90, 99 and 99.9 % lie equally far apart, so that late epochs can be told apart."""
+    """Draw a metric, from where the epochs that matter begin; what lies outside of that is written down."""
     test, train = _column(records, f"validation_{name}"), _column(records, name)
-    axes.set_title(name.replace("_", " "), loc="left", fontsize=11, color=INK)
     both = np.concatenate((test, train))
     late = np.concatenate((test[epochs > 0], train[epochs > 0])) if epochs[-1] >= LATER else both
     late = late[np.isfinite(late)] if np.isfinite(late).any() else both[np.isfinite(both)]
     share = name == "accuracy" and bool((late >= 0).all() and (late <= 1).all())
-    fit: Callable[[Any], Any] = (lambda values: np.clip(values, 0.02, 0.9995)) if share else (lambda values: values)
     if np.isfinite(train).any():
-        axes.plot(epochs, fit(train), "o-", color=TRAIN, linewidth=1.8, markersize=4, label="training")
+        axes.plot(epochs, train, "o-", color=TRAIN, linewidth=1.8, markersize=4, label="training")
     if np.isfinite(test).any():
-        _dots(axes, epochs, fit(test), "validation", clip=True)
-    shown, least, most = fit(late), float(fit(late).min()), float(fit(late).max())
+        _dots(axes, epochs, test, "validation", clip=True)
     if share:
-        low, high = max(0.7 * least, 1 - 1.6 * (1 - least)), 1 - 0.6 * (1 - most)
-        ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-        _scale(axes, "logit", low, high, ticks, lambda value, _: f"{100 * value:g} %")
-    elif most > least:
-        axes.set_ylim(least - 0.08 * (most - least), most + 0.12 * (most - least))
-    drawn = test if np.isfinite(test).any() else train
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    written = (lambda value: f"{100 * value:.2f} %") if share else (lambda value: f"{value:.4g}")
+    least, most = float(late.min()), float(late.max())
+    room = most - least or 0.01 * abs(most) or 1.0
+    low, high = least - 0.1 * room, most + 0.18 * room
+    axes.set_ylim(low, high)
+    axes.yaxis.get_major_locator().set_params(nbins=5)
+    drawn, colour = (test, TEST) if np.isfinite(test).any() else (train, TRAIN)
     known = np.flatnonzero(np.isfinite(drawn))
-    if len(known) and len(shown):
-        text = f"{100 * drawn[known[-1]]:.2f} %" if share else f"{drawn[known[-1]]:.4g}"
-        colour = TEST if drawn is test else TRAIN
-        at = dict(xytext=(-3, 8), textcoords="offset points", ha="right", color=colour)
-        axes.annotate(text, (epochs[known[-1]], fit(drawn)[known[-1]]), **at)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower center")
+    at = dict(xytext=(-3, 8), textcoords="offset points", ha="right", color=colour)
+    axes.annotate(written(drawn[known[-1]]), (epochs[known[-1]], drawn[known[-1]]), **at)
+    before = drawn[known[0]]
+    if not low <= before <= high:
+        text = f"epoch {epochs[known[0]]}: {written(before)}, {'below' if before < low else 'above'}"
+        at = dict(xytext=(0, 5), textcoords="offset points", ha="right", color=colour)
+        axes.annotate(text, (1, 1), xycoords="axes fraction", fontsize=8.5, **at)
+    _head(axes, name.replace("_", " "))
 
 
 def _rate(axes: Any, epochs: np.ndarray, rates: np.ndarray) -> None:
@@ -185,7 +190,15 @@ def _rate(axes: Any, epochs: np.ndarray, rates: np.ndarray) -> None:
     least, most = rates[known].min(), rates[known].max()
     if 20 * least < most < 1e4 * least:  # else the last one, near 0, would be all that one sees
         _scale(axes, "log", 0.7 * least, 1.4 * most, _decades(least, most), lambda value, _: f"{value:g}")
-    axes.set_title("learning rate, at the end of each epoch", loc="left", fontsize=11, color=INK)
+    _head(axes, "learning rate, at the end of each epoch")
+
+
+def _head(axes: Any, title: str) -> None:
+    """Write the title, and below it what the lines are: over the axes, where no line runs."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=22)
+    if axes.get_legend_handles_labels()[0]:
+        close = dict(borderaxespad=0.3, borderpad=0, handlelength=1.4, columnspacing=1.2, fontsize=8.5)
+        axes.legend(frameon=False, labelcolor=INK, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, **close)
 
 
 def _dots(axes: Any, epochs: np.ndarray, values: np.ndarray, label: str, clip: bool = False) -> None:

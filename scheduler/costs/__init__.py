@@ -11,7 +11,7 @@ from .forecast import (
     step_seconds,
 )
 from .links import Fit, links_of, task_links
-from .measure import curve_of, program_times, seconds_of
+from .measure import curve_of, program_times, seconds_by_node, seconds_of
 from .plan import (
     SURE,
     Plan,
@@ -27,4 +27,4 @@ from .plan import (
     worth_trying,
 )
 from .times import Links, Times
-from .words import about, columns, ms, ratio, short
+from .words import about, columns, idle, ms, ratio, short

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..kernels import kernel_of
+from flowgrad.program import Program
+from flowgrad.typing import Array
+
+from ..kernels import kernel_of, run_instr
 from ..machine import blas_threads
-from ..programs import SHARD_SAMPLES, Computation, run_seeded
+from ..programs import SHARD_SAMPLES, Computation, first_of, run_seeded
 from .times import Times, between
 
 # Seconds that a run lasts at least, if need be by many repetitions; that all runs of one thing last together, about.
@@ -54,6 +58,28 @@ def curve_of(run_on: Callable[[int], Callable[[int], Any]], sizes: Iterable[int]
         seconds = seconds_of(run_on(samples))
         curve.append((samples, max([seconds, *(y for _, y in curve)])))
     return tuple(curve)
+
+
+def seconds_by_node(program: Program, inputs: Iterable[Array]) -> dict[str, list[float]]:
+    """Return the seconds, forward and back, by name of the first node that instructions are about; "" has the vector of gradients.
+
+    They are run one after the other by NumPy; the shortest of some runs of each counts.
+    """
+    values = dict(zip((i.var for i in program.inputs), inputs))
+    least = [math.inf] * len(program.instrs)
+    ends, runs = time.perf_counter() + ALL_SECONDS, 0
+    while runs < RUNS or time.perf_counter() < ends:
+        for k, i in enumerate(program.instrs):
+            args = [values[a] for a in i.args]
+            start = time.perf_counter()
+            values[i.out] = run_instr(i, *args)
+            least[k] = min(least[k], time.perf_counter() - start)
+        runs += 1
+    nodes: dict[str, list[float]] = {}
+    for i, seconds in zip(program.instrs, least):
+        name = "" if i.verb == "scatter" else first_of(i.label)
+        nodes.setdefault(name, [0.0, 0.0])[i.verb != "apply"] += seconds
+    return nodes
 
 
 def program_times(job: Computation, blas: int) -> Times:

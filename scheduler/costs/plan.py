@@ -11,6 +11,8 @@ from flowgrad.draw import Shown
 from flowgrad.errors import GraphError
 from flowgrad.inputs import count
 
+from .words import idle
+
 # A round should last about this long: long against the cost of its task, short enough to watch.
 ROUND_SECONDS = 0.25
 # Rounds from one state that the client has to the next; of a gang twice as many, for it takes a while to meet.
@@ -143,13 +145,13 @@ def idle_workers(plan: Plan, workers: int, threads: int) -> str:
     Examples
     --------
     >>> idle_workers(Plan("shard", 2, "numpy", 1, 1, "asked for"), 3, 1)
-    '1 of 3 workers stand idle: each mini-batch has 2 shards; larger ones, or shards=3, would use them'
+    '1 of 3 workers stands idle: each mini-batch has 2 shards; larger ones, or shards=3, would use them'
     """
     alone = plan.grain == "round"
     busy = -(-plan.threads // threads) if alone else min(plan.shards, workers)
     if plan.grain == "node" or busy >= workers:
         return ""
-    who = f"{workers - busy} of {workers} workers stand idle"
+    who = idle(workers - busy, workers)
     if not alone or plan.reason.startswith("collective"):  # which was asked for, and there are too few shards
         return f"{who}: each mini-batch has {count(plan.shards, 'shard')}; larger ones, or shards={workers}, would use them"
     if plan.other:

@@ -17,6 +17,17 @@ def ms(seconds: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
+def idle(few: int, workers: int) -> str:
+    """Return that so many workers have nothing to do.
+
+    Examples
+    --------
+    >>> idle(1, 2), idle(2, 3)
+    ('1 of 2 workers stands idle', '2 of 3 workers stand idle')
+    """
+    return f"{few} of {workers} workers {'stands' if few == 1 else 'stand'} idle"
+
+
 def ratio(ratio: float) -> str:
     """Return how many times as long something takes.
 

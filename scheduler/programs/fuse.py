@@ -7,6 +7,7 @@ where segments do not lie end to end is a gather written. What cannot be fused s
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
@@ -308,6 +309,17 @@ def _range(labels: list[str]) -> str:
     """Return what several nodes are called together."""
     first, last = labels[0], labels[-1]
     return first if first == last else f"{first} .. {last}"
+
+
+def first_of(label: str) -> str:
+    """Return the name of the first node that an instruction's label is about.
+
+    Examples
+    --------
+    >>> first_of("2 x Dot h.dot3 .. h.dot7"), first_of("loss")
+    ('h.dot3', 'loss')
+    """
+    return re.sub(r"^\d+ x \w+ ", "", label).partition(" .. ")[0]
 
 
 class _Level(NamedTuple):

@@ -17,4 +17,14 @@ from .step import (
     weighted,
 )
 from .vanished import vanished
-from .work import THREAD_FLOPS, Done, compiled, evaluate_shard, run_round, shard_step, update
+from .work import (
+    THREAD_FLOPS,
+    Done,
+    Scratch,
+    compiled,
+    evaluate_shard,
+    run_round,
+    shard_inputs,
+    shard_step,
+    update,
+)

@@ -103,20 +103,25 @@ def _shard_gradient(
     scratch: Scratch | None,
     first: int,
 ) -> tuple[Array, float]:
-    span = Span(1, first, len(rows))
     if step.program.compiled:
-        keyed = with_keys(step.draws, state, feeds, [span])
+        keyed = with_keys(step.draws, state, feeds, [Span(1, first, len(rows))])
         return compiled(step, state).gradient(state, const, keyed, rows, batch)
-    if scratch is None:
-        scratch = Scratch()
-    taken = with_keys(step.draws, state, [scratch.take(k, f, rows) for k, f in enumerate(feeds)], [span])
-    inputs = arrange(step.program, state, const, taken)
+    scratch = scratch or Scratch()
+    inputs = shard_inputs(step, state, const, feeds, rows, scratch, first)
     if step.private is not None:
         return step.private.gradient(inputs, len(rows), batch)
     size = step.program.size("param")
     into = {name: scratch.array(name, (1, 1, size), state["w"].dtype) for name in step.names}
     outputs = run_seeded(step.program, batch, len(rows), inputs, into)
     return flat_gradient(outputs["0"], len(rows), batch, size, *(outputs[name] for name in step.names))
+
+
+def shard_inputs(
+    step: Step, state: State, const: Array | None, feeds: list[Array], rows: Array, scratch: Scratch, first: int = 0
+) -> list[Array]:
+    """Return what the program of a shard reads, but for the seed."""
+    taken = [scratch.take(k, f, rows) for k, f in enumerate(feeds)]
+    return arrange(step.program, state, const, with_keys(step.draws, state, taken, [Span(1, first, len(rows))]))
 
 
 def compiled(step: Step, state: State) -> Any:

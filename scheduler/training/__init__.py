@@ -2,4 +2,5 @@
 
 from .callbacks import KEEP, STOP, Callback, CSVLog, EarlyStopping, ReduceLROnPlateau, TensorBoard
 from .checkpoint import Checkpoints
+from .estimate import costs_of
 from .trainer import History, Trainer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +31,13 @@ from ..costs import (
     columns,
     crossing,
     curve_of,
+    idle,
     links_of,
     make_plan,
     measured_seconds,
     ms,
     ratio,
+    seconds_by_node,
     seconds_of,
     short,
     spreading,
@@ -46,10 +50,10 @@ from ..costs import (
 from ..feeds import Chunked, Lane
 from ..kernels import MOVED, why_not_chosen, why_not_compiled
 from ..machine import one_thread
-from ..programs import counts_of
-from ..steps import compiled, lower_steps, run_round
+from ..programs import counts_of, seed_of
+from ..steps import Scratch, compiled, lower_steps, run_round, shard_inputs
 from ..tasks import Ref, TaskGraph, bounds
-from .job import TrainingJob
+from .job import Settings, TrainingJob
 
 # Nodes of a graph whose tasks at grain node are counted.
 COUNTED = 5000
@@ -117,10 +121,12 @@ class Trial:
         elif engine.grain == "collective" and min(len(executor.workers()), self.case.shards) < 2:
             why_one = "one shard" if self.case.shards < 2 else "one worker"
             grain = "round", f"collective rounds were asked for, but there is {why_one}"
-        if grain[0] == "collective" and (idle := _idle(len(executor.workers()), self.case.shards)):
-            grain = grain[0], f"{grain[1]}; {idle}"
+        if grain[0] == "collective" and (unused := _idle(len(executor.workers()), self.case.shards)):
+            grain = grain[0], f"{grain[1]}; {unused}"
         other = worth_trying(grain[0], costs)
-        return make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads, other)
+        plan = make_plan(grain, self.case.shards, (kernel, why), self.shared, self.nodes, threads, other)
+        # A task ends where its epoch ends.
+        return replace(plan, steps_per_task=min(plan.steps_per_task, self.case.steps))
 
     @cached_property
     def fixed(self) -> float:
@@ -145,6 +151,17 @@ class Trial:
         curve = curve_of(lambda n: lambda times: self._run([(0, n)], 1, times, kernel), (1, largest, other))
         two = seconds_of(lambda times: self._run([(0, 1), (1, 2)], 1, times, kernel))
         return Times(kernel, curve, max(two - curve[0][1], 0.0))
+
+    def parts(self, grain: str) -> dict[str, Any]:
+        """Return the seconds of a shard's program by node, forward and back."""
+        rows = self._rows[: self.case.largest]
+        step = self.job.by_nodes() if grain == "node" else self.job.step
+        feeds = dict(zip(self.job.step.fed, self._arrays))
+        const, _ = step.reads(self.job.settings.optimizer.graph, self.job.feeds)
+        inputs = shard_inputs(step, self.job.state, const, [feeds[k] for k in step.fed], rows, Scratch())
+        inputs.append(seed_of(step.program, inputs[-1].dtype, len(rows), len(rows)))
+        with one_thread():
+            return {"samples": len(rows), "nodes": seconds_by_node(step.program, inputs)}
 
     def node_tasks(self) -> int:
         """Return the tasks of a step at grain ``"node"``: those that are lowered, or of a large graph as many as there may be."""
@@ -233,6 +250,12 @@ class Estimate:
         )
         return step_seconds(case, grain, self.times[kernel], self.links)
 
+    @property
+    def together(self) -> int:
+        """Steps in a task of a round: those of the plan, if that is what it has."""
+        steps = steps_per_round(self.seconds("round"))
+        return self.plan.steps_per_task if self.plan.grain in ("round", "collective") else min(steps, self.case.steps)
+
     def costs(self) -> dict[str, float]:
         """Return the seconds per step at the grains that ``"auto"`` chooses among."""
         return {grain: self.seconds(grain) for grain in ("round", "shard", "collective")}
@@ -266,11 +289,23 @@ def estimate(job: TrainingJob, again: bool = False) -> Estimate:
 
     With `again` what tasks cost is measured anew, even if it is known from earlier.
     """
-    engine = job.settings.engine
     if again:
-        engine.executor.measured.clear()
+        job.settings.engine.executor.measured.clear()
     trial = Trial(job)
-    plan = trial.plan()
+    return _estimate(trial, trial.plan())
+
+
+def costs_of(settings: Settings, feeds: Any, epochs: int, ran: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a training by the plan `ran` costs, and what else would have cost, as plain values and in words."""
+    trial = Trial(TrainingJob(settings, feeds, epochs))
+    trial.plan()  # times the step
+    e = _estimate(trial, Plan(**ran))
+    told = {"explained": explain_training(e), "grains": _alternatives(e), "step": e.seconds(), "task": e.links.task}
+    return {**told, "work": trial.seconds, "parts": trial.parts(e.plan.grain)}
+
+
+def _estimate(trial: Trial, plan: Plan) -> Estimate:
+    job, engine = trial.job, trial.job.settings.engine
     links = links_of(engine.executor, job.settings.fit)
     times = {kernel: trial.times(kernel) for kernel in sorted({plan.kernel, "numpy"})}
     asked = engine.shards is not None or job.settings.accumulate > 1 or plan.grain in ("node", "sample")
@@ -283,17 +318,17 @@ def explain_training(e: Estimate) -> str:
     """Return the plan, what each alternative would cost, and from which batch size on another one pays."""
     plan, case = e.plan, e.case
     flops = case.work.flops(case.batch)
-    idle = _idle(e.links.workers, case.shards)
+    unused = _idle(e.links.workers, case.shards)
     more = plan.threads > e.links.threads  # a round takes more than a worker has
     share = 100 * case.work.products * case.batch / max(flops, 1.0)
     lines = [
         f"plan: grain {plan.grain}, {count(plan.shards, 'shard')}, kernel {plan.kernel}, on {e.where}",
         f"  grain: {_why(e)}",
         f"  shards: {'asked for' if e.shards_asked else FROM_WORK}",
-        *([f"  {idle}"] if plan.grain == "collective" and idle else []),
+        *([f"  {unused}"] if plan.grain == "collective" and unused else []),
         f"  kernel: {plan.reason.partition(f'; kernel {plan.kernel}: ')[2]}",
         *([f"  threads: {plan.threads} of this machine share the shards of a step"] if more else []),
-        f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product, for another number changes the last digits",
+        f"  BLAS: {count(plan.blas_threads, 'thread')} in each matrix product; more would change the last digits of results",
         f"a step: {count(case.batch, 'sample')}, {short(flops)} operations ({share:.0f} % in matrix products), "
         f"{count(case.work.params, 'parameter')}",
         f"expected: {ms(e.seconds())} ms per step, {case.batch / e.seconds():,.0f} samples/s",
@@ -313,9 +348,11 @@ def _why(e: Estimate) -> str:
     rounds, shared, best = costs["round"], costs["collective"], best_grain(costs)
     if e.plan.reason.startswith("asked"):
         return f"asked for; auto would choose {best}"
+    if best != e.plan.grain:  # as was measured before the training
+        return e.plan.reason.partition(";")[0]
     if best == "collective":
         return f"workers that share steps are {rounds / shared:.1f}x as fast as one that runs them all"
-    together = f"{count(min(steps_per_round(rounds), e.case.steps), 'step')} in one task take {ms(rounds)} ms each"
+    together = f"{count(e.together, 'step')} in one task take {ms(rounds)} ms each"
     if shared < math.inf:
         return f"workers that share steps would take {ms(shared)} ms per step, {together}"
     return f"one after the other; {together}"
@@ -325,9 +362,7 @@ def _idle(workers: int, shards: int) -> str:
     """Return words about workers that have no shard, if there are any."""
     if workers <= shards:
         return ""
-    return (
-        f"workers: {workers - shards} of {workers} stand idle; shards={workers} would use them, with other last digits"
-    )
+    return f"{idle(workers - shards, workers)}; shards={workers} would use them, with other last digits"
 
 
 def _other_shards(e: Estimate) -> list[str]:
@@ -340,32 +375,36 @@ def _other_shards(e: Estimate) -> list[str]:
     return [f"other numbers of shards, and so other last digits: {', '.join(words)}"] if words else []
 
 
+def _alternatives(e: Estimate) -> list[dict[str, Any]]:
+    """Return each grain: what a task is, how many a step has, its seconds by kernel, how it is to the plan or why it cannot be."""
+    rows, lanes = [], min(e.links.workers, e.case.shards)
+    tasks = {
+        "round": 1 / e.together,
+        "shard": tasks_per_step("shard", e.case.shards, lanes=e.links.workers),
+        "collective": lanes / e.together,
+        "sample": tasks_per_step("sample", e.case.batch),
+        "node": e.case.node_tasks,
+    }
+    for grain, text in TASKS.items():
+        kernels = [k for k in ("numba", "numpy") if k in e.times and (grain != "node" or k == "numpy")]
+        seconds: dict[str, float] = {k: e.seconds(grain, k) for k in kernels}
+        own = seconds.get(e.plan.kernel, seconds["numpy"])
+        against = "the plan" if grain == e.plan.grain else ratio(own / e.seconds())
+        if own == math.inf:
+            against = f"not possible: {'one worker' if e.links.workers < 2 else 'one shard, so nothing to share'}"
+        words = text.format(steps=count(e.together, "step"), part=count(-(-e.case.batch // lanes), "sample"))
+        many = f"{tasks[grain]:,.0f}" if tasks[grain] >= 1 else f"1 in {1 / tasks[grain]:,.0f} steps"
+        rows.append({"grain": grain, "task": words, "tasks": many, "seconds": seconds, "against": against})
+    return rows
+
+
 def _table(e: Estimate) -> list[str]:
     kernels: list[str] = [k for k in ("numba", "numpy") if k in e.times]
     head = ["grain", "a task is", "tasks/step", *(f"{k} ms/step" for k in kernels), "against the plan"]
-    rows, lanes = [], min(e.links.workers, e.case.shards)
-    for grain, text in TASKS.items():
-        if grain == "collective" and e.seconds(grain) == math.inf:
-            continue
-        times = {k: e.seconds(grain, k) for k in kernels if grain != "node" or k == "numpy"}
-        against = times.get(e.plan.kernel, times["numpy"]) / e.seconds()
-        steps = min(steps_per_round(e.seconds("round")), e.case.steps)
-        tasks = {
-            "round": 1 / steps,
-            "shard": tasks_per_step("shard", e.case.shards, lanes=e.links.workers),
-            "collective": lanes / steps,
-            "sample": tasks_per_step("sample", e.case.batch),
-            "node": e.case.node_tasks,
-        }[grain]
-        rows.append(
-            [
-                grain,
-                text.format(steps=count(steps, "step"), part=count(-(-e.case.batch // lanes), "sample")),
-                f"{tasks:,.0f}" if tasks >= 1 else f"{tasks:.2g}",
-                *(ms(times[k]) if k in times else "-" for k in kernels),
-                "the plan" if grain == e.plan.grain else ratio(against),
-            ]
-        )
+    rows = []
+    for r in _alternatives(e):
+        times = [ms(r["seconds"][k]) if r["seconds"].get(k, math.inf) < math.inf else "-" for k in kernels]
+        rows.append([r["grain"], r["task"], r["tasks"], *times, r["against"]])
     return columns([head, *rows], right=range(2, 3 + len(kernels)))
 
 

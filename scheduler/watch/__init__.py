@@ -1,4 +1,3 @@
 """One step of one sample, forward and back, as tasks that are timed, and a page that plays it."""
 
-from .call import values_of, watch
-from .run import run_course
+from .call import watch

@@ -44,8 +44,13 @@ def test_the_report_shows_everything(report, visit):
     page = visit(report)
     assert page.title() == "digits, 64 - 6 - 10"
     heads = page.locator("h2").all_text_contents()
-    assert len(heads) == 9
-    assert page.locator(".curves svg text").filter(has_text="best: epoch").count() == 2
+    assert len(heads) == 10
+    for mark in ("lowest: epoch", "highest: epoch"):
+        assert page.locator(".curves svg text").filter(has_text=mark).count() == 1
+    assert page.locator("details").count() == 2
+    ticks = page.evaluate("() => [...document.querySelectorAll('.axis i')].map(i => i.getBoundingClientRect().right)")
+    assert len(ticks) > 1
+    assert ticks == sorted(ticks)
     assert page.locator(".matrix td").count() == 100
     pictures = page.evaluate("() => [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])")
     assert pictures == [[True, 8, 8]] * (24 + 6)

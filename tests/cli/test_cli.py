@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import html
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from rich import console as console_module
 import flowgrad as fg
 from flowgrad.cli import main
 from flowgrad.cli.console import console
+from flowgrad.cli.facts import filters_of
 from flowgrad.cli.folder import run_folder
 from flowgrad.cli.models import multilayer_perceptron
 from flowgrad.cli.progress import HEADER, ProgressCallback, epoch_line, metric_columns
@@ -326,14 +328,16 @@ def attributes(page, name):
 
 
 @pytest.mark.distributed
-def test_reports_need_neither_data_nor_cluster(small, tmp_path, cluster):
+def test_reports_need_neither_data_nor_cluster(small, tmp_path, cluster, monkeypatch):
     args = ("--scheduler", cluster.scheduler_address, "--hidden", "4", "--epochs", 2, "--schedule", "cosine")
     result = invoke("train", small, *args, "--quiet", "--out", tmp_path / "run")
     assert (result.exit_code, result.output) == (0, "")
+    kept_samples = np.load(small)["x_test"]
     small.unlink()
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "run" / "report.json", tmp_path / "alone")
-    result = invoke("report", tmp_path / "alone")
+    (tmp_path / "alone" / "report.html").touch()
+    result = invoke("report", tmp_path / "alone" / "report.html")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "alone" / "report.html").read_text()
     assert page == (tmp_path / "run" / "report.html").read_text()
@@ -347,17 +351,47 @@ def test_reports_need_neither_data_nor_cluster(small, tmp_path, cluster):
         "test sample ",
         "h0.w3",
         "grain round",
-        "forward ms",
+        "forward µs",
+        "seed 0",
+        "300 training and 60 test samples",
+        "those after the last epoch, 2.",
+        "not possible: one shard",
+        "precision",
         "tcp://",
         "numpy 2",
     ):
         assert words in page, words
     kept = np.load(tmp_path / "run" / "predictions.npz")
     np.testing.assert_array_equal(kept["probabilities"].argmax(axis=1), kept["predicted"])
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    steps = f"{settings['plan']['steps_per_task']} steps"
+    assert f"<p>Grain <b>round</b>: {steps} of 32 samples run one after the other" in page
+    assert f"{steps} in one task" in page
+    assert f"<b>{settings['seconds']:.1f} s</b><span>training" in page
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(facts["costs"]["parts"]["nodes"]) >= {"h0.dot3", "h0.0", "h0", "o.0", "loss", ""}
+    assert facts["files"] == RESULTS
+    assert len(facts["timeline"]["epochs"]) == 3
+    monkeypatch.chdir(tmp_path / "run")
+    found = {"flowgrad": fg, "samples": kept_samples}
+    exec(html.unescape(re.findall("<pre>(graph, .*?)</pre>", page, re.DOTALL)[0]), found)
+    np.testing.assert_allclose(found["probabilities"], kept["probabilities"], rtol=1e-5)
     assert np.trace(facts["matrix"]) == (kept["label"] == kept["predicted"]).sum()
     assert [w["true"] for w in facts["worst"]] == sorted(w["true"] for w in facts["worst"])
     assert facts["worst"][0]["true"] == pytest.approx(kept["probabilities"][np.arange(60), kept["label"]].min())
+
+
+def test_filters_are_told_by_their_norm_and_whether_their_units_live():
+    model = multilayer_perceptron(4, [3], 2)
+    for k, name in enumerate(("h0.w0", "h0.w1", "h0.w2")):
+        model.graph[name].set_value(np.full(4, k + 1.0))
+    told = filters_of(model.x, np.array([0.5, 0.0, 1.0]))["pictures"]
+    assert [(f["name"], f["norm"], f["active"]) for f in told] == [
+        ("h0.w2", 6.0, 1.0),
+        ("h0.w1", 4.0, 0.0),
+        ("h0.w0", 2.0, 0.5),
+    ]
+    assert [f["active"] for f in filters_of(model.x)["pictures"]] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -396,7 +430,7 @@ def test_events_as_lines_of_json(small, tmp_path):
         "end",
     ]
     by_name = {event["event"]: event for event in events}
-    assert by_name["plan"]["hint"].startswith("1 of 2 workers stand idle")
+    assert by_name["plan"]["hint"].startswith("1 of 2 workers stands idle")
     assert by_name["epoch"]["epoch"] == 2
     assert by_name["result"]["samples"] == 60
     assert (tmp_path / "run" / "performance-report.html").stat().st_size > 10_000

@@ -22,7 +22,7 @@ from flowgrad.scheduler.feeds.placement import Lane
 from flowgrad.scheduler.programs import compile_gradient, lower_gradient
 from flowgrad.scheduler.steps.lower import lower_steps
 from flowgrad.scheduler.tasks import Ref, TaskGraph
-from flowgrad.scheduler.training.estimate import Estimate, explain_training, plan_training
+from flowgrad.scheduler.training.estimate import Estimate, costs_of, explain_training, plan_training
 from flowgrad.scheduler.training.job import TrainingJob
 
 
@@ -82,7 +82,7 @@ def test_a_number_of_workers_pays_from_where_on_it_is_chosen(workers):
 
 
 def test_more_workers_than_shards():
-    idle = "workers: 8 of 16 stand idle; shards=16 would use them"
+    idle = "8 of 16 workers stand idle; shards=16 would use them"
     assert idle in explain_training(estimate(net(1024, 16384, 8), cluster(16), "collective"))
     assert "idle" not in explain_training(estimate(net(1024, 16384, 8), cluster(8), "collective"))
     e = estimate(net(512, 4096, 8), cluster(2))
@@ -93,7 +93,7 @@ def test_more_workers_than_shards():
 def test_where_nothing_is_shared():
     text = explain_training(estimate(net(), cluster(1)))
     assert "can be measured where there are two workers or more" in text
-    assert "collective" not in rows_of(text)
+    assert rows_of(text)["collective"].endswith("-  not possible: one worker")
 
 
 def test_a_grain_that_was_asked_for():
@@ -120,7 +120,7 @@ def test_a_trainer_explains_without_training(executor):
     assert "4 samples" in text
     assert "12 parameters" in text
     assert re.search(r"expected: \d", text)
-    assert set(rows_of(text)) == {"round", "shard", "sample", "node"}
+    assert set(rows_of(text)) == {"round", "shard", "collective", "sample", "node"}
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -152,6 +152,26 @@ def test_too_large_a_batch_is_told():
     told = "batch size 4 times accumulate 3 = 12 is larger than the data: 10 samples; choose at most 3"
     with pytest.raises(fg.FlowgradError, match=told):
         fg.Trainer(model.optimizer, fg.Engine("sync"), accumulate=3).explain(model.feeds)
+
+
+def test_what_ran_costs_by_parts():
+    model = Model()
+    trainer = fg.Trainer(model.optimizer, fg.Engine("sync"))
+    plan = trainer.fit(model.feeds, epochs=1).plan
+    told = costs_of(trainer.settings, model.feeds, 1, {**plan, "steps_per_task": 7})
+    assert "7 steps, one after the other" in told["explained"]
+    assert [row["grain"] for row in told["grains"]] == ["round", "shard", "collective", "sample", "node"]
+    assert told["grains"][2]["against"].startswith("not possible: one worker")
+    for grain in ("round", "node"):
+        nodes = costs_of(trainer.settings, model.feeds, 1, {**plan, "grain": grain})["parts"]["nodes"]
+        assert {"", model.loss.name} < set(nodes)
+        assert all(seconds > 0 for seconds in nodes[model.loss.name])
+
+
+def test_a_task_has_no_more_steps_than_an_epoch():
+    model = Model()
+    plan = fg.Trainer(model.optimizer, fg.Engine("sync")).fit(model.feeds, epochs=1).plan
+    assert plan["steps_per_task"] == 3
 
 
 # -- jobs of an engine --
@@ -287,7 +307,8 @@ def test_the_command(tmp_path, cluster):
     assert "plan: grain shard" in done.output
     assert "20 samples" in done.output
     assert "break-even" in done.output
-    assert set(rows_of(done.output)) == {"round", "shard", "sample", "node"}  # one shard
+    assert set(rows_of(done.output)) == {"round", "shard", "collective", "sample", "node"}
+    assert "not possible: one shard" in rows_of(done.output)["collective"]
     assert [path.name for path in tmp_path.iterdir()] == ["small.npz"]
 
 
@@ -330,19 +351,19 @@ def test_choose_kernel_is_told():
     ("plan", "workers", "threads", "said"),
     [
         (("round", 1, "asked for"), 3, 1, "2 of 3 workers stand idle: a round runs on one of them"),
-        (("round", 1, "auto: steps of this size"), 2, 2, "1 of 2 workers stand idle: sharing a step"),
+        (("round", 1, "auto: steps of this size"), 2, 2, "1 of 2 workers stands idle: sharing a step"),
         (
             ("shard", 2, "asked for"),
             3,
             1,
-            "1 of 3 workers stand idle: each mini-batch has 2 shards; larger ones, or shards=3",
+            "1 of 3 workers stands idle: each mini-batch has 2 shards; larger ones, or shards=3",
         ),
-        (("collective", 1, "asked for"), 2, 1, "1 of 2 workers stand idle: each mini-batch has 1 shard; "),
+        (("collective", 1, "asked for"), 2, 1, "1 of 2 workers stands idle: each mini-batch has 1 shard; "),
         (
             ("round", 1, "collective rounds were asked for"),
             2,
             1,
-            "1 of 2 workers stand idle: each mini-batch has 1 shard; ",
+            "1 of 2 workers stands idle: each mini-batch has 1 shard; ",
         ),
         (("shard", 4, "asked for"), 3, 1, ""),
         (("node", 1, "asked for"), 3, 1, ""),

@@ -177,6 +177,17 @@ def test_steps_by_the_integers_of_numpy():
     assert steps[1:] == [(2, 0.25), (3, 0.75)]
 
 
+def test_what_lies_outside_of_an_axis_is_written_beside_it():
+    pytest.importorskip("matplotlib")
+    accuracies = [0.0659, 0.9479, 0.9457, 0.962]
+    records = [{"epoch": k, "loss": 1.0, "validation_accuracy": a} for k, a in enumerate(accuracies)]
+    for kept, mark in ((None, "highest: epoch 3"), (1, "kept: epoch 1")):
+        axes = History(epochs=records, kept_epoch=kept).plot().axes[1]
+        assert {text.get_text() for text in axes.texts} == {mark, "96.20 %", "epoch 0: 6.59 %, below"}
+        assert axes.get_yscale() == "linear"
+        assert 0.9 < axes.get_ylim()[0] < 0.9457
+
+
 def test_a_plot_shows_training_beside_validation_and_the_best_epoch():
     pytest.importorskip("matplotlib")
     model = Model(learning_rate=fg.StepDecay(0.1, factor=0.5, every=3))
@@ -190,7 +201,11 @@ def test_a_plot_shows_training_beside_validation_and_the_best_epoch():
     ]
     assert {line.get_label() for line in loss.lines} >= {"training", "validation"}
     best = min(history.epochs, key=lambda record: record["validation_loss"])["epoch"]
-    assert all(f"best: epoch {best}" in [text.get_text() for text in axes.texts] for axes in figure.axes)
+    told = [{text.get_text() for text in axes.texts} for axes in figure.axes]
+    assert f"lowest: epoch {best}" in told[0]
+    best = max(history.epochs, key=lambda record: record["validation_accuracy"])["epoch"]
+    assert f"highest: epoch {best}" in told[1]
+    assert not told[2]
     assert [r["learning_rate"] for r in history.epochs] == [None, 0.1, 0.05, 0.025]
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert model.fit(epochs=1).plot().axes  # without validation, and a single epoch
