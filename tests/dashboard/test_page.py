@@ -25,7 +25,10 @@ ABOUT = {
     "epochs": 2,
     "batch": 32,
     "optimizer": "Adam",
-    "target": "loss",
+    "script": "train.py",
+    "process": 1234,
+    "host": "here",
+    "began": 0.0,
     "graph": "9 nodes",
 }
 SEATS = [
@@ -54,7 +57,7 @@ def net(units=20):
 def told(board, run="a", client="c", loss=None):
     now = time.time()
     rows = [[k, 1, 1.0 / k, 0.5 / k, 2.0 / k] for k in range(1, 51)]
-    steps = {"step": 50, "epoch": 1, "samples": 1600, "seconds": 3.0, "loss": 0.02, "losses": rows, "seats": SEATS}
+    steps = {"step": 50, "epoch": 1, "samples": 1600, "seconds": 3.0, "first": 1.0, "losses": rows, "seats": SEATS}
     epoch = {"epoch": 1, "step": 50, "validation_loss": 0.3, "validation_accuracy": 0.75}
     norms = {"layers": ["w", "b"], "gradient": [1.0, 2.0], "ratio": [1e-3, 0.0], "seconds": 3.0}
     messages = [("begin", ABOUT), ("steps", steps), ("epoch", epoch), ("norms", norms)]
@@ -100,10 +103,10 @@ def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
     assert idle_workers(PLAN, 2, 1) in page.words.text
     assert "none: idle" in page.seats.text
     assert "worker &lt;x&gt; went away" in page.lost.text
-    assert list(page.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
-    assert list(page.metric_source.data["validation_accuracy"]) == [0.75]
-    assert page.layer_source.data["l0"][0] == 1.0
-    assert [item.label.value for item in page.layer_legends[0].items] == ["w", "b"]
+    assert list(page.charts.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
+    assert list(page.charts.metric_source.data["validation_accuracy"]) == [0.75]
+    assert page.charts.layer_source.data["l0"][0] == 1.0
+    assert [item.label.value for item in page.charts.layer_legends[0].items] == ["w", "b"]
 
 
 def test_large_numbers_can_be_read(page):
@@ -122,7 +125,7 @@ def test_several_runs_side_by_side(page):
     assert page.choice.visible
     assert "run 1" in page.runs.text
     assert "run 2" in page.runs.text
-    assert len(page.loss_sources[1].data["mean"]) == len(page.loss_sources[0].data["mean"]) == 50
+    assert len(page.charts.loss_sources[1].data["mean"]) == len(page.charts.loss_sources[0].data["mean"]) == 50
     page.choice.value = "a"
     assert page.shown().run == "a"
 

@@ -16,7 +16,7 @@ def begun(board, run="a", client="c", now=0.0, **about):
 
 
 def steps(step, seconds=1.0, losses=(), **more):
-    told = {"step": step, "epoch": 1, "samples": step * 32, "seconds": seconds, "loss": 0.5, "losses": losses}
+    told = {"step": step, "epoch": 1, "samples": step * 32, "seconds": seconds, "first": 2.0, "losses": losses}
     return ("steps", {**told, **more})
 
 

@@ -125,7 +125,7 @@ def test_a_training_that_breaks_off_says_why(shown, client):
         faults.train(client, grain="round", callbacks=[faults.At(20, stop)])
     run = latest(shown)
     faults.wait_for(lambda: run.status == "stopped", 20)
-    assert run.cause == "enough of it"
+    assert run.cause == "RuntimeError: enough of it"
 
 
 def test_a_client_that_leaves_is_noticed(shown):

@@ -1,0 +1,292 @@
+"""The charts of the page: curves of loss and metrics, rates, what a step's time goes to, norms by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from bokeh.layouts import column, row
+from bokeh.models import ColumnDataSource, Div, HoverTool, Legend, LegendItem, NumeralTickFormatter, Span
+from bokeh.plotting import figure
+
+from flowgrad.draw.curves import LATER, PLAIN
+
+from .look import CARD, SHEET, TIMES
+from .measure import LAYERS
+from .state import KINDS, Losses, Shown
+from .words import COLOURS, finite, heading
+
+# Epochs up to which each has a mark, and metrics that are shown.
+MARKED, METRICS = 40, 8
+# What is smaller than so much of the largest norm is shown as that: batches that are learnt have none at all.
+FLOOR = 1e-8
+# Of legends above a chart: five entries fit beside each other where the window is 1280 pixels wide.
+ABOVE = {"orientation": "horizontal", "margin": 0, "spacing": 8}
+# What is to be known of a chart; norms are measured for those who look.
+LOSS = "training: mean, least and largest of some steps; validation: after each epoch"
+METRIC = "after each epoch; epoch 0 is before the first step"
+RATE = "mean of a second or more, evaluation included"
+TIME = "mean of the workers at work; waiting: for the scheduler, others of the step, other trainings"
+GRADIENT = f"a batch now and then, which may be learnt already; at least {FLOOR:.0e} of the largest".replace(
+    "e-0", "e-"
+)
+RATIO = "norm of what an update changes to norm of the weights; 1e-3, the dotted line, is usual"
+SOON = "measured while this page is open: the first points come in a few seconds"
+
+
+class Charts:
+    """What one session sees of them.
+
+    Attributes
+    ----------
+    rows : list
+        Their cards, side by side.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[str, Any] = {}
+        losses, metrics = self._make_losses(), self._make_metrics()
+        rates, times = self._make_rates(), self._make_times()
+        norms = self._make_norms()
+        stretch = {"sizing_mode": "stretch_width", "spacing": 10}
+        self.rows = [row(losses, metrics, rates, **stretch), row(times, *norms, **stretch)]
+
+    # -- how they are made --------------------------------------------------------------------------------------
+
+    def _chart(self, x: str, **more: Any) -> Any:
+        look = {"tools": "", "toolbar_location": None, "x_axis_label": x, **more}
+        chart = figure(height=215, min_width=250, sizing_mode="stretch_width", **look)
+        chart.x_range.range_padding = 0.02
+        chart.xaxis.ticker.desired_num_ticks = 5  # of six digits
+        return chart
+
+    def _card(self, chart: Any, title: str, words: str) -> Any:
+        caption = Div(text=heading(title, words), sizing_mode="stretch_width", stylesheets=[SHEET], margin=(0, 8))
+        return column(caption, chart, sizing_mode="stretch_width", stylesheets=[CARD])
+
+    def _make_losses(self) -> Any:
+        # Lines come with what they show: bokeh goes through all models of a page for each message that it sends.
+        self.losses = self._chart("step", name="loss")
+        self.loss_sources: list[ColumnDataSource] = []
+        self.loss_lines: list[tuple[Any, Any]] = []
+        self.validation = _source("step loss")
+        look = {"line_width": 1.5, "line_dash": "dashed"}
+        self.held_out = self.losses.line("step", "loss", source=self.validation, **look)
+        self.marks = [self.losses.scatter("step", "loss", source=self.validation, size=6)]
+        tips = [("step", "@step{0,0}"), ("loss", "@mean{0.0000}"), ("from", "@least{0.0000} to @most{0.0000}")]
+        self.loss_hover = HoverTool(tooltips=tips, renderers=[], mode="vline")
+        self.losses.add_tools(self.loss_hover)
+        self.losses.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        self.loss_legend = Legend(**ABOVE)
+        self.losses.add_layout(self.loss_legend, "above")
+        return self._card(self.losses, "Loss", LOSS)
+
+    def _make_metrics(self) -> Any:
+        self.metrics = self._chart("epoch", y_range=(0.0, 1.0))
+        self.metrics.xaxis.ticker.min_interval = 1
+        self.metrics.x_range.default_span = 1.0
+        self.metric_source = _source("epoch")
+        self.metric_lines: dict[str, tuple[Any, Any]] = {}
+        self.metrics.add_tools(HoverTool(tooltips=[("epoch", "@epoch"), ("", "$name: $y{0.0000}")]))
+        self.metric_legend = Legend(**ABOVE)
+        self.metrics.add_layout(self.metric_legend, "above")
+        return self._card(self.metrics, "Metrics", METRIC)
+
+    def _make_rates(self) -> Any:
+        rates = self._chart("seconds")
+        self.rate_source = _source("seconds rate")
+        rates.line("seconds", "rate", source=self.rate_source, line_color="#27ae60", line_width=2)
+        rates.varea("seconds", 0, "rate", source=self.rate_source, fill_color="#27ae60", fill_alpha=0.12)
+        rates.add_tools(HoverTool(tooltips=[("", "@rate{0,0.[0]} samples/s at @seconds{0} s")], mode="vline"))
+        rates.yaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
+        rates.y_range.start = 0
+        return self._card(rates, "Samples per second", RATE)
+
+    def _make_times(self) -> Any:
+        times = self._chart("seconds")
+        self.time_source = _source("seconds " + " ".join(KINDS))
+        look = {"color": [TIMES[k] for k in KINDS], "alpha": 0.85, "legend_label": list(KINDS)}
+        times.varea_stack(list(KINDS), x="seconds", source=self.time_source, **look)
+        times.y_range.start = 0
+        legend = times.legend[0]
+        legend.update(**ABOVE)
+        times.add_layout(legend, "above")
+        return self._card(times, "Time of a step, ms", TIME)
+
+    def _make_norms(self) -> list[Any]:
+        self.layer_source = _source("seconds " + " ".join(f"l{k}" for k in range(2 * LAYERS)))
+        self.layer_lines: list[Any] = []
+        self.norms = [self._chart("seconds", y_axis_type="log") for _ in range(2)]
+        self.layer_legends = [Legend(**ABOVE) for _ in range(2)]
+        for chart, legend in zip(self.norms, self.layer_legends):
+            chart.add_layout(legend, "above")
+            chart.add_tools(HoverTool(tooltips=[("", "$name: $y{0.00e+0} at @seconds{0} s")]))
+        self.norms[1].add_layout(Span(location=1e-3, dimension="width", line_dash="dotted", line_color="#8d99ae"))
+        titles = ("Norm of the gradient of one batch, by layer", "Update to weight, by layer")
+        cards = [self._card(chart, title, SOON) for chart, title in zip(self.norms, titles)]
+        self.norm_words = [
+            (card.children[0], title, words) for card, title, words in zip(cards, titles, (GRADIENT, RATIO))
+        ]
+        return cards
+
+    def _add_losses(self, k: int) -> None:
+        data = _source("step mean least most")
+        band = self.losses.varea("step", "least", "most", source=data, fill_color=COLOURS[k], fill_alpha=0.15)
+        line = self.losses.line("step", "mean", source=data, line_color=COLOURS[k], line_width=2)
+        self.loss_sources.append(data)
+        self.loss_lines.append((band, line))
+        self.loss_hover.renderers = [line for _, line in self.loss_lines]
+
+    def _add_metric(self, name: str) -> None:
+        look = {"source": self.metric_source, "name": name}
+        line, marks = (
+            self.metrics.line("epoch", name, line_width=2, **look),
+            self.metrics.scatter("epoch", name, size=6, **look),
+        )
+        self.metric_lines[name] = line, marks
+        self.marks.append(marks)
+
+    def _add_layer(self, k: int) -> None:
+        for chart, at in zip(self.norms, (k, LAYERS + k)):
+            look = {"source": self.layer_source, "line_color": COLOURS[k], "line_width": 2}
+            self.layer_lines.append(chart.line("seconds", f"l{at}", **look))
+
+    # -- what they show -----------------------------------------------------------------------------------------
+
+    def update(self, runs: Sequence[Shown], run: Shown) -> None:
+        """Show a run, and the losses of the others beside its own."""
+        self._update_losses(runs, run)
+        seen = run.run, len(run.epochs), run.epoch
+        if self._sent.get("metrics") != seen:
+            self._sent["metrics"] = seen
+            self._update_metrics(run, runs.index(run))
+        for source, series, names in (
+            (self.rate_source, run.rates, ("seconds", "rate")),
+            (self.time_source, run.times, ("seconds", *KINDS)),
+        ):
+            self._put(source, (run.run, series.rows[-1:]), partial(series.columns, names))
+        self._update_layers(run)
+
+    def _put(self, source: Any, state: Any, columns: Callable[[], dict[str, Any]]) -> None:
+        """Give a source its columns, if it shows another state: whatever is assigned is sent."""
+        if self._sent.get(source.id) != state:
+            self._sent[source.id] = state
+            source.data = {name: np.array(column, np.float64) for name, column in columns().items()}
+
+    def _update_losses(self, runs: Sequence[Shown], run: Shown) -> None:
+        for k in range(len(self.loss_lines), len(runs)):
+            self._add_losses(k)
+        for k, (source, (band, line)) in enumerate(zip(self.loss_sources, self.loss_lines)):
+            losses = runs[k].losses if k < len(runs) else Losses()
+            self._put(source, (runs[k].run, runs[k].step) if k < len(runs) else None, losses.columns)
+            band.visible = mine = k < len(runs) and runs[k] is run
+            line.glyph.line_width, line.glyph.line_alpha = (2.5, 1.0) if mine else (1.2, 0.6)
+        told = [(r["step"], r["validation_loss"]) for r in run.epochs if finite(r.get("validation_loss"))]
+        columns = {"step": [a for a, _ in told], "loss": [b for _, b in told]}
+        self._put(self.validation, (run.run, len(told), told[-1:]), lambda: columns)
+        place = runs.index(run)
+        seen = place, bool(told)
+        if self._sent.get("shown") == seen:
+            return
+        self._sent["shown"] = seen
+        band, line = self.loss_lines[place]
+        self.held_out.glyph.line_color = COLOURS[place]
+        self.marks[0].glyph.update(line_color=COLOURS[place], fill_color=COLOURS[place])
+        entries = [
+            ("training, mean", line),
+            ("least to largest", band),
+            *([("validation", self.held_out)] if told else []),
+        ]
+        self.loss_legend.items = [LegendItem(label={"value": name}, renderers=[shown]) for name, shown in entries]
+        # The shown run alone says how far the axes go: another one may be a thousand times as long.
+        for axis in (self.losses.x_range, self.losses.y_range):
+            axis.renderers = [line, self.held_out]
+
+    def _update_metrics(self, run: Shown, place: int) -> None:
+        left_out = {*PLAIN, "step"}
+        names = list(dict.fromkeys(n for r in run.epochs for n in r if n not in left_out and finite(r[n])))[:METRICS]
+        shown = {n: [r[n] if finite(r.get(n)) else math.nan for r in run.epochs] for n in names}
+        gone = {n: [math.nan] * len(run.epochs) for n in self.metric_lines}
+        columns = {"epoch": [r["epoch"] for r in run.epochs], **gone, **shown}
+        self._put(self.metric_source, self._sent["metrics"], lambda: columns)
+        for name in names:
+            if name not in self.metric_lines:
+                self._add_metric(name)
+        for k, name in enumerate(names):
+            colour, (line, marks) = COLOURS[(place + k) % len(COLOURS)], self.metric_lines[name]
+            line.glyph.line_color = colour
+            marks.glyph.update(line_color=colour, fill_color=colour)
+        if [item.label.value for item in self.metric_legend.items] != [_spaced(n) for n in names]:
+            self.metric_legend.items = [
+                LegendItem(label={"value": _spaced(n)}, renderers=[self.metric_lines[n][0]]) for n in names
+            ]
+            self.metric_legend.ncols = 3
+        for mark in self.marks:
+            mark.visible = len(run.epochs) <= MARKED
+        start, end = span_of([[r.get(n) for n in names] for r in run.epochs])
+        self.metrics.y_range.update(start=start, end=end)
+
+    def _update_layers(self, run: Shown) -> None:
+        count = len(run.layers)
+
+        def columns() -> dict[str, Any]:
+            empty = [math.nan] * len(run.norms.rows)
+            names = [f"l{k + at}" for at in (0, LAYERS) for k in range(count)]
+            told = run.norms.columns(["seconds", *names])
+            for half in (names[:count], names[count:]):
+                told |= zip(half, floored([told[name] for name in half]))
+            return {name: empty for name in self.layer_source.data} | told
+
+        self._put(self.layer_source, (run.run, run.norms.rows[-1:]), columns)
+        for caption, title, words in self.norm_words:
+            caption.text = heading(title, words if len(run.norms.rows) > 1 else SOON)
+        for k in range(len(self.layer_lines) // 2, count):
+            self._add_layer(k)
+        for k in range(len(self.layer_lines) // 2):
+            for line in self.layer_lines[2 * k : 2 * k + 2]:
+                line.visible = k < count
+                line.name = run.layers[k] if k < count else ""
+        for which, legend in enumerate(self.layer_legends):
+            if [item.label.value for item in legend.items] != run.layers:
+                lines = self.layer_lines[which::2]
+                legend.items = [
+                    LegendItem(label={"value": name}, renderers=[line]) for name, line in zip(run.layers, lines)
+                ]
+                legend.ncols = 4
+
+
+def span_of(rows: Sequence[Sequence[Any]]) -> tuple[float, float]:
+    """Return where an axis of metrics starts and ends: it shows all of a few epochs, later not what was before the first.
+
+    Examples
+    --------
+    >>> span_of([[0.1]]), span_of([[20.0], [40.0]])
+    ((0.0, 1.0), (19.0, 41.0))
+    >>> span_of([[0.1], [0.75], [0.95], [0.95], [0.95]])
+    (0.74, 0.96)
+    """
+    numbers = [x for row in rows[len(rows) > LATER :] for x in row if finite(x)]
+    least, most = min(numbers, default=0.0), max(numbers, default=1.0)
+    if len(rows) < 2 and 0.0 <= least <= most <= 1.0:
+        return 0.0, 1.0
+    room = 0.05 * (most - least) or 0.05 * abs(most) or 0.5
+    return least - room, most + room
+
+
+def floored(norms: Sequence[Sequence[float]]) -> Any:
+    """Return norms that a logarithm can show; what is not finite, or all of them if none is positive, is not."""
+    shown = np.array(norms, np.float64)
+    shown[~np.isfinite(shown)] = math.nan
+    floor = FLOOR * np.nanmax(shown, initial=0.0)
+    return np.maximum(shown, floor) if floor > 0 else np.full_like(shown, math.nan)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _source(names: str) -> ColumnDataSource:
+    return ColumnDataSource({name: [] for name in names.split()})
