@@ -25,16 +25,38 @@ MARKED, METRICS = 40, 8
 FLOOR = 1e-8
 # Of legends above a chart: five entries fit beside each other where the window is 1280 pixels wide.
 ABOVE = {"orientation": "horizontal", "margin": 0, "spacing": 8}
-# What is to be known of a chart; norms are measured for those who look.
-LOSS = "training: mean, least and largest of some steps; validation: after each epoch"
-METRIC = "after each epoch; epoch 0 is before the first step"
-RATE = "mean of a second or more, evaluation included"
-TIME = "mean of the workers at work; waiting: for the scheduler, others of the step, other trainings"
-GRADIENT = f"a batch now and then, which may be learnt already; at least {FLOOR:.0e} of the largest".replace(
-    "e-0", "e-"
+# Of a chart what it shows, what is to be known of it, and what pointing at its title tells.
+LOSS = (
+    "Loss",
+    "mean, least and largest of steps; validation by epoch",
+    "Training: each point is of some steps, whose mini-batches have a loss each. Validation: all its samples, after each epoch.",
 )
-RATIO = "norm of what an update changes to norm of the weights; 1e-3, the dotted line, is usual"
-SOON = "measured while this page is open: the first points come in a few seconds"
+METRIC = (
+    "Metrics",
+    "after each epoch; epoch 0 is before the first step",
+    "An axis with many epochs leaves out epoch 0.",
+)
+RATE = ("Samples per second", "mean of a second or more", "Evaluation between epochs is included.")
+TIME = (
+    "Time of a step, ms",
+    "mean of the workers at work, by dask's tasks",
+    "exchange: gradients and weights on their way. waiting: neither computing nor exchanging, but for the scheduler, for others of "
+    "the step, or for other trainings.",
+)
+NORMS = (
+    (
+        "Norm of the gradient of one batch, by layer",
+        "of a batch now and then, which may be learnt already",
+        f"What is smaller than {FLOOR:g} of the largest is shown as that. Layers: variables that follow each other and are alike.",
+    ),
+    (
+        "Update to weight, by layer",
+        "usual is about 1e-3, the dotted line",
+        "Norm of what one update changes, divided by the norm of the weights.",
+    ),
+)
+# Norms are measured for those who look.
+SOON = "measured while this page is open: some seconds to wait"
 
 
 class Charts:
@@ -63,8 +85,8 @@ class Charts:
         chart.xaxis.ticker.desired_num_ticks = 5  # of six digits
         return chart
 
-    def _card(self, chart: Any, title: str, words: str) -> Any:
-        caption = Div(text=heading(title, words), sizing_mode="stretch_width", stylesheets=[SHEET], margin=(0, 8))
+    def _card(self, chart: Any, title: str, words: str, more: str) -> Any:
+        caption = Div(text=heading(title, words, more), sizing_mode="stretch_width", stylesheets=[SHEET], margin=(0, 8))
         return column(caption, chart, sizing_mode="stretch_width", stylesheets=[CARD])
 
     def _make_losses(self) -> Any:
@@ -82,7 +104,7 @@ class Charts:
         self.losses.xaxis.formatter = NumeralTickFormatter(format="0,0")
         self.loss_legend = Legend(**ABOVE)
         self.losses.add_layout(self.loss_legend, "above")
-        return self._card(self.losses, "Loss", LOSS)
+        return self._card(self.losses, *LOSS)
 
     def _make_metrics(self) -> Any:
         self.metrics = self._chart("epoch", y_range=(0.0, 1.0))
@@ -93,7 +115,7 @@ class Charts:
         self.metrics.add_tools(HoverTool(tooltips=[("epoch", "@epoch"), ("", "$name: $y{0.0000}")]))
         self.metric_legend = Legend(**ABOVE)
         self.metrics.add_layout(self.metric_legend, "above")
-        return self._card(self.metrics, "Metrics", METRIC)
+        return self._card(self.metrics, *METRIC)
 
     def _make_rates(self) -> Any:
         rates = self._chart("seconds")
@@ -103,7 +125,7 @@ class Charts:
         rates.add_tools(HoverTool(tooltips=[("", "@rate{0,0.[0]} samples/s at @seconds{0} s")], mode="vline"))
         rates.yaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
         rates.y_range.start = 0
-        return self._card(rates, "Samples per second", RATE)
+        return self._card(rates, *RATE)
 
     def _make_times(self) -> Any:
         times = self._chart("seconds")
@@ -114,7 +136,7 @@ class Charts:
         legend = times.legend[0]
         legend.update(**ABOVE)
         times.add_layout(legend, "above")
-        return self._card(times, "Time of a step, ms", TIME)
+        return self._card(times, *TIME)
 
     def _make_norms(self) -> list[Any]:
         self.layer_source = _source("seconds " + " ".join(f"l{k}" for k in range(2 * LAYERS)))
@@ -125,11 +147,8 @@ class Charts:
             chart.add_layout(legend, "above")
             chart.add_tools(HoverTool(tooltips=[("", "$name: $y{0.00e+0} at @seconds{0} s")]))
         self.norms[1].add_layout(Span(location=1e-3, dimension="width", line_dash="dotted", line_color="#8d99ae"))
-        titles = ("Norm of the gradient of one batch, by layer", "Update to weight, by layer")
-        cards = [self._card(chart, title, SOON) for chart, title in zip(self.norms, titles)]
-        self.norm_words = [
-            (card.children[0], title, words) for card, title, words in zip(cards, titles, (GRADIENT, RATIO))
-        ]
+        cards = [self._card(chart, *told) for chart, told in zip(self.norms, NORMS)]
+        self.norm_captions = [card.children[0] for card in cards]
         return cards
 
     def _add_losses(self, k: int) -> None:
@@ -241,8 +260,8 @@ class Charts:
             return {name: empty for name in self.layer_source.data} | told
 
         self._put(self.layer_source, (run.run, run.norms.rows[-1:]), columns)
-        for caption, title, words in self.norm_words:
-            caption.text = heading(title, words if len(run.norms.rows) > 1 else SOON)
+        for caption, (title, words, more) in zip(self.norm_captions, NORMS):
+            caption.text = heading(title, words if len(run.norms.rows) > 1 else SOON, more)
         for k in range(len(self.layer_lines) // 2, count):
             self._add_layer(k)
         for k in range(len(self.layer_lines) // 2):

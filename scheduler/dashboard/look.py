@@ -80,6 +80,11 @@ STYLE = f"""
 html {{background: var(--fg-page)}}
 body {{color: var(--fg-ink); height: auto}}
 .content {{height: auto; padding-top: 8px}}
+.bk-Tooltip {{opacity: 1 !important; background: var(--fg-card) !important; color: var(--fg-ink) !important}}
+/* Beside a card and not on it; bokeh calls what is below a point `above`, for that is the side with the arrow. */
+.bk-Tooltip.bk-above {{margin-top: 32px}}
+.bk-Tooltip.bk-below {{margin-top: -32px}}
+.moved .bk-Tooltip {{visibility: hidden}}
 #gone {{margin: 0 0 8px; padding: 9px 14px; border-radius: 10px; background: #b91c1c; color: #ffffff; font: 13px/1.45 system-ui}}
 """
 # Within bokeh's own elements.

@@ -264,6 +264,6 @@ def _legend(scene: Scene, told: Told, by: str, run: Shown) -> str:
     if by == "time" and told.took:
         what = "by dask's tasks, forward and back, on average"
     return (
-        f"{number(told.least)}{unit} {bar} {number(told.most)}{unit} {kept}"
+        f"{'at most ' * told.clipped}{number(told.least)}{unit} {bar} {number(told.most)}{unit} {kept}"
         f'<span class="faint">{by} {what} · {escape(scene.caption)}</span>'
     )

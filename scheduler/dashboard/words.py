@@ -61,9 +61,9 @@ def lasting(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def heading(title: str, words: str) -> str:
-    """Return what stands above a chart or a table: what it shows, and what is to be known of it."""
-    return f'<h3>{escape(title)}</h3><p class="faint">{escape(words)}</p>'
+def heading(title: str, words: str, more: str = "") -> str:
+    """Return what stands above a chart or a table: what it shows, what is to be known of it, and what pointing at it tells."""
+    return f'<div title="{escape(more)}"><h3>{escape(title)}</h3><p class="faint">{escape(words)}</p></div>'
 
 
 def table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -226,13 +226,16 @@ def seats_of(run: Shown) -> str:
             rows.append(("idle", (who, threads, "none: idle", "", "")))
             continue
         first, last, busy = seat["first"], (seat["stop"] or 0) - 1, run.busy.get(seat["address"], 0.0)
-        shards = "as dask places tasks" if run.free else f"{first}" if first == last else f"{first} to {last}"
+        shards = "any nodes" if run.free else f"{first}" if first == last else f"{first} to {last}"
         bar = f'<div class="bar"><i style="width:{100 * busy:.0f}%"></i></div>'
         rows.append(("", (who, threads, shards, bar, f"{100 * busy:.0f} %")))
     more = f"<p>and {len(run.seats) - SEATS} more</p>" if len(run.seats) > SEATS else ""
-    words = "a shard is a part of each batch; its lane is the worker that computes it, step after step"
-    title = heading("Workers", "") if run.free else heading("Lanes over the workers", words)
-    names = ("worker", "threads", "part" if run.free else "shards", "computing", "")
+    title = heading(
+        "Lanes over the workers", "a shard is a part of each batch; its lane is the worker that computes it"
+    )
+    if run.free:
+        title = heading("Tasks over the workers", "there are no lanes: dask places the task of each node")
+    names = ("worker", "threads", "tasks of" if run.free else "shards", "computing", "")
     return f'<div class="panel">{title}{table(names, rows)}{more}</div>'
 
 
