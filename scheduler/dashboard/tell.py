@@ -174,7 +174,7 @@ class Teller:
             "dtype": run.job.feeds.dtype.name,
             "optimizer": type(optimizer).__name__,
             "graph": f"{len(ancestors(optimizer.target)):,} nodes, {len(run.windows.state['w']):,} numbers trained",
-            "script": script_of(sys.argv, "ipykernel" in sys.modules),
+            "script": script_of(sys.argv),
             "process": os.getpid(),
             "host": socket.gethostname(),
             "began": time.time(),
@@ -255,23 +255,23 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def script_of(argv: Sequence[str], notebook: bool) -> str:
+def script_of(argv: Sequence[str]) -> str:
     """Return what a person calls a program: a script's name; of our own command what it trains, too; others' may be secret.
 
     Examples
     --------
-    >>> script_of(["/home/me/train.py", "--token", "xyz"], False), script_of(["/lib/launcher.py"], True)
-    ('train.py', 'notebook')
-    >>> script_of(["/bin/flowgrad", "train", "mnist", "--epochs", "3"], False)
+    >>> script_of(["/home/me/train.py", "--token", "xyz"])
+    'train.py'
+    >>> script_of(["/bin/flowgrad", "train", "mnist", "--epochs", "3"])
     'flowgrad train mnist'
     """
     path = Path(argv[0] if argv else "")
-    if notebook:
+    if "kernel_launcher" in path.name:
         return "notebook"
     if path.parts[-3:] == ("flowgrad", "cli", "__main__.py") or path.stem == "flowgrad":
         return " ".join(["flowgrad", *takewhile(lambda word: word[:1] != "-", argv[1:3])])
     if path.stem == "dask" and argv[1:2] == ["flowgrad"]:
-        return script_of(argv[1:], False)
+        return script_of(argv[1:])
     return path.parent.name if path.name == "__main__.py" else path.name if path.suffix else "python"
 
 

@@ -94,7 +94,7 @@ def learns(epochs: Sequence[Mapping[str, Any]]) -> str:
     >>> learns([{"epoch": k, "validation_loss": loss} for k, loss in enumerate([2.3, 0.4, 0.2, 0.3, 0.6])])
     'validation loss was lowest after epoch 2, 0.2, and has risen since, to 0.6'
     >>> learns([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
-    'training loss is falling: 0.25 after epoch 2'
+    'training loss falls: 0.25 after epoch 2 is its lowest'
     """
     name = "validation_loss" if any(finite(r.get("validation_loss")) for r in epochs) else "loss"
     told = [(r[name], r["epoch"]) for r in epochs if finite(r.get(name))]
@@ -103,7 +103,7 @@ def learns(epochs: Sequence[Mapping[str, Any]]) -> str:
     what = "training loss" if name == "loss" else "validation loss"
     (first, begin), (now, epoch), (least, best) = told[0], told[-1], min(told)
     if best == epoch:
-        return f"{what} is falling: {number(now)} after epoch {epoch:,}"
+        return f"{what} falls: {number(now)} after epoch {epoch:,} is its lowest"
     if best == begin:
         return f"{what} has not fallen: {number(now)} after epoch {epoch:,}, {number(first)} after epoch {begin:,}"
     # A twentieth of what was won is no news.
