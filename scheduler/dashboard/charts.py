@@ -16,7 +16,7 @@ from flowgrad.draw.curves import LATER, PLAIN
 
 from .look import CARD, SHEET, TIMES
 from .measure import LAYERS
-from .state import KINDS, Losses, Shown
+from .state import KINDS, Shown
 from .words import COLOURS, finite, heading
 
 # Epochs up to which each has a mark, and metrics that are shown.
@@ -90,21 +90,23 @@ class Charts:
         return column(caption, chart, sizing_mode="stretch_width", stylesheets=[CARD])
 
     def _make_losses(self) -> Any:
-        # Lines come with what they show: bokeh goes through all models of a page for each message that it sends.
-        self.losses = self._chart("step", name="loss")
-        self.loss_sources: list[ColumnDataSource] = []
-        self.loss_lines: list[tuple[Any, Any]] = []
-        self.validation = _source("step loss")
-        look = {"line_width": 1.5, "line_dash": "dashed"}
-        self.held_out = self.losses.line("step", "loss", source=self.validation, **look)
-        self.marks = [self.losses.scatter("step", "loss", source=self.validation, size=6)]
+        self.losses = chart = self._chart("step", name="loss")
+        self.loss, self.validation = _source("step mean least most"), _source("step loss")
+        self.band = chart.varea("step", "least", "most", source=self.loss, fill_alpha=0.15)
+        self.line = chart.line("step", "mean", source=self.loss, line_width=2.5)
+        self.held_out = chart.line("step", "loss", source=self.validation, line_width=1.5, line_dash="dashed")
+        self.marks = [chart.scatter("step", "loss", source=self.validation, size=6)]
+        # Other runs; lines come with what they show: bokeh goes through all models of a page for each message that it sends.
+        self.others: list[Any] = []
+        # The shown run alone says how far the axes go: another one may be a thousand times as long.
+        chart.x_range.renderers = chart.y_range.renderers = [self.line, self.held_out]
         tips = [("step", "@step{0,0}"), ("loss", "@mean{0.0000}"), ("from", "@least{0.0000} to @most{0.0000}")]
-        self.loss_hover = HoverTool(tooltips=tips, renderers=[], mode="vline")
-        self.losses.add_tools(self.loss_hover)
-        self.losses.xaxis.formatter = NumeralTickFormatter(format="0,0")
-        self.loss_legend = Legend(**ABOVE)
-        self.losses.add_layout(self.loss_legend, "above")
-        return self._card(self.losses, *LOSS)
+        chart.add_tools(HoverTool(tooltips=tips, renderers=[self.line], mode="vline"))
+        chart.xaxis.formatter = NumeralTickFormatter(format="0,0")
+        entries = (("training, mean", self.line), ("least to largest", self.band), ("validation", self.held_out))
+        self.entries = [LegendItem(label={"value": name}, renderers=[shown]) for name, shown in entries]
+        chart.add_layout(Legend(items=self.entries, **ABOVE), "above")
+        return self._card(chart, *LOSS)
 
     def _make_metrics(self) -> Any:
         self.metrics = self._chart("epoch", y_range=(0.0, 1.0))
@@ -151,13 +153,9 @@ class Charts:
         self.norm_captions = [card.children[0] for card in cards]
         return cards
 
-    def _add_losses(self, k: int) -> None:
-        data = _source("step mean least most")
-        band = self.losses.varea("step", "least", "most", source=data, fill_color=COLOURS[k], fill_alpha=0.15)
-        line = self.losses.line("step", "mean", source=data, line_color=COLOURS[k], line_width=2)
-        self.loss_sources.append(data)
-        self.loss_lines.append((band, line))
-        self.loss_hover.renderers = [line for _, line in self.loss_lines]
+    def _add_other(self, k: int) -> None:
+        look = {"line_color": COLOURS[k], "line_width": 1.2, "line_alpha": 0.6}
+        self.others.append(self.losses.line("step", "mean", source=_source("step mean least most"), **look))
 
     def _add_metric(self, name: str) -> None:
         look = {"source": self.metric_source, "name": name}
@@ -196,33 +194,20 @@ class Charts:
             source.data = {name: np.array(column, np.float64) for name, column in columns().items()}
 
     def _update_losses(self, runs: Sequence[Shown], run: Shown) -> None:
-        for k in range(len(self.loss_lines), len(runs)):
-            self._add_losses(k)
-        for k, (source, (band, line)) in enumerate(zip(self.loss_sources, self.loss_lines)):
-            losses = runs[k].losses if k < len(runs) else Losses()
-            self._put(source, (runs[k].run, runs[k].step) if k < len(runs) else None, losses.columns)
-            band.visible = mine = k < len(runs) and runs[k] is run
-            line.glyph.line_width, line.glyph.line_alpha = (2.5, 1.0) if mine else (1.2, 0.6)
+        for k in range(len(self.others), len(runs) if runs[1:] else 0):
+            self._add_other(k)
+        for k, line in enumerate(self.others):
+            line.visible = k < len(runs) and runs[k] is not run
+            if line.visible:
+                self._put(line.data_source, (runs[k].run, runs[k].step), runs[k].losses.columns)
+        self._put(self.loss, (run.run, run.step), run.losses.columns)
         told = [(r["step"], r["validation_loss"]) for r in run.epochs if finite(r.get("validation_loss"))]
         columns = {"step": [a for a, _ in told], "loss": [b for _, b in told]}
         self._put(self.validation, (run.run, len(told), told[-1:]), lambda: columns)
-        place = runs.index(run)
-        seen = place, bool(told)
-        if self._sent.get("shown") == seen:
-            return
-        self._sent["shown"] = seen
-        band, line = self.loss_lines[place]
-        self.held_out.glyph.line_color = COLOURS[place]
-        self.marks[0].glyph.update(line_color=COLOURS[place], fill_color=COLOURS[place])
-        entries = [
-            ("training, mean", line),
-            ("least to largest", band),
-            *([("validation", self.held_out)] if told else []),
-        ]
-        self.loss_legend.items = [LegendItem(label={"value": name}, renderers=[shown]) for name, shown in entries]
-        # The shown run alone says how far the axes go: another one may be a thousand times as long.
-        for axis in (self.losses.x_range, self.losses.y_range):
-            axis.renderers = [line, self.held_out]
+        self.entries[-1].visible = bool(told)
+        colour = COLOURS[runs.index(run)]
+        self.band.glyph.fill_color = self.line.glyph.line_color = self.held_out.glyph.line_color = colour
+        self.marks[0].glyph.update(line_color=colour, fill_color=colour)
 
     def _update_metrics(self, run: Shown, place: int) -> None:
         left_out = {*PLAIN, "step"}

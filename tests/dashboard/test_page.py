@@ -124,7 +124,7 @@ def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
     assert "none: idle" in page.seats.text
     assert "worker &lt;x&gt; went away" in page.lost.text
     assert "<th>workers that went away</th>" in page.lost.text
-    assert list(page.charts.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
+    assert list(page.charts.loss.data["mean"]) == [1.0 / k for k in range(1, 51)]
     assert list(page.charts.metric_source.data["validation_accuracy"]) == [0.75]
     assert page.charts.layer_source.data["l0"][0] == 1.0
     assert [item.label.value for item in page.charts.layer_legends[0].items] == ["w", "b"]
@@ -229,7 +229,7 @@ def test_several_runs_side_by_side(page):
     assert page.choice.visible
     assert "run 1" in page.runs.text
     assert "run 2" in page.runs.text
-    assert len(page.charts.loss_sources[1].data["mean"]) == len(page.charts.loss_sources[0].data["mean"]) == 50
+    assert len(page.charts.loss.data["mean"]) == len(page.charts.others[0].data_source.data["mean"]) == 50
     assert "<th>script</th>" in page.runs.text
     assert page.choice.options[0] == ("a", "run 1 · train.py · training")
     charts = page.charts
@@ -237,8 +237,9 @@ def test_several_runs_side_by_side(page):
         page.choice.value = run
         assert page.shown().run == run
         line, _ = charts.metric_lines["validation_accuracy"]
-        assert line.glyph.line_color == charts.held_out.glyph.line_color == COLOURS[place]
-        assert charts.losses.x_range.renderers == [charts.loss_lines[place][1], charts.held_out]
+        assert {shown.glyph.line_color for shown in (line, charts.line, charts.held_out)} == {COLOURS[place]}
+        assert [other.visible for other in charts.others] == [k != place for k in range(2)]
+    assert set(charts.losses.x_range.renderers) == {charts.line, charts.held_out}  # however long the other is
 
 
 def test_it_is_calm_when_idle(page):
