@@ -266,13 +266,14 @@ def script_of(argv: Sequence[str]) -> str:
     'flowgrad train mnist'
     """
     path = Path(argv[0] if argv else "")
-    if "kernel_launcher" in path.name:
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    if "kernel_launcher" in name:
         return "notebook"
-    if path.parts[-3:] == ("flowgrad", "cli", "__main__.py") or path.stem == "flowgrad":
-        return " ".join(["flowgrad", *takewhile(lambda word: word[:1] != "-", argv[1:3])])
-    if path.stem == "dask" and argv[1:2] == ["flowgrad"]:
+    if name == "dask" and argv[1:2] == ["flowgrad"]:
         return script_of(argv[1:])
-    return path.parent.name if path.name == "__main__.py" else path.name if path.suffix else "python"
+    if name.removesuffix(".exe") == "flowgrad":
+        return " ".join(["flowgrad", *takewhile(lambda word: word[:1] != "-", argv[1:3])])
+    return "python" if name in ("", "-c") else name
 
 
 def _nothing(about: Mapping[str, Any]) -> None:
