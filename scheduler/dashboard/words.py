@@ -106,8 +106,7 @@ def learns(epochs: Sequence[Mapping[str, Any]]) -> str:
         return f"{what} falls: {number(now)} after epoch {epoch:,} is its lowest"
     if best == begin:
         return f"{what} has not fallen: {number(now)} after epoch {epoch:,}, {number(first)} after epoch {begin:,}"
-    # A twentieth of what was won is no news.
-    since = "risen since, to" if now - least > 0.05 * (first - least) else "hardly changed since:"
+    since = "risen since, to" if now - least > 0.1 * abs(least) else "hardly changed since:"
     return f"{what} was lowest after epoch {best:,}, {number(least)}, and has {since} {number(now)}"
 
 

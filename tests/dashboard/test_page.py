@@ -164,6 +164,7 @@ def test_workers_have_names(page):
         ([2.0], ""),
         ([2.0, math.nan, 1.0], "falls: 1 after epoch 2 is its lowest"),
         ([2.0, 1.0, 1.9], "was lowest after epoch 1, 1, and has risen since, to 1.9"),
+        ([9.0, 1.0, 1.2], "was lowest after epoch 1, 1, and has risen since, to 1.2"),
         ([2.0, 1.0, 1.01], "was lowest after epoch 1, 1, and has hardly changed since: 1.01"),
         ([2.0, 3.0], "has not fallen: 3 after epoch 1, 2 after epoch 0"),
     ],
