@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from html import escape
-from typing import Any
-
 from bokeh.themes import Theme
 from distributed.dashboard.components.scheduler import env
 
-# Of runs and layers, one after the other; readable on white and on dark.
-COLOURS = ("#4f8fea", "#f2994a", "#27ae60", "#eb5d8e", "#9b6ef3", "#17a2a8", "#c9a227", "#8d99ae", "#e2574c", "#6ab04c",
-           "#5f6cf0", "#b5651d")  # fmt: skip
 # Of a step's time.
 TIMES = {
     "compute": "#27ae60",
@@ -87,6 +80,12 @@ STYLE = f"""
 html {{background: var(--fg-page)}}
 body {{color: var(--fg-ink); height: auto}}
 .content {{height: auto; padding-top: 8px}}
+.bk-Tooltip {{opacity: 1 !important; background: var(--fg-card) !important; color: var(--fg-ink) !important}}
+/* Beside a card and not on it; bokeh calls what is below a point `above`, for that is the side with the arrow. */
+.bk-Tooltip.bk-above {{margin-top: 32px}}
+.bk-Tooltip.bk-below {{margin-top: -32px}}
+.moved .bk-Tooltip {{visibility: hidden}}
+#gone {{margin: 0 0 8px; padding: 9px 14px; border-radius: 10px; background: #b91c1c; color: #ffffff; font: 13px/1.45 system-ui}}
 """
 # Within bokeh's own elements.
 SHEET = """
@@ -96,49 +95,30 @@ SHEET = """
 .tile, .panel {background: var(--fg-card); border: 1px solid var(--fg-line); border-radius: 10px; padding: 9px 14px}
 .tile b {display: block; font-size: 21px; line-height: 1.25; font-variant-numeric: tabular-nums; white-space: nowrap}
 .tile span, .faint {color: var(--fg-faint); font-size: 12px}
-.panel h3 {margin: 0 0 5px; font-size: 13px}
-.panel p {margin: 3px 0}
+h3 {margin: 0 0 2px; font-size: 13px}
+p {margin: 3px 0}
+.said {margin-top: 10px}
 table {border-collapse: collapse; width: 100%; font-size: 12px; font-variant-numeric: tabular-nums}
 th {text-align: left; color: var(--fg-faint); font-weight: 500}
 td, th {padding: 2px 10px 2px 0; white-space: nowrap}
-td.wide {white-space: normal; width: 60%}
+td:has(.wide) {white-space: normal; width: 40%}
+tr.strong {font-weight: 600}
 .bar {background: var(--fg-line); border-radius: 4px; height: 9px; min-width: 80px}
 .bar i {display: block; background: #27ae60; border-radius: 4px; height: 9px}
 .dot {display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 6px}
-.idle {color: var(--fg-faint)}
+tr.idle {color: var(--fg-faint)}
 .progress {height: 4px; background: var(--fg-line); border-radius: 2px; margin-top: 5px}
 .progress i {display: block; height: 4px; border-radius: 2px; background: #4f8fea}
 """
 INPUT = """
 .bk-input, .bk-btn {background-color: var(--fg-card) !important; color: var(--fg-ink) !important}
 .bk-input, .bk-btn {border-color: var(--fg-line) !important}
+select.bk-input {background-image: url('data:image/svg+xml;utf8,<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20">\
+<path d="M 0 4 L 10 16 L 20 4 Z" fill="gray"/></svg>') !important}
 """
 CARD = ":host {background: var(--fg-card); border: 1px solid var(--fg-line); border-radius: 10px; padding: 6px 6px 2px}"
 TEMPLATE = env.from_string(
     '{% extends "base.html" %}\n{% block extra_resources %}<style>' + STYLE + "</style>{% endblock %}\n"
-    "{% block content %}{{ plot_div }}{{ plot_script }}{% endblock %}"
+    '{% block content %}<p id="gone" hidden>The scheduler is gone, or cannot be reached: what you see is the last that it told.</p>'
+    "{{ plot_div }}{{ plot_script }}{% endblock %}"
 )
-
-
-def number(value: Any) -> str:
-    """Write a number of a few digits."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    if value == 0 or 1e-3 <= abs(value) < 1e9:
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{value:.2e}"
-
-
-def lasting(seconds: float) -> str:
-    """Write how long something takes."""
-    if not math.isfinite(seconds):
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def tile(what: str, text: str, more: str = "") -> str:
-    """Return a tile of the page: a number and what it is."""
-    return f'<div class="tile"><span>{escape(what)}</span><b>{escape(text)}</b><span>{more}</span></div>'

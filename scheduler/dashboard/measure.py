@@ -5,6 +5,7 @@ Both are computed by the client, from the state that it has between windows, and
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class Norms:
         w, g = state["w"], gradient[0]
         gradients = [float(np.linalg.norm(g[p])) for p in self.places]
         sizes = [(float(np.linalg.norm(after[p] - w[p])), float(np.linalg.norm(w[p]))) for p in self.places]
-        return {"layers": self.layers, "gradient": gradients, "ratio": [a / b if b else 0.0 for a, b in sizes]}
+        return {"layers": self.layers, "gradient": gradients, "ratio": [a / b if b else math.nan for a, b in sizes]}
 
 
 def _place(spans: Sequence[tuple[int, int]]) -> Any:

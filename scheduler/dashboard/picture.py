@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bokeh.models import Bezier, ColumnDataSource, HoverTool, Patches, Rect, TapTool, Text
+from bokeh.models import Bezier, ColumnDataSource, CustomJS, HoverTool, Patches, Rect, TapTool, Text
 from bokeh.plotting import figure
 
 from flowgrad.draw import Scene
@@ -37,12 +37,19 @@ HOVER = """<div style="max-width: 420px; font: 12px/1.5 system-ui, sans-serif; p
 background: var(--fg-card); color: var(--fg-ink)"><b>@title</b> <span>@count</span><div>@lines</div>
 <div><code>@formula</code></div><div style="color: var(--fg-faint)">@numbers</div><div>@kept</div>
 <div style="color: var(--fg-faint); white-space: pre-line">@key</div></div>"""
+# Other cards are under the mouse, and what pointed at one would stay until the mouse moves.
+MOVED = """
+document.body.classList.add("moved")
+document.addEventListener("pointermove", () => document.body.classList.remove("moved"), {once: true})
+"""
 # Marks of cards, by what is kept; white can be read on them.
 KEPT = {"value": "#0f766e", "Jacobian": "#7c3aed"}
 # Edges back of a node whose keys are told.
 EDGES = 3
 # Powers of ten that colours tell apart: what is smaller is as good as zero.
 DECADES = 6.0
+# Roles of what nobody changes; cotangents of labels are huge, and would have most of the colours for themselves.
+UNLEARNT = ("feed", "constant")
 MARK = 12.0  # height of a mark
 _ANCHOR = {"start": "left", "middle": "center", "end": "right"}
 
@@ -81,7 +88,9 @@ class Picture:
         style = {"text_font_size": "size", "text_font_style": "style", "text_color": "ink", "text_align": "align"}
         font = {"value": "system-ui, Helvetica, Arial, sans-serif"}
         fig.add_glyph(self.texts, Text(x="x", y="y", text="text", text_baseline="middle", text_font=font, **style))
-        fig.add_tools(HoverTool(renderers=[self.shown], tooltips=HOVER, point_policy="follow_mouse"))
+        place = {"attachment": "vertical", "show_arrow": False}
+        fig.add_tools(HoverTool(renderers=[self.shown], tooltips=HOVER, **place))
+        fig.js_on_change("height", CustomJS(code=MOVED))
         fig.add_tools(TapTool(renderers=[self.shown]))
         for source, names in (
             (self.frames, "x y w h line"),
@@ -198,14 +207,16 @@ class Told:
         self.rows, self.values, self.key = rows, values, key
         self.took, self.kept = took or {}, kept or {}
         self.fills: dict[int, str] = {}
-        self.least = self.most = math.nan
+        self.least, self.most, self.clipped = math.nan, math.nan, False
         place = BY.get(by)
         if scene is None or place is None:
             return
-        found = {card.key: self._number(card.nodes, place) for card in scene.cards}
+        cards = [card for card in scene.cards if place != BY["cotangent norm"] or card.role not in UNLEARNT]
+        found = {card.key: self._number(card.nodes, place) for card in cards}
         if any(x > 0 for x in found.values()):
             self.fills, marks = shades(found, DECADES)
             self.least, self.most = marks[0], marks[-1]
+            self.clipped = min(found.values()) < self.least * (1 - 1e-9)
 
     def _number(self, nodes: Sequence[int], place: int) -> float:
         """Return what a card has: of several nodes the root of the mean square, of times the sum."""

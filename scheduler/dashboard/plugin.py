@@ -15,10 +15,8 @@ from ..tasks import is_readable
 from .measure import Budget
 from .state import Board
 
-# Operation of the scheduler that takes messages, and the page's path.
-OPERATION, PAGE = "flowgrad_tell", "flowgrad"
-# How a reason begins of which a training says nothing: whoever started the scheduler wanted it so.
-QUIET = "quietly:"
+# Operation of the scheduler that takes messages.
+OPERATION = "flowgrad_tell"
 # Seconds for which a page that was shown counts as looked at, and tasks whose owner is remembered.
 LOOKED, OWNED = 3.0, 100_000
 # Of the scheduler's time, and seconds between two looks, that looking at what a client keeps may take; keys looked at.
@@ -108,6 +106,10 @@ class Dashboard(SchedulerPlugin):
             self._kept[client] = budget, found
         return found
 
+    def remove_worker(self, scheduler: Any, worker: str, **more: Any) -> None:
+        """Note that a worker is gone, so that who loses something by it can say so."""
+        self.board.worker_left(worker)
+
     def remove_client(self, scheduler: Any, client: str) -> None:
         """Note that a client is gone."""
         self.board.left(client)
@@ -117,9 +119,3 @@ class Dashboard(SchedulerPlugin):
 async def dask_setup(scheduler: Any) -> None:
     """Add the page to a scheduler that is started with ``--preload flowgrad.scheduler.dashboard``."""
     await scheduler.register_scheduler_plugin(Dashboard(), idempotent=True)
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in a line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

@@ -25,6 +25,12 @@ KINDS = ("compute", "exchange", "update", "evaluation", "waiting")
 STEPS = {"round", "collective", "gradient", "step"}
 
 
+def seat_name(seat: Mapping[str, Any]) -> str:
+    """Return what a worker is called: its name, if it has one of its own, and its address."""
+    name, address = str(seat.get("name", "")), str(seat["address"])
+    return address if name in ("", address) else f"{name} · {address}"
+
+
 class Losses:
     """A curve over steps that keeps its length: buckets of steps, which become twice as wide when there are too many."""
 
@@ -103,8 +109,12 @@ class Shown:
         By index of a node: norm of its value, norm of its cotangent, microseconds; of one sample, at `values_step`.
     layers : list of str
         What `norms` are of: a row has the seconds, norms of the gradient, and ratios of update to weight.
+    recent : deque of (int, float)
+        The latest steps, an epoch of them if there are not too many rows: how many, and the sum of their losses.
     seats : list of dict
-        The workers: address, threads, first and last shard, none for one that has no lane.
+        The workers: address, name, threads, first and last shard, none for one that has no lane.
+    gone : list of str
+        Workers that had a part in steps, and went away since the last failure.
     key : str
         Of the latest task that computed steps.
     tasks : dict
@@ -121,10 +131,10 @@ class Shown:
     step: int = 0
     epoch: int = 0
     seconds: float = 0.0
-    loss: float = math.nan
     first_loss: float = math.nan
     grain: str = ""
     losses: Losses = field(default_factory=Losses)
+    recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=POINTS))
     epochs: list[dict[str, Any]] = field(default_factory=list)
     rates: Series = field(default_factory=Series)
     times: Series = field(default_factory=Series)
@@ -135,6 +145,7 @@ class Shown:
     values: dict[int, Any] = field(default_factory=dict)
     values_step: int = 0
     seats: list[dict[str, Any]] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     recoveries: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECOVERIES))
     key: str = ""
     tasks: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
@@ -154,6 +165,26 @@ class Shown:
         """Samples per second, lately."""
         return self.rates.rows[-1][1] if self.rates.rows else math.nan
 
+    @property
+    def loss(self) -> tuple[float, int]:
+        """Mean of the latest steps, and how many they are."""
+        steps = sum(n for n, _ in self.recent)
+        return (math.fsum(total for _, total in self.recent) / steps if steps else math.nan), steps
+
+    @property
+    def free(self) -> bool:
+        """Whether dask places tasks wherever it likes: there are no lanes."""
+        return self.grain == "node"
+
+    def works(self, seat: Mapping[str, Any]) -> bool:
+        """Whether a worker has a part in steps."""
+        return self.free or seat["first"] is not None
+
+    @property
+    def at_work(self) -> int:
+        """How many workers have."""
+        return sum(map(self.works, self.seats))
+
     def silent(self, now: float) -> float:
         """Return for how many seconds nothing was heard of a run that trains; 0 if that is not long."""
         quiet = now - self.heard
@@ -169,15 +200,18 @@ class Shown:
         self.about = dict(told)
         self.grain = str(told.get("plan", {}).get("grain", ""))
         for record in told.get("past", ()):
-            self.epochs.append(dict(record))
+            self._take_epoch(record, now)
 
     def _take_steps(self, told: Mapping[str, Any], now: float) -> None:
         self.step, self.epoch, self.seconds = told["step"], told["epoch"], told["seconds"]
-        self.loss, self.grain = told["loss"], told.get("grain", self.grain)
+        self.first_loss, self.grain = told["first"], told.get("grain", self.grain)
         for row in told["losses"]:
-            if not self.losses.buckets:
-                self.first_loss = row[2]
             self.losses.add(*row)
+            self.recent.append((row[1], row[1] * row[2]))
+        epoch = self.about.get("steps", 0) / max(1, self.about.get("epochs", 1))
+        more = self.loss[1] - epoch
+        while self.recent and self.recent[0][0] <= more:
+            more -= self.recent.popleft()[0]
         self.seats = list(told.get("seats", self.seats))
         seconds, samples = self._rated
         if told["seconds"] > seconds + RATED:
@@ -188,11 +222,15 @@ class Shown:
 
     def _take_epoch(self, told: Mapping[str, Any], now: float) -> None:
         self.epochs.append(dict(told))
-        if len(self.epochs) > POINTS:  # the first ones are told best by fewer
-            del self.epochs[1 : POINTS // 2 : 2]
+        if len(self.epochs) > POINTS:  # the first ones are told best by fewer, and the best one
+            known = [r for r in self.epochs if r.get("validation_loss") is not None]
+            best = min(known, key=lambda r: r["validation_loss"], default=None)
+            half = enumerate(self.epochs[1 : POINTS // 2])
+            self.epochs[1 : POINTS // 2] = [r for k, r in half if k % 2 or r is best]
 
     def _take_recovery(self, told: Mapping[str, Any], now: float) -> None:
-        self.recoveries.append(dict(told))
+        self.recoveries.append({**told, "workers": self.gone})
+        self.gone = []
 
     def _take_graph(self, told: Mapping[str, Any], now: float) -> None:
         self.nodes, self.counted = told["nodes"], told["counted"]
@@ -229,7 +267,7 @@ class Shown:
             self.tasks[key[:2]] = [key, 1, seconds]
 
     def _close_bin(self, now: float) -> None:
-        """Make a point of the time that tasks took: milliseconds of a step, on average over the workers that have lanes."""
+        """Make a point of the time that tasks took: milliseconds of a step, on average over the workers at work."""
         if self._from is None:
             self._from = now, self.step
             self._bin, self._busy = {}, {}
@@ -238,8 +276,8 @@ class Shown:
         steps, wall = self.step - step, now - since
         if wall < BIN or not steps or not self._bin:
             return
-        lanes = max(1, sum(seat["first"] is not None for seat in self.seats))
-        spent = {kind: self._bin.get(kind, 0.0) / lanes for kind in KINDS[:-1]}
+        workers = max(1, self.at_work)
+        spent = {kind: self._bin.get(kind, 0.0) / workers for kind in KINDS[:-1]}
         spent["waiting"] = max(0.0, wall - sum(spent.values()))
         self.times.add(self.seconds, *(1e3 * spent[kind] / steps for kind in KINDS))
         self.busy = {worker: min(1.0, seconds / wall) for worker, seconds in self._busy.items()}
@@ -274,6 +312,12 @@ class Board:
                 done = shown.step and shown.step >= shown.about.get("steps", math.inf)
                 shown.status = "done" if done else "gone"
                 self.version += 1
+
+    def worker_left(self, address: str) -> None:
+        """Note that a worker is gone."""
+        for shown in self.runs.values():
+            if shown.status == "training":
+                shown.gone += [seat_name(s) for s in shown.seats if s["address"] == address and shown.works(s)]
 
     def of(self, client: str) -> Shown | None:
         """Return the latest run of a client that is training."""

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import socket
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from distributed.protocol.pickle import dumps
 
 from flowgrad.errors import warn
+from flowgrad.graph import ancestors
 
 from ..executors import disagreement, lacks_flowgrad
 from .graph import rows_of
 from .measure import Measures
-from .plugin import OPERATION, PAGE, QUIET, Dashboard, describe
+from .plugin import OPERATION, Dashboard
+from .words import PAGE, QUIET, cause_of, describe
 
 # Seconds between two messages, at the least, and points of a curve in one of them.
 EVERY, POINTS = 0.8, 40
@@ -145,7 +151,7 @@ class Teller:
         if error is None:
             self._queue.append(("end", {"status": "done"}))
         else:
-            self._queue.append(("end", {"status": "stopped", "cause": describe(error)}))
+            self._queue.append(("end", {"status": "stopped", "cause": cause_of(error)}))
         self._over = True
         self._send(whatever=True)
 
@@ -167,9 +173,11 @@ class Teller:
             "batch": run.settings.batch_size,
             "dtype": run.job.feeds.dtype.name,
             "optimizer": type(optimizer).__name__,
-            "target": optimizer.target.name,
-            "graph": f"{len(optimizer.target.graph.nodes):,} nodes, {len(run.windows.state['w']):,} numbers trained",
+            "graph": f"{len(ancestors(optimizer.target)):,} nodes, {len(run.windows.state['w']):,} numbers trained",
+            "script": script_of(sys.argv),
             "process": os.getpid(),
+            "host": socket.gethostname(),
+            "began": time.time(),
             "past": [
                 {**_plain(record), "step": record["epoch"] * run.steps_per_epoch} for record in run.history.epochs
             ],
@@ -218,7 +226,7 @@ class Teller:
             "epoch": epoch,
             "samples": self._samples,
             "seconds": time.perf_counter() - self.start,
-            "loss": rows[-1][2],
+            "first": losses[0],
             "losses": rows,
             "grain": self.run.windows.grain,
             "seats": self.run.windows.seats,
@@ -245,6 +253,27 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, float) or getattr(value, "ndim", 1) == 0:
             found[name] = float(value)
     return found
+
+
+def script_of(argv: Sequence[str]) -> str:
+    """Return what a person calls a program: a script's name; of our own command what it trains, too; others' may be secret.
+
+    Examples
+    --------
+    >>> script_of(["/home/me/train.py", "--token", "xyz"])
+    'train.py'
+    >>> script_of(["/bin/flowgrad", "train", "mnist", "--epochs", "3"])
+    'flowgrad train mnist'
+    """
+    path = Path(argv[0] if argv else "")
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    if "kernel_launcher" in name:
+        return "notebook"
+    if name == "dask" and argv[1:2] == ["flowgrad"]:
+        return script_of(argv[1:])
+    if name.removesuffix(".exe") == "flowgrad":
+        return " ".join(["flowgrad", *takewhile(lambda word: word[:1] != "-", argv[1:3])])
+    return "python" if name in ("", "-c") else name
 
 
 def _nothing(about: Mapping[str, Any]) -> None:

@@ -26,11 +26,12 @@ class Handle:
 
 
 class Worker(NamedTuple):
-    """Somewhere tasks run: its address, its threads, its memory in bytes (0: not limited)."""
+    """Somewhere tasks run: its address, its threads, its memory in bytes (0: not limited), its name, if it has any."""
 
     address: str
     threads: int
     memory: int = 0
+    name: str = ""
 
 
 class Lost(ClusterError):

@@ -113,7 +113,10 @@ class DistributedExecutor(Executor):
             kept = {a: w for a, w in running.items() if a not in avoid} or running
             if kept:
                 ordered = sorted(kept.items(), key=lambda item: (str(item[1].get("name")), item[0]))
-                return [Worker(a, int(w["nthreads"]), int(w.get("memory_limit") or 0)) for a, w in ordered]
+                return [
+                    Worker(a, int(w["nthreads"]), int(w.get("memory_limit") or 0), str(w.get("name", "")))
+                    for a, w in ordered
+                ]
             if time.monotonic() - start > WORKERS_SECONDS:
                 raise self._no_worker()
             # An adaptive cluster starts workers for tasks that wait, and for nothing else.

@@ -46,8 +46,9 @@ class Crew:
         """What each worker has of a step, as plain values."""
         shards = {lane.worker: (lane.first, lane.stop) for lane in self.lanes}
         return [
-            {"address": w.address, "threads": w.threads, **dict(zip(("first", "stop"), shards.get(k, (None, None))))}
+            {"address": w.address, "name": w.name, "threads": w.threads, "first": first, "stop": stop}
             for k, w in enumerate(self.workers)
+            for first, stop in [shards.get(k, (None, None))]
         ]
 
 

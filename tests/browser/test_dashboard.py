@@ -120,8 +120,12 @@ def test_a_click_opens_a_folded_box_and_a_button_folds_it_again(opened):
     figure = page.locator(".bk-Figure").last
     figure.scroll_into_view_if_needed()
     box, (x, y) = figure.bounding_box(), page.evaluate(PILE)
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    hint = page.get_by_text("a click opens them").first
+    hint.wait_for(timeout=60_000)
     page.mouse.click(box["x"] + x, box["y"] + y)
     page.wait_for_function(f"folded => ({HEIGHT})() > 1.5 * folded", arg=folded, timeout=60_000)
+    hint.wait_for(state="hidden", timeout=60_000)
     page.get_by_text("Fold again").click()
     page.wait_for_function(f"folded => ({HEIGHT})() == folded", arg=folded, timeout=60_000)
 
@@ -147,3 +151,17 @@ def test_what_is_kept_on_the_cluster_is_marked(opened, training):
     keep(page, "dashboard-kept")
     engine.clear_cache()
     page.get_by_text("kept on the cluster").first.wait_for(state="detached", timeout=60_000)
+
+
+def test_a_scheduler_that_is_gone_is_said_to_be(chromium):
+    page = chromium.new_page()
+    said = page.get_by_text("The scheduler is gone")
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        page.goto(page_address(client))
+        page.get_by_text("No training yet").wait_for(timeout=60_000)
+        assert not said.is_visible()
+    said.wait_for(timeout=60_000)
+    page.close()

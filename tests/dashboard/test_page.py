@@ -1,5 +1,7 @@
 """The page without a cluster: what it shows of a board, what a click opens, and that it is calm where nothing happens."""
 
+import math
+import signal
 import time
 
 import faults
@@ -11,12 +13,14 @@ import flowgrad as fg
 from flowgrad.draw import scene_of
 from flowgrad.draw.scene import LINE, SMALL, TITLE, place_text, port_labels
 from flowgrad.scheduler.costs import Plan, idle_workers
+from flowgrad.scheduler.dashboard.charts import FLOOR, SOON, floored, span_of
 from flowgrad.scheduler.dashboard.graph import kept_of, picture, rows_of, took_of
 from flowgrad.scheduler.dashboard.measure import Budget
 from flowgrad.scheduler.dashboard.page import Page
 from flowgrad.scheduler.dashboard.picture import MARK, Told, place_marks
 from flowgrad.scheduler.dashboard.plugin import Dashboard
 from flowgrad.scheduler.dashboard.state import Board
+from flowgrad.scheduler.dashboard.words import COLOURS, cause_of, learns
 
 PLAN = Plan("round", 1, "numpy", 7, 56, "auto: small steps")
 ABOUT = {
@@ -25,7 +29,10 @@ ABOUT = {
     "epochs": 2,
     "batch": 32,
     "optimizer": "Adam",
-    "target": "loss",
+    "script": "train.py",
+    "process": 1234,
+    "host": "here",
+    "began": 0.0,
     "graph": "9 nodes",
 }
 SEATS = [
@@ -54,7 +61,7 @@ def net(units=20):
 def told(board, run="a", client="c", loss=None):
     now = time.time()
     rows = [[k, 1, 1.0 / k, 0.5 / k, 2.0 / k] for k in range(1, 51)]
-    steps = {"step": 50, "epoch": 1, "samples": 1600, "seconds": 3.0, "loss": 0.02, "losses": rows, "seats": SEATS}
+    steps = {"step": 50, "epoch": 1, "samples": 1600, "seconds": 3.0, "first": 1.0, "losses": rows, "seats": SEATS}
     epoch = {"epoch": 1, "step": 50, "validation_loss": 0.3, "validation_accuracy": 0.75}
     norms = {"layers": ["w", "b"], "gradient": [1.0, 2.0], "ratio": [1e-3, 0.0], "seconds": 3.0}
     messages = [("begin", ABOUT), ("steps", steps), ("epoch", epoch), ("norms", norms)]
@@ -88,22 +95,123 @@ def page():
 def test_before_any_training_it_says_so(page):
     page.update()
     assert "No training yet" in page.head.text
+    assert not page.body.visible
+    told(page.board)
+    page.update()
+    assert page.body.visible
 
 
 def test_it_says_what_runs_where_how_fast_and_whether_it_learns(page):
     told(page.board)
     page.update()
-    for text in ("training", "1 of 2", "step 50 of 100", "75.00 %", "1 of them idle", "Adam"):
+    for text in (
+        "training",
+        "1 of 2",
+        "step 50 of 100",
+        "75.00 %",
+        "1 of them idle",
+        "Adam",
+        "train.py",
+        "pid 1234 on here",
+    ):
         assert text in page.head.text, text
+    last = sum(1.0 / k for k in range(1, 51)) / 50
+    assert f"<b>{last:.4g}</b><span>mean of the last 50 steps; 1 at the first</span>" in page.head.text
+    assert "validation loss 0.3" in page.head.text
     assert "7 steps in a task" in page.words.text
     assert "auto: small steps" in page.words.text
     assert idle_workers(PLAN, 2, 1) in page.words.text
     assert "none: idle" in page.seats.text
     assert "worker &lt;x&gt; went away" in page.lost.text
-    assert list(page.loss_sources[0].data["mean"]) == [1.0 / k for k in range(1, 51)]
-    assert list(page.metric_source.data["validation_accuracy"]) == [0.75]
-    assert page.layer_source.data["l0"][0] == 1.0
-    assert [item.label.value for item in page.layer_legends[0].items] == ["w", "b"]
+    assert "<th>workers that went away</th>" in page.lost.text
+    assert list(page.charts.loss.data["mean"]) == [1.0 / k for k in range(1, 51)]
+    assert list(page.charts.metric_source.data["validation_accuracy"]) == [0.75]
+    assert page.charts.layer_source.data["l0"][0] == 1.0
+    assert [item.label.value for item in page.charts.layer_legends[0].items] == ["w", "b"]
+
+
+def at_grain(page, grain, shards=1, seats=SEATS):
+    told(page.board)
+    run = page.board.runs["a"]
+    run.about = {**ABOUT, "plan": {**PLAN.as_dict(), "grain": grain, "shards": shards, "reason": "asked for"}}
+    run.grain, run.seats = grain, list(seats)
+    page.update()
+
+
+def test_at_grain_node_all_workers_are_at_work(page):
+    at_grain(page, "node")
+    assert "all of them at work" in page.head.text
+    assert "dask places them on all workers" in page.words.text
+    assert "idle" not in page.head.text + page.words.text + page.seats.text
+    assert page.seats.text.count('class="bar"') == 2
+
+
+@pytest.mark.parametrize(("shards", "words"), [(1, "A step is one task, on one worker"), (2, "A step is 4 tasks")])
+def test_tasks_of_a_step_at_grain_shard(page, shards, words):
+    at_grain(page, "shard", shards, [{**SEATS[0], "first": k, "stop": k + 1} for k in range(shards)])
+    assert words in page.words.text
+
+
+def test_workers_have_names(page):
+    at_grain(page, "round", seats=[{**SEATS[0], "name": "w1"}, {**SEATS[1], "name": "tcp://b"}])
+    assert "<td>w1 · tcp://a</td>" in page.seats.text
+    assert "<td>tcp://b</td>" in page.seats.text
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([2.0], ""),
+        ([2.0, math.nan, 1.0], "falls: 1 after epoch 2 is its lowest"),
+        ([2.0, 1.0, 1.9], "was lowest after epoch 1, 1, and has risen since, to 1.9"),
+        ([9.0, 1.0, 1.2], "was lowest after epoch 1, 1, and has risen since, to 1.2"),
+        ([2.0, 1.0, 1.01], "was lowest after epoch 1, 1, and has hardly changed since: 1.01"),
+        ([2.0, 3.0], "has not fallen: 3 after epoch 1, 2 after epoch 0"),
+    ],
+)
+def test_whether_it_learns_is_a_sentence(losses, words):
+    for name, what in (("validation_loss", "validation loss"), ("loss", "training loss")):
+        said = learns([{"epoch": k, name: loss} for k, loss in enumerate(losses)])
+        assert said == (f"{what} {words}" if words else "")
+    assert (
+        learns([{"epoch": 1, "loss": 1.0, "validation_loss": 2.0}, {"epoch": 2, "loss": 0.5, "validation_loss": None}])
+        == ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyboardInterrupt(), "stopped by Ctrl-C"),
+        (SystemExit(128 + signal.SIGTERM), "stopped by SIGTERM"),
+        (SystemExit(3), "stopped by sys.exit(3)"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_causes_are_words(error, words):
+    assert cause_of(error) == words
+
+
+def test_axes_show_what_matters():
+    assert span_of([]) == span_of([[0.1, None]]) == (0.0, 1.0)
+    least, most = span_of([[0.1], [0.94], [0.96], [0.97], [math.nan]])
+    assert 0.9 < least < 0.94
+    assert 0.97 < most < 1.0
+    least, most = span_of([[0.5], [0.5]])
+    assert least < 0.5 < most
+    shown = floored([[1e3, 0.0, math.nan], [math.inf, 1e-30, 2.0]])
+    assert np.array_equal(shown, [[1e3, 1e3 * FLOOR, math.nan], [math.nan, 1e3 * FLOOR, 2.0]], equal_nan=True)
+    assert np.isnan(floored([[0.0, 0.0]])).all()
+
+
+def test_norms_are_said_to_come_while_the_page_is_open(page):
+    told(page.board)
+    page.update()
+    assert all(SOON in caption.text for caption in page.charts.norm_captions)
+    told(page.board)
+    page.update()
+    assert not any(SOON in caption.text for caption in page.charts.norm_captions)
 
 
 def test_large_numbers_can_be_read(page):
@@ -122,9 +230,17 @@ def test_several_runs_side_by_side(page):
     assert page.choice.visible
     assert "run 1" in page.runs.text
     assert "run 2" in page.runs.text
-    assert len(page.loss_sources[1].data["mean"]) == len(page.loss_sources[0].data["mean"]) == 50
-    page.choice.value = "a"
-    assert page.shown().run == "a"
+    assert len(page.charts.loss.data["mean"]) == len(page.charts.others[0].data_source.data["mean"]) == 50
+    assert "<th>script</th>" in page.runs.text
+    assert page.choice.options[0] == ("a", "run 1 · train.py · training")
+    charts = page.charts
+    for place, run in ((1, "b"), (0, "a")):
+        page.choice.value = run
+        assert page.shown().run == run
+        line, _ = charts.metric_lines["validation_accuracy"]
+        assert {shown.glyph.line_color for shown in (line, charts.line, charts.held_out)} == {COLOURS[place]}
+        assert [other.visible for other in charts.others] == [k != place for k in range(2)]
+    assert set(charts.losses.x_range.renderers) == {charts.line, charts.held_out}  # however long the other is
 
 
 def test_it_is_calm_when_idle(page):
@@ -206,6 +322,22 @@ def test_fills_are_by_the_logarithm_and_forget_what_is_as_good_as_zero():
     assert told.least >= 1e-6 * told.most * 0.99
     assert set(told.fills) == {card.key for card in scene.cards}
     assert not Told(scene, rows, values, "cotangent norm", "").fills  # all of them zero
+
+
+def test_labels_have_no_part_in_colours_of_cotangents():
+    _, loss = net()
+    rows, counted = rows_of(loss)
+    scene = picture(rows, counted, 1200, ())
+    values = {row[0]: [1.0, 1e9 if row[1] == "label" else 10.0 ** -(k % 9), 1.0] for k, row in enumerate(rows)}
+    told = Told(scene, rows, values, "cotangent norm", "")
+    fed = {card.key for card in scene.cards if card.role == "feed"}
+    assert len(fed) == 2
+    assert set(told.fills) == {card.key for card in scene.cards} - fed
+    assert told.most <= 1.0
+    assert told.clipped == (
+        min(told._number(card.nodes, 1) for card in scene.cards if card.key not in fed) < told.least
+    )
+    assert set(Told(scene, rows, values, "value norm", "").fills) == {card.key for card in scene.cards}
 
 
 def named(rows, kept):

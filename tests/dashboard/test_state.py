@@ -16,7 +16,7 @@ def begun(board, run="a", client="c", now=0.0, **about):
 
 
 def steps(step, seconds=1.0, losses=(), **more):
-    told = {"step": step, "epoch": 1, "samples": step * 32, "seconds": seconds, "loss": 0.5, "losses": losses}
+    told = {"step": step, "epoch": 1, "samples": step * 32, "seconds": seconds, "first": 2.0, "losses": losses}
     return ("steps", {**told, **more})
 
 
@@ -131,6 +131,36 @@ def test_the_time_of_a_step_is_all_of_its_time():
     assert run.key == "collective-1"
 
 
+def test_the_loss_is_a_mean_of_an_epoch():
+    board = Board()
+    run = begun(board, steps=40, epochs=4)
+    assert math.isnan(run.loss[0])
+    board.take("a", "c", [steps(6, losses=[[1, 4, 2.0, 1.0, 3.0], [5, 2, 1.0, 1.0, 1.0]])], 1.0)
+    assert run.loss == pytest.approx((10.0 / 6, 6))
+    board.take("a", "c", [steps(26, losses=[[k, 4, 1.0 * k, 0.0, 99.0] for k in range(7, 27, 4)])], 2.0)
+    assert run.loss == pytest.approx(
+        ((15 + 19 + 23) / 3, 12)
+    )  # three rows, for two have fewer than the ten steps of an epoch
+    assert run.first_loss == 2.0
+
+
+def test_a_worker_that_goes_away_is_named_with_what_was_lost():
+    board = Board()
+    run, other = begun(board, "a"), begun(board, "b")
+    seats = [
+        {"address": f"tcp://{w}", "name": w, "threads": 1, "first": k, "stop": k} for k, w in enumerate(["w1", "w2"])
+    ]
+    seats.append({"address": "tcp://w3", "name": "w3", "threads": 1, "first": None, "stop": None})
+    board.take("a", "c", [steps(10, seats=seats)], 1.0)
+    for w in ("w3", "w1"):  # the first had no part in it
+        board.worker_left(f"tcp://{w}")
+    board.take(
+        "a", "c", [("recovery", {"step": 10, "cause": "a key"}), ("recovery", {"step": 12, "cause": "else"})], 2.0
+    )
+    assert [r["workers"] for r in run.recoveries] == [["w1 · tcp://w1"], []]
+    assert not other.gone
+
+
 def test_tasks_of_nodes_are_bounded(monkeypatch):
     monkeypatch.setattr(state, "TASKS", 2)
     run = begun(Board())
@@ -144,8 +174,10 @@ def test_epochs_and_failures_are_bounded():
     board = Board()
     run = begun(board)
     for k in range(5 * POINTS):
-        board.take("a", "c", [("epoch", {"epoch": k, "loss": 1.0}), ("recovery", {"step": k})], 1.0)
+        epoch = {"epoch": k, "loss": 1.0, "validation_loss": abs(k - 6.0) if k % 2 else None}
+        board.take("a", "c", [("epoch", epoch), ("recovery", {"step": k})], 1.0)
     assert len(run.epochs) <= POINTS + 1
     assert run.epochs[0]["epoch"] == 0
     assert run.epochs[-1]["epoch"] == 5 * POINTS - 1
+    assert run.epochs[1]["epoch"] == 5  # the best one
     assert len(run.recoveries) == state.RECOVERIES

@@ -75,8 +75,10 @@ def test_all_is_told_and_no_bit_changes(shown, client, grain):
     assert [r["epoch"] for r in run.epochs] == [r["epoch"] for r in history.epochs]
     assert run.epochs[-1]["validation_loss"] == history.epochs[-1]["validation_loss"]
     assert run.about["plan"] == history.plan
-    assert len(run.seats) == 2
-    assert run.nodes
+    assert sorted(seat["name"] for seat in run.seats) == ["0", "1"]
+    assert run.first_loss == steps[0][1]
+    assert (run.about["process"], run.about["host"]) == (os.getpid(), socket.gethostname())
+    assert run.about["graph"].startswith(f"{len(run.nodes)} nodes, ")
     assert run.norms.rows
     assert run.values
     assert run.key.startswith({"round": "round", "shard": "gradient", "collective": "collective", "node": ""}[grain])
@@ -114,6 +116,7 @@ def test_a_worker_is_killed_while_somebody_looks(shown, client):
     faults.wait_for(lambda: run.status == "done", 20)
     assert run.step == len(steps)
     assert [r["cause"] for r in run.recoveries] == [r["cause"] for r in history.recoveries]
+    assert any(name.startswith(("0 · tcp://", "1 · tcp://")) for r in run.recoveries for name in r["workers"])
 
 
 def test_a_training_that_breaks_off_says_why(shown, client):
@@ -125,7 +128,25 @@ def test_a_training_that_breaks_off_says_why(shown, client):
         faults.train(client, grain="round", callbacks=[faults.At(20, stop)])
     run = latest(shown)
     faults.wait_for(lambda: run.status == "stopped", 20)
-    assert run.cause == "enough of it"
+    assert run.cause == "RuntimeError: enough of it"
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["/home/me/train.py", "--token", "secret"], "train.py"),
+        (["/usr/bin/flowgrad", "train", "mnist", "--epochs", "3"], "flowgrad train mnist"),
+        (["/lib/flowgrad/__main__.py", "train", "digits"], "flowgrad train digits"),
+        (["/usr/bin/dask", "flowgrad", "train", "mnist"], "flowgrad train mnist"),
+        (["/lib/pytest/__main__.py", "tests"], "pytest"),
+        (["/usr/bin/torchrun"], "torchrun"),
+        (["/lib/ipykernel_launcher.py", "-f", "kernel.json"], "notebook"),
+        (["-c"], "python"),
+        ([""], "python"),
+    ],
+)
+def test_runs_are_called_by_their_script(argv, name):
+    assert tell.script_of(argv) == name
 
 
 def test_a_client_that_leaves_is_noticed(shown):

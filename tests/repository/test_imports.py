@@ -32,9 +32,10 @@ WINGS = (
     "dashboard",
     "training",
 )
-FILES, LINES = range(4, 10), 2100
-# Wings with a budget of their own: two ways to run a program, each with all ops; callbacks, logs, metrics and weights.
-LARGER = {"kernels": 3030, "training": 2560}
+FILES, LINES = range(4, 12), 2100
+# Wings with a budget of their own: two ways to run a program, each with all ops; callbacks, logs, metrics and weights; a page
+# with its charts, words and graph.
+LARGER = {"kernels": 3030, "dashboard": 2400, "training": 2560}
 # Rooms of flowgrad/ likewise. Files and folders of one tuple stand side by side.
 ROOMS = (
     ("typing", "errors"),
