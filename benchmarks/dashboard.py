@@ -19,11 +19,11 @@ from bokeh.protocol import Protocol
 import flowgrad as fg
 from benchmarks.cluster import net
 from benchmarks.turns import clean_environment
-from flowgrad.scheduler.dashboard import page_address, untold
 from flowgrad.scheduler.dashboard.page import Page
 from flowgrad.scheduler.dashboard.plugin import Dashboard
-from flowgrad.scheduler.dashboard.tell import Teller
 from flowgrad.scheduler.executors.cluster import local_cluster
+from flowgrad.scheduler.telling import page_address, untold
+from flowgrad.scheduler.telling.tell import Teller
 
 # Grain, batch, samples of an epoch, epochs of a training.
 SETTINGS = (("round", 32, 49_152, 24), ("shard", 32, 3_200, 40), ("collective", 256, 49_152, 12))

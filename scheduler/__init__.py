@@ -30,7 +30,9 @@ Each wing imports only those above it, and of those only what their doors (``__i
 ``watch/``
     One step of one sample, forward and back, as tasks that are timed, and a page that plays it.
 ``dashboard/``
-    A page about running trainings on dask's own dashboard, and what they tell of themselves.
+    A page on dask's own dashboard, about trainings that tell of themselves.
+``telling/``
+    What a training tells of itself to those who look at the dashboard, and what it measures for them.
 ``training/``
     A training, from `fit` to its last checkpoint.
 """

@@ -13,8 +13,8 @@ from dask.system import CPU_COUNT
 from ..data import DataSet, load
 from ..errors import DataError
 from ..scheduler import executors
-from ..scheduler.dashboard import page_address
 from ..scheduler.kernels import load_kernels
+from ..scheduler.telling import page_address
 from .models import Model, multilayer_perceptron
 from .tell import Tell
 

@@ -1,15 +1,18 @@
-"""A page about running trainings on dask's own dashboard, and what they tell of themselves."""
+"""A page on dask's own dashboard, about trainings that tell of themselves."""
 
 from importlib import import_module
 from typing import Any
 
-from .silent import teller_of, untold
+from .budget import Budget
+from .graph import rows_of
+from .state import LAYERS
+from .words import PAGE, QUIET, cause_of, describe
 
-_LAZY = {"dask_setup": ".plugin", "page_address": ".tell"}
+_LAZY = ("OPERATION", "Dashboard", "dask_setup")
 
 
 def __getattr__(name: str) -> Any:
     """Load what imports ``distributed`` when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name], __name__), name)
+    return getattr(import_module(".plugin", __name__), name)

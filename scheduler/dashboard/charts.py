@@ -15,8 +15,7 @@ from bokeh.plotting import figure
 from flowgrad.draw.curves import LATER, PLAIN
 
 from .look import CARD, SHEET, TIMES
-from .measure import LAYERS
-from .state import KINDS, Shown
+from .state import KINDS, LAYERS, Shown
 from .words import COLOURS, finite, heading
 
 # Epochs up to which each has a mark, and metrics that are shown.

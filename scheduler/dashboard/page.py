@@ -21,13 +21,14 @@ from flowgrad.errors import GraphError
 from .charts import Charts
 from .graph import kept_of, picture, took_of
 from .look import CARD, INPUT, SHEET, TEMPLATE, theme_of
-from .measure import VALUES_SECONDS
 from .picture import BY, KEPT, Picture, Told
 from .state import Board, Shown
 from .words import PAGE, QUIET, describe, head_of, label_of, lost_of, number, plan_of, seats_of, table_of
 
 # Milliseconds between two looks at the board.
 LOOK = 1000
+# Seconds after which times of tasks are painted again.
+AGAIN = 3.0
 # Lays pictures out: the scheduler's loop has other things to do.
 _aside = ThreadPoolExecutor(1, thread_name_prefix="flowgrad-page")
 PROBE = """
@@ -230,7 +231,7 @@ class Page:
         assert self.scene is not None
         tasks = run.tasks if run.grain == "node" else {}
         # Times of tasks change with each of them.
-        changed = (len(tasks), run.seconds // VALUES_SECONDS) if tasks else ()
+        changed = (len(tasks), run.seconds // AGAIN) if tasks else ()
         wanted = self._scene_of, self.dark, self.by.value, run.values_step, len(run.values), changed, self.kept
         if wanted == self._painted:
             return

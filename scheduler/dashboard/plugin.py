@@ -12,7 +12,7 @@ from distributed import SchedulerPlugin
 
 from ..collective import TOPIC
 from ..tasks import is_readable
-from .measure import Budget
+from .budget import Budget
 from .state import Board
 
 # Operation of the scheduler that takes messages.

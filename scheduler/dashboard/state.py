@@ -16,6 +16,8 @@ BIN, SILENT = 2.0, 10.0
 RATED = 1.0
 # Tasks of nodes and edges that are told apart.
 TASKS = 20_000
+# Layers that are told apart.
+LAYERS = 12
 # Failures that are told, the latest.
 RECOVERIES = 50
 # What a task spends its time on, by the beginning of its key; anything else of a training computes.

@@ -15,9 +15,9 @@ from flowgrad.files import checked_record, same_version
 from flowgrad.typing import Array
 
 from ..costs import Plan, idle_workers
-from ..dashboard import teller_of
 from ..feeds import Batches, Epoch, Placement
 from ..machine import Interrupts
+from ..telling import teller_of
 from ..windows import Windows
 from .callbacks import KEEP, STOP, Signal
 from .checkpoint import Saver, Snapshot, check_same_run, read_checkpoint, restored_rule, rule_settings

@@ -16,12 +16,12 @@ from flowgrad.inputs import Settled, brief, flag, integer, path_of, without_unde
 from flowgrad.optim import Optimizer
 from flowgrad.typing import Array
 
-from ..dashboard import untold
 from ..engine import Engine
 from ..executors import Executor
 from ..feeds import check_mapping
 from ..machine import Interrupts
 from ..steps import metrics_of
+from ..telling import untold
 from .callbacks import Callback, Callbacks
 from .checkpoint import Checkpoints, Saver
 from .estimate import estimate, explain_training

@@ -11,7 +11,7 @@ from distributed import Client, LocalCluster
 import flowgrad as fg
 from flowgrad.cli.models import multilayer_perceptron
 from flowgrad.data import load
-from flowgrad.scheduler.dashboard import page_address
+from flowgrad.scheduler.telling import page_address
 
 # Where pictures of the pages are kept, if anywhere.
 KEPT = os.environ.get("FLOWGRAD_SCREENSHOTS")

@@ -13,9 +13,9 @@ import flowgrad as fg
 from flowgrad.draw import scene_of
 from flowgrad.draw.scene import LINE, SMALL, TITLE, place_text, port_labels
 from flowgrad.scheduler.costs import Plan, idle_workers
+from flowgrad.scheduler.dashboard.budget import Budget
 from flowgrad.scheduler.dashboard.charts import FLOOR, SOON, floored, span_of
 from flowgrad.scheduler.dashboard.graph import kept_of, picture, rows_of, took_of
-from flowgrad.scheduler.dashboard.measure import Budget
 from flowgrad.scheduler.dashboard.page import Page
 from flowgrad.scheduler.dashboard.picture import MARK, Told, place_marks
 from flowgrad.scheduler.dashboard.plugin import Dashboard

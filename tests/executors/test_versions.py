@@ -19,8 +19,8 @@ from faults import wait_for
 
 import flowgrad as fg
 from flowgrad.errors import ClusterError
-from flowgrad.scheduler.dashboard import page_address
 from flowgrad.scheduler.executors import distributed, existing_cluster, versions
+from flowgrad.scheduler.telling import page_address
 
 pytestmark = pytest.mark.distributed
 

@@ -30,12 +30,12 @@ WINGS = (
     "engine",
     "watch",
     "dashboard",
+    "telling",
     "training",
 )
-FILES, LINES = range(4, 12), 2100
-# Wings with a budget of their own: two ways to run a program, each with all ops; callbacks, logs, metrics and weights; a page
-# with its charts, words and graph.
-LARGER = {"kernels": 3030, "dashboard": 2400, "training": 2560}
+FILES, LINES = range(4, 10), 2100
+# Wings with a budget of their own: two ways to run a program, each with all ops; callbacks, logs, metrics and weights.
+LARGER = {"kernels": 3030, "training": 2560}
 # Rooms of flowgrad/ likewise. Files and folders of one tuple stand side by side.
 ROOMS = (
     ("typing", "errors"),
@@ -57,7 +57,7 @@ ROOMS = (
 LATE = {"graphviz", "matplotlib", "networkx", "numba", "pandas", "rich", "sklearn", "tensorboardX", "uvloop"}
 # Packages that only some files know, by how their names begin; the command line is no wing and may know all.
 KNOWN = {
-    "distributed": ("scheduler/executors/", "scheduler/collective/", "scheduler/dashboard/"),
+    "distributed": ("scheduler/executors/", "scheduler/collective/", "scheduler/dashboard/", "scheduler/telling/"),
     "bokeh": ("scheduler/dashboard/",),
     "numba": ("scheduler/kernels/numba_", "scheduler/machine/facts.py"),
     "llvmlite": ("scheduler/kernels/numba_",),

@@ -18,44 +18,15 @@ from flowgrad.graph import Node, Variable, ancestors
 from flowgrad.optim import State
 from flowgrad.typing import Array
 
+from ..dashboard import LAYERS, Budget
 from ..feeds import Chunked
 from ..machine import one_thread
 from ..steps import Step, shard_step, update
 
 # Of the time of `fit`, what both may take; seconds between two of the first kind, and of the second.
 SHARE, NORMS_SECONDS, VALUES_SECONDS = 0.004, 1.0, 3.0
-# Seconds that a training runs before the first of each, whose cost nobody knows.
-BEGIN = 1.0
-# Layers that are told apart, and nodes of a graph whose values are looked at.
-LAYERS, NODES = 12, 3000
-
-
-class Budget:
-    """Lets something be done now and then, as often as its cost allows; the first time counts for little, for it prepares things.
-
-    Examples
-    --------
-    >>> budget = Budget(0.01, 1.0)
-    >>> budget.allows(0.5), budget.allows(2.0)
-    (False, True)
-    >>> budget.spent(2.0, 0.5), budget.allows(3.0)
-    (None, True)
-    >>> budget.spent(3.0, 0.1), budget.allows(5.0), budget.allows(13.1)
-    (None, False, True)
-    """
-
-    def __init__(self, share: float, every: float, begin: float = BEGIN):
-        self.share, self.every = share, every
-        self._next, self._last = begin, 0.0
-
-    def allows(self, elapsed: float) -> bool:
-        """Whether it may be done, so many seconds after the beginning."""
-        return elapsed >= self._next
-
-    def spent(self, elapsed: float, seconds: float) -> None:
-        """Note what it cost; that something else had the processor once does not count."""
-        self._next = elapsed + max(self.every, min(seconds, self._last) / self.share)
-        self._last = seconds
+# Nodes of a graph whose values are looked at.
+NODES = 3000
 
 
 class Norms:

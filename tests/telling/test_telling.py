@@ -14,9 +14,9 @@ from conftest import local_cluster
 from distributed import Client, LocalCluster
 
 import flowgrad as fg
-from flowgrad.scheduler.dashboard import measure, page_address, tell, untold
 from flowgrad.scheduler.dashboard.graph import took_of
 from flowgrad.scheduler.dashboard.plugin import Dashboard
+from flowgrad.scheduler.telling import link, measure, page_address, tell, untold
 
 pytestmark = pytest.mark.distributed
 
@@ -188,7 +188,7 @@ def test_a_scheduler_without_flowgrad_is_told_in_one_line(shown, client, monkeyp
     def missing(*args):
         raise ModuleNotFoundError("No module named 'flowgrad'")
 
-    monkeypatch.setattr(tell, "dumps", missing)
+    monkeypatch.setattr(link, "dumps", missing)
     expected = faults.train("sync", grain="round")[0]
     with pytest.warns(
         UserWarning, match=r"no live page: the scheduler tcp://\S+ cannot import flowgrad .* goes on"
