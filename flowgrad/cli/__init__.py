@@ -32,6 +32,7 @@ class _Commands(click.Group):
         if threading.current_thread() is threading.main_thread():
             previous = signal.signal(signal.SIGTERM, _terminate)
             ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, previous))
+        warnings.showwarning = _show_warning
         # What dask was about to ask a cluster when it was interrupted; nobody can do anything about it.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         try:
@@ -47,6 +48,11 @@ class _Commands(click.Group):
             ended = isinstance(error, _Terminated)
             click.echo("flowgrad: terminated" if ended else "flowgrad: interrupted", err=True)
             ctx.exit(143 if ended else 130)
+
+
+def _show_warning(message: Warning | str, *about: Any, **more: Any) -> None:
+    """Where in the code it was said is of no use to who runs a command."""
+    click.echo(f"flowgrad: {_one_line(str(message))}", err=True)
 
 
 def _one_line(text: str) -> str:

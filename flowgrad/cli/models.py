@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import flowgrad as fg
 
+from ..graph import ancestors
+
 
 @dataclass(frozen=True)
 class Model:
@@ -33,9 +35,9 @@ class Model:
     first: fg.Node | None = None
 
     def __str__(self) -> str:
-        nodes = self.graph.nodes
+        nodes, needed = self.graph.nodes, len(ancestors(self.loss))
         numbers = sum(node.dim for node in nodes if isinstance(node, fg.Variable) and node.trainable)
-        return f"{len(nodes):,} nodes, {numbers:,} trainable numbers"
+        return f"{len(nodes):,} nodes, {needed:,} of them for the loss, {numbers:,} trainable numbers"
 
 
 def multilayer_perceptron(inputs: int, hidden: Sequence[int], classes: int, seed: int = 0) -> Model:

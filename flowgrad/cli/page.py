@@ -92,8 +92,11 @@ def _weights(facts: Mapping[str, Any]) -> str:
     history, epoch = facts["history"], _saved(facts["history"])["epoch"]
     same = f"What the curves call validation are the {facts['sizes']['test']:,} test samples"
     if history["kept_epoch"] is None:
+        best = best_epoch(history["epochs"])
+        earlier = f" The test loss was lowest after epoch {best}: --patience N stops there and saves those weights."
         return (
             f"The weights that were saved, and all that is said here, are those after the last epoch, {epoch}. {same}."
+            + (earlier if best != epoch else "")
         )
     return (
         f"The weights that were saved, and all that is said here, are those after epoch {epoch}, which had the lowest test loss. "
@@ -342,7 +345,7 @@ def _workers(facts: Mapping[str, Any]) -> str:
         '<i style="background:var(--train)"></i>computing<i style="background:var(--back)"></i>fetching data from another process'
         f'<i style="background:var(--ink);width:2px"></i>an epoch ends</p>{"".join(lanes)}'
         f'<p class="faint">Blank: the worker waits, '
-        f"or loads code, as before its first step. Between epochs the net is evaluated on the test samples.</p>{idle}{lost}"
+        f"or loads code, as before its first step. Between epochs all workers evaluate the net on the test samples.</p>{idle}{lost}"
     )
 
 

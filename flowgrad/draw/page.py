@@ -75,7 +75,8 @@ def page(scene: Scene, open_at: Callable[[Collection[int]], Scene], write: Calla
                     waiting.append(other)
     told = "A click on a pile of cards opens it." if opens else ""
     templates = [f'<template id="opened-{k}">{svg}</template>' for k, svg in enumerate(pictures)]
-    parts = [_HEAD.format(title=escape(scene.caption), told=told), write(scene), "</main>", *templates]
+    title = escape(scene.caption.partition(", drawn as")[0])
+    parts = [_HEAD.format(title=title, told=told), write(scene), "</main>", *templates]
     return "\n".join([*parts, f"<script>{_SCRIPT % json.dumps(opens)}</script></body></html>\n"])
 
 

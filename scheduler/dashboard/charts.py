@@ -56,6 +56,7 @@ NORMS = (
 )
 # Norms are measured for those who look.
 SOON = "measured while this page is open: some seconds to wait"
+NEVER = "measured while somebody looks, and nobody did"
 
 
 class Charts:
@@ -222,7 +223,8 @@ class Charts:
             colour, (line, marks) = COLOURS[(place + k) % len(COLOURS)], self.metric_lines[name]
             line.glyph.line_color = colour
             marks.glyph.update(line_color=colour, fill_color=colour)
-        if [item.label.value for item in self.metric_legend.items] != [_spaced(n) for n in names]:
+        # Legends of a run before stay until there is something else: to give them other entries costs a walk through all models.
+        if names and [item.label.value for item in self.metric_legend.items] != [_spaced(n) for n in names]:
             self.metric_legend.items = [
                 LegendItem(label={"value": _spaced(n)}, renderers=[self.metric_lines[n][0]]) for n in names
             ]
@@ -245,7 +247,8 @@ class Charts:
 
         self._put(self.layer_source, (run.run, run.norms.rows[-1:]), columns)
         for caption, (title, words, more) in zip(self.norm_captions, NORMS):
-            caption.text = heading(title, words if len(run.norms.rows) > 1 else SOON, more)
+            later = SOON if run.status == "training" else NEVER
+            caption.text = heading(title, words if len(run.norms.rows) > 1 else later, more)
         for k in range(len(self.layer_lines) // 2, count):
             self._add_layer(k)
         for k in range(len(self.layer_lines) // 2):
@@ -253,7 +256,7 @@ class Charts:
                 line.visible = k < count
                 line.name = run.layers[k] if k < count else ""
         for which, legend in enumerate(self.layer_legends):
-            if [item.label.value for item in legend.items] != run.layers:
+            if run.layers and [item.label.value for item in legend.items] != run.layers:
                 lines = self.layer_lines[which::2]
                 legend.items = [
                     LegendItem(label={"value": name}, renderers=[line]) for name, line in zip(run.layers, lines)

@@ -85,7 +85,8 @@ body {{color: var(--fg-ink); height: auto}}
 .bk-Tooltip.bk-above {{margin-top: 32px}}
 .bk-Tooltip.bk-below {{margin-top: -32px}}
 .moved .bk-Tooltip {{visibility: hidden}}
-#gone {{margin: 0 0 8px; padding: 9px 14px; border-radius: 10px; background: #b91c1c; color: #ffffff; font: 13px/1.45 system-ui}}
+#gone {{margin: 0 0 8px; padding: 9px 14px; border-radius: 10px; background: var(--fg-line); color: var(--fg-ink);
+  font: 13px/1.45 system-ui}}
 """
 # Within bokeh's own elements.
 SHEET = """
@@ -119,6 +120,7 @@ select.bk-input {background-image: url('data:image/svg+xml;utf8,<svg xmlns="http
 CARD = ":host {background: var(--fg-card); border: 1px solid var(--fg-line); border-radius: 10px; padding: 6px 6px 2px}"
 TEMPLATE = env.from_string(
     '{% extends "base.html" %}\n{% block extra_resources %}<style>' + STYLE + "</style>{% endblock %}\n"
-    '{% block content %}<p id="gone" hidden>The scheduler is gone, or cannot be reached: what you see is the last that it told.</p>'
+    '{% block content %}<p id="gone" hidden>This scheduler has ended, '
+    "or cannot be reached: what you see is the last that it told.</p>"
     "{{ plot_div }}{{ plot_script }}{% endblock %}"
 )

@@ -195,7 +195,8 @@ class Page:
     def _draw(self, run: Shown) -> None:
         """Have the scene that is wanted, in a thread where it must be laid out, then paint it."""
         if not run.nodes:
-            self.legend.text = f'<span class="faint">{escape(run.counted or "the graph comes in a moment")}</span>'
+            soon = "the graph comes in a moment" if run.status == "training" else "no graph: nobody looked while it ran"
+            self.legend.text = f'<span class="faint">{escape(run.counted or soon)}</span>'
             return
         wanted = run.run, self.opened, max(640, self.width - 60) // 40 * 40
         if wanted == self._scene_of:

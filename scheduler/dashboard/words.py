@@ -135,6 +135,7 @@ def head_of(run: Shown | None, quiet: float) -> str:
     bar = f'<div class="progress"><i style="width:{100 * min(1.0, part):.1f}%"></i></div>'
     loss, counted = run.loss
     begun = f"mean of the last {count(counted, 'step')}; {number(run.first_loss)} at the first" if counted else ""
+    workers = f"{idle} of them idle" if idle else "all of them take part" if run.seats else "not told yet"
     tiles = [
         tile(
             f"{run.name} · {about.get('script', '')}",
@@ -145,7 +146,7 @@ def head_of(run: Shown | None, quiet: float) -> str:
         tile("training loss", number(loss), begun),
         tile(metric.replace("_", " ") or "validation loss", told, beside),
         tile("samples/s", number(run.rate), f"batches of {about.get('batch', 0):,} by {about.get('optimizer', '')}"),
-        tile("workers", f"{len(run.seats)}", f"{idle} of them idle" if idle else "all of them at work"),
+        tile("workers", f"{len(run.seats)}" if run.seats else "-", workers),
     ]
     said = [escape(text[0].upper() + text[1:]) + "." for text in (run.cause, learns(run.epochs)) if text]
     more = f'<div class="panel said">{" ".join(said)}</div>' if said else ""
@@ -203,7 +204,8 @@ def plan_of(run: Shown) -> str:
         "collective": f"{lanes} workers share each step: everyone computes some shards, and they exchange gradients directly.",
         "shard": shared if lanes > 1 else "A step is one task, on one worker.",
         "sample": "The gradient of each sample is a task.",
-        "node": "Each node, and each edge on the way back, is a task; dask places them on all workers.",
+        "node": "Each node, and each edge on the way back, is a task, which dask places on some worker. A task takes dask about a "
+        "millisecond, however short it is: this grain is to look at, not for speed.",
     }.get(plan.grain, "")
     threads = min((seat["threads"] for seat in run.seats), default=1)
     why = idle_workers(plan, len(run.seats), threads)
@@ -222,7 +224,7 @@ def seats_of(run: Shown) -> str:
     for seat in run.seats[:SEATS]:
         who, threads = escape(seat_name(seat)), str(seat["threads"])
         if not run.works(seat):
-            rows.append(("idle", (who, threads, "none: idle", "", "")))
+            rows.append(("idle", (who, threads, "none of this run", "", "")))
             continue
         first, last, busy = seat["first"], (seat["stop"] or 0) - 1, run.busy.get(seat["address"], 0.0)
         shards = "any nodes" if run.free else f"{first}" if first == last else f"{first} to {last}"

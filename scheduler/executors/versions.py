@@ -53,7 +53,7 @@ def disagreement(who: str, answer: tuple[str, str]) -> str:
         return ""
     what = f"has flowgrad {found}" if found else f"cannot import flowgrad ({error})"
     return (
-        f"{who} {what}, this client has flowgrad {fg.__version__}: run `pip install flowgrad=={fg.__version__}` where it runs, "
+        f"{who} {what}, this client has flowgrad {fg.__version__}: install flowgrad {fg.__version__} where it runs, "
         f"and start it again"
     )
 
@@ -156,7 +156,7 @@ def _told(scheduler: str, its: Any, others: Mapping[str, Any]) -> str:
     if answers and len(there) == 1 and (found := there.pop()) not in ("", fg.__version__):
         return (
             f"{scheduler} and all of its workers have flowgrad {found}, this client has flowgrad {fg.__version__}: "
-            f"run `pip install flowgrad=={found}` here, or that of {fg.__version__} there and start them again"
+            f"install flowgrad {found} here, or {fg.__version__} there and start them again"
         )
     wrong = {who: answer for who, answer in answers.items() if disagreement(who, answer)}
     if not wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -14,6 +15,8 @@ from ..executors import disagreement, lacks_flowgrad
 
 # Seconds that the scheduler may take for an answer, and messages in a row that may fail before no more are sent.
 PATIENCE, FAILURES = 10.0, 3
+# Seconds that the end of `fit` may wait for an answer.
+MOMENT = 1.0
 
 _links: WeakKeyDictionary[Any, Link] = WeakKeyDictionary()
 
@@ -52,6 +55,11 @@ class Link:
         """Send messages, if there are any after the delay; return at once."""
         loop = self.client.loop.asyncio_loop
         self._waiting = asyncio.run_coroutine_threadsafe(self._send(run, messages, delay), loop)
+
+    def wait(self) -> None:
+        """Wait for the answer to the last message, a moment at the most: a client that is closed at once would take it along."""
+        with suppress(Exception):
+            self._waiting.result(MOMENT)
 
     async def show(self) -> None:
         """Have the scheduler add the page; know afterwards whether it could."""

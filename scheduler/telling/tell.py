@@ -71,6 +71,7 @@ class Teller:
             self._queue.append(("end", {"status": "stopped", "cause": cause_of(error)}))
         self._over = True
         self._send(whatever=True)
+        self.link.wait()
 
     def _say_off(self) -> None:
         if self.link.off and not self.link.told_off and not self.link.off.startswith(QUIET):

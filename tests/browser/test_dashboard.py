@@ -155,7 +155,7 @@ def test_what_is_kept_on_the_cluster_is_marked(opened, training):
 
 def test_a_scheduler_that_is_gone_is_said_to_be(chromium):
     page = chromium.new_page()
-    said = page.get_by_text("The scheduler is gone")
+    said = page.get_by_text("This scheduler has ended")
     with (
         LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,

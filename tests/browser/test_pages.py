@@ -219,3 +219,8 @@ def test_a_click_on_a_pile_shows_its_neurons(watched, visit):
     node = graph.nodes[nodes[7]]
     assert page.locator("#panel h2").text_content() == node.name
     np.testing.assert_allclose(numbers(page, "cotangent"), np.ravel(node.backward(loss)), rtol=1e-5, atol=1e-12)
+    page.locator("#before").click()  # what was clicked on stays
+    assert page.locator("#panel h2").text_content() == node.name
+    page.locator("#follow").click()
+    assert page.locator("#follow").count() == 0
+    assert page.locator("#panel h2").text_content() != node.name

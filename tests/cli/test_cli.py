@@ -198,7 +198,7 @@ def test_default_run_folders_differ(tmp_path, monkeypatch):
 
 def test_models():
     model = multilayer_perceptron(784, (90,), 10)
-    assert str(model) == "407 nodes, 71,560 trainable numbers"
+    assert str(model) == "407 nodes, 406 of them for the loss, 71,560 trainable numbers"
     kinds = [type(node).__name__ for node in model.graph.nodes]
     assert kinds.count("Dot") == kinds.count("Add") == 100
     assert (model.probabilities.dim, model.loss.dim) == (10, 1)

@@ -286,7 +286,7 @@ def test_scheduler_and_workers_that_were_started_by_hand():
 
 
 def test_a_worker_without_flowgrad_is_named(without_flowgrad):
-    told = rf"worker tcp://\S+ cannot import flowgrad .*: run `pip install flowgrad=={fg.__version__}` where it runs"
+    told = rf"worker tcp://\S+ cannot import flowgrad .*: install flowgrad {fg.__version__} where it runs"
     with by_hand({}, without_flowgrad) as (client, worker):
         with pytest.raises(fg.FlowgradError, match=told) as failed:
             fg.gang(client, total, [np.ones(1)] * 2, timeout=60)

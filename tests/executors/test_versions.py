@@ -37,7 +37,7 @@ sys.meta_path.insert(0, Blocker())
 OLDER = "import flowgrad; flowgrad.__version__ = '0.0.9'"
 # A project of that name that has nothing to do with this one.
 FOREIGN = "import sys, types; sys.modules['flowgrad'] = types.ModuleType('flowgrad')"
-MENDS = rf"run `pip install flowgrad=={fg.__version__}` where it runs, and start it again$"
+MENDS = rf"install flowgrad {fg.__version__} where it runs, and start it again$"
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_who_has_another_one_is_named(by_hand, scheduler, workers, told):
 
 def test_where_all_agree_the_client_is_mended(by_hand):
     told = rf"^the scheduler tcp://\S+ and all of its workers have flowgrad 0\.0\.9, this client has flowgrad {fg.__version__}: "
-    told += rf"run `pip install flowgrad==0\.0\.9` here, or that of {fg.__version__} there and start them again$"
+    told += rf"install flowgrad 0\.0\.9 here, or {fg.__version__} there and start them again$"
     with by_hand(OLDER, OLDER, OLDER) as address, pytest.raises(ClusterError, match=told):
         fg.Engine(address)
 

@@ -93,6 +93,14 @@ def test_members_of_a_gang_tell_how_long_they_exchanged(shown, client, monkeypat
     assert sum(row[2] for row in run.times.rows) > 0
 
 
+def test_a_client_that_is_closed_at_once_has_told_its_end(shown):
+    for _ in range(3):
+        with Client(shown.scheduler_address, set_as_default=False) as client:
+            steps = faults.train(client, grain="round")[1]
+        run = latest(shown)
+        assert (run.status, run.step) == ("done", len(steps))
+
+
 def test_two_clients_on_one_scheduler(shown, client):
     with Client(shown.scheduler_address, set_as_default=False) as other:
         first, second = faults.train(client, grain="shard"), faults.train(other, grain="round")
@@ -109,9 +117,12 @@ def test_a_worker_is_killed_while_somebody_looks(shown, client):
     expected = faults.train("sync", grain="shard")[0]
     page_address(client)
     look(shown)
-    kill = faults.At(8, lambda: faults.kill(list(faults.pids(client).values())[:1]))
-    fingerprint, steps, history = faults.train(client, grain="shard", callbacks=[kill])
-    assert fingerprint == expected
+    history = None
+    while history is None or not history.recoveries:  # where nothing was under way, nothing is lost
+        faults.wait_for_two(client)
+        kill = faults.At(8, lambda: faults.kill(list(faults.pids(client).values())[:1]))
+        fingerprint, steps, history = faults.train(client, grain="shard", callbacks=[kill])
+        assert fingerprint == expected
     run = latest(shown)
     faults.wait_for(lambda: run.status == "done", 20)
     assert run.step == len(steps)
