@@ -32,6 +32,9 @@ class _Commands(click.Group):
         if threading.current_thread() is threading.main_thread():
             previous = signal.signal(signal.SIGTERM, _terminate)
             ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, previous))
+        ctx.with_resource(
+            warnings.catch_warnings()
+        )  # who runs commands in a process of their own has other warnings, too
         warnings.showwarning = _show_warning
         # What dask was about to ask a cluster when it was interrupted; nobody can do anything about it.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

@@ -13,7 +13,7 @@ from flowgrad.typing import Array
 
 from ..kernels import kernel_of, run_instr
 from ..machine import blas_threads
-from ..programs import SHARD_SAMPLES, Computation, first_of, run_seeded
+from ..programs import SHARD_SAMPLES, Computation, ends_of, run_seeded
 from .times import Times, between
 
 # Seconds that a run lasts at least, if need be by many repetitions; that all runs of one thing last together, about.
@@ -77,7 +77,7 @@ def seconds_by_node(program: Program, inputs: Iterable[Array]) -> dict[str, list
         runs += 1
     nodes: dict[str, list[float]] = {}
     for i, seconds in zip(program.instrs, least):
-        name = "" if i.verb == "scatter" else first_of(i.label)
+        name = "" if i.verb == "scatter" else ends_of(i.label)[0]
         nodes.setdefault(name, [0.0, 0.0])[i.verb != "apply"] += seconds
     return nodes
 

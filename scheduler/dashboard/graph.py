@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from flowgrad.draw.fold import Item
 from flowgrad.draw.items import ROLES, items_of
 from flowgrad.graph import Node, ancestors
 
+from ..programs import ends_of
 from ..tasks import about
 
 # Nodes of a graph that is shown; a picture of more would hold up the scheduler.
@@ -98,7 +98,7 @@ class Places:
         """Return the places of the rows."""
         if name in self.place:
             return [self.place[name]]
-        first, _, last = (self.place.get(end, -1) for end in re.sub(r"^\d+ x \w+ ", "", name).partition(" .. "))
+        first, last = (self.place.get(end, -1) for end in ends_of(name))
         if first < 0 or last < 0:
             return []
         return [k for k in range(first, last + 1) if k == last or self.kinds[k] == self.kinds[first]]

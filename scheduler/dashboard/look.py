@@ -1,4 +1,4 @@
-"""How the page looks: colours, themes of bokeh, style sheets, and how numbers are written."""
+"""How the page looks: colours, themes of bokeh, and style sheets."""
 
 from __future__ import annotations
 

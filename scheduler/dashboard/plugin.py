@@ -81,7 +81,7 @@ class Dashboard(SchedulerPlugin):
             for part in more.get("startstops") or ():
                 spent[part["action"]] = spent.get(part["action"], 0.0) + part["stop"] - part["start"]
             name = key if isinstance(key, str) else str(key[0])
-            run.ran(str(key), name.partition("-")[0], str(more.get("worker", "")), spent)
+            run.ran(key, name.partition("-")[0], str(more.get("worker", "")), spent)
             if is_readable(key):
                 run.ran_node(key, spent.get("compute", 0.0))
 

@@ -249,10 +249,10 @@ class Shown:
 
     # -- tasks --------------------------------------------------------------------------------------------------
 
-    def ran(self, key: str, prefix: str, worker: str, spent: Mapping[str, float]) -> None:
+    def ran(self, key: Any, prefix: str, worker: str, spent: Mapping[str, float]) -> None:
         """Note a task that is done: its key, where it ran, and for how long it computed and moved data."""
         if prefix in STEPS:
-            self.key = key
+            self.key = str(key)
         kind = SPENT_ON.get(prefix, "compute")
         exchange = spent.get("exchange", 0.0)
         compute = max(0.0, spent.get("compute", 0.0) - exchange)

@@ -14,7 +14,7 @@ from .compile import (
     traced,
 )
 from .counts import Counts, counts_of
-from .fuse import Layout, first_of
+from .fuse import Layout, ends_of
 from .lower import (
     SHARD_SAMPLES,
     Computation,

@@ -311,15 +311,16 @@ def _range(labels: list[str]) -> str:
     return first if first == last else f"{first} .. {last}"
 
 
-def first_of(label: str) -> str:
-    """Return the name of the first node that an instruction's label is about.
+def ends_of(label: str) -> tuple[str, str]:
+    """Return the names of the first and the last node that an instruction's label is about.
 
     Examples
     --------
-    >>> first_of("2 x Dot h.dot3 .. h.dot7"), first_of("loss")
-    ('h.dot3', 'loss')
+    >>> ends_of("2 x Dot h.dot3 .. h.dot7"), ends_of("loss")
+    (('h.dot3', 'h.dot7'), ('loss', 'loss'))
     """
-    return re.sub(r"^\d+ x \w+ ", "", label).partition(" .. ")[0]
+    first, _, last = re.sub(r"^\d+ x \w+ ", "", label).partition(" .. ")
+    return first, last or first
 
 
 class _Level(NamedTuple):
