@@ -53,11 +53,11 @@ def data(hidden: int, samples: int) -> tuple[Array, Array, tuple[Array, ...]]:
 
 
 @contextmanager
-def stock(workers: int) -> Iterator[Any]:
-    """Give a client of a cluster as `LocalCluster` makes it."""
+def stock(workers: int, dashboard: str | None = None) -> Iterator[Any]:
+    """Give a client of a cluster as `LocalCluster` makes it, whose dashboard is at an address."""
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=dashboard)
     with cluster, Client(cluster) as client:
         yield client
 

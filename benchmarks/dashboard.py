@@ -18,10 +18,10 @@ from bokeh.protocol import Protocol
 
 import flowgrad as fg
 from benchmarks.cluster import net
+from benchmarks.collective import stock
 from benchmarks.turns import clean_environment
 from flowgrad.scheduler.dashboard.page import Page
 from flowgrad.scheduler.dashboard.plugin import Dashboard
-from flowgrad.scheduler.executors.cluster import local_cluster
 from flowgrad.scheduler.telling import page_address, untold
 from flowgrad.scheduler.telling.tell import Teller
 
@@ -99,12 +99,12 @@ def train(client: Any, grain: str, batch: int, samples: int, epochs: int) -> tup
 def dashboard_report(tell: Callable[[str], None], turns: int = TURNS) -> str:
     """Return what the page costs, and that it changes no bit."""
     lines = [
-        "784-90-10, Adam, two worker processes; medians over the turns. Shares are the processor's time by that of `fit`.",
+        "784-90-10, Adam, stock clusters of two processes; medians over turns. Shares are processor time by that of `fit`.",
         "",
         f"| grain, batch | samples/s without | page open | quotient of medians | of pairs | {' | '.join(PARTS)} | same bits |",
         "|---|---:|---:|---:|---:|" + "---:|" * len(PARTS) + "---|",
     ]
-    with local_cluster(2, 1) as plain, local_cluster(2, 1) as shown:
+    with stock(2, ":0") as plain, stock(2, ":0") as shown:
         address = page_address(shown)
         assert address is not None
         with watched(address):
